@@ -1,0 +1,126 @@
+"""Batches: what a loader may yield and how it reaches a network. Seeds, and the cache folder of this machine's user."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mirabelle.errors import InputError
+
+
+class Batch(NamedTuple):
+    """One batch: `model(*args, **kwargs)` runs it. `target` is None where the loader yields inputs alone."""
+
+    args: tuple[torch.Tensor, ...]
+    kwargs: dict[str, torch.Tensor]
+    target: Any
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.args, *self.kwargs.values()]
+
+    @property
+    def size(self) -> int:
+        return len(self.tensors[0])
+
+    def map(self, function) -> Batch:
+        """The batch with `function` applied to each input tensor; the target is left as it is."""
+        return Batch(tuple(map(function, self.args)), {k: function(v) for k, v in self.kwargs.items()}, self.target)
+
+
+def _tensor(value: Any, place: str) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    raise InputError(f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of them, or (inputs, target)")
+
+
+def as_batch(item: Any, place: str = "the batch") -> Batch:
+    """Reads what a loader yielded: inputs (a tensor, an array, a dict or a tuple of tensors) or the pair (inputs, target)."""
+    if isinstance(item, Batch):
+        return item
+    target = None
+    if isinstance(item, (tuple, list)):
+        if len(item) == 2:
+            item, target = item
+        elif len(item) == 1:
+            item = item[0]
+        else:
+            raise InputError(f"{place} is a {type(item).__name__} of {len(item)} parts; expected inputs or the pair (inputs, target)")
+    if isinstance(target, np.ndarray):
+        target = torch.from_numpy(target)
+    if isinstance(item, Mapping):
+        return _filled(Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target), place)
+    if isinstance(item, (tuple, list)):
+        return _filled(Batch(tuple(_tensor(v, f"input {i} of {place}") for i, v in enumerate(item)), {}, target), place)
+    return _filled(Batch((_tensor(item, place),), {}, target), place)
+
+
+def _filled(batch: Batch, place: str) -> Batch:
+    if not batch.tensors or not batch.tensors[0].ndim or not batch.size:
+        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+        raise InputError(f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the first input counts them")
+    return batch
+
+
+def batches(loader: Iterable, limit: int | None = None, labelled: bool = False, what: str = "the loader") -> Iterator[Batch]:
+    """The loader's first `limit` batches (all of them for None).
+
+    Raises `InputError` where the loader is empty or is an exhausted iterator, and, for `labelled`, where a target is missing.
+    """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise InputError(f"{what} is a {type(loader).__name__}; expected a loader: an iterable of inputs or of (inputs, target)")
+    found = False
+    for i, item in enumerate(islice(iter(loader), limit)):
+        batch = as_batch(item, f"batch {i} of {what}")
+        if labelled and batch.target is None:
+            raise InputError(f"batch {i} of {what} has no target; a labelled loader yields (inputs, target)")
+        found = True
+        yield batch
+    if not found:
+        raise InputError(f"{what} yielded no batch; give a loader that can be iterated again, not an exhausted iterator")
+
+
+def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[Batch]:
+    """Batches until `count` samples have been seen; the last one is cut to fit."""
+    left = count
+    for batch in batches(loader, what=what):
+        if batch.size > left:
+            batch = batch.map(lambda t, left=left: t[:left])
+            batch = batch._replace(target=None if batch.target is None else batch.target[:left])
+        yield batch
+        left -= batch.size
+        if left <= 0:
+            return
+
+
+def example_inputs(x: Any) -> Batch:
+    """Example inputs as given to `explain`, `prune` or `export`: a tensor, an array, a dict, a tuple of tensors; never labelled."""
+    if isinstance(x, (tuple, list)) and not isinstance(x, Batch):
+        return _filled(Batch(tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x)), {}, None), "the example input")
+    return as_batch(x, "the example input")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def cache_folder() -> Path:
+    """This user's cache folder for Mirabelle: `$MIRABELLE_CACHE`, else the platform's own (`~/.cache/mirabelle` on Linux)."""
+    if override := os.environ.get("MIRABELLE_CACHE"):
+        return Path(override)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "mirabelle"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirabelle"

@@ -1,0 +1,50 @@
+"""What Mirabelle raises. Every message names the value, the place and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MirabelleError(Exception):
+    """The base of every error that is the caller's to mend; the command line prints it without a traceback."""
+
+
+class InputError(MirabelleError, ValueError):
+    """An argument, a batch or a file that cannot be worked with."""
+
+
+class RecipeError(InputError):
+    """A recipe that is wrong as written; found before any work starts."""
+
+
+class CaptureError(MirabelleError):
+    """`torch.export` refused the network, or the captured graph is not one that can be worked on."""
+
+
+class SurgeryError(MirabelleError):
+    """The network could not be cut; the network that was given is untouched."""
+
+
+class MissingRuntimeError(MirabelleError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class LimitError(MirabelleError):
+    """A run finished its steps and missed a limit of its recipe; the artefacts are kept."""
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
+    """A clause that names the nearest known names, or all of them where none is near: `; did you mean 'taylor'?`."""
+    names = sorted(str(k) for k in known)
+    near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "; known: " + ", ".join(names) if names else ""
+
+
+def choose(name: object, table: dict, what: str):
+    """`table[name]`, or an `InputError` that names the near misses. `what` is the noun of the message."""
+    if isinstance(name, str) and name in table:
+        return table[name]
+    raise InputError(f"unknown {what} {name!r}{did_you_mean(str(name), table)}")

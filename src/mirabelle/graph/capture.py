@@ -1,0 +1,91 @@
+"""Capturing a network as a graph of ATen operators with `torch.export`, in eval mode."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from mirabelle.checks import check_network, check_runs
+from mirabelle.data import Batch
+from mirabelle.errors import CaptureError
+
+
+def _users_line(error: BaseException, model: nn.Module) -> str:
+    """The innermost line outside torch that the error passed through: the place in the user's own code."""
+    torch_root = str(Path(torch.__file__).parent)
+    here = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torch_root, here)) and "<" not in f.filename]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else f" in {type(model).__name__}"
+
+
+def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False) -> fx.GraphModule:
+    """The network as a graph module over ATen operators; its module paths and parameter names are those of `model`.
+
+    inputs: example inputs. dynamic_batch: the first dimension of every input may vary afterwards; where the network
+    fixes it, the graph is captured for the example's size. The parameters are copies: `model` stays as it is.
+    Raises `InputError` where the network does not run on the example, `CaptureError` with torch's reason and the line of the
+    network's own code where `torch.export` refuses.
+    """
+    model = copy.deepcopy(check_network(model)).eval()
+    check_runs(model, inputs, "the example input")
+    args, kwargs = inputs.args, inputs.kwargs
+    shapes: Any = None
+    if dynamic_batch:
+        batch = {0: torch.export.Dim.AUTO}
+        # An example of one sample would be specialised to one: export sees two.
+        args = tuple(_at_least_two(t) for t in args)
+        kwargs = {k: _at_least_two(v) for k, v in kwargs.items()}
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = pytree.tree_map(lambda _: batch, dict(bound))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
+        except Exception as error:
+            if shapes is not None:
+                return capture(model, inputs, dynamic_batch=False)
+            reason = str(error).strip().split("\n")[0]
+            raise CaptureError(
+                f"torch.export refuses this network{_users_line(error, model)}: {type(error).__name__}: {reason}; "
+                "change that line, or work on the part of the network that can be exported"
+            ) from error
+        graph_module = program.module()
+    for node in [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]:
+        graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+def _at_least_two(t: torch.Tensor) -> torch.Tensor:
+    return torch.cat([t, t]) if t.ndim and len(t) == 1 else t
+
+
+def operator(node: fx.Node) -> str:
+    """The ATen operator of a node without its overload, such as `conv2d`; '' for anything else."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet.__name__ if node.op == "call_function" and packet is not None else ""
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the module that a node was called in: `layer1.0.conv1`; '' for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def parameter_name(node: Any) -> str | None:
+    """The name of the parameter or buffer that a node reads, or None where it is computed."""
+    return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+
+
+def get_tensor(module: nn.Module, name: str) -> torch.Tensor:
+    owner, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner), leaf)

@@ -1,0 +1,229 @@
+"""Groups: the channels of coupled layers, which live and die together; and what cannot be pruned, with its reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from mirabelle.checks import clone
+from mirabelle.data import Batch
+from mirabelle.errors import InputError, did_you_mean
+from mirabelle.graph.capture import capture, get_tensor, operator, parameter_name
+from mirabelle.graph.labels import FIXED, Parameter
+from mirabelle.graph.rules import Flow
+from mirabelle.measure.macs import count_macs
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a group's channels sit in one dimension of one parameter.
+
+    index: (C, m): the m indices that channel c occupies.
+    role: `out` makes the channel, `in` reads it, `along` accompanies it (bias, BatchNorm, depthwise).
+    """
+
+    parameter: str
+    dim: int
+    role: str
+    index: torch.Tensor
+
+    @property
+    def module(self) -> str:
+        return self.parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """C channels that occupy the same slots. Removing channel c removes `index[c]` from every slot."""
+
+    name: str
+    channels: int
+    slots: tuple[Slot, ...]
+
+    def with_role(self, role: str) -> list[Slot]:
+        return [s for s in self.slots if s.role == role]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A contraction whose multiply-accumulates shrink with its channels. macs: of the whole layer, for one sample."""
+
+    parameter: str
+    operator: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that are left alone: `count` of dimension `dim` of `parameter`, which makes (`out`) or reads (`in`) them, and why."""
+
+    parameter: str
+    dim: int
+    role: str
+    count: int
+    reason: str
+
+
+@dataclass
+class Coupling:
+    """What `analyse` found in a network."""
+
+    groups: list[Group]
+    frozen: list[Frozen]
+    layers: list[Layer]
+    unknown: dict[str, list[str]]
+    shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    rest: int = 0  # multiply-accumulates for one sample outside of `layers` (matrix products, computed weights), which do not shrink
+
+    def macs(self, kept: Mapping[str, int] | None = None) -> int:
+        """The network's multiply-accumulates for one sample with `kept[group]` channels left in each group (all of them where not named)."""
+        kept = kept or {}
+        sizes = {name: list(shape) for name, shape in self.shapes.items()}
+        for group in self.groups:
+            gone = group.channels - kept.get(group.name, group.channels)
+            for slot in group.slots:
+                sizes[slot.parameter][slot.dim] -= gone * slot.index.shape[1]
+        left = {name: float(np.prod(size) / np.prod(self.shapes[name])) for name, size in sizes.items()}
+        return self.rest + sum(round(layer.macs * left[layer.parameter]) for layer in self.layers)
+
+    def parameters(self, kept: Mapping[str, int], trained: Iterable[str]) -> int:
+        """The number of parameters with `kept[group]` channels left in each group."""
+        sizes = {name: list(self.shapes[name]) for name in trained}
+        for group in self.groups:
+            gone = group.channels - kept.get(group.name, group.channels)
+            for slot in group.slots:
+                if slot.parameter in sizes:
+                    sizes[slot.parameter][slot.dim] -= gone * slot.index.shape[1]
+        return sum(int(np.prod(size)) for size in sizes.values())
+
+
+def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupling:
+    """Which channels of `model` live and die together.
+
+    keep: names of modules or parameters that stay as they are; `InputError` with the nearest names for one that is not there.
+    Channels that cannot be removed are in `frozen` with their reason; that is never an error.
+    """
+    keep = [keep] if isinstance(keep, str) else list(keep)
+    _check_keep(model, keep)
+    small = inputs.map(lambda t: t[:2] if t.ndim and len(t) > 2 else t)
+    try:
+        graph_module = capture(model, small)
+    except InputError:  # the first dimension is no batch, or its size is written into forward
+        small, graph_module = inputs, capture(model, inputs)
+    names = _first_names(model)
+    parameters = _parameters(graph_module, names)
+    flow = Flow(graph_module, parameters)
+    flow.labels.attach_bare(parameters)
+    for name in keep:
+        kept = {first for alias, first in names.items() if alias == name or alias.startswith(name + ".")}
+        for link in flow.labels.links.values():
+            if link.parameter in kept:
+                flow.labels.fix(link.labels, f"keep={name!r}")
+    groups, frozen = _group(flow)
+    shapes = {p.name: tuple(p.tensor.shape) for p in parameters.values()}
+    layers = _layers(graph_module, parameters, small.size)
+    return Coupling(groups, frozen, layers, flow.unknown, shapes, _rest(model, small, layers))
+
+
+def _check_keep(model: nn.Module, keep: list[str]) -> None:
+    known = [n for n, _ in model.named_modules(remove_duplicate=False) if n] + [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    for name in keep:
+        if name not in known:
+            raise InputError(f"keep names {name!r}, which is no module or parameter of {type(model).__name__}{did_you_mean(name, known)}")
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """For each name of a parameter or buffer the first name that the same tensor has: shared weights have several."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+def _parameters(graph_module: fx.GraphModule, names: Mapping[str, str]) -> dict[str, Parameter]:
+    """What the graph reads, by the name that it has there; a constant that the network does not own is not editable."""
+    found = {}
+    for node in graph_module.graph.nodes:
+        if (name := parameter_name(node)) is not None:
+            value = get_tensor(graph_module, name)
+            if isinstance(value, torch.Tensor):
+                found[name] = Parameter(names.get(name, name), value.detach(), editable=name in names)
+    return found
+
+
+def _layers(graph_module: fx.GraphModule, parameters: Mapping[str, Parameter], samples: int) -> list[Layer]:
+    """The layers whose work `Coupling.macs` counts: convolutions and linear layers, as `mirabelle.measure.count_macs` counts them."""
+    layers = []
+    for node in graph_module.graph.nodes:
+        name = operator(node)
+        if (name.startswith("conv") or name == "linear") and (weight := parameters.get(parameter_name(node.args[1]) or "")) is not None:
+            shape = weight.tensor.shape
+            produced = node.args[0].meta["val"] if "transpose" in name else node.meta["val"]
+            per_output = int(np.prod(shape[1:])) if name != "linear" else shape[1]
+            layers.append(Layer(weight.name, name, produced.numel() * per_output // samples))
+    return layers
+
+
+def _rest(model: nn.Module, inputs: Batch, layers: list[Layer]) -> int:
+    try:
+        return max(0, count_macs(clone(model), inputs) - sum(layer.macs for layer in layers))
+    except InputError:  # it runs, but cannot be counted: torch.cond, modules under two names
+        return 0
+
+
+def _group(flow: Flow) -> tuple[list[Group], list[Frozen]]:
+    roots = flow.labels.solve()
+    reason_of: dict[int, str] = {}
+    for label, reason in flow.labels.reasons.items():
+        reason_of.setdefault(int(roots[label]), reason)
+    # (parameter, dim) -> role and the root of each index
+    slots = {key: (link.role, roots[link.labels].numpy()) for key, link in flow.labels.links.items()}
+    places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, (_, labels) in slots.items():
+        for index, root in enumerate(labels.tolist()):
+            places[root][key].append(index)
+    by_signature: dict[tuple, list[int]] = defaultdict(list)
+    for root, where in places.items():
+        roles = {slots[key][0] for key in where}
+        if root == FIXED:
+            continue
+        if root not in reason_of and roles >= {"out", "in"}:
+            by_signature[tuple((key, len(index)) for key, index in where.items())].append(root)
+        else:
+            reason_of.setdefault(root, "no layer makes these channels" if "out" not in roles else "no layer reads these channels")
+    groups = []
+    for signature, members in by_signature.items():
+        found = tuple(
+            Slot(name, dim, slots[name, dim][0], torch.tensor([places[root][name, dim] for root in members])) for (name, dim), _ in signature
+        )
+        first = next(s for s in found if s.role == "out")
+        groups.append(Group(first.module or first.parameter, len(members), found))
+    return _unique_names(groups), _frozen(slots, reason_of)
+
+
+def _unique_names(groups: list[Group]) -> list[Group]:
+    seen: dict[str, int] = {}
+    named = []
+    for group in groups:
+        seen[group.name] = n = seen.get(group.name, 0) + 1
+        named.append(group if n == 1 else Group(f"{group.name}#{n}", group.channels, group.slots))
+    return named
+
+
+def _frozen(slots: dict[tuple[str, int], tuple[str, np.ndarray]], reason_of: dict[int, str]) -> list[Frozen]:
+    frozen = []
+    for (name, dim), (role, labels) in slots.items():
+        if role == "along":
+            continue
+        counts: dict[str, int] = defaultdict(int)
+        for root in labels.tolist():
+            if root == FIXED:
+                counts["the network's own input"] += 1
+            elif root in reason_of:
+                counts[reason_of[root]] += 1
+        frozen += [Frozen(name, dim, role, count, reason) for reason, count in counts.items()]
+    return frozen

@@ -1,0 +1,254 @@
+"""What a network costs and what it is worth: size, MACs, latency, peak memory, accuracy with its interval.
+
+Importing this imports neither torch nor a runtime, so that `probe` can measure a process that has only the runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirabelle.errors import InputError
+from mirabelle.measure.latency import Latency, Speedup, alternate, speedup
+from mirabelle.measure.machine import has_vnni, machine, versions
+from mirabelle.measure.macs import OnnxMacs, count_macs, count_onnx_macs, count_onnx_parameters, count_parameters, fvcore_macs
+from mirabelle.measure.memory import PeakMemory, peak_memory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mirabelle.data import Batch
+    from mirabelle.measure.accuracy import Score
+    from mirabelle.runtimes.artifact import Artifact
+
+__all__ = [
+    "Latency",
+    "Measurement",
+    "OnnxMacs",
+    "PeakMemory",
+    "Speedup",
+    "alternate",
+    "count_macs",
+    "count_onnx_macs",
+    "count_onnx_parameters",
+    "count_parameters",
+    "fvcore_macs",
+    "has_vnni",
+    "machine",
+    "measure",
+    "peak_memory",
+    "speedup",
+    "versions",
+]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network on one machine. None stands for what was not, or cannot be, measured; `to_dict()` is the JSON of it.
+
+    bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample; None for files that do not tell.
+    uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were measured with.
+    memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed alternately in the same run.
+    """
+
+    name: str
+    runtime: str
+    threads: int
+    bytes: int
+    parameters: int | None
+    macs: int | None
+    uncounted: list[str]
+    inputs: list[list[int]]
+    latency: Latency
+    memory: PeakMemory | None
+    score: Score | None
+    baseline: str | None
+    baseline_latency: Latency | None
+    speedup: Speedup | None
+    machine: dict
+    versions: dict[str, str | None]
+
+    def to_dict(self) -> dict:
+        """Plain values: no samples, and None for the infinite ends of an interval, which JSON does not have."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: plain(v) for k, v in value.items() if k != "samples"}
+            if isinstance(value, (list, tuple)):
+                return [plain(v) for v in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return plain(asdict(self))
+
+    def __str__(self) -> str:
+        version = self.versions.get(self.runtime) or "?"
+        macs = (
+            None
+            if self.macs is None
+            else f"{self.macs / 1e6:.2f} M per sample" + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
+        )
+        rows = {
+            "network": self.name,
+            "runtime": f"{self.runtime} {version}, {self.threads} thread{'s' * (self.threads > 1)}",
+            "size": f"{self.bytes / 1e6:.3f} MB" + ("" if self.parameters is None else f", {self.parameters / 1e6:.3f} M parameters"),
+            "MACs": macs,
+            "input": ", ".join("x".join(map(str, shape)) for shape in self.inputs),
+            "latency": self.latency,
+            "baseline": self.baseline and f"{self.baseline}: {self.baseline_latency}",
+            "speed-up": self.speedup,
+            "peak memory": self.memory,
+            "score": self.score,
+            "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, {' '.join(self.machine['features']) or 'features unknown'}",
+        }
+        return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value is not None)
+
+
+def _network(model: Any) -> Artifact | nn.Module:
+    """The artifact of a path, or what was given if it can be measured."""
+    from mirabelle.runtimes import RUNTIMES, Artifact, load
+
+    if isinstance(model, (str, Path)):
+        suffixes = {r.suffix: r.name for r in RUNTIMES.values()}
+        if (suffix := Path(model).suffix) not in suffixes:
+            raise InputError(f"{model} ends in {suffix!r}; expected one of {', '.join(suffixes)}")
+        return load(model, suffixes[suffix])
+    if isinstance(model, Artifact):
+        return model
+    from torch import nn
+
+    if isinstance(model, nn.Module):
+        return model
+    raise InputError(f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or the path of an exported file")
+
+
+def _name(network: Artifact | nn.Module) -> str:
+    from mirabelle.runtimes import Artifact
+
+    return str(network) if isinstance(network, Artifact) else type(network).__name__
+
+
+def _example(network: Artifact | nn.Module, loader: Iterable | None, inputs: Any) -> tuple[Batch, Iterable | None, bool]:
+    """The batch to time, the loader (whole, even where it can be read only once) and whether it is labelled."""
+    from mirabelle.data import batches, example_inputs
+    from mirabelle.runtimes import Artifact
+
+    if loader is None:
+        if inputs is None:
+            raise InputError("nothing to run the network on: give a loader or inputs=")
+        return example_inputs(inputs), None, False
+    iterator = iter(loader)
+    first = next(batches(iterator))
+    if iterator is loader:
+        loader = chain([first], iterator)
+    size = (network.inputs[0].shape or (None,))[0] if isinstance(network, Artifact) else None
+    example = first.map(lambda t: t[: size or 1]) if inputs is None else example_inputs(inputs)
+    return example._replace(target=None), loader, first.target is not None
+
+
+def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Callable[[], Any]:
+    """A call to time. A module is in eval mode, runs on its own device, without autograd and on one CPU thread until `stack` closes."""
+    from mirabelle.runtimes import Artifact
+
+    if isinstance(network, Artifact):
+        arrays, run = network.arrays(*batch.args, **batch.kwargs), network.session.run
+        network(*arrays)  # says in its own words what is wrong; the calls that are timed leave the checks out
+        return lambda: run(arrays)
+    import torch
+
+    from mirabelle.checks import check_runs
+
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    batch = batch.map(lambda t: t.to(device))
+    check_runs(network, batch, "the example input")
+    for module in network.modules():
+        stack.callback(setattr, module, "training", module.training)
+    network.eval()
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(1)
+    stack.enter_context(torch.inference_mode())
+    if device.type != "cuda":
+        return lambda: network(*batch.args, **batch.kwargs)
+
+    def call() -> None:
+        network(*batch.args, **batch.kwargs)
+        torch.cuda.synchronize(device)  # the call alone only queues the work
+
+    return call
+
+
+def _counts(network: Artifact | nn.Module, batch: Batch) -> tuple[int, int | None, int | None, list[str]]:
+    """(bytes, parameters, MACs, uncounted operators)."""
+    from mirabelle.runtimes import Artifact
+
+    if not isinstance(network, Artifact):
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*network.parameters(), *network.buffers()]}
+        return sum(storages.values()), count_parameters(network), count_macs(network, batch.args or batch.kwargs), []
+    if network.path.suffix != ".onnx":
+        return network.bytes, None, None, []
+    macs, uncounted = count_onnx_macs(network.path)
+    return network.bytes, count_onnx_parameters(network.path), macs, uncounted
+
+
+def measure(
+    model: Artifact | nn.Module | str | Path,
+    loader: Iterable | None = None,
+    metric: str | Callable = "top1",
+    *,
+    inputs: Any = None,
+    runs: int = 100,
+    baseline: Artifact | nn.Module | str | Path | None = None,
+) -> Measurement:
+    """Everything that Mirabelle measures of one network.
+
+    model: an artifact, a network (run by torch, on one thread) or the path of an exported file. loader: its score is that of the whole
+    loader, if labelled; its first sample is what latency and memory are measured with, unless `inputs` is given (batch as given).
+    metric: as for `measure.accuracy.evaluate`. runs: rounds of timing. baseline: a second network, timed in turn with the first.
+    Raises `InputError` where there is nothing to run on, or the network does not take it. Neither network is changed.
+    """
+    from mirabelle.measure.accuracy import evaluate, predictor
+    from mirabelle.runtimes import Artifact
+
+    network = _network(model)
+    other = None if baseline is None else _network(baseline)
+    batch, loader, labelled = _example(network, loader, inputs)
+    is_file = isinstance(network, Artifact)
+    with ExitStack() as stack:
+        calls = {"network": _timed(network, batch, stack)}
+        if other is not None:
+            calls["baseline"] = _timed(other, batch, stack)
+        latency = alternate(calls, runs)
+    size, parameters, macs, uncounted = _counts(network, batch)
+    memory = peak_memory(network, *network.arrays(*batch.args, **batch.kwargs)) if is_file and _peaks_readable() else None
+    runtime = network.runtime if is_file else "torch"
+    return Measurement(
+        name=network.path.name if is_file else _name(network),
+        runtime=runtime,
+        threads=network.threads if is_file else 1,
+        bytes=size,
+        parameters=parameters,
+        macs=macs,
+        uncounted=uncounted,
+        inputs=[list(t.shape) for t in batch.tensors],
+        latency=latency["network"],
+        memory=memory,
+        score=evaluate(network.predict if is_file else predictor(network), loader, metric, "measuring") if loader is not None and labelled else None,
+        baseline=None if other is None else _name(other),
+        baseline_latency=latency.get("baseline"),
+        speedup=speedup(latency["baseline"], latency["network"]) if other is not None else None,
+        machine=machine(),
+        versions=versions("mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else [])),
+    )
+
+
+def _peaks_readable() -> bool:
+    """Whether the system tells a process its peak memory; Windows does not, through Python."""
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        return False
+    return True

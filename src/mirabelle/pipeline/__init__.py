@@ -1,0 +1,108 @@
+"""`mb.run`: a recipe's steps in order, each cached, so that a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirabelle.checks import clone
+from mirabelle.errors import LimitError
+from mirabelle.files import atomic
+from mirabelle.pipeline.facts import build_data, build_model, check_fit, root_key
+from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
+from mirabelle.pipeline.summary import missed, summarise, without_timings
+from mirabelle.pipeline.workspace import Workspace, chain
+from mirabelle.progress import console
+from mirabelle.recipe import Recipe, load_recipe
+from mirabelle.report import write
+from mirabelle.runtimes import RUNTIMES
+from mirabelle.store import load
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result: `model/` and a folder for each runtime."""
+
+    report: dict[str, Any]
+    folder: Path
+    missed: list[str]
+
+
+def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path | None = None, check: bool = True) -> Run:
+    """Carries out a recipe and writes its report.
+
+    recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all are done anew. folder: `runs/<recipe's name>` by default.
+    check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has been written.
+
+    Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the metric, before the first step.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    model = build_model(recipe.model)
+    loaders = build_data(recipe.data)
+    example = check_fit(recipe, model, loaders)
+    workspace = Workspace(Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume)
+    with workspace.lock():
+        workspace.sweep()
+        state = State(recipe, loaders, example, [Stage("original", "original", model)])
+        records, report = _steps(state, workspace, root_key(recipe, model, loaders))
+        write(report, workspace.folder)
+        _collect(state, workspace.folder)
+    failed = missed(report)
+    if failed and check and recipe.limits.on_fail == "stop":
+        raise LimitError("missed " + "; ".join(failed) + f". Everything is kept in {workspace.folder}")
+    return Run(report, workspace.folder, failed)
+
+
+def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], dict[str, Any]]:
+    records = []
+    steps = state.recipe.steps
+    for number, step in enumerate(steps, 1):
+        key = chain(key, step=step.name, options=dict(step.options))
+        record = _cached(state, workspace, number, len(steps), step.name, key, lambda folder, work, s=step: execute(s.name, state, s.options, folder, work))
+        path = workspace.path(number, step.name, key)
+        if (path / "model").is_dir():
+            # From the disk even when it was just made: a resumed run sees the same.
+            name = step.name if all(s.name != step.name for s in state.stages) else f"{step.name}{number}"
+            state.stages.append(Stage(name, LABELS[step.name], load(path / "model", clone(state.stages[0].model))))
+        if step.name == "export":
+            state.exported, state.threads = path, step.options.get("threads", 1)
+            state.runtimes = list(step.options.get("runtimes", ["onnxruntime"]))
+        records.append(record)
+    key = chain(key, step="measure")
+    number = len(steps) + 1
+    measured = _cached(state, workspace, number, number, "measure", key, lambda folder, work: measure_all(state, folder))
+    return records, summarise(state, [*records, measured], measured, workspace.path(number, "measure", key))
+
+
+def _cached(state: State, workspace: Workspace, number: int, count: int, name: str, key: str, execute_into: Any) -> dict[str, Any]:
+    record = workspace.finished(number, name, key)
+    if record is not None:
+        console.print(f"[dim]{number}/{count} {name}: done before[/dim]")
+        return record
+    written = workspace.begin(number, name, key)
+    begun = time.monotonic()
+    try:
+        outcome: Outcome = execute_into(written, workspace.work(number, name, key))
+        seconds = time.monotonic() - begun
+        record = workspace.finish(number, name, key, written, outcome.facts, {**outcome.timings, "wall": seconds})
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    console.print(f"{number}/{count} {name}: {seconds:.1f} s")
+    return record
+
+
+def _collect(state: State, folder: Path) -> None:
+    """Copies the last stage's files to where they are easily found."""
+    if state.exported is None:
+        return
+    last = state.stages[-1].name
+    for runtime in state.runtimes:
+        for source in RUNTIMES[runtime].files(state.artifact(last, runtime).path):
+            with atomic(folder / runtime / source.name) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+__all__ = ["Run", "run", "without_timings"]

@@ -1,0 +1,160 @@
+"""What a run depends on besides its recipe: the network, the data, the code, the versions. And checks that network, data and metric fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import mirabelle
+from mirabelle.checks import check_network, check_runs
+from mirabelle.data import Batch, batches, seed_everything
+from mirabelle.distill.features import Taps
+from mirabelle.errors import InputError, RecipeError
+from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
+from mirabelle.measure.machine import versions
+from mirabelle.plugins import load, resolve
+from mirabelle.recipe import Recipe
+from mirabelle.train import LOSSES
+
+
+@dataclass(frozen=True)
+class Loaders:
+    train: Iterable
+    calibration: Iterable
+    test: Iterable
+
+
+def build_model(reference: str) -> nn.Module:
+    """Calls `module:callable`; what it raises is shown with the reference."""
+    try:
+        return check_network(load(reference, "model")(), reference).eval()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{reference} failed: {type(error).__name__}: {error}") from error
+
+
+def build_data(reference: str) -> Loaders:
+    """Calls `module:callable`, which returns train, calibration and test loaders: an object with these names, a dict, or a tuple in this order."""
+    try:
+        found = load(reference, "data")()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{reference} failed: {type(error).__name__}: {error}") from error
+    names = ("train", "calibration", "test")
+    if isinstance(found, Mapping):
+        found = {n: found.get(n) for n in names}
+    elif all(hasattr(found, n) for n in names):
+        found = {n: getattr(found, n) for n in names}
+    elif isinstance(found, (tuple, list)) and len(found) >= 3:
+        found = dict(zip(names, found, strict=False))
+    else:
+        raise InputError(f"data {reference!r} returned a {type(found).__name__}; expected train, calibration and test loaders: a tuple, a dict or an object with these names")
+    for name, loader in found.items():
+        if loader is None or not hasattr(loader, "__iter__"):
+            raise InputError(f"data {reference!r} gives no {name} loader")
+        if iter(loader) is loader:
+            raise InputError(f"data {reference!r}: the {name} loader is an iterator, which is empty after one pass; give a list, a DataLoader or another iterable")
+    return Loaders(**found)
+
+
+def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
+    return next(iter(batches(loader, 1, labelled=labelled, what=f"the {name} loader")))
+
+
+def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
+    """Runs one batch of each loader through the network, the metric and the loss. Returns an example of one sample.
+
+    `RecipeError` says which loader does not fit and how: before any step has started.
+    """
+    labels_needed = any(s.name in ("prune", "fit") or "labels" in (s.options.get("losses") or {}) for s in recipe.steps)
+    try:
+        seed_everything(recipe.seed)
+        example: Batch | None = None
+        shapes: dict[str, list] = {}
+        for name, labelled in (("train", labels_needed), ("calibration", False), ("test", True)):
+            batch = first_batch(getattr(loaders, name), name, labelled)
+            few = batch.map(lambda t: t[:4])._replace(target=None if batch.target is None else batch.target[:4])
+            output = as_tensor(check_runs(model, few, f"the {name} loader's first batch"))
+            shapes[name] = [tuple(t.shape[1:]) for t in few.tensors]
+            if name == "train" and labelled:
+                loss = resolve(recipe.loss, LOSSES, "loss")
+                try:
+                    loss(output, few.target)
+                except Exception as error:
+                    raise InputError(f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and the train loader's targets: {error}") from error
+            if name == "test":
+                sample_scores(lambda b, output=output: output, [(few.args[0], few.target)], resolve(recipe.metric, METRICS, "metric"))
+                example = few.map(lambda t: t[:1])
+        if len(set(map(str, shapes.values()))) > 1:
+            raise InputError("the loaders yield different shapes: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
+        known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
+        for i, step in enumerate(recipe.steps, 1):
+            for name in step.options.get("keep") or ():
+                if name not in known:
+                    raise InputError(f"step {i} ({step.name}): keep names {name!r}, which is no module or parameter of the network")
+            if features := step.options.get("features"):
+                Taps(model, list(features), "student").close()
+            if step.name == "distill":
+                build_teachers(step.options.get("teacher", "original"), model)
+        assert example is not None
+        return example
+    except InputError as error:
+        raise RecipeError(f"{recipe.path}: {error}") from error
+
+
+def build_teachers(names: str | list[str], original: nn.Module) -> list[nn.Module]:
+    return [original if n == "original" else build_model(n) for n in ([names] if isinstance(names, str) else names)]
+
+
+def _file_hash(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source(reference: str) -> str | None:
+    """The hash of the file that defines a callable: the network may change while its weights do not."""
+    file = inspect.getsourcefile(inspect.unwrap(load(reference, "callable")))
+    return _file_hash(Path(file)) if file else None
+
+
+def _tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
+    """A loader is known by its length and its first batch: reading it all could take as long as the run."""
+    seed_everything(seed)
+    batch = first_batch(loader, name, False)
+    tensors = [(str(i), t) for i, t in enumerate(batch.tensors)]
+    if isinstance(batch.target, torch.Tensor):
+        tensors.append(("target", batch.target))
+    return f"{len(loader) if hasattr(loader, '__len__') else None} {_tensors_hash((n, t.reshape(-1)) for n, t in tensors)}"
+
+
+def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
+    """The hash of everything that all steps depend on."""
+    package = Path(mirabelle.__file__).parent
+    depends = {
+        "model": [recipe.model, _source(recipe.model), _tensors_hash((n, t.reshape(-1)) for n, t in model.state_dict().items())],
+        "data": [recipe.data, _source(recipe.data), *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in ("train", "calibration", "test"))],
+        "seed": recipe.seed, "metric": recipe.metric, "loss": recipe.loss, "threads": torch.get_num_threads(),
+        "code": _file_hash(*package.rglob("*.py")), "versions": versions("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    }  # fmt: skip
+    from mirabelle.files import content_hash
+
+    return content_hash(depends)

@@ -1,0 +1,188 @@
+"""The steps. Each takes the state that the steps before it left, writes its output into a folder, and says what is to be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mirabelle.distill import run as run_distillation
+from mirabelle.data import Batch, seed_everything
+from mirabelle.errors import InputError
+from mirabelle.export import export
+from mirabelle.measure.accuracy import METRICS, sample_scores
+from mirabelle.measure.latency import alternate, speedup
+from mirabelle.measure.memory import peak_memory
+from mirabelle.pipeline.facts import Loaders, build_teachers
+from mirabelle.plugins import resolve
+from mirabelle.prune import prune
+from mirabelle.quantize import quantization, quantize
+from mirabelle.quantize.describe import describe_tensors
+from mirabelle.recipe import Recipe
+from mirabelle.runtimes import RUNTIMES, load
+from mirabelle.runtimes.artifact import Artifact
+from mirabelle.store import save
+from mirabelle.train import LOSSES, train
+from mirabelle.train.loop import Trained, labels_objective
+from mirabelle.verify import verify
+
+LATENCY_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The network as it is after a step that changed it."""
+
+    name: str
+    label: str
+    model: nn.Module
+
+
+@dataclass
+class State:
+    """What steps pass on. exported: where the export step put the files of each stage."""
+
+    recipe: Recipe
+    loaders: Loaders
+    example: Batch
+    stages: list[Stage]
+    exported: Path | None = None
+    runtimes: list[str] = field(default_factory=list)
+    threads: int = 1
+
+    @property
+    def model(self) -> nn.Module:
+        return self.stages[-1].model
+
+    @property
+    def inputs(self) -> Any:
+        return self.example.kwargs or self.example.args
+
+    def artifact(self, stage: str, runtime: str) -> Artifact:
+        assert self.exported is not None
+        return load(self.exported / stage / runtime / f"model{RUNTIMES[runtime].suffix}", runtime, self.threads)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """facts: the same for every run with the same key. timings: of this run. model, label: where the step changed the network."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    model: nn.Module | None = None
+
+
+def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    loss = resolve(state.recipe.loss, LOSSES, "loss")
+    return Outcome(model=prune(state.model, state.inputs, data=state.loaders.train, loss=loss, seed=state.recipe.seed, **options))
+
+
+def _trained(trained: Trained) -> Outcome:
+    return Outcome({"history": trained.history}, {"training": trained.seconds}, trained.model)
+
+
+def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    objective = labels_objective(resolve(state.recipe.loss, LOSSES, "loss"))
+    return _trained(train(state.model, state.loaders.train, objective, seed=state.recipe.seed, checkpoint=work, checkpoint_seconds=10, **options))
+
+
+def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    options = dict(options)
+    teachers = build_teachers(options.pop("teacher", "original"), state.stages[0].model)
+    return _trained(
+        run_distillation(
+            state.model, teachers, state.loaders.train, label_loss=resolve(state.recipe.loss, LOSSES, "loss"), seed=state.recipe.seed, checkpoint=work,
+            checkpoint_seconds=10, **options,
+        )  # fmt: skip
+    )
+
+
+def _quantize(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    model = quantize(state.model, state.loaders.calibration, **options)
+    described = quantization(model)
+    assert described is not None
+    facts = {"bits": described.bits, "threshold": described.threshold, "target": described.target, "samples": described.samples}
+    return Outcome({"quantization": {**facts, "float_operators": described.float_operators, "tensors": describe_tensors(model)}}, {}, model)
+
+
+def _export(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    for stage in state.stages:
+        for runtime in options.get("runtimes", ["onnxruntime"]):
+            export(stage.model, folder / stage.name / runtime, runtime=runtime, inputs=state.inputs)
+    return Outcome()
+
+
+def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    found = []
+    quantized = next((s for s in reversed(state.stages) if quantization(s.model) is not None), None)
+    if quantized is None:
+        raise InputError("verify found no quantised network")
+    for runtime in state.runtimes:
+        checked = verify(quantized.model, state.artifact(quantized.name, runtime), state.loaders.test, **options)  # type: ignore[arg-type]
+        found.append(checked.to_dict())
+    return Outcome({"verification": found})
+
+
+StepFunction = Callable[[State, Mapping[str, Any], Path, Path], Outcome]
+STEPS: dict[str, StepFunction] = {"prune": _prune, "fit": _fit, "distill": _distill, "quantize": _quantize, "export": _export, "verify": _verify}
+LABELS = {"prune": "pruned", "fit": "fine-tuned", "distill": "distilled", "quantize": "quantised"}
+
+
+def execute(name: str, state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    """Runs one step; a changed network is saved beside the rest of its output."""
+    seed_everything(state.recipe.seed)
+    outcome = STEPS[name](state, options, folder, work)
+    if outcome.model is not None:
+        save(outcome.model, folder / "model")
+    return outcome
+
+
+def measure_all(state: State, folder: Path) -> Outcome:
+    """Every stage on every runtime: bytes, accuracy (each sample's score goes into `scores.npz`), latency in one alternating run, memory and layers.
+
+    Without an export step the accuracy is that of the networks in PyTorch, and nothing is timed.
+    """
+    from mirabelle.measure.accuracy import predictor
+
+    metric = resolve(state.recipe.metric, METRICS, "metric")
+    scores: dict[str, np.ndarray] = {}
+    if not state.exported:
+        for stage in state.stages:
+            scores[f"{stage.name}/pytorch"] = sample_scores(predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch")
+        _write_scores(folder, scores)
+        return Outcome({"bytes": {}})
+    artifacts = {(s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes}
+    for stage in state.stages:
+        for runtime in state.runtimes:
+            scores[f"{stage.name}/{runtime}"] = sample_scores(artifacts[stage.name, runtime].predict, state.loaders.test, metric, f"{stage.label} on {runtime}")
+    _write_scores(folder, scores)
+    ends = {s: state.stages[i].name for s, i in (("before", 0), ("after", -1))}
+    calls = {f"{s}/{r}": a for (s, r), a in artifacts.items()}
+    arrays = {k: a.arrays(*state.example.args, **state.example.kwargs) for k, a in calls.items()}
+    latencies = alternate({k: (lambda a=a, k=k: a(*arrays[k])) for k, a in calls.items()}, runs=400, warmup=20, seconds=LATENCY_SECONDS, pin=state.threads == 1)
+    first = state.stages[0].name
+    timings = {
+        "latency": {
+            k: {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms, "runs": v.runs, "threads": state.threads, "batch": state.example.size} for k, v in latencies.items()
+        },
+        "speedup": {k: vars(speedup(latencies[f"{first}/{k.split('/')[1]}"], v)) for k, v in latencies.items()},
+        "memory": {f"{s}/{r}": vars(peak_memory(artifacts[s, r], *arrays[f"{s}/{r}"])) for s in dict.fromkeys(ends.values()) for r in state.runtimes},
+        "profile": {r: {end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])] for end, s in ends.items()} for r in state.runtimes},
+    }
+    return Outcome({"bytes": {k: a.bytes for k, a in calls.items()}}, timings)
+
+
+def _write_scores(folder: Path, scores: dict[str, np.ndarray]) -> None:
+    # One .npy a file: the bytes of an .npz hold the time of day.
+    for name, values in scores.items():
+        path = folder / "scores" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, values, allow_pickle=False)
+
+
+def read_scores(folder: Path, stage: str, runtime: str) -> np.ndarray:
+    return np.load(folder / "scores" / stage / f"{runtime}.npy", allow_pickle=False)

@@ -1,0 +1,65 @@
+"""Progress bars with time left, in one place. Silent where nobody looks: no terminal, or `quiet()`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(file=sys.stderr, soft_wrap=True)
+_silent = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars inside this block."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+class Bar:
+    """One bar: `advance()` moves it, `note(loss=...)` writes figures behind it."""
+
+    def __init__(self, progress: Progress, task: Any):
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: float = 1) -> None:
+        self._progress.advance(self._task, steps)
+
+    def note(self, **figures: float | str) -> None:
+        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        self._progress.update(self._task, note=text)
+
+
+@contextmanager
+def bar(description: str, total: float | None, show: bool = True) -> Iterator[Bar]:
+    """A bar over `total` steps (None: unknown). It vanishes when done; results are said elsewhere."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    disable = _silent or not show or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, note=""))
+
+
+def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
+    """`items`, one by one, with a bar."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with bar(description, total) as b:
+        for item in items:
+            yield item
+            b.advance()

@@ -1,0 +1,111 @@
+"""Structured pruning: `mb.prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from mirabelle.checks import check_network
+from mirabelle.data import example_inputs, seed_everything
+from mirabelle.errors import InputError, choose
+from mirabelle.graph.groups import Coupling, analyse
+from mirabelle.graph.surgery import remove
+from mirabelle.plugins import resolve
+from mirabelle.prune.allocate import ALLOCATIONS, check_feasible
+from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, collect
+from mirabelle.prune.repair import REPAIRS
+
+
+def prune(
+    model: nn.Module,
+    x: Any,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    criterion: str | Callable = "taylor",
+    data: Iterable | None = None,
+    loss: Callable | None = None,
+    batches: int = 16,
+    align: int = 8,
+    keep: Iterable[str] = (),
+    allocation: str | None = None,
+    least: float = 0.1,
+    repair: str | None = "bn",
+    seed: int = 0,
+) -> nn.Module:
+    """A smaller copy of `model`, of the same class, without its least important channels.
+
+    x: example inputs. macs or params: the fraction of the multiply-accumulates or of the parameters that is KEPT, in (0, 1];
+    the result is at most that.
+    criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) scores. data, loss: labelled batches and
+    the loss (cross entropy unless given) for criteria that need gradients; `batches` of them are used. align: kept counts are multiples of it.
+    keep: modules or parameters left alone. allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
+    `uniform` takes the same share of each group; None is `worth` for `taylor`, whose scores are changes of the loss, and `global` for the others.
+    least: the fraction of each group that always stays. repair: `bn` re-estimates BatchNorm's statistics on `batches` batches of `data`
+    (skipped without data); None does nothing.
+
+    Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything is computed that takes long;
+    `SurgeryError` where the network's forward has sizes written into it. Channels that cannot be pruned are left alone (`mb.explain` names them).
+    """
+    check_network(model)
+    what, fraction = check_budget(macs, params)
+    score = resolve(criterion, CRITERIA, "criterion")
+    mend = None if repair is None else choose(repair, REPAIRS, "repair")
+    allocate = choose(allocation or ("worth" if criterion == "taylor" else "global"), ALLOCATIONS, "allocation")
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (align, batches)) or not 0 < least <= 1:
+        raise InputError(
+            f"align and batches are whole numbers of at least 1 and least is in (0, 1]; got align={align}, batches={batches}, least={least}"
+        )
+    if criterion in NEEDS_GRADIENTS and data is None:
+        raise InputError(f"criterion={criterion!r} needs data=, a loader of (inputs, targets)")
+    if isinstance(data, Iterator) and criterion in NEEDS_GRADIENTS and mend is not None:
+        raise InputError(
+            f"data is an iterator ({type(data).__name__}), which can be read only once; criterion={criterion!r} and repair={repair!r} each read it"
+        )
+    inputs = example_inputs(x)
+    coupling = analyse(model, inputs, keep)
+    if not coupling.groups:
+        reasons = sorted({f.reason for f in coupling.frozen})
+        raise InputError(f"no channel of this network can be pruned: {'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}")
+    cost = _cost(model, coupling, what)
+    check_feasible(coupling, cost, fraction * cost({}), cost({}), align, least, what)
+
+    seed_everything(seed)
+    stats = collect(model, coupling, data, loss, batches, needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS))
+    scores = {g.name: _checked(score(g, stats), g.name, g.channels, criterion) for g in coupling.groups}
+    kept = allocate(coupling, scores, cost, fraction * cost({}), align, least)
+    removed = {g.name: scores[g.name].sort(stable=True).indices[: g.channels - kept[g.name]] for g in coupling.groups}
+    small = remove(model, coupling, removed, inputs)
+    return small if mend is None or data is None else mend(small, data, batches)
+
+
+def check_budget(macs: float | None, params: float | None) -> tuple[str, float]:
+    given = [(n, v) for n, v in (("macs", macs), ("params", params)) if v is not None]
+    if len(given) != 1:
+        raise InputError(f"give exactly one budget, macs= or params=; got {', '.join(n for n, _ in given) or 'none'}")
+    name, value = given[0]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise InputError(f"{name} is the fraction that is kept, in (0, 1]; got {value!r}")
+    return name, float(value)
+
+
+def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str, int]], int]:
+    if what == "macs":
+        return coupling.macs
+    trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
+    return lambda kept: coupling.parameters(kept, trained)
+
+
+def _checked(scores: Any, group: str, channels: int, criterion: Any) -> torch.Tensor:
+    scores = torch.as_tensor(scores).detach().float().cpu()
+    if scores.shape != (channels,):
+        raise InputError(f"criterion {criterion!r} gave scores of shape {tuple(scores.shape)} for group {group!r}; expected ({channels},)")
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(f"criterion {criterion!r} gave NaN or infinite scores for group {group!r}")
+    return scores
+
+
+__all__ = ["ALLOCATIONS", "CRITERIA", "REPAIRS", "check_budget", "prune"]

@@ -1,0 +1,103 @@
+"""Allocation: how many channels each group keeps, and which, for a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from mirabelle.errors import InputError
+from mirabelle.graph.groups import Coupling, Group
+
+Scores = Mapping[str, torch.Tensor]
+
+
+def _limits(group: Group, align: int, least: float) -> tuple[int, int]:
+    """The smallest count that a group may keep, a multiple of `align` unless the group itself is smaller, and its whole size."""
+    floor = max(1, round(least * group.channels))
+    return min(group.channels, -(-floor // align) * align), group.channels
+
+
+def aligned(count: int, group: Group, align: int, least: float) -> int:
+    """The allowed count nearest to `count`: multiples of `align`, and the group's own size, which need not be one."""
+    low, high = _limits(group, align, least)
+    nearest = (2 * count + align) // (2 * align) * align
+    if high - count < abs(nearest - count):
+        nearest = high
+    return min(high, max(low, nearest))
+
+
+def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int]) -> dict[str, torch.Tensor]:
+    """Scores per unit of what one channel of the group costs, so that one order of all channels buys the most importance for the budget.
+
+    Without it a channel of a late, cheap layer goes before one of an early layer that costs ten times as much.
+    """
+    whole = cost({})
+    return {g.name: scores[g.name] / max(1, whole - cost({g.name: g.channels - 1})) for g in coupling.groups}
+
+
+def by_threshold(
+    coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, least: float
+) -> dict[str, int]:
+    """One global order of all channels: those under a threshold go, and the threshold is the highest that fits the budget.
+
+    What alignment leaves of the budget is then spent block by block on the groups whose next channels score most.
+    """
+    values = torch.cat([scores[g.name] for g in coupling.groups]).unique()
+
+    def counts(threshold: float) -> dict[str, int]:
+        return {g.name: aligned(int((scores[g.name] >= threshold).sum()), g, align, least) for g in coupling.groups}
+
+    low, high = 0, len(values)  # values[low:] keeps everything; past the end nothing but the floors
+    while low < high:
+        middle = (low + high) // 2
+        if cost(counts(float(values[middle]))) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    kept = counts(float(values[low])) if low < len(values) else {g.name: _limits(g, align, least)[0] for g in coupling.groups}
+    return _spend_rest(coupling, scores, cost, budget, align, kept)
+
+
+def _spend_rest(
+    coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, kept: dict[str, int]
+) -> dict[str, int]:
+    ordered = {g.name: scores[g.name].sort(descending=True).values for g in coupling.groups}
+    sizes = {g.name: g.channels for g in coupling.groups}
+    while True:
+        options = []
+        for name, count in kept.items():
+            more = min(sizes[name], (count // align + 1) * align)
+            if more > count and cost({**kept, name: more}) <= budget:
+                options.append((float(ordered[name][count:more].sum()), name, more))
+        if not options:
+            return kept
+        _, name, more = max(options)
+        kept = {**kept, name: more}
+
+
+def by_worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, least: float) -> dict[str, int]:
+    """`by_threshold` on importance per cost: right for scores in units of the loss, which say what a channel is worth whatever its layer."""
+    return by_threshold(coupling, worth(coupling, scores, cost), cost, budget, align, least)
+
+
+def uniform(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, least: float) -> dict[str, int]:
+    """The same share of every group, the largest that fits the budget."""
+    for step in range(1000, -1, -1):
+        kept = {g.name: aligned(round(g.channels * step / 1000), g, align, least) for g in coupling.groups}
+        if cost(kept) <= budget:
+            return _spend_rest(coupling, scores, cost, budget, align, kept)
+    return {g.name: _limits(g, align, least)[0] for g in coupling.groups}
+
+
+ALLOCATIONS: dict[str, Callable[..., dict[str, int]]] = {"global": by_threshold, "worth": by_worth, "uniform": uniform}
+
+
+def check_feasible(coupling: Coupling, cost: Callable[[dict[str, int]], int], budget: float, whole: int, align: int, least: float, what: str) -> None:
+    """`InputError` where even the floors of all groups cost more than the budget, with what could be reached."""
+    lowest = cost({g.name: _limits(g, align, least)[0] for g in coupling.groups})
+    if lowest > budget:
+        raise InputError(
+            f"{what}={budget / whole:.3g} cannot be reached: with every group at its smallest (align={align}, least={least:g}) "
+            f"{lowest / whole:.3g} of the {what} stay; ask for more, or lower align or least, or shorten keep"
+        )

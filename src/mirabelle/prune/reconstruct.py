@@ -1,0 +1,141 @@
+"""Least squares: the weights that read pruned channels, solved for so that each layer's output stays what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mirabelle.checks import clone
+from mirabelle.data import Batch, batches
+from mirabelle.graph.groups import Coupling
+from mirabelle.progress import bar
+
+ROWS_PER_SAMPLE = 64
+RIDGE = 1e-3
+
+
+class _Reached(Exception):
+    """Stops a forward pass at the layer that was waited for."""
+
+
+def reconstruct(
+    original: nn.Module, small: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor], data: Iterable, count: int
+) -> nn.Module:
+    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as possible to those of the same channels in `original`.
+
+    For each convolution or linear layer that reads pruned channels, in the order of execution, with A the inputs in the network as it is by then (one row an
+    output position, through im2col, and a column of ones), Y the layer's outputs in `original` and W the weights as they were cut:
+
+        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = RIDGE * trace(A'A) / columns
+
+    ridge regression towards W, from sums that are streamed, in float64. At most ROWS_PER_SAMPLE random positions of each sample are used. The column of ones
+    goes into the bias where the layer has one; elsewhere BatchNorm's re-estimated mean takes its place. No labels are needed. Depthwise layers read one
+    channel each and are left as they are; so are layers that are not modules of their own or run several times in a pass.
+    He et al. 2017 (channel pruning), section 3.1, with the inputs of the pruned network as in its "asymmetric" form.
+    """
+    result = clone(small).eval()
+    reference = clone(original).eval()
+    layers = _order(reference, [n for n in _readers(coupling, removed) if _solvable(reference, n)], next(iter(batches(data, 1))))
+    kept = _kept_outputs(coupling, removed)
+    with torch.no_grad(), bar("least squares", len(layers)) as shown:
+        for name in layers:
+            _solve(reference, result, name, kept.get(name), data, count)
+            shown.advance()
+    return result
+
+
+def _readers(coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> list[str]:
+    """The modules that read channels of which some were removed."""
+    return list(dict.fromkeys(s.module for g in coupling.groups if len(removed.get(g.name, ())) for s in g.with_role("in")))
+
+
+def _solvable(model: nn.Module, name: str) -> bool:
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
+def _order(model: nn.Module, names: list[str], batch: Batch) -> list[str]:
+    """Those of `names` that run once, in the order in which they run."""
+    seen: list[str] = []
+    hooks = [model.get_submodule(n).register_forward_pre_hook(lambda m, args, n=n: seen.append(n)) for n in names]
+    try:
+        with torch.no_grad():
+            few = batch.map(lambda t: t[:1])
+            model(*few.args, **few.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [n for n in seen if seen.count(n) == 1]
+
+
+def _kept_outputs(coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By module, the output channels that are left, in order."""
+    kept = {}
+    for group in coupling.groups:
+        gone = removed.get(group.name)
+        if gone is None or not len(gone):
+            continue
+        for slot in group.with_role("out"):
+            size = coupling.shapes[slot.parameter][slot.dim]
+            left = torch.ones(size, dtype=torch.bool)
+            left[slot.index[gone].reshape(-1)] = False
+            kept[slot.module] = left & kept.get(slot.module, torch.ones(size, dtype=torch.bool))
+    return {name: mask.nonzero()[:, 0] for name, mask in kept.items()}
+
+
+def _seen_by(model: nn.Module, name: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the layer `name` reads and gives; the rest of the network does not run."""
+    found: list[torch.Tensor] = []
+
+    def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        found.extend((args[0], output))
+        raise _Reached
+
+    handle = model.get_submodule(name).register_forward_hook(hook)
+    try:
+        model(*batch.args, **batch.kwargs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return found[0], found[1]
+
+
+def _rows(module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns + 1) inputs with ones behind, and (rows, outputs)."""
+    if isinstance(module, nn.Conv2d):
+        columns = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+        pick = torch.randperm(columns.shape[2], generator=generator)[:ROWS_PER_SAMPLE].to(inputs.device)
+        a = columns[:, :, pick].transpose(1, 2).reshape(-1, columns.shape[1])
+        y = outputs.flatten(2)[:, :, pick].transpose(1, 2).reshape(-1, outputs.shape[1])
+    else:
+        a, y = inputs.reshape(-1, inputs.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
+    return torch.cat([a, torch.ones_like(a[:, :1])], 1).double(), y.double()
+
+
+def _solve(reference: nn.Module, result: nn.Module, name: str, kept: torch.Tensor | None, data: Iterable, count: int) -> None:
+    module = result.get_submodule(name)
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    weight = module.weight.detach()
+    bias = module.bias.detach() if module.bias is not None else torch.zeros_like(weight[:, 0].flatten(1)[:, 0])
+    w = torch.cat([weight.flatten(1), bias[:, None]], 1).T.double()
+    gram = torch.zeros(len(w), len(w), dtype=torch.float64, device=w.device)
+    moment = torch.zeros_like(w)
+    generator = torch.Generator().manual_seed(0)
+    for batch in batches(data, count, what="data"):
+        batch = batch.map(lambda t: t.to(weight.device))
+        inputs, _ = _seen_by(result, name, batch)
+        _, outputs = _seen_by(reference, name, batch)
+        a, y = _rows(module, inputs, outputs if kept is None else outputs.index_select(1 if outputs.ndim == 4 else -1, kept.to(outputs.device)), generator)
+        gram += a.T @ a
+        moment += a.T @ y
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(w), dtype=torch.float64, device=w.device)
+    solved = (w + torch.linalg.solve(gram + ridge, moment - gram @ w)).T.to(weight.dtype)
+    module.weight.copy_(solved[:, :-1].reshape(weight.shape))
+    if module.bias is not None:
+        module.bias.copy_(solved[:, -1])

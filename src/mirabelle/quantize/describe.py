@@ -1,0 +1,68 @@
+"""What a quantised network's report shows: every tensor's distribution, its threshold, and what rounding costs it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.quantize import quantization
+from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
+from mirabelle.quantize.observe import Histogram
+
+
+def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
+    """One dict for each quantised activation (where the calibration's histograms are at hand) and each weight.
+
+    threshold, maximum, scale: in the tensor's units; for weights, lists over output channels of threshold and scale. sqnr_db: the tensor's signal over the
+    error of quantising it, from the histogram for activations, exact for weights. histogram: counts over equal bins of [low, high].
+    """
+    described = quantization(model)
+    assert described is not None
+    found = []
+    histograms: dict[str, Histogram] = model.meta.get("histograms", {})  # type: ignore[assignment]
+    for site in described.sites:
+        if site.source is None and site.node in histograms:
+            quantizer = model.get_submodule(f"quantizers.{site.node}")
+            assert isinstance(quantizer, ActivationQuantizer)
+            found.append(_activation(site.layer, quantizer, histograms[site.node], described.bits))
+    for node in model.graph.nodes:
+        if node.op == "call_module" and isinstance(quantizer := model.get_submodule(str(node.target)), WeightQuantizer):
+            name = str(parameter_name(node.args[0]))
+            found.append(_weight(name.rpartition(".")[0] or name, quantizer, get_tensor(model, name).detach(), described.weight_bits))
+    return found
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def _activation(layer: str, quantizer: ActivationQuantizer, histogram: Histogram, bits: int) -> dict[str, Any]:
+    scale = float(quantizer.scale.detach().abs())
+    low, high, zero = quantizer.low, quantizer.high, quantizer.zero_point
+    bins = len(histogram.counts)
+    centres = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
+    rounded = (np.clip(np.rint(centres / scale) + zero, low, high) - zero) * scale
+    return {
+        "name": layer, "kind": "activation", "threshold": scale * (high - zero), "maximum": histogram.maximum, "scale": scale, "zero_point": zero,
+        "bits": bits, "levels": [low, high] if zero != low else [0, high - low],
+        "sqnr_db": _decibels(float((histogram.counts * centres**2).sum()), float((histogram.counts * (centres - rounded) ** 2).sum())),
+        "histogram": histogram.summary(),
+    }  # fmt: skip
+
+
+def _weight(layer: str, quantizer: WeightQuantizer, weight: torch.Tensor, bits: int) -> dict[str, Any]:
+    with torch.no_grad():
+        error = quantizer(weight) - weight
+    histogram = Histogram()
+    histogram.add(weight, layer)
+    scales = quantizer.scale.detach().abs()
+    return {
+        "name": layer, "kind": "weight", "threshold": [float(s) * quantizer.levels for s in scales], "maximum": histogram.maximum,
+        "scale": [float(s) for s in scales], "zero_point": 0, "bits": bits, "levels": [-quantizer.levels, quantizer.levels],
+        "sqnr_db": _decibels(float(weight.double().square().sum()), float(error.double().square().sum())), "histogram": histogram.summary(),
+    }  # fmt: skip

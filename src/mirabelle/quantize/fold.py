@@ -1,0 +1,85 @@
+"""BatchNorm folded into the convolution or linear layer before it, on a captured graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from mirabelle.graph.capture import get_tensor, operator, parameter_name
+
+FOLDABLE = {"conv1d", "conv2d", "conv3d", "linear"}
+
+
+def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
+    """Folds every BatchNorm whose input comes from one convolution or linear layer and goes nowhere else, in place; the names of those that stay.
+
+    w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta, in float64. Jacob et al. 2018, eq. 14.
+    """
+    left = []
+    uses = _uses(graph_module)
+    for node in list(graph_module.graph.nodes):
+        if operator(node) != "batch_norm":
+            continue
+        layer = node.args[0]
+        if not _folds(layer, uses) or any(parameter_name(a) is None for a in node.args[3:5]):
+            left.append(node.name)
+            continue
+        weight_name = str(layer.args[1].target)
+        gamma, beta, mean, variance = (None if a is None else get_tensor(graph_module, str(a.target)).double() for a in node.args[1:5])
+        factor = (variance + node.args[7]).rsqrt() * (1.0 if gamma is None else gamma)
+        weight = get_tensor(graph_module, weight_name)
+        bias_node = layer.args[2] if len(layer.args) > 2 else None
+        bias = get_tensor(graph_module, str(bias_node.target)).double() if bias_node is not None else torch.zeros_like(mean)
+        bias = (bias - mean) * factor + (0.0 if beta is None else beta)
+        owner = weight_name.rpartition(".")[0]
+        folded = (weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
+        module = graph_module.get_submodule(owner)
+        setattr(module, weight_name.rpartition(".")[2], nn.Parameter(folded))
+        bias_name = str(bias_node.target) if bias_node is not None else _free_name(graph_module, f"{owner}.bias" if owner else "bias")
+        graph_module.get_submodule(bias_name.rpartition(".")[0]).register_parameter(bias_name.rpartition(".")[2], nn.Parameter(bias.to(weight.dtype)))
+        if bias_node is None:
+            with graph_module.graph.inserting_before(layer):
+                bias_node = graph_module.graph.get_attr(bias_name)
+            bias_node.meta["val"] = node.args[3].meta["val"]
+        layer.args = (layer.args[0], layer.args[1], bias_node, *layer.args[3:])
+        node.replace_all_uses_with(layer)
+        graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    drop_unused_tensors(graph_module)
+    graph_module.recompile()
+    return left
+
+
+def _folds(layer: fx.Node, uses: dict[str, int]) -> bool:
+    """Whether a layer's weight and bias are its own, its result goes nowhere else, and its channels are dimension 1, as BatchNorm's are."""
+    if operator(layer) not in FOLDABLE or len(layer.users) > 1 or (operator(layer) == "linear" and layer.meta["val"].ndim != 2):
+        return False
+    tensors = [a for a in layer.args[1:3] if a is not None]
+    return all(uses.get(parameter_name(a) or "", 2) == 1 for a in tensors)
+
+
+def _free_name(graph_module: fx.GraphModule, name: str) -> str:
+    """`name`, lengthened where the module has something else under it."""
+    owner, _, leaf = name.rpartition(".")
+    while getattr(graph_module.get_submodule(owner), leaf, None) is not None:
+        name, leaf = name + "_", leaf + "_"
+    return name
+
+
+def _uses(graph_module: fx.GraphModule) -> dict[str, int]:
+    uses: dict[str, int] = {}
+    for node in graph_module.graph.nodes:
+        if (name := parameter_name(node)) is not None:
+            uses[name] = uses.get(name, 0) + len(node.users)
+    return uses
+
+
+def drop_unused_tensors(graph_module: fx.GraphModule) -> None:
+    """Removes parameters and buffers that no node reads."""
+    read = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
+    called = tuple(f"{n.target}." for n in graph_module.graph.nodes if n.op == "call_module")
+    for name, _ in [*graph_module.named_parameters(), *graph_module.named_buffers()]:
+        if name not in read and not name.startswith(called):
+            owner, _, leaf = name.rpartition(".")
+            delattr(graph_module.get_submodule(owner), leaf)

@@ -1,0 +1,82 @@
+"""Streaming statistics of activations: memory does not grow with the calibration set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mirabelle.errors import InputError
+
+BINS = 2048
+
+
+@dataclass
+class Histogram:
+    """Counts of a signed quantity over 2 * BINS equal bins of [-reach, reach], in the quantity's units.
+
+    The reach is a power of two above every value. It doubles when a value falls outside: neighbouring bins merge in pairs. Both the bins' edges and
+    the arithmetic that finds a value's bin are exact, so that the order of the data and its batches make no difference.
+    """
+
+    reach: float = 0.0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
+    low: float = 0.0
+    high: float = 0.0
+
+    def add(self, values: torch.Tensor, place: str = "a tensor") -> None:
+        """Counts `values` (any shape). NaN and infinity raise `InputError` with the place."""
+        if values.numel() == 0:
+            return
+        values = values.detach().float()
+        low, high = (float(v) for v in values.aminmax())
+        largest = max(-low, high)
+        if not np.isfinite(largest) or np.isnan(low):
+            raise InputError(f"{place} holds NaN or infinite values on the calibration data; look for them in the data or in the weights before it")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if largest == 0.0 and self.reach == 0.0:
+            self.counts[BINS] += values.numel()
+            return
+        if self.reach == 0.0:
+            zeros = self.counts[BINS]
+            # Not below 2^-100, where one over the bins' width would leave float32.
+            self.reach = 2.0 ** max(math.frexp(largest)[1], -100)
+            self.counts[:] = 0
+            self.counts[BINS] = zeros
+        while largest >= self.reach:
+            self._double()
+        bins = (values.flatten() * (BINS / self.reach)).floor_().to(torch.int64) + BINS
+        self.counts += torch.bincount(bins, minlength=2 * BINS).cpu().numpy()
+
+    def _double(self) -> None:
+        merged = self.counts.reshape(-1, 2).sum(1)
+        self.counts[:] = 0
+        self.counts[BINS // 2 : BINS // 2 + BINS] = merged
+        self.reach *= 2
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def maximum(self) -> float:
+        """The largest absolute value seen."""
+        return max(-self.low, self.high)
+
+    @property
+    def signed(self) -> bool:
+        return self.low < 0
+
+    def absolute(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bin centres and counts of the absolute value, over [0, reach]."""
+        counts = self.counts[BINS:] + self.counts[:BINS][::-1]
+        return (np.arange(BINS) + 0.5) * self.reach / BINS, counts
+
+    def summary(self, bins: int = 96) -> dict:
+        """For reports: counts over `bins` equal bins of [low, high], each bin of the histogram counted where its centre falls."""
+        low, high = (self.low, self.high) if self.high > self.low else (self.low - 0.5, self.high + 0.5)
+        centres = (np.arange(2 * BINS) - BINS + 0.5) * self.reach / BINS
+        counts, _ = np.histogram(np.clip(centres, low, high), bins=bins, range=(low, high), weights=self.counts)
+        return {"low": low, "high": high, "counts": [int(c) for c in counts]}

@@ -1,0 +1,131 @@
+"""Placement: which values of a captured graph are quantised, so that runtimes can fuse every layer into one integer kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from mirabelle.graph.capture import module_path, operator, parameter_name
+
+CONTRACTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
+RECTIFIERS = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}
+AVERAGES = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
+# Operators that hand on the integers that they are given, on the same grid.
+PASSES = {
+    "max_pool2d", "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "dropout", "dropout_", "clone", "contiguous",
+    "detach", "alias",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """A value that is quantised. node: its name in the graph. layer: the module path (and operator) that people know it by.
+
+    source: the name of the site whose grid it shares, or None for a grid of its own.
+    """
+
+    node: str
+    layer: str
+    source: str | None = None
+
+
+def layer_name(node: fx.Node) -> str:
+    """`layer1.0.conv1` for a contraction, `layer1.0 (add)` for other operators, the input's own name for inputs."""
+    if node.op == "placeholder":
+        return f"input {node.name}"
+    path = module_path(node)
+    return path if operator(node) in CONTRACTIONS and path else f"{path or 'network'} ({operator(node) or node.name})"
+
+
+def is_contraction(node: fx.Node) -> bool:
+    return operator(node) in CONTRACTIONS and parameter_name(node.args[1]) is not None
+
+
+def tail(node: fx.Node) -> fx.Node:
+    """The rectifier that alone reads this node, or the node itself: kernels apply it to their accumulators."""
+    users = list(node.users)
+    if len(users) == 1 and operator(users[0]) in RECTIFIERS:
+        return users[0] if rectifier_bounds(users[0])[0] == 0 else node
+    return node
+
+
+def rectifier_bounds(node: fx.Node) -> tuple[float, float]:
+    """What a rectifier clips to."""
+    name = operator(node).rstrip("_")
+    low, high = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}[name]
+    given = [*node.args[1:3], *[low, high][len(node.args[1:3]) :]]
+    return float(given[0]), float(given[1])  # type: ignore[arg-type]
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether this adds two computed tensors of one shape, as residual networks do."""
+    operands = [a.meta.get("val") for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
+    shapes = [v.shape for v in operands if isinstance(v, torch.Tensor)]
+    return operator(node) in ("add", "add_") and not node.kwargs and len(shapes) == 2 and shapes[0] == shapes[1]
+
+
+def float_operators(graph: fx.Graph, sites: Iterable[Site]) -> dict[str, int]:
+    """The operators on tensors that have no integer form in this placement, with the number of calls."""
+    known = {s.node for s in sites}
+    integer: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
+        name, grids = operator(node), all(n.name in known for n in inputs)
+        ends = tail(node).name in known
+        if is_contraction(node) and grids:
+            integer.add(node)
+        elif name in RECTIFIERS and tail(inputs[0]) is node and inputs[0] in integer:
+            integer.add(node)
+        elif grids and ends and (is_addition(node) or name == "cat" or name in PASSES or (name in AVERAGES and over_space(node))):
+            integer.add(node)
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if (name := operator(node).rstrip("_")) and node not in integer and isinstance(node.meta.get("val"), torch.Tensor):
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def place(graph: fx.Graph) -> list[Site]:
+    """The sites in order of execution.
+
+    The inputs of every convolution and linear layer; its output, after the rectifier; additions whose operands are both quantised; averages and
+    data movement of quantised values. A linear layer whose result is the network's output ends in float: its accumulators are divided once.
+    What no rule names stays in float.
+    """
+    chosen: dict[fx.Node, Site] = {}
+
+    def site(node: fx.Node, layer: fx.Node, source: str | None = None) -> None:
+        chosen.setdefault(node, Site(node.name, layer_name(layer), source))
+
+    for node in graph.nodes:
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        name = operator(node)
+        inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
+        if is_contraction(node):
+            site(inputs[0], inputs[0])
+            end = tail(node)
+            if name != "linear" or any(u.op != "output" for u in end.users):
+                site(end, node)
+        elif is_addition(node) and all(i in chosen for i in inputs):
+            site(tail(node), node)
+        elif name in AVERAGES and inputs[0] in chosen and over_space(node):
+            site(node, node)
+        elif name in PASSES and inputs and inputs[0] in chosen:
+            before = chosen[inputs[0]]
+            site(node, node, before.source or before.node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return [chosen[n] for n in sorted(chosen, key=order.__getitem__)]
+
+
+def over_space(node: fx.Node) -> bool:
+    """Whether an average runs over the last two dimensions of images, as pooling kernels do."""
+    if operator(node) != "mean":
+        return operator(node) != "adaptive_avg_pool2d" or all(s == 1 for s in node.args[1])
+    x = node.args[0].meta["val"]
+    dims = node.args[1] if len(node.args) > 1 else None
+    return isinstance(dims, (list, tuple)) and x.ndim == 4 and sorted(d % 4 for d in dims) == [2, 3]

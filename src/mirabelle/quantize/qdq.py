@@ -1,0 +1,119 @@
+"""From simulation to Q/DQ form: stored integers, and QuantizeLinear / DequantizeLinear where values change between integer and float."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  registers the operators below
+
+from mirabelle.errors import InputError
+from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.quantize import quantization
+from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
+from mirabelle.quantize.fold import drop_unused_tensors
+from mirabelle.quantize.place import is_contraction
+
+ops: Any = torch.ops.quantized_decomposed
+DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
+
+
+def to_qdq(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
+    """The network with its quantisers replaced by quantize / dequantize operators, weights stored as int8 and biases as int32.
+
+    Biases have the scale of the accumulators (input scale times weight scale) and so are added without rescaling.
+    Returns the graph and the names of the sites in the order of their quantize operators.
+    """
+    described = quantization(model)
+    if described is None:
+        raise InputError("this network is not quantised; call mb.quantize first")
+    if described.bits != 8:
+        raise InputError(f"runtimes take 8 bits, this network has {described.bits}; quantise it with bits=8 to export it")
+    network = copy.deepcopy(model)
+    dtype = torch.uint8 if all(m.low == 0 for m in network.modules() if isinstance(m, ActivationQuantizer)) else torch.int8
+    order: list[str] = []
+    for node in [n for n in network.graph.nodes if n.op == "call_module"]:
+        quantizer = network.get_submodule(str(node.target))
+        if isinstance(quantizer, ActivationQuantizer):
+            order.append(node.args[0].name)
+            _activation(network, node, quantizer, dtype)
+    for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
+        _weight(network, node)
+    drop_unused_tensors(network)
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network, order
+
+
+def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether a layer reads its weight through a quantiser."""
+    weight = node.args[1] if len(node.args) > 1 else None
+    if node.op != "call_function" or not isinstance(weight, fx.Node) or weight.op != "call_module":
+        return False
+    return isinstance(network.get_submodule(str(weight.target)), WeightQuantizer)
+
+
+def _replace(network: fx.GraphModule, node: fx.Node, build: Any) -> None:
+    with network.graph.inserting_before(node):
+        new = build()
+    new.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
+    node.replace_all_uses_with(new)
+    network.graph.erase_node(node)
+
+
+def _activation(network: fx.GraphModule, node: fx.Node, quantizer: ActivationQuantizer, dtype: torch.dtype) -> None:
+    grid = (float(quantizer.scale.detach().abs()), quantizer.zero_point, quantizer.low, quantizer.high, dtype)
+
+    def build() -> fx.Node:
+        quantized = network.graph.call_function(ops.quantize_per_tensor.default, (node.args[0], *grid))
+        return network.graph.call_function(ops.dequantize_per_tensor.default, (quantized, *grid))
+
+    _replace(network, node, build)
+
+
+def _stored(network: fx.GraphModule, owner: str, values: torch.Tensor, scales: torch.Tensor, limits: tuple[int, int]) -> fx.Node:
+    """A dequantize of integers stored under the name of a node, per channel of dimension 0."""
+    nodes = []
+    for suffix, tensor in (("", values), ("_scale", scales), ("_zero_point", torch.zeros(len(scales), dtype=torch.int64))):
+        key = f"{owner}_quantized{suffix}"
+        network.register_buffer(key, tensor)
+        nodes.append(network.graph.get_attr(key))
+    return network.graph.call_function(ops.dequantize_per_channel.default, (*nodes, 0, *limits, values.dtype))
+
+
+def _weight(network: fx.GraphModule, node: fx.Node) -> None:
+    call = node.args[1]
+    assert isinstance(call, fx.Node)
+    quantizer = network.get_submodule(str(call.target))
+    assert isinstance(quantizer, WeightQuantizer)
+    name = str(parameter_name(call.args[0]))
+    scales = quantizer.scale.detach().abs()
+    integers = quantizer.integers(get_tensor(network, name).detach())
+    bias = node.args[2] if len(node.args) > 2 else None
+    with network.graph.inserting_before(node):
+        weight = _stored(network, call.args[0].name, integers, scales, (-128, 127))
+        new_bias = bias
+        if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
+            accumulator = scales * _input_scale(node)
+            stored = bias_integers(get_tensor(network, bias_name).detach(), accumulator)
+            new_bias = _stored(network, f"{node.name}_bias", stored, accumulator, (-(2**31), 2**31 - 1))
+    node.args = (node.args[0], weight, *([new_bias] if len(node.args) > 2 else []), *node.args[3:])
+    if not call.users:
+        network.graph.erase_node(call)
+
+
+def bias_integers(bias: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The bias in units of the accumulators, int32."""
+    return (bias.double() / scales.double()).round().clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
+
+
+def _input_scale(node: fx.Node) -> float:
+    source = node.args[0]
+    assert isinstance(source, fx.Node) and source.target is ops.dequantize_per_tensor.default, f"{node} reads a float"
+    return float(source.args[1])  # type: ignore[arg-type]
+
+
+__all__ = ["bias_integers", "is_contraction", "to_qdq"]

@@ -1,0 +1,40 @@
+"""Targets: the integer grids that a runtime's kernels run fast and right."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from mirabelle.errors import choose
+from mirabelle.measure.machine import has_vnni
+
+
+@dataclass(frozen=True)
+class Target:
+    """The grids of one kind of machine.
+
+    activations: the dtype that the exported file holds, `uint8` or `int8`. unsigned: tensors that are never negative use all the levels
+    for the positive side (0..255), else every tensor is symmetric.
+    weight_bits: 7 where kernels add pairs of products in 16 bits and would saturate with 8.
+    """
+
+    name: str
+    activations: str = "uint8"
+    unsigned: bool = True
+    weight_bits: int = 8
+
+
+TARGETS: dict[str, Target] = {
+    # pmaddubsw adds two u8*s8 products into int16: 2 * 255 * 63 fits, 2 * 255 * 127 does not.
+    "x86": Target("x86", weight_bits=7),
+    "x86-vnni": Target("x86-vnni"),
+    "arm": Target("arm", activations="int8"),
+    "symmetric": Target("symmetric", activations="int8", unsigned=False),
+}
+
+
+def resolve_target(name: str = "auto") -> Target:
+    """A target by name; `auto` is this machine's. Files for `x86` are right on every x86 machine, with or without VNNI."""
+    if name == "auto":
+        name = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86-vnni" if has_vnni() else "x86"
+    return choose(name, TARGETS, "target")

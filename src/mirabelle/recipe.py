@@ -1,0 +1,278 @@
+"""Recipes: YAML -> frozen dataclasses, checked whole before any work starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mirabelle.distill import check_weights, distill
+from mirabelle.errors import InputError, RecipeError, did_you_mean
+from mirabelle.measure.accuracy import METRICS
+from mirabelle.plugins import resolve
+from mirabelle.prune import ALLOCATIONS, CRITERIA, REPAIRS, check_budget, prune
+from mirabelle.quantize import TARGETS, THRESHOLDS, quantize
+from mirabelle.runtimes import RUNTIMES
+from mirabelle.train import LOSSES, train
+from mirabelle.train.optim import OPTIMIZERS, SCHEDULES
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the result must keep. None: no limit.
+
+    accuracy_drop: at most so much below the original, as a fraction (0.005 is half a point). speedup: at least so many times faster than the float original
+    on the same runtime. size_ratio: the file at least so many times smaller. macs: at most this fraction of the original's. on_fail: `stop` ends the run
+    with an error, `warn` only says so.
+    """
+
+    accuracy_drop: float | None = None
+    speedup: float | None = None
+    size_ratio: float | None = None
+    macs: float | None = None
+    on_fail: str = "stop"
+
+    def items(self) -> list[tuple[str, float]]:
+        found = [(n, getattr(self, n)) for n in ("accuracy_drop", "speedup", "size_ratio", "macs")]
+        return [(n, v) for n, v in found if v is not None]
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was written; `load_recipe` has checked every key and value."""
+
+    model: str
+    data: str
+    steps: tuple[Step, ...]
+    metric: str = "top1"
+    loss: str = "cross_entropy"
+    seed: int = 0
+    limits: Limits = Limits()
+    version: int = 1
+    path: str = "recipe.yaml"
+
+    def to_dict(self) -> dict[str, Any]:
+        limits = {k: v for k, v in vars(self.limits).items() if v is not None}
+        return {
+            "version": self.version, "model": self.model, "data": self.data, "metric": self.metric, "loss": self.loss, "seed": self.seed,
+            "limits": limits, "steps": [{s.name: dict(s.options)} for s in self.steps],
+        }  # fmt: skip
+
+
+def _options(function: Callable, *given: str) -> dict[str, Any]:
+    """The keyword options of a function with their defaults, without those that the pipeline gives."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+
+
+_TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "prune": _options(prune, "data", "loss", "seed"),
+    "distill": {"teacher": "original", **_options(distill, "label_loss"), **_TRAINING},
+    "fit": dict(_TRAINING),
+    "quantize": _options(quantize),
+    "export": {"runtimes": ["onnxruntime"], "threads": 1},
+    "verify": {"samples": 256},
+}
+# Values that are names, and the dicts that hold them; a `module:function` is taken where the function itself takes one.
+_NAMES: dict[str, tuple[dict, bool]] = {
+    "criterion": (CRITERIA, True), "allocation": (ALLOCATIONS, False), "repair": (REPAIRS, False), "threshold": (THRESHOLDS, True),
+    "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
+    "schedule": (SCHEDULES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
+}  # fmt: skip
+_POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip"}
+_FRACTIONS = {"least", "warmup", "ema"}
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file. Everything that can be known to be wrong without running it raises `RecipeError` with the place in the file."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return parse(content, str(path))
+    except InputError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
+    """A `Recipe` from what `yaml.safe_load` gives; see `load_recipe`."""
+    if not isinstance(content, dict):
+        raise RecipeError(f"a recipe is a mapping of keys, got {type(content).__name__}")
+    known = ["version", "model", "data", "metric", "loss", "seed", "limits", "steps"]
+    _known_keys(content, known, "the recipe")
+    for key in ("version", "model", "data", "steps"):
+        if key not in content:
+            raise RecipeError(f"the recipe has no {key!r}")
+    if content["version"] != 1:
+        raise RecipeError(f"version is {content['version']!r}; this Mirabelle reads version 1")
+    for key in ("model", "data"):
+        if not isinstance(content[key], str) or (":" not in content[key] and not content[key].endswith(".onnx")):
+            raise RecipeError(f"{key} is {content[key]!r}; expected 'module:callable'")
+    if content["model"].endswith(".onnx"):
+        raise RecipeError(f"model is {content['model']!r}; ONNX files cannot be pruned or trained yet: give 'module:callable' that builds the PyTorch network")
+    seed = content.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise RecipeError(f"seed is {seed!r}; expected an integer of at least 0")
+    metric, loss = content.get("metric", "top1"), content.get("loss", "cross_entropy")
+    resolve(metric, METRICS, "metric")
+    resolve(loss, LOSSES, "loss")
+    steps = _steps(content["steps"])
+    limits = _limits(content.get("limits") or {})
+    _check_order(steps)
+    _check_limits(limits, steps)
+    return Recipe(content["model"], content["data"], steps, metric, loss, seed, limits, 1, path)
+
+
+def _known_keys(given: Mapping, known: Any, where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"{where} has an unknown key {key!r}{did_you_mean(str(key), known)}")
+
+
+def _steps(content: Any) -> tuple[Step, ...]:
+    if not isinstance(content, list) or not content:
+        raise RecipeError("steps is a list of steps with at least one, such as '- prune: {macs: 0.5}'")
+    steps = []
+    for number, item in enumerate(content, 1):
+        if isinstance(item, str):
+            item = {item: {}}
+        if not isinstance(item, dict) or len(item) != 1:
+            raise RecipeError(f"step {number} is {item!r}; expected one name with its options, such as 'prune: {{macs: 0.5}}'")
+        (name, options), where = next(iter(item.items())), f"step {number}"
+        if name not in OPTIONS:
+            raise RecipeError(f"{where} is {name!r}{did_you_mean(str(name), OPTIONS)}")
+        options = {} if options is None else options
+        if not isinstance(options, dict):
+            raise RecipeError(f"{where} ({name}) has options {options!r}; expected a mapping")
+        _known_keys(options, OPTIONS[name], f"{where} ({name})")
+        for key, value in options.items():
+            try:
+                _check_value(key, value, OPTIONS[name][key])
+            except InputError as error:
+                raise RecipeError(f"{where} ({name}), {key}: {error}") from None
+        try:
+            _CHECKS.get(name, lambda options: None)(options)
+        except InputError as error:
+            raise RecipeError(f"{where} ({name}): {error}") from None
+        steps.append(Step(name, options))
+    return tuple(steps)
+
+
+def _check_value(key: str, value: Any, default: Any) -> None:
+    if key in _NAMES:
+        table, references = _NAMES[key]
+        if value is None and default is None or (key == "repair" and value is None):
+            return
+        if references and isinstance(value, str):
+            resolve(value, table, key)
+        elif value not in table:
+            raise InputError(f"unknown {value!r}{did_you_mean(str(value), table)}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if key in _POSITIVE and value is not None and (not number or not 0 < value < float("inf")):
+        raise InputError(f"got {value!r}; expected a positive number")
+    if key in _FRACTIONS and value is not None and (not number or not 0 <= value <= 1):
+        raise InputError(f"got {value!r}; expected a number between 0 and 1")
+    if isinstance(default, int) and not isinstance(default, bool) and number and value != int(value):
+        raise InputError(f"got {value!r}; expected an integer")
+
+
+def _check_runtimes(options: Mapping[str, Any]) -> None:
+    runtimes = options.get("runtimes", ["onnxruntime"])
+    if not isinstance(runtimes, list) or not runtimes:
+        raise InputError(f"runtimes is {runtimes!r}; expected a list such as [onnxruntime, openvino]")
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise InputError(f"runtimes has {name!r}{did_you_mean(str(name), RUNTIMES)}")
+        RUNTIMES[name].version()
+
+
+def _check_distill(options: Mapping[str, Any]) -> None:
+    losses = options.get("losses") or {"dist": 1.0}
+    if not isinstance(losses, dict):
+        raise InputError(f"losses is {losses!r}; expected weights by name, such as {{dist: 1.0}}")
+    check_weights(losses, options.get("temperature", 1.0), options.get("features"))
+    teachers = options.get("teacher", "original")
+    for teacher in teachers if isinstance(teachers, list) else [teachers]:
+        if teacher != "original" and (not isinstance(teacher, str) or ":" not in teacher):
+            raise InputError(f"teacher is {teacher!r}; expected 'original', 'module:callable' or a list of them")
+
+
+def _check_quantize(options: Mapping[str, Any]) -> None:
+    bits = options.get("bits", 8)
+    if not 2 <= bits <= 8:
+        raise InputError(f"bits is {bits!r}; expected 2 to 8")
+
+
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "prune": lambda o: check_budget(o.get("macs"), o.get("params")),
+    "distill": _check_distill,
+    "quantize": _check_quantize,
+    "export": _check_runtimes,
+}
+
+
+def _check_order(steps: tuple[Step, ...]) -> None:
+    """Orders that cannot work."""
+    names = [s.name for s in steps]
+    for name in ("quantize", "export", "verify"):
+        if names.count(name) > 1:
+            raise RecipeError(f"the recipe has {names.count(name)} {name} steps; one is enough")
+    positions = {n: i for i, n in enumerate(names)}
+    for i, name in enumerate(names):
+        if name == "prune" and i > positions.get("quantize", i):
+            raise RecipeError(f"step {i + 1} prunes a quantised network; prune first, then quantize")
+        if name in ("prune", "distill", "fit", "quantize") and i > positions.get("export", i):
+            raise RecipeError(f"step {i + 1} ({name}) comes after export and would not be in the files; move export behind it")
+    if "verify" in positions and ("quantize" not in positions or positions.get("export", len(names)) > positions["verify"]):
+        raise RecipeError("verify compares a quantised network with its exported files: put quantize and export before it")
+    bits = next((s.options.get("bits", 8) for s in steps if s.name == "quantize"), 8)
+    if bits != 8 and "export" in positions:
+        raise RecipeError(f"quantize has bits: {bits} and export writes files for runtimes, which take 8; drop one of them")
+
+
+def _limits(content: Any) -> Limits:
+    if not isinstance(content, dict):
+        raise RecipeError(f"limits is {content!r}; expected a mapping such as {{accuracy_drop: 0.005}}")
+    _known_keys(content, list(Limits.__dataclass_fields__), "limits")
+    for key, value in content.items():
+        if key == "on_fail":
+            if value not in ("stop", "warn"):
+                raise RecipeError(f"limits.on_fail is {value!r}; expected 'stop' or 'warn'")
+            continue
+        low, high = {"accuracy_drop": (-1, 1), "macs": (0, 1)}.get(key, (0, float("inf")))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
+            raise RecipeError(f"limits.{key} is {value!r}; expected a number above {low}" + (f" and at most {high}" if high != float("inf") else ""))
+    return Limits(**content)
+
+
+def _check_limits(limits: Limits, steps: tuple[Step, ...]) -> None:
+    """Limits that no run of these steps can meet."""
+    names = {s.name for s in steps}
+    for key in ("accuracy_drop", "speedup", "size_ratio"):
+        if getattr(limits, key) is not None and "export" not in names:
+            raise RecipeError(f"limits.{key} is measured on a runtime, and no step exports: add '- export: {{runtimes: [onnxruntime]}}'")
+    kept = 1.0
+    for step in steps:
+        if step.name == "prune":
+            kept *= step.options.get("macs") or 1.0
+    # The cut ends just under its target: far below it would be another recipe.
+    if limits.macs is not None and limits.macs < kept:
+        raise RecipeError(f"limits.macs is {limits.macs:g} and the prune steps keep {kept:g}: the limit contradicts them; lower macs in the step")
+    if limits.size_ratio is not None and "prune" not in names:
+        most = 4.0 if "quantize" in names else 1.0
+        if limits.size_ratio > most:
+            raise RecipeError(f"limits.size_ratio is {limits.size_ratio:g}; without a prune step the file can shrink at most {most:g} times")

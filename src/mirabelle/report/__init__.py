@@ -1,0 +1,18 @@
+"""The report of a run: `report.json` is the truth, `report.html` one self-contained page drawn from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mirabelle import files
+from mirabelle.report.html import render
+
+__all__ = ["render", "write"]
+
+
+def write(report: dict, folder: str | Path) -> Path:
+    """Writes `report.json` and `report.html` into `folder`, each whole or not at all; returns the path of the page."""
+    page = Path(folder) / "report.html"
+    files.write_json(page.with_suffix(".json"), report)
+    files.write_text(page, render(report))
+    return page

@@ -1,0 +1,106 @@
+"""What several sections share: reading the dict without trusting it, names, tables and folds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mirabelle.report import units
+from mirabelle.report.svg import element, escape, marker
+from mirabelle.report.units import DASH, number
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "tensorrt": "TensorRT"}
+METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+
+
+def items(mapping: Any, key: str) -> list[dict]:
+    """The dicts of the list at `key`; empty where there is none."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def child(mapping: Any, key: str) -> dict:
+    """The dict at `key`; empty where there is none."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def texts(values: Any) -> list[str]:
+    """The entries of a list as text, without those that are null."""
+    return [str(v) for v in values if v is not None] if isinstance(values, (list, tuple)) else []
+
+
+def runtime_name(name: Any) -> str:
+    return RUNTIMES.get(str(name), str(name))
+
+
+def metric_name(report: dict) -> str:
+    """The metric's name for people, from the first accuracy that names one."""
+    for stage in items(report, "stages"):
+        for figures in child(stage, "runtimes").values():
+            if name := child(figures, "accuracy").get("metric"):
+                return METRICS.get(str(name), str(name))
+    return "accuracy"
+
+
+def show_value(score: dict, value: Any) -> str:
+    """A figure in the score's own kind: a percentage where samples count 0 or 1, else plain."""
+    return units.digits(value, 4) if score.get("binary") is False else units.percent(value)
+
+
+def show_score(score: dict) -> tuple[str, str]:
+    """A score as (figure, small print with the interval and n)."""
+    places = (lambda v: units.digits(v, 4)) if score.get("binary") is False else (lambda v: f"{100 * v:.2f}")
+    n = f"n = {units.digits(score['n'])}" if number(score.get("n")) is not None else ""
+    return show_value(score, score.get("value")), " ".join(p for p in (units.interval(score.get("low"), score.get("high"), places), n) if p)
+
+
+def section(title: str, note: str, *body: str) -> str:
+    """A titled section, or nothing where its body is empty."""
+    content = "".join(body)
+    if not content:
+        return ""
+    return element("section", element("h2", escape(title)), element("p", escape(note), class_="note") if note else "", content)
+
+
+def fold(title: str, note: str, body: str, is_open: bool) -> str:
+    """A group that opens and closes; nothing where its body is empty."""
+    if not body:
+        return ""
+    summary = element("summary", escape(title), " ", element("small", escape(note)))
+    return element("details", summary, body, open="" if is_open else None)
+
+
+def table(head: tuple[str, ...], rows: list[list[tuple[str, str]]], mark_last: bool = False, words: int | None = None) -> str:
+    """A table in a container that scrolls by itself. Cells are (figure, small print); columns of dashes are left out.
+
+    mark_last: tint the last row. words: the index of a column of prose.
+    """
+    kept = [i for i in range(len(head)) if i == 0 or any(r[i][0] not in ("", DASH) for r in rows)]
+    if not rows:
+        return ""
+    titles = "".join(element("th", escape(head[i]), scope="col", class_="words" if i == words else None) for i in kept)
+    body = []
+    for r, row in enumerate(rows):
+        cells = "".join(
+            element("td", escape(row[i][0]), element("small", escape(row[i][1])) if row[i][1] else "", class_="words" if i == words else None)
+            for i in kept
+        )
+        body.append(element("tr", cells, class_="best" if mark_last and r == len(rows) - 1 else None))
+    return element("div", element("table", element("thead", element("tr", titles)), element("tbody", *body)), class_="wide", tabindex=0)
+
+
+def listing(rows: list[tuple[str, str]]) -> str:
+    """Names and what they stand for; nothing where there are none."""
+    return element("dl", *(element("dt", escape(k)) + element("dd", escape(v)) for k, v in rows)) if rows else ""
+
+
+def legend(entries: list[tuple[str, str, int | None]]) -> str:
+    """Names beside their colours: (name, class, the marker's kind or None for a bar)."""
+
+    def swatch(class_: str, kind: int | None) -> str:
+        shape = (
+            element("rect", x=1, y=4, width=12, height=7, class_=f"bar {class_}") if kind is None else element("g", marker(kind, 7, 7), class_=class_)
+        )
+        return element("svg", shape, viewBox="0 0 14 14", aria_hidden="true")
+
+    return element("ul", *(element("li", swatch(c, k) + escape(n)) for n, c, k in entries), class_="legend")

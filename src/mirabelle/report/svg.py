@@ -1,0 +1,240 @@
+"""Charts as inline SVG. Every function takes numbers and returns text; lengths are in pixels of a 360-wide drawing unless said otherwise.
+
+Colours are CSS classes: `s0`, `s1`, ... set `currentColor` for a series. Every mark carries a `<title>`, which browsers show as a tooltip.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mirabelle.report.units import digits, number
+
+WIDTH, HEIGHT = 360, 250
+LEFT, RIGHT, TOP, BOTTOM = 48, 350, 26, 212  # the edges of the plotting area
+GLYPH = 7.0  # the width of a character at the charts' font size, estimated generously
+NAME_LENGTH = 26
+
+Scale = Callable[[float], float]
+
+
+def escape(value: Any) -> str:
+    """Text that is safe inside elements and quoted attributes; characters that HTML and XML do not allow are replaced."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", "\ufffd", str(value))
+    return html.escape(text, quote=True)
+
+
+def element(tag: str, *body: str, **attributes: Any) -> str:
+    """`<tag a="b">body</tag>`. The body is markup already; attributes are escaped, None is left out, `_` in a name is `-`, `class_` is `class`."""
+    pairs = "".join(
+        f' {k.rstrip("_").replace("_", "-")}="{escape(f"{v:.6g}" if isinstance(v, float) else v)}"' for k, v in attributes.items() if v is not None
+    )
+    return f"<{tag}{pairs}>{''.join(body)}</{tag}>"
+
+
+def text(value: Any, x: Any, y: Any, anchor: str | None = None, class_: str | None = None) -> str:
+    return element("text", escape(value), x=x, y=y, text_anchor=anchor, class_=class_)
+
+
+def titled(value: Any) -> str:
+    return element("title", escape(value))
+
+
+def short(name: Any, most: int = NAME_LENGTH) -> str:
+    """A long name without its middle; the end of a layer's name tells more than its beginning."""
+    name = str(name)
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
+
+
+def linear(low: float, high: float, start: float, end: float) -> Scale:
+    """The map of [low, high] onto [start, end]; an empty range goes to the middle."""
+    if high == low:
+        return lambda _: (start + end) / 2
+    return lambda v: start + (v - low) / (high - low) * (end - start)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """At most `most` + 1 round numbers (1, 2 or 5 times a power of ten apart) inside [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+    """The range of the values with room around it; never empty."""
+    low, high = min(values), max(values)
+    room = (high - low) * share or abs(high) * share or 1.0
+    return low - room, high + room
+
+
+def marker(kind: int, x: float, y: float, title: str = "") -> str:
+    """A point of series `kind`: circle, square, triangle or diamond, so that colour is not the only difference."""
+    hint = titled(title) if title else ""
+    if kind % 4 == 0:
+        return element("circle", hint, cx=x, cy=y, r=4.5, class_="mark")
+    if kind % 4 == 1:
+        return element("rect", hint, x=x - 4, y=y - 4, width=8, height=8, class_="mark")
+    corners = [(0, -5.5), (5, 4), (-5, 4)] if kind % 4 == 2 else [(0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)]
+    return element("polygon", hint, points=" ".join(f"{x + dx:.6g},{y + dy:.6g}" for dx, dy in corners), class_="mark")
+
+
+def axes(x_range: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str, x_format=digits, y_format=digits):
+    """The frame of a plot: grid, tick labels and names of the axes. Returns the markup and the two scales (value to pixel)."""
+    x, y = linear(*x_range, LEFT, RIGHT), linear(*y_range, BOTTOM, TOP)
+    parts = [text(y_label, 0, 12, class_="axis"), text(x_label, RIGHT, HEIGHT - 4, "end", "axis")]
+    for v in ticks(*y_range):
+        parts.append(element("line", x1=LEFT, x2=RIGHT, y1=y(v), y2=y(v), class_="grid"))
+        parts.append(text(y_format(v), LEFT - 6, y(v) + 4, "end"))
+    for v in ticks(*x_range):
+        parts.append(element("line", x1=x(v), x2=x(v), y1=BOTTOM, y2=BOTTOM + 4, class_="tick"))
+        anchor = "end" if x(v) > RIGHT - 8 else "middle"
+        parts.append(text(x_format(v), x(v), BOTTOM + 18, anchor))
+    parts.append(element("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, class_="tick"))
+    return "".join(parts), x, y
+
+
+def drawing(label: str, *body: str, class_: str = "plot", width: float = WIDTH, height: float = HEIGHT) -> str:
+    """A drawing that scales with the page; `label` is what a screen reader says."""
+    return element("svg", titled(label), *body, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label, class_=class_)
+
+
+def free_place(x: float, y: float, width: float, taken: list[tuple[float, float, float, float]]) -> tuple[float, float]:
+    """Where a label `width` wide goes beside the point (x, y): the nearest place inside the plot that crosses none of the boxes taken.
+
+    Boxes are (left, top, right, bottom). Returns the left end of the label's baseline and adds its box to `taken`.
+    """
+    sides = [(d, s, a) for d in (8, 20, 32, 44, 56, 70, 84) for s in (-1, 1, 0) for a in (0.5, 0, 1)]
+    best = None
+    for distance, side, align in sides:
+        if side == 0 and align == 0.5:
+            continue
+        left = x - width * align if side else (x + distance if align == 0 else x - distance - width)
+        base = y + side * distance + (9 if side > 0 else 0 if side < 0 else 4)
+        box = (left, base - 10, left + width, base + 3)
+        if box[0] < LEFT or box[2] > RIGHT + 8 or box[1] < TOP - 8 or box[3] > BOTTOM:
+            continue
+        best = best or box
+        if not any(box[0] < r and box[2] > l and box[1] < b and box[3] > t for l, t, r, b in taken):
+            best = box
+            break
+    best = best or (min(max(x - width / 2, LEFT), RIGHT - width), y - 18, x + width / 2, y - 5)
+    taken.append(best)
+    return best[0], best[3] - 3
+
+
+def scatter(points: list[dict], kind: int, all_points: list[dict], x_label: str, y_label: str, y_format=digits) -> str:
+    """One series of labelled points with vertical whiskers, joined in their order by a dotted line. The horizontal axis begins at 0.
+
+    points: {"label", "x", "y", "low", "high", "title"}; low and high may be None. kind: the number of the series, for its colour and
+    marker. all_points: every point of the panels that share these axes.
+    """
+    ends = [v for p in all_points for v in (p["y"], p["low"], p["high"]) if v is not None]
+    frame, x, y = axes((0.0, max(p["x"] for p in all_points) * 1.1 or 1.0), padded(ends), x_label, y_label, y_format=y_format)
+    taken = [(x(p["x"]) - 6, y(p["y"]) - 6, x(p["x"]) + 6, y(p["y"]) + 6) for p in points]
+    taken += [(x(p["x"]) - 4, y(p["high"]), x(p["x"]) + 4, y(p["low"])) for p in points if None not in (p["low"], p["high"])]
+    places = [(x(p["x"]), y(p["y"])) for p in points]
+    for (x0, y0), (x1, y1) in zip(places, places[1:]):
+        along = [(x0 + (x1 - x0) * i / 20, y0 + (y1 - y0) * i / 20) for i in range(1, 20)]
+        taken += [(a - 1, b - 1, a + 1, b + 1) for a, b in along]
+    path = " ".join(f"{a:.6g},{b:.6g}" for a, b in places)
+    trail, marks, labels = element("polyline", points=path, class_="trail"), [], []
+    for p in points:
+        px = x(p["x"])
+        if None not in (p["low"], p["high"]):
+            low, high = y(p["low"]), y(p["high"])
+            marks.append(element("path", d=f"M{px:.6g} {low:.6g}V{high:.6g}M{px - 3:.6g} {low:.6g}h6M{px - 3:.6g} {high:.6g}h6", class_="whisker"))
+        marks.append(marker(kind, px, y(p["y"]), p["title"]))
+        left, base = free_place(px, y(p["y"]), len(p["label"]) * GLYPH, taken)
+        labels.append(text(p["label"], left, base, class_="name"))
+    label = f"{y_label} against {x_label}: {', '.join(p['title'] for p in points)}"
+    return drawing(label, frame, element("g", trail, *marks, *labels, class_=f"s{kind % 6}"))
+
+
+def lines(series: list[dict], x_label: str, y_label: str, y_format=digits) -> str:
+    """Curves over 1, 2, 3, ...; None is a gap. series: {"name", "values": [number or None]}."""
+    known = [v for s in series for v in s["values"] if v is not None]
+    if not known:
+        return ""
+    longest = max(len(s["values"]) for s in series)
+    frame, x, y = axes(
+        (1.0, max(float(longest), 1.0)), padded(known), x_label, y_label, y_format=y_format, x_format=lambda v: f"{v:g}" if v == int(v) else ""
+    )
+    parts = []
+    for i, s in enumerate(series):
+        runs: list[list[str]] = [[]]
+        dots = []
+        for epoch, v in enumerate(s["values"], 1):
+            if v is None:
+                runs.append([])
+                continue
+            runs[-1].append(f"{x(epoch):.6g},{y(v):.6g}")
+            if longest <= 30:
+                dots.append(element("circle", titled(f"{s['name']}, {x_label} {epoch}: {y_format(v)}"), cx=x(epoch), cy=y(v), r=3, class_="mark"))
+        curves = [element("polyline", points=" ".join(r), class_="curve") for r in runs if len(r) > 1]
+        parts.append(element("g", titled(s["name"]), *curves, *dots, class_=f"s{i % 6} dash{i % 3}"))
+    return drawing(f"{y_label} by {x_label}: {', '.join(str(s['name']) for s in series)}", frame, *parts)
+
+
+def bars(rows: list[dict], label: str, most: float | None = None) -> str:
+    """Horizontal bars in groups, a line of text above each group. Widths are percentages of the drawing's width, so text never scales.
+
+    rows: {"name", "value" (text at the right), "bars": [{"value": number or None, "class", "title"}]}; `most` is the value of a full
+    width, by default the largest. A bar of None or below 0 has no width.
+    """
+    known = [b["value"] for r in rows for b in r["bars"] if b["value"] is not None]
+    full = most or max(known, default=0.0) or 1.0
+    parts, top = [], 0
+    for row in rows:
+        name = text(short(row["name"]), 0, top + 12, class_="row")
+        group = [titled(row["name"]), name, text(row["value"], "100%", top + 12, "end", "value")]
+        top += 17
+        for bar in row["bars"]:
+            share = min(max(100 * (bar["value"] or 0.0) / full, 0.0), 100.0)
+            group.append(element("rect", x=0, y=top, width="100%", height=8, class_="track"))
+            group.append(element("rect", titled(bar.get("title", "")), x=0, y=top, width=f"{share:.6g}%", height=8, class_=f"bar {bar['class']}"))
+            top += 10
+        parts.append(element("g", *group))
+        top += 7
+    return element("svg", titled(label), *parts, width="100%", height=max(top, 1), role="img", aria_label=label, class_="bars")
+
+
+def histogram(counts: Sequence[float], low: float, high: float, thresholds: Sequence[float], label: str) -> str:
+    """Counts over equal bins of [low, high], heights in log(1 + count), on a drawing 160 wide and 92 high.
+
+    The thresholds are vertical lines; a threshold t > 0 clips what lies above it and t < 0 what lies below: that part is tinted.
+    """
+    width, bottom, top = 160.0, 74.0, 6.0
+    heights = [math.log1p(max(number(c) or 0.0, 0.0)) for c in counts]
+    if not heights or not high > low:
+        return ""
+    x = linear(min(low, 0.0, *thresholds), max(high, 0.0, *thresholds), 1.0, width - 1)
+    y = linear(0.0, max(heights) or 1.0, bottom, top)
+    above = min((t for t in thresholds if t > 0), default=math.inf)
+    below = max((t for t in thresholds if t < 0), default=-math.inf)
+    step = (high - low) / len(heights)
+    kept, clipped = [], []
+    for i, h in enumerate(heights):
+        a, b = low + i * step, low + (i + 1) * step
+        for start, end, out in ((a, min(b, below), clipped), (max(a, below), min(b, above), kept), (max(a, above), b, clipped)):
+            if h and end > start:
+                out.append(f"M{x(start):.5g} {bottom:g}V{y(h):.5g}H{x(end):.5g}V{bottom:g}Z")
+    parts = []
+    if above < high:
+        parts.append(element("rect", x=x(above), y=top, width=x(high) - x(above), height=bottom - top, class_="outside"))
+    if below > low:
+        parts.append(element("rect", x=x(low), y=top, width=x(below) - x(low), height=bottom - top, class_="outside"))
+    parts += [element("path", d="".join(d), class_=c) for d, c in ((kept, "kept"), (clipped, "clipped")) if d]
+    parts.append(element("path", d=f"M1 {bottom:g}H{width - 1:g}", class_="tick"))
+    parts += [element("path", titled(f"threshold {digits(t)}"), d=f"M{x(t):.5g} {top - 4:g}V{bottom:g}", class_="threshold") for t in thresholds]
+    left, right = min(low, 0.0), max(high, 0.0)
+    parts += [text(digits(left), 1, 88), text(digits(right), width - 1, 88, "end")]
+    if left < 0 < right and width / 4 < x(0) < 3 * width / 4:
+        parts.append(text("0", x(0), 88, "middle"))
+    return drawing(label, *parts, class_="histogram", width=width, height=92)

@@ -1,0 +1,23 @@
+"""Where exported networks run. A new runtime is a file with a `RUNTIME` and an entry here; none is imported before it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mirabelle.runtimes import onnxruntime, openvino
+from mirabelle.runtimes.artifact import Artifact, LayerTime, Runtime, TensorSpec
+
+__all__ = ["RUNTIMES", "Artifact", "LayerTime", "Runtime", "TensorSpec", "load"]
+
+RUNTIMES: dict[str, Runtime] = {r.name: r for r in (onnxruntime.RUNTIME, openvino.RUNTIME)}
+
+
+def load(path: str | Path, runtime: str, threads: int = 1) -> Artifact:
+    """The exported network at `path`, opened by `runtime` (a name of `RUNTIMES`).
+
+    Raises `InputError` for an unknown runtime, and for a file that is missing, of another kind or damaged;
+    `MissingRuntimeError` where the runtime is not installed.
+    """
+    artifact = Artifact(Path(path), runtime, threads)
+    _ = artifact.session
+    return artifact

@@ -1,0 +1,211 @@
+"""An exported network on disk, run by one runtime. Nothing here imports torch or a runtime before it is needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mirabelle.errors import InputError, MissingRuntimeError, choose
+
+
+class TensorSpec(NamedTuple):
+    """What a file says of an input or output. `shape`: None for a dimension left open; None in all for an unknown rank. `dtype`: NumPy's name."""
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+
+    def __str__(self) -> str:
+        shape = "any shape" if self.shape is None else "(" + ", ".join("?" if d is None else str(d) for d in self.shape) + ")"
+        return f"{shape} {self.dtype}"
+
+
+class LayerTime(NamedTuple):
+    """One node that the runtime executed, after its own fusions. `int8`: it reads 8-bit integers; None where the runtime does not say."""
+
+    name: str
+    operator: str
+    milliseconds: float
+    int8: bool | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A file opened by a runtime. `run` takes one array per input, in order, and returns one array per output."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    run: Callable[[list[np.ndarray]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What Mirabelle asks of a runtime: plain functions, so that another one is a file with five of them and an entry in `RUNTIMES`.
+
+    suffix: of the main file. version(): of the installed package. files(path): all files that belong to a main file.
+    open(path, threads): a `Session`. profile(path, threads, arrays, runs): one `LayerTime` per executed node, in order.
+    save(onnx_path, folder): this runtime's own file(s) made from an ONNX file; returns the main one.
+    """
+
+    name: str
+    suffix: str
+    version: Callable[[], str]
+    files: Callable[[Path], list[Path]]
+    open: Callable[[Path, int], Session]
+    profile: Callable[[Path, int, list[np.ndarray], int], list[LayerTime]]
+    save: Callable[[Path, Path], Path]
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """The imported package; `MissingRuntimeError` names the pip extra where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingRuntimeError(f"{package} is needed and cannot be imported ({error}); pip install mirabelle[{extra}]") from error
+
+
+def unreadable(path: Path, runtime: str, error: Exception) -> InputError:
+    """The error for a file that the runtime refuses, with the last telling line of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return InputError(
+        f"{path} cannot be opened by {runtime} ({lines[-1] if lines else type(error).__name__}); it was damaged or written by something else"
+    )
+
+
+def adapter(runtime: str) -> Runtime:
+    from mirabelle.runtimes import RUNTIMES  # here, as that dict's adapters import this file
+
+    return choose(runtime, RUNTIMES, "runtime")
+
+
+def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
+    """The array that the runtime gets: shape and type are checked, never changed; only bare Python numbers take the file's type."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+        array = np.asarray(value) if hasattr(value, "dtype") else np.asarray(value, dtype=spec.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"input {spec.name!r} is a {type(value).__name__} that makes no array ({error}); expected {spec}") from error
+    got = f"{array.shape} {array.dtype}".replace(",)", ")")
+    fits = spec.shape is None or (len(spec.shape) == array.ndim and all(e is None or e == g for e, g in zip(spec.shape, array.shape)))
+    if not fits or array.dtype.name != spec.dtype:
+        raise InputError(f"input {spec.name!r} is {got}; expected {spec}")
+    if array.size == 0:
+        raise InputError(f"input {spec.name!r} is {got} and holds no values; give at least one sample")
+    return np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported network: call it with arrays. `threads` is the number of CPU threads that one call may use.
+
+    The file is opened at the first use and stays open; copies and pickles of the artifact open it again.
+    """
+
+    path: Path
+    runtime: str
+    threads: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", Path(self.path))
+        if not isinstance(self.threads, int) or self.threads < 1:
+            raise InputError(f"threads is {self.threads!r}; expected an integer of at least 1")
+        adapter(self.runtime)
+
+    def __reduce__(self):
+        return Artifact, (self.path, self.runtime, self.threads)  # without the open session, which no runtime can copy
+
+    def __str__(self) -> str:
+        return f"{self.path.name} ({self.runtime} {self.version}, {self.threads} thread{'s' * (self.threads > 1)})"
+
+    @cached_property
+    def session(self) -> Session:
+        """The open file. `InputError` where it is missing or damaged."""
+        runtime = adapter(self.runtime)
+        if self.path.suffix != runtime.suffix:
+            raise InputError(f"{self.path} does not end in {runtime.suffix}, as {self.runtime} needs")
+        if not self.path.is_file():
+            raise InputError(f"{self.path} is not there" if not self.path.exists() else f"{self.path} is a folder; expected a file")
+        return runtime.open(self.path, self.threads)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return self.session.outputs
+
+    @property
+    def version(self) -> str:
+        """The version of the installed runtime."""
+        return adapter(self.runtime).version()
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that must travel together, the main one first."""
+        return adapter(self.runtime).files(self.path)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all its files together."""
+        return sum(f.stat().st_size for f in self.files)
+
+    def arrays(self, *args: Any, **kwargs: Any) -> list[np.ndarray]:
+        """One checked array per input, in the file's order. Positional arguments fill the inputs that are not named.
+
+        Raises `InputError` with the input's name, what it got and what the file expects.
+        """
+        names = [s.name for s in self.inputs]
+        if unknown := sorted(set(kwargs) - set(names)):
+            raise InputError(f"{self.path.name} has no input {unknown[0]!r}; its inputs: {', '.join(names)}")
+        free = [n for n in names if n not in kwargs]
+        if len(args) != len(free):
+            raise InputError(f"{self.path.name} takes {len(names)} input(s) ({', '.join(names)}), got {len(args) + len(kwargs)}")
+        given = {**dict(zip(free, args)), **kwargs}
+        return [_as_array(given[s.name], s) for s in self.inputs]
+
+    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        try:
+            return self.session.run(arrays)
+        except InputError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(a.shape) for a in arrays)
+            raise InputError(f"{self.runtime} cannot run {self.path.name} on inputs of shape {shapes}: {str(error).strip()}") from error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """The outputs, as NumPy arrays: one alone, or a tuple in the file's order. Any batch size, where the file leaves it open."""
+        outputs = self._run(self.arrays(*args, **kwargs))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def predict(self, batch: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """The outputs for a `mirabelle.data.Batch`; what `measure.accuracy.evaluate` calls."""
+        return self(*batch.args, **batch.kwargs)
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> list[LayerTime]:
+        """Milliseconds of each node that the runtime executes: the median over `runs`, after a warm-up, for the batch as given.
+
+        From the runtime's own profiler, in a session of its own; its bookkeeping is inside the times, so they sum to more than the latency.
+        """
+        if runs < 1:
+            raise InputError(f"runs is {runs}; expected at least 1")
+        return adapter(self.runtime).profile(self.path, self.threads, self.arrays(*args, **kwargs), runs)
+
+    def with_threads(self, threads: int) -> Artifact:
+        """The same file, run by so many threads."""
+        return replace(self, threads=threads)
+
+
+def check_present(paths: Sequence[Path]) -> None:
+    """`InputError` names the first file that is missing."""
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} is not there; it belongs to {paths[0].name} and must lie beside it")

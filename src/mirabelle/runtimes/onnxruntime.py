@@ -1,0 +1,126 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mirabelle.errors import InputError
+from mirabelle.files import atomic
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
+
+TYPES = {"float": "float32", "double": "float64", "bool": "bool", "float16": "float16"} | {
+    f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)
+}
+# These read floats and multiply 8-bit integers; every other 8-bit operator also reads 8 bits.
+INT8_INSIDE = {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+WARM_UP = 5
+
+
+def version() -> str:
+    return require("onnxruntime", "onnxruntime").__version__
+
+
+def files(path: Path) -> list[Path]:
+    """The ONNX file and the files of external data that it names. These must lie in its folder or below."""
+    onnx = require("onnx", "onnxruntime")
+    if not path.is_file():
+        raise InputError(f"{path} is not there")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise unreadable(path, "onnx", error) from error
+    names = {e.value: None for t in onnx.external_data_helper._get_all_tensors(model) for e in t.external_data if e.key == "location"}
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{path} keeps weights in {name!r}, outside of its own folder; save it again with the data beside it")
+    found = [path, *(path.parent / name for name in names)]
+    check_present(found)
+    return found
+
+
+def _session(path: Path, threads: int, profile: str | None = None) -> Any:
+    ort = require("onnxruntime", "onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base class of their own
+        raise unreadable(path, "onnxruntime", error) from error
+
+
+def _spec(value: Any) -> TensorSpec:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape)
+    return TensorSpec(value.name, shape, TYPES.get(kind) or kind)
+
+
+def open(path: Path, threads: int) -> Session:
+    session = _session(path, threads)
+    inputs = [_spec(v) for v in session.get_inputs()]
+    return Session(
+        inputs,
+        [_spec(v) for v in session.get_outputs()],
+        lambda arrays: session.run(None, {s.name: a for s, a in zip(inputs, arrays)}),
+    )
+
+
+def _int8(event: dict) -> bool | None:
+    """Whether the node's first input is of 8 bits. A DequantizeLinear reads them too, but computes in floating point."""
+    operator, types = event["op_name"], event.get("input_type_shape")
+    if operator in INT8_INSIDE:
+        return True
+    if operator == "DequantizeLinear":
+        return False
+    return None if not types else next(iter(types[0])) in ("int8", "uint8")
+
+
+def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(path, threads, str(Path(folder) / "profile"))
+        feed = {v.name: a for v, a in zip(session.get_inputs(), arrays)}
+        for _ in range(WARM_UP + runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes: dict[tuple, list[dict]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            nodes.setdefault((event["args"]["node_index"], event["name"]), []).append(event)
+    return [
+        LayerTime(
+            name.removesuffix("_kernel_time"),
+            times[-1]["args"]["op_name"],
+            median(t["dur"] for t in times[-runs:]) / 1e3,  # microseconds; the first ones are the warm-up
+            _int8(times[-1]["args"]),
+        )
+        for (_, name), times in nodes.items()
+    ]
+
+
+def save(onnx_path: Path, folder: Path) -> Path:
+    """Copies the ONNX file and its external data into `folder`, the main file last, so that it never names data that is not there."""
+    target = Path(folder) / Path(onnx_path).name
+    if target.suffix != ".onnx":
+        raise InputError(f"{onnx_path} does not end in .onnx")
+    for source in reversed(files(Path(onnx_path))):
+        copy = target.parent / source.relative_to(Path(onnx_path).parent)
+        if copy.resolve() != source.resolve():
+            with atomic(copy) as temporary:
+                shutil.copyfile(source, temporary)
+    return target
+
+
+RUNTIME = Runtime("onnxruntime", ".onnx", version, files, open, profile, save)

@@ -1,0 +1,147 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from statistics import median
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from mirabelle.errors import InputError
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
+
+# A shape left open costs much of the speed, so every shape that is asked for is compiled; this many stay.
+COMPILED_SHAPES = 4
+WARM_UP = 5
+
+
+def _openvino() -> Any:
+    return require("openvino", "openvino")
+
+
+def version() -> str:
+    return _openvino().__version__.split("-")[0]
+
+
+def files(path: Path) -> list[Path]:
+    """The .xml of the graph and the .bin of the weights."""
+    found = [path, path.with_suffix(".bin")]
+    check_present(found)
+    return found
+
+
+def options(threads: int) -> dict[str, Any]:
+    """Float32 stays float32: where the CPU has bfloat16 units, OpenVINO's default would compute another network than the one exported."""
+    return {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    core = _openvino().Core()
+    files(path)
+    with path.open("rb") as f:
+        if not f.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
+            raise InputError(f"{path} is not an OpenVINO graph; it was damaged or written by something else")
+    try:
+        return core, core.read_model(path)
+    except Exception as error:
+        raise unreadable(path, "openvino", error) from error
+
+
+def _spec(port: Any, index: int) -> TensorSpec:
+    shape = port.get_partial_shape()
+    dims = None if shape.rank.is_dynamic else tuple(None if d.is_dynamic else d.get_length() for d in shape)
+    kind = port.get_element_type()
+    try:
+        dtype = np.dtype(kind.to_dtype()).name
+    except RuntimeError:
+        dtype = kind.get_type_name()
+    return TensorSpec(min(port.get_names(), default=f"input_{index}"), dims, dtype)
+
+
+def _compile(core: Any, model: Any, arrays: list[np.ndarray], settings: dict[str, Any]) -> Any:
+    """An inference request for exactly these shapes; `model` stays as it is."""
+    if any(port.get_partial_shape().is_dynamic for port in model.inputs):
+        model = model.clone()
+        model.reshape({i: list(a.shape) for i, a in enumerate(arrays)})
+    return core.compile_model(model, "CPU", settings).create_infer_request()
+
+
+def _infer(request: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    results = request.infer(arrays, share_inputs=True)
+    return [results[i] for i in range(len(results))]
+
+
+def open(path: Path, threads: int) -> Session:
+    core, model = _read(path)
+    requests: OrderedDict[tuple, Any] = OrderedDict()
+    lock = Lock()  # a request serves one call at a time
+
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        key = tuple(a.shape for a in arrays)
+        with lock:
+            if key not in requests:
+                requests[key] = _compile(core, model, arrays, options(threads))
+                while len(requests) > COMPILED_SHAPES:
+                    requests.popitem(last=False)
+            requests.move_to_end(key)
+            return _infer(requests[key], arrays)
+
+    return Session([_spec(p, i) for i, p in enumerate(model.inputs)], [_spec(p, i) for i, p in enumerate(model.outputs)], run)
+
+
+def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
+    request = _compile(*_read(path), arrays, {**options(threads), "PERF_COUNT": True})
+    times: dict[str, list[float]] = {}
+    for i in range(WARM_UP + runs):
+        _infer(request, arrays)
+        if i >= WARM_UP:
+            for node in request.get_profiling_info():
+                times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e3)
+    return [
+        # The kernel's name ends in the precision that it reads, as in brgconv_avx512_amx_I8.
+        LayerTime(node.node_name, node.node_type, median(times[node.node_name]), node.exec_type.lower().endswith(("_i8", "_u8")))
+        for node in request.get_profiling_info()
+        if node.status.name == "EXECUTED"
+    ]
+
+
+def _stable(model: Any, names: set[str]) -> None:
+    """Takes out of the graph what differs from run to run: names counted up over the whole process, and the path of the source."""
+    for i, node in enumerate(model.get_ordered_ops()):
+        if node.get_friendly_name() not in names and re.search(r"_\d+$", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}.{i}")
+    model.set_rt_info("", ["conversion_parameters", "input_model"])
+
+
+def save(onnx_path: Path, folder: Path) -> Path:
+    """Converts an ONNX file to OpenVINO's own .xml and .bin, weights as they are (not halved). The same file gives the same bytes."""
+    ov, onnx = _openvino(), require("onnx", "openvino")
+    onnx_path = Path(onnx_path)
+    if not onnx_path.is_file():
+        raise InputError(f"{onnx_path} is not there")
+    try:
+        graph = onnx.load(onnx_path, load_external_data=False).graph
+        model = ov.convert_model(onnx_path)
+    except Exception as error:
+        raise unreadable(onnx_path, "openvino", error) from error
+    values = [*graph.node, *graph.initializer, *graph.input]
+    _stable(model, {v.name for v in values} | {o for n in graph.node for o in n.output})
+    target = Path(folder) / f"{onnx_path.stem}.xml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as temporary:
+        ov.save_model(model, Path(temporary) / target.name, compress_to_fp16=False)
+        for path in (target.with_suffix(".bin"), target):  # the graph last: it is never there without its weights
+            written = Path(temporary) / path.name
+            with written.open("rb") as f:
+                os.fsync(f.fileno())
+            os.replace(written, path)
+    return target
+
+
+RUNTIME = Runtime("openvino", ".xml", version, files, open, profile, save)

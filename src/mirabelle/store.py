@@ -1,0 +1,74 @@
+"""`mb.save` and `mb.load`: pruned and quantised networks as safetensors and JSON; no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mirabelle.checks import clone
+from mirabelle.errors import InputError, did_you_mean
+from mirabelle.files import read_json, read_tensors, sha256, write_json, write_tensors
+from mirabelle.graph.surgery import replace_tensors
+from mirabelle.quantize import quantization, rebuild
+
+FORMAT = 1
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Writes `folder/model.safetensors` (weights and buffers, with their sizes) and `folder/model.json` (what else is needed to build it again).
+
+    The weights are written first, the JSON with their checksum last: an interrupted save leaves no folder that loads as something else.
+    """
+    folder = Path(folder)
+    described = quantization(model)
+    write_tensors(folder / "model.safetensors", model.state_dict())
+    content = {
+        "format": FORMAT,
+        "network": type(model).__name__ if described is None else "quantised",
+        "quantization": None if described is None else described.to_dict(),
+        "float_sizes": None if described is None else model.meta["float_sizes"],  # type: ignore[index]
+        "sha256": sha256(folder / "model.safetensors"),
+    }
+    write_json(folder / "model.json", content)
+    return folder
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """The network saved in `folder`. model: the original, unpruned network, freshly built; it stays as it is and its weights do not matter.
+
+    Raises `InputError` where the files are damaged or do not belong together, and where `model` is another network.
+    """
+    folder = Path(folder)
+    if not (folder / "model.json").is_file():
+        raise InputError(f"{folder} holds no network: there is no model.json; it was saved elsewhere, or the save was interrupted")
+    described = read_json(folder / "model.json")
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise InputError(f"{folder / 'model.json'} is of format {described.get('format') if isinstance(described, dict) else None!r}; this version reads format {FORMAT}")
+    if sha256(folder / "model.safetensors") != described["sha256"]:
+        raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    result = clone(model)
+    sizes = {n: tuple(t.shape) for n, t in tensors.items()} if described["quantization"] is None else {n: tuple(s) for n, s in described["float_sizes"].items()}
+    _resize(result, sizes)
+    if described["quantization"] is not None:
+        result = rebuild(result, described["quantization"])
+        result.meta["float_sizes"] = described["float_sizes"]
+    try:
+        result.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{folder} holds another network: {str(error).splitlines()[-1].strip()}") from None
+    return result.eval()
+
+
+def _resize(model: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
+    own = dict(model.state_dict(keep_vars=True))
+    for name in [*own, *sizes]:
+        if name not in own or name not in sizes:
+            where = "the saved network" if name in own else type(model).__name__
+            raise InputError(f"{where} has no {name!r}{did_you_mean(name, sizes if name in own else own)} load needs the network that was saved, unpruned")
+        if own[name].ndim != len(sizes[name]):
+            raise InputError(f"{name} is saved with sizes {sizes[name]}, {type(model).__name__} has {tuple(own[name].shape)}; it is another network")
+    new = {n: torch.zeros(s, dtype=own[n].dtype) for n, s in sizes.items() if tuple(own[n].shape) != s}
+    replace_tensors(model, new)

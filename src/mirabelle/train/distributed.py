@@ -1,0 +1,50 @@
+"""Many processes, one training run: what `torchrun` starts, made equal to a single process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mirabelle.data import Batch
+from mirabelle.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0
+    size: int = 1
+
+
+def start() -> World:
+    """Joins the process group that `torchrun` announced; alone where there is none."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def wrap(module: nn.Module, world: World) -> nn.Module:
+    """DistributedDataParallel where there is more than one process. Buffers are those of rank 0, as in one process that holds its share."""
+    return module if world.size == 1 else nn.parallel.DistributedDataParallel(module)
+
+
+def share(batch: Batch, world: World) -> tuple[Batch, float]:
+    """This process's slice of a batch that every process has read, and the weight that makes the averaged gradient the whole batch's.
+
+    Slicing batches instead of the data set keeps the global batches the same for any number of processes and any kind of loader;
+    the price is that each process reads all the data.
+    """
+    if world.size == 1:
+        return batch, 1.0
+    n = batch.size
+    mine = len(range(world.rank, n, world.size))
+    if mine == 0:
+        raise InputError(f"a batch of {n} cannot be shared by {world.size} processes; use larger batches or drop_last=True")
+    cut = batch.map(lambda t: t[world.rank :: world.size])
+    target = batch.target[world.rank :: world.size] if batch.target is not None else None
+    return cut._replace(target=target), mine * world.size / n

@@ -1,0 +1,401 @@
+"""Criteria against hand counts and autograd, allocation against its promises, repair against plain averages, errors before long work."""
+
+import itertools
+import json
+
+import networks
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import Head, Net, conv_bn, image, make
+from torch import nn
+
+from mirabelle.data import as_batch
+from mirabelle.errors import InputError, SurgeryError
+from mirabelle.graph.explain import explain
+from mirabelle.graph.groups import Group, analyse
+from mirabelle.measure import count_macs, count_parameters
+from mirabelle.prune import prune
+from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
+from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, Stats, collect
+from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
+
+
+def labelled(count: int = 3, n: int = 8, classes: int = 3, size: int = 8, dtype=torch.float32) -> list:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (torch.randn(n, 3, size, size, generator=generator).to(dtype), torch.randint(0, classes, (n,), generator=generator)) for _ in range(count)
+    ]
+
+
+def tiny() -> tuple[nn.Module, Group, Stats]:
+    """Two coupled 1x1 convolutions of two filters over two channels, BatchNorm behind the first."""
+    model = Net(
+        lambda s, x: s.head(s.bn(s.a(x)) + s.b(x)), a=nn.Conv2d(2, 2, 1, bias=False), bn=nn.BatchNorm2d(2), b=nn.Conv2d(2, 2, 1), head=Head(2)
+    )
+    model.a.weight.data = torch.tensor([[3.0, -4.0], [1.0, 0.0]]).view(2, 2, 1, 1)
+    model.b.weight.data = torch.tensor([[1.0, 1.0], [-2.0, 2.0]]).view(2, 2, 1, 1)
+    model.bn.weight.data = torch.tensor([0.5, -2.0])
+    (group,) = (coupling := analyse(model, as_batch(image(channels=2)))).groups
+    return model, group, collect(model, coupling, None, None, 1, needs_gradients=False)
+
+
+# --- criteria -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_l1_by_hand():
+    _, group, stats = tiny()
+    # a: 7, 1 over their mean 4; b: 2, 4 over 3; the mean of the two.
+    torch.testing.assert_close(CRITERIA["l1"](group, stats), torch.tensor([(7 / 4 + 2 / 3) / 2, (1 / 4 + 4 / 3) / 2]))
+
+
+def test_l2_by_hand():
+    _, group, stats = tiny()
+    r2, r8 = 2**0.5, 8**0.5
+    torch.testing.assert_close(CRITERIA["l2"](group, stats), torch.tensor([(5 / 3 + 2 * r2 / (r2 + r8)) / 2, (1 / 3 + 2 * r8 / (r2 + r8)) / 2]))
+
+
+def test_bn_scale_by_hand():
+    _, group, stats = tiny()
+    torch.testing.assert_close(CRITERIA["bn_scale"](group, stats), torch.tensor([0.5, 2.0]))
+
+
+def test_bn_scale_needs_batchnorm():
+    model = Net(lambda s, x: s.head(torch.relu(s.a(x))), a=nn.Conv2d(3, 8, 1), head=Head(8))
+    with pytest.raises(InputError, match=r"bn_scale.*'a'.*no BatchNorm"):
+        prune(model, image(), macs=0.5, criterion="bn_scale", align=1)
+
+
+def test_taylor_formulas_by_hand():
+    group = Group("g", 2, tiny()[1].slots)
+    stats = Stats({}, changes={"g": torch.tensor([[1.0, -2.0], [3.0, 2.0]])})
+    assert CRITERIA["taylor"](group, stats).tolist() == [5.0, 4.0]
+    weights = {"a.weight": torch.tensor([[1.0, -2.0], [3.0, 1.0]]).view(2, 2, 1, 1), "b.weight": torch.ones(2, 2, 1, 1)}
+    gradients = {
+        "a.weight": torch.tensor([[2.0, 2.0], [0.5, -1.0]]).view(2, 2, 1, 1),
+        "b.weight": torch.tensor([[0.0, -1.0], [0.0, 0.0]]).view(2, 2, 1, 1),
+    }
+    # |1*2| + |-2*2| + |0| + |-1| and |3*0.5| + |1*-1|
+    assert CRITERIA["taylor_weight"](group, Stats(weights, gradients)).tolist() == [7.0, 2.5]
+
+
+class Gated(nn.Module):
+    """The residual network of `networks`, with a gate for each channel of the stream where it is read: by b and by the head."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.gate = model, nn.Parameter(torch.ones(8, dtype=torch.float64))
+
+    def forward(self, x):
+        s, gate = self.model, self.gate.view(8, 1, 1)
+        y = torch.relu(s.a(x))
+        return s.head(torch.relu(y + s.c(torch.relu(s.b(y * gate)))) * gate)
+
+
+def test_changes_are_the_gradient_of_a_gate():
+    model, x = make("residual")
+    model.eval()
+    data = labelled(dtype=torch.float64)
+    coupling = analyse(model, as_batch(x))
+    stats = collect(model, coupling, data, None, 3, needs_gradients=True)
+    gated = Gated(model)
+    weights = []
+    for i, (inputs, target) in enumerate(data):
+        loss = nn.functional.cross_entropy(gated(inputs), target)
+        (gradient,) = torch.autograd.grad(loss, gated.gate, retain_graph=True)
+        weights.append(torch.autograd.grad(loss, model.b[0].weight)[0])
+        # The change of the loss to first order, when a gate goes from 1 to 0.
+        torch.testing.assert_close(stats.changes["a.0"][i].double(), -gradient, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(stats.gradients["b.0.weight"], torch.stack(weights).mean(0))
+    assert stats.changes["a.0"].shape == (3, 8) and stats.changes["b.0"].shape == (3, 6)
+
+
+def test_collecting_leaves_the_network_alone():
+    model, x = make("residual", torch.float32)
+    model.train()
+    model.a[0].weight.requires_grad_(False)
+    model.fresh = nn.Parameter(torch.ones(1))
+    model.fresh.grad = torch.full((1,), 7.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    prune(model, x, macs=0.6, data=labelled(), batches=2, align=1)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training and all(m.training for m in model.modules())
+    assert not model.a[0].weight.requires_grad and model.b[0].weight.requires_grad
+    assert model.fresh.grad.item() == 7 and model.b[0].weight.grad is None
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("network", ["residual", "dense", "grouped", "depthwise"])
+def test_contract_of_criteria(name, network):
+    """Each gives one finite score a channel, says the same twice, and prunes; with dead filters it finds them."""
+    model, x = make(network, torch.float32)
+    coupling = analyse(model, as_batch(x))
+    for group in coupling.groups:  # channel 0 of each group makes nothing and nobody reads it
+        for slot in group.slots:
+            tensor = model.get_parameter(slot.parameter) if "running" not in slot.parameter else None
+            if tensor is not None:
+                tensor.data.index_fill_(slot.dim, slot.index[0], 0)
+    stats = collect(model, coupling, labelled(), None, 2, needs_gradients=name in NEEDS_GRADIENTS)
+    for group in coupling.groups:
+        torch.manual_seed(0)
+        scores = CRITERIA[name](group, stats)
+        assert scores.shape == (group.channels,) and bool(torch.isfinite(scores).all())
+        torch.manual_seed(0)
+        assert torch.equal(scores, CRITERIA[name](group, stats))
+        if name != "random":
+            assert int(scores.argmin()) == 0
+    small = prune(model, x, macs=0.6, criterion=name, data=labelled(), batches=2, align=1)
+    assert count_macs(small, x) <= 0.6 * count_macs(model, x)
+    assert CRITERIA[name].__doc__
+
+
+def first_stays(group, stats):
+    return torch.arange(group.channels, 0, -1)
+
+
+def test_criteria_of_ones_own():
+    model, x = make("plain", torch.float32)
+    by_name = prune(model, x, params=0.5, criterion="test_prune:first_stays", align=1)
+    by_call = prune(model, x, params=0.5, criterion=first_stays, align=1)
+    n = by_call.a[0].out_channels
+    assert 0 < n < 8 and torch.equal(by_call.a[0].weight, model.a[0].weight[:n])
+    assert torch.equal(by_name.a[0].weight, by_call.a[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda g, s: torch.ones(g.channels, 2), r"shape \(8, 2\).*expected \(8,\)"),
+        (lambda g, s: torch.full((g.channels,), float("nan")), "NaN or infinite"),
+        ("tailor", "did you mean 'taylor'"),
+        ("no_such_module:f", "no module 'no_such_module'"),
+        ("test_prune:first_stay", "did you mean 'first_stays'"),
+        (7, "unknown criterion 7"),
+    ],
+)
+def test_bad_criteria(criterion, message):
+    model, x = make("plain", torch.float32)
+    with pytest.raises(InputError, match=message):
+        prune(model, x, macs=0.5, criterion=criterion, align=1)
+
+
+# --- allocation -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_aligned_is_nearest():
+    group = Group("g", 30, ())
+    assert [aligned(n, group, 8, 0.1) for n in (30, 29, 28, 27, 26, 21, 20, 19, 5, 0)] == [30, 30, 30, 24, 24, 24, 24, 16, 8, 8]
+    assert all(aligned(n, Group("g", 5, ()), 8, 0.1) == 5 for n in range(6))
+    assert [aligned(n, group, 1, 0.1) for n in (0, 1, 3, 17)] == [3, 3, 3, 17]
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(channels=st.integers(1, 100), align=st.sampled_from([1, 4, 8, 16]), least=st.floats(0.01, 1), count=st.integers(0, 100))
+def test_aligned_counts(channels, align, least, count):
+    group = Group("g", channels, ())
+    found = aligned(min(count, channels), group, align, least)
+    assert found == channels or found % align == 0
+    assert max(1, round(least * channels)) <= found <= channels
+    assert found <= aligned(min(count + 1, channels), group, align, least)
+    if found not in (channels, aligned(0, group, align, least)):
+        assert abs(found - min(count, channels)) <= align / 2
+
+
+WIDE = analyse(networks.BottleneckNet(16, (1, 2, 1, 1)), as_batch(image(size=32)))
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(fraction=st.floats(0.15, 1), align=st.sampled_from([1, 8]), seed=st.integers(0, 9), what=st.sampled_from(["macs", "params"]))
+def test_contract_of_allocations(name, fraction, align, seed, what):
+    cost = WIDE.macs if what == "macs" else lambda kept: WIDE.parameters(kept, [n for n in WIDE.shapes if "running" not in n])
+    generator = torch.Generator().manual_seed(seed)
+    scores = {g.name: torch.rand(g.channels, generator=generator) * (1 + i) for i, g in enumerate(WIDE.groups)}
+    whole = cost({})
+    try:
+        check_feasible(WIDE, cost, fraction * whole, whole, align, 0.1, what)
+    except InputError:
+        assert align == 8  # 0.1 of 16 channels is 8 then
+        return
+    kept = ALLOCATIONS[name](WIDE, scores, cost, fraction * whole, align, 0.1)
+    assert kept.keys() == {g.name for g in WIDE.groups}
+    for group in WIDE.groups:
+        count = kept[group.name]
+        assert max(1, round(0.1 * group.channels)) <= count <= group.channels
+        assert count == group.channels or count % align == 0
+    assert cost(kept) <= fraction * whole
+    if align == 1:
+        assert cost(kept) >= (fraction - 0.02) * whole
+    assert fraction < 1 or all(kept[g.name] == g.channels for g in WIDE.groups)
+    more = ALLOCATIONS[name](WIDE, scores, cost, min(1.0, fraction + 0.1) * whole, align, 0.1)
+    assert cost(more) >= cost(kept)
+
+
+def test_a_global_order_takes_the_worst_channels():
+    model, x = make("plain", torch.float32)
+    coupling = analyse(model, as_batch(x))
+    a, b = coupling.groups
+    scores = {a.name: torch.arange(8.0) + 100, b.name: torch.arange(12.0)}
+    kept = ALLOCATIONS["global"](coupling, scores, coupling.macs, 0.7 * coupling.macs(), 1, 0.1)
+    assert kept[a.name] == 8 and kept[b.name] == max(n for n in range(13) if coupling.macs({b.name: n}) <= 0.7 * coupling.macs())
+    shares = ALLOCATIONS["uniform"](coupling, scores, coupling.macs, 0.5 * coupling.macs(), 1, 0.1)
+    assert abs(shares[a.name] / 8 - shares[b.name] / 12) < 0.2
+
+
+def test_budgets_that_cannot_be_reached():
+    model, x = make("plain", torch.float32)
+    with pytest.raises(InputError, match=r"macs=0.01 cannot be reached.*align=8.*0\.\d+ of the macs stay.*least"):
+        prune(model, x, macs=0.01, criterion="l1")
+
+
+@pytest.mark.parametrize("network", ["residual", "dense", "bottlenecks", "u-net", "shared by siblings", "tied weights"])
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.5}])
+def test_budgets_bind(network, budget):
+    model, x = make(network, torch.float32)
+    small = prune(model, x, **budget, criterion="l1", align=1)
+    count = (lambda m: count_macs(m, x)) if "macs" in budget else count_parameters
+    assert 0.35 * count(model) < count(small) <= 0.5 * count(model)
+
+
+def test_alignment_and_keep():
+    model = Net(lambda s, x: s.head(s.c(torch.relu(s.b(torch.relu(s.a(x)))))), a=conv_bn(3, 32), b=conv_bn(32, 30), c=conv_bn(30, 48), head=Head(48))
+    small = prune(model, image(), macs=0.4, criterion="l2")
+    assert all(n % 8 == 0 for n in (small.a[0].out_channels, small.c[0].out_channels)) and small.b[0].out_channels in (8, 16, 24, 30)
+    kept = prune(model, image(), macs=0.6, criterion="l2", keep=["b.0"])
+    assert kept.b[0].weight.shape == model.b[0].weight.shape and kept.c[0].out_channels < 48
+
+
+# --- repair -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_contract_of_repairs(name):
+    model, x = make("residual", torch.float32)
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    repaired = REPAIRS[name](model, [b for b, _ in labelled()], 3)
+    assert repaired is not model and type(repaired) is type(model)
+    assert repaired.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert repaired(x).shape == model(x).shape
+    assert REPAIRS[name].__doc__
+
+
+def test_batchnorm_statistics_are_plain_averages():
+    model = Net(lambda s, x: s.d(s.bn(s.a(x))), a=nn.Conv2d(3, 4, 1), bn=nn.BatchNorm2d(4, momentum=0.3), d=nn.Dropout(0.5))
+    model.eval()
+    model.d.train()
+    data = labelled(4)
+    repaired = reestimate_batchnorm(model, data, 3)  # the fourth batch is not read
+    maps = [model.a(x) for x, _ in data[:3]]
+    torch.testing.assert_close(repaired.bn.running_mean, torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0))
+    torch.testing.assert_close(repaired.bn.running_var, torch.stack([m.var((0, 2, 3)) for m in maps]).mean(0))
+    assert repaired.bn.momentum == 0.3 and not repaired.bn.training and repaired.d.training and int(repaired.bn.num_batches_tracked) == 3
+
+
+def test_repair_without_batchnorm_changes_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    repaired = reestimate_batchnorm(model, [image()], 1)
+    assert all(torch.equal(v, repaired.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_prune_repairs():
+    model, x = make("plain", torch.float32)
+    data = labelled()
+    raw = prune(model, x, macs=0.5, criterion="l1", align=1, repair=None, data=data)
+    mended = prune(model, x, macs=0.5, criterion="l1", align=1, data=data)
+    assert torch.equal(raw.a[0].weight, mended.a[0].weight) and not torch.equal(raw.b[1].running_mean, mended.b[1].running_mean)
+    assert torch.equal(mended.b[1].running_mean, reestimate_batchnorm(raw, data, 16).b[1].running_mean)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def never(*_):
+    raise AssertionError("work was started")
+
+
+def wrong(kind: str) -> dict:
+    model, x = make("plain", torch.float32)
+    arguments = {"model": model, "x": x, "macs": 0.5, "criterion": "taylor", "data": labelled(), "align": 1, "loss": never}
+    if kind == "nan":
+        model.b[0].weight.data[0, 0, 0, 0] = float("nan")
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.randn(2, 4, 8, 8)}, r"\(2, 4, 8, 8\)"),
+        ({"x": "image.png"}, "example input is a str"),
+        ({"model": "resnet50"}, "model is a str"),
+        ({"model": torch.relu}, "expected a torch.nn.Module"),
+        ({"macs": 0}, "got 0"),
+        ({"macs": 1.5}, "got 1.5"),
+        ({"macs": True}, "got True"),
+        ({"macs": "half"}, "got 'half'"),
+        ({"macs": float("nan")}, "got nan"),
+        ({"params": 0.5}, "exactly one budget.*macs, params"),
+        ({"macs": None}, "exactly one budget.*none"),
+        ({"align": 0}, "align=0"),
+        ({"align": 1.5}, "align=1.5"),
+        ({"batches": 0}, "batches=0"),
+        ({"least": 0}, "least=0"),
+        ({"keep": ["aa"]}, r"'aa'.*did you mean 'a'"),
+        ({"repair": "bm"}, "unknown repair 'bm'.*bn"),
+        ({"allocation": "globl"}, "did you mean 'global'"),
+        ({"data": None}, "needs data="),
+        ({"data": []}, "data yielded no batch"),
+        ({"data": iter(labelled())}, "read only once"),
+        ({"data": iter([]), "repair": None}, "exhausted iterator"),
+        ({"data": [x for x, _ in labelled()]}, "has no target"),
+        ({"data": [(torch.randn(2, 4, 8, 8), torch.zeros(2).long())]}, r"batch 0 of data.*\(2, 4, 8, 8\)"),
+        ({"data": [(image(), torch.zeros(3).long())], "loss": None}, "batch 0 of data.*batch"),
+        ({"data": [(image() * float("nan"), torch.zeros(2).long())], "loss": None}, "not finite on batch 0"),
+        ({"model": Net(lambda s, x: s.head(x.cumsum(1)), head=Head(3))}, "no channel of this network can be pruned.*cumsum"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(InputError, match=message):
+        prune(**(wrong("") | changes))
+
+
+def test_weights_that_are_nan():
+    with pytest.raises(InputError, match=r"b\.0\.weight holds 1 of 864"):
+        prune(**wrong("nan"))
+    with pytest.raises(InputError, match=r"b\.0\.weight"):
+        explain(wrong("nan")["model"], image())
+
+
+def test_masks_of_minus_infinity_are_no_error():
+    model, x = make("plain", torch.float32)
+    model.register_buffer("mask", torch.full((2, 2), -float("inf")))
+    prune(model, x, macs=0.5, criterion="l1", align=1)
+
+
+def test_a_bare_name_is_one_name():
+    model, x = make("plain", torch.float32)
+    assert prune(model, x, params=0.7, criterion="l1", align=1, keep="a").a[0].out_channels == 8
+
+
+def test_sizes_written_into_forward():
+    model = Net(lambda s, x: s.fc(s.a(x).view(-1, 8 * 8 * 8)), a=conv_bn(3, 8), fc=nn.Linear(512, 3))
+    with pytest.raises(SurgeryError, match="sizes written into it"):
+        prune(model, image(), macs=0.5, criterion="l1", align=1)
+
+
+# --- determinism ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "random"])
+def test_the_same_seed_gives_the_same_bytes(criterion):
+    model, x = make("dense", torch.float32)
+    loader = torch.utils.data.DataLoader(list(itertools.chain(*(zip(a, b, strict=True) for a, b in labelled()))), 6, shuffle=True)
+    runs = [prune(model, x, macs=0.5, criterion=criterion, data=loader, align=1, seed=s).state_dict() for s in (3, 3, 4)]
+    assert runs[0].keys() == runs[1].keys() and all(torch.equal(v, runs[1][k]) for k, v in runs[0].items())
+    assert any(v.shape != runs[2][k].shape or not torch.equal(v, runs[2][k]) for k, v in runs[0].items())
+
+
+def test_an_explanation_is_json():
+    model, x = make("dense")
+    assert json.loads(json.dumps(explain(model, x).to_dict()))["groups"][0]["channels"] == 6

@@ -1,0 +1,119 @@
+"""The integer reference against the simulation and the runtimes; and that what is wrong is found."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import mirabelle as mb
+from mirabelle.data import Batch
+from mirabelle.errors import InputError
+from mirabelle.quantize import quantize
+from mirabelle.runtimes import RUNTIMES, load
+from mirabelle.verify import sqnr
+from mirabelle.verify.reference import Reference
+from tests.quantized_networks import NETWORKS, batches, build
+
+# Its float transposed convolution: ONNX Runtime quantises the weights by itself.
+ON_THE_RUNTIME = [n for n in NETWORKS if n != "transposed"]
+
+
+def ties(q, data) -> int:
+    """Samples whose two largest outputs of the reference lie within half a percent of the range."""
+    result = np.concatenate([Reference(q).run(Batch((x,), {}, None))[1].reshape(len(x), -1) for x in data])
+    best = np.sort(result, 1)
+    return int((best[:, -1] - best[:, -2] < 0.005 * (result.max() - result.min())).sum())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_reference_is_close_to_the_simulation(name):
+    q, x = quantize(build(name), batches(name, 2)), batches(name, 1, seed=5)[0]
+    sites, result = Reference(q).run(Batch((x,), {}, None))
+    simulated = q(x).detach().numpy()
+    assert (result.shape == simulated.shape and sqnr(simulated, result) is None) or sqnr(simulated, result) > 35
+    for site in q.meta["quantization"].sites:
+        grid = q.get_submodule(f"quantizers.{site.source or site.node}")
+        assert sites[site.node].min() >= grid.low and sites[site.node].max() <= grid.high
+        assert sites[site.node].dtype.kind == "i"
+
+
+@pytest.mark.parametrize("name", ON_THE_RUNTIME)
+def test_onnxruntime_equals_the_reference(name, tmp_path):
+    q, data = quantize(build(name), batches(name, 2)), batches(name, 2, seed=5)
+    found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0][:1]), data)
+    assert found.samples == 32 and len(found.layers) == len(q.meta["quantization"].sites)
+    for check in found.layers:
+        assert check.max_off_by <= 1 and check.exact >= 0.99, check
+    assert found.first_departure is None
+    assert (1 - found.agreement.value) * 32 <= ties(q, data)
+    assert found.sqnr_db is None or found.sqnr_db > 35
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "sequential", "ends_in_conv", "concatenation"])
+def test_openvino_nearly_equals_the_reference(name, tmp_path):
+    q, data = quantize(build(name), batches(name, 2)), batches(name, 2, seed=5)
+    found = mb.verify(q, mb.export(q, tmp_path, runtime="openvino", inputs=data[0][:1]), data)
+    assert len(found.layers) == len(q.meta["quantization"].sites)
+    assert max(c.max_off_by for c in found.layers) <= 2 and min(c.exact for c in found.layers) >= 0.97
+    assert found.sqnr_db is None or found.sqnr_db > 30
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_changed_weight_is_found_where_it_is(runtime, tmp_path):
+    q, data = quantize(build("residual"), batches()), batches(count=1)
+    changed = copy.deepcopy(q)
+    with torch.no_grad():
+        weight = changed.get_parameter("c1.weight")[3].view(-1)
+        weight[weight.abs().argmax()] *= -1
+    found = mb.verify(q, mb.export(changed, tmp_path, runtime=runtime, inputs=data[0][:1]), data)
+    assert found.first_departure is not None and found.first_departure.layer == "c1"
+    assert all(c.max_off_by <= 1 for c in found.layers[: [c.layer for c in found.layers].index("c1")])
+    assert found.to_dict()["first_departure"]["layer"] == "c1" and "c1" in str(found)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_altered_scale_is_found(runtime, tmp_path):
+    q, data = quantize(build("residual"), batches()), batches(count=1)
+    path = mb.export(q, tmp_path, inputs=data[0][:1]).path
+    proto = onnx.load(path)
+    quantizer = next(n for n in proto.graph.node if n.output[0] == "relu_1_quantized")
+    for tensor in proto.graph.initializer:
+        if tensor.name == quantizer.input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))
+    onnx.save(proto, path)
+    found = mb.verify(q, mb.export(path, tmp_path / "again", runtime=runtime), data)
+    assert found.first_departure is not None and found.first_departure.layer == "c1"
+
+
+def test_artifacts_of_other_networks_are_refused(tmp_path):
+    q, data = quantize(build("mean"), batches(count=1)), batches(count=1)
+    other = quantize(build("residual"), data)
+    with pytest.raises(InputError, match="another network"):
+        mb.verify(other, mb.export(q, tmp_path / "a", inputs=data[0]), data)
+    with pytest.raises(InputError, match="holds no quantised value"):
+        mb.verify(q, mb.export(build("mean"), tmp_path / "b", inputs=data[0]), data)
+    with pytest.raises(InputError, match="needs the quantised network"):
+        mb.verify(build("mean"), mb.export(build("mean"), tmp_path / "b", inputs=data[0]), data)
+    wide = build("mean")
+    wide.fc = torch.nn.Linear(8, 7)
+    with pytest.raises(InputError, match=r"output has shape \(16, 7\).*\(16, 5\)"):
+        mb.verify(q, mb.export(quantize(wide, data), tmp_path / "c", inputs=data[0]), data)
+    with pytest.raises(InputError, match="yielded no batch"):
+        mb.verify(q, mb.export(q, tmp_path / "d", inputs=data[0]), [])
+
+
+def test_samples_and_report(tmp_path):
+    q, data = quantize(build("hardswish"), batches(count=1)), batches(count=3)
+    artifact = load(mb.export(q, tmp_path, inputs=data[0]).path, "onnxruntime")
+    found = mb.verify(q, artifact, [(x, None) for x in data], samples=20)
+    assert found.samples == 20 and found.agreement.n == 20
+    assert "hardswish" in found.float_operators
+    assert "n = 20" in str(found) and found.to_dict()["layers"][0]["layer"] == found.layers[0].layer
+
+
+def test_sqnr_by_hand():
+    assert sqnr(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(20.0)
+    assert sqnr(np.ones(3), np.ones(3)) is None and sqnr(np.zeros(3), np.ones(3)) is None
