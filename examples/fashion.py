@@ -108,7 +108,7 @@ def images_and_labels(part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Augmented(Dataset):
-    """Whole batches by index list, randomly flipped and shifted by up to two pixels: per-image transforms would cost more than the network."""
+    """Whole batches by index list, randomly flipped and shifted by up to two pixels: transforms image by image would cost more than the network."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, erase: bool = False):
         self.images, self.labels, self.erase = images, labels, erase
@@ -152,12 +152,15 @@ class Loaders(NamedTuple):
     validation: DataLoader
 
 
-def data(batch_size: int = 128) -> Loaders:
-    """Train on 55 000, validate on the last 5 000 of the 60 000, calibrate on 512 of the first; the 10 000 test images choose nothing."""
+def data(batch_size: int = 128, erase: bool = False) -> Loaders:
+    """Train on 55 000, validate on the last 5 000 of the 60 000, calibrate on 512 of the first; the 10 000 test images choose nothing.
+
+    erase: also blank out squares of training images (Zhong et al. 2020), as when the network was trained from scratch.
+    """
     images, labels = images_and_labels("train")
     test_images, test_labels = images_and_labels("t10k")
     return Loaders(
-        train=DataLoader(Augmented(images[:55000], labels[:55000], erase=True), batch_size, shuffle=True, drop_last=True, collate_fn=_as_is),
+        train=DataLoader(Augmented(images[:55000], labels[:55000], erase), batch_size, shuffle=True, drop_last=True, collate_fn=_as_is),
         calibration=DataLoader(Plain(images[:512], labels[:512]), 64, collate_fn=_as_is),
         test=DataLoader(Plain(test_images, test_labels), 250, collate_fn=_as_is),
         validation=DataLoader(Plain(images[55000:], labels[55000:]), 250, collate_fn=_as_is),

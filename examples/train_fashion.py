@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=cache_folder() / "train_fashion")
     options = parser.parse_args()
     seed_everything(SEED)
-    loaders = data()
+    loaders = data(erase=True)
     model = mb.fit(
         untrained(), loaders.train, loss=functools.partial(torch.nn.functional.cross_entropy, label_smoothing=0.05),
         epochs=options.epochs, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.05, ema=0.999, clip=5.0, seed=SEED,

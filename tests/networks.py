@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 
 def stir(model: nn.Module, seed: int = 0) -> nn.Module:

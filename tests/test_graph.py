@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, Head, Net, conv_bn, image, make, plans
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from examples.fashion import ResNet
 from mirabelle.data import Batch, as_batch, example_inputs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from networks import Head, Net, conv_bn, image, make
 from torch import nn
 
-from mirabelle.data import as_batch
+from mirabelle.data import as_batch, example_inputs
 from mirabelle.errors import InputError, SurgeryError
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Group, analyse
@@ -19,6 +19,7 @@ from mirabelle.measure import count_macs, count_parameters
 from mirabelle.prune import prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, Stats, collect
+from mirabelle.prune.reconstruct import Cut, reconstruct
 from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
 
 
@@ -274,7 +275,7 @@ def test_contract_of_repairs(name):
     model, x = make("residual", torch.float32)
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    repaired = REPAIRS[name](model, [b for b, _ in labelled()], 3)
+    repaired = REPAIRS[name](model, Cut(model, analyse(model, example_inputs(image())), {}), [b for b, _ in labelled()], 3)
     assert repaired is not model and type(repaired) is type(model)
     assert repaired.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert repaired(x).shape == model(x).shape
@@ -399,3 +400,38 @@ def test_the_same_seed_gives_the_same_bytes(criterion):
 def test_an_explanation_is_json():
     model, x = make("dense")
     assert json.loads(json.dumps(explain(model, x).to_dict()))["groups"][0]["channels"] == 6
+
+
+# --- least squares ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_least_squares_is_exact_where_the_removed_channels_are_combinations_of_the_kept():
+    """Channels 2 and 3 repeat 0 and 1: removing them must cost nothing, although the readers' weights on all four differ."""
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.head(s.b(torch.relu(s.a(x)))), a=nn.Conv2d(3, 4, 3, padding=1), b=nn.Conv2d(4, 6, 3, padding=1), head=Head(6)).eval()
+    with torch.no_grad():
+        model.a.weight[2:], model.a.bias[2:] = model.a.weight[:2].clone(), model.a.bias[:2].clone()
+    data = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    coupling = analyse(model, as_batch(data[0]))
+    group = next(g for g in coupling.groups if g.name == "a")
+    removed = {group.name: torch.tensor([2, 3])}
+    from mirabelle.graph.surgery import remove
+
+    small = remove(model, coupling, removed, as_batch(data[0]))
+    mended = reconstruct(small, Cut(model, coupling, removed), data, 4)
+    x = torch.randn(8, 3, 8, 8)
+    with torch.no_grad():
+        cut, repaired = (float((m(x) - model(x)).norm() / model(x).norm()) for m in (small, mended))
+    assert cut > 0.05 and repaired < 0.02 * cut + 2e-3
+    assert torch.equal(small.a.weight, mended.a.weight)
+
+
+def test_least_squares_loses_less_than_the_statistics_alone():
+    model, x = make("residual", torch.float32)
+    data = [image(n=16) for _ in range(3)]
+    errors = {}
+    for repair in (None, "bn", "least-squares"):
+        small = prune(model, x, macs=0.6, criterion="l1", align=1, repair=repair, data=data)
+        with torch.no_grad():
+            errors[repair] = float((small(data[0]) - model(data[0])).norm())
+    assert errors["least-squares"] < 0.7 * min(errors[None], errors["bn"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mirabelle.distill import check_weights, distill
@@ -91,15 +93,34 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "schedule": (SCHEDULES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
 _POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip"}
+_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "bits"}
 _FRACTIONS = {"least", "warmup", "ema"}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which takes 1e-3 for text and the second of two equal keys for the only one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe in a YAML file. Everything that can be known to be wrong without running it raises `RecipeError` with the place in the file."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe at {path}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
@@ -117,7 +138,7 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
     for key in ("version", "model", "data", "steps"):
         if key not in content:
             raise RecipeError(f"the recipe has no {key!r}")
-    if content["version"] != 1:
+    if content["version"] != 1 or isinstance(content["version"], bool):
         raise RecipeError(f"version is {content['version']!r}; this Mirabelle reads version 1")
     for key in ("model", "data"):
         if not isinstance(content[key], str) or (":" not in content[key] and not content[key].endswith(".onnx")):
@@ -125,13 +146,13 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
     if content["model"].endswith(".onnx"):
         raise RecipeError(f"model is {content['model']!r}; ONNX files cannot be pruned or trained yet: give 'module:callable' that builds the PyTorch network")
     seed = content.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise RecipeError(f"seed is {seed!r}; expected an integer of at least 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed is {seed!r}; expected an integer of at least 0 and below 2**32")
     metric, loss = content.get("metric", "top1"), content.get("loss", "cross_entropy")
     resolve(metric, METRICS, "metric")
     resolve(loss, LOSSES, "loss")
     steps = _steps(content["steps"])
-    limits = _limits(content.get("limits") or {})
+    limits = _limits({} if content.get("limits") is None else content["limits"])
     _check_order(steps)
     _check_limits(limits, steps)
     return Recipe(content["model"], content["data"], steps, metric, loss, seed, limits, 1, path)
@@ -175,18 +196,32 @@ def _steps(content: Any) -> tuple[Step, ...]:
 def _check_value(key: str, value: Any, default: Any) -> None:
     if key in _NAMES:
         table, references = _NAMES[key]
-        if value is None and default is None or (key == "repair" and value is None):
+        if (value is None and default is None) or (key == "repair" and value is None):
             return
         if references and isinstance(value, str):
             resolve(value, table, key)
-        elif value not in table:
+        elif not isinstance(value, str) or value not in table:
             raise InputError(f"unknown {value!r}{did_you_mean(str(value), table)}")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if key in _POSITIVE and value is not None and (not number or not 0 < value < float("inf")):
         raise InputError(f"got {value!r}; expected a positive number")
     if key in _FRACTIONS and value is not None and (not number or not 0 <= value <= 1):
         raise InputError(f"got {value!r}; expected a number between 0 and 1")
-    if isinstance(default, int) and not isinstance(default, bool) and number and value != int(value):
+    if key in ("weight_decay",) and (not number or not 0 <= value < float("inf")):
+        raise InputError(f"got {value!r}; expected a number of at least 0")
+    if key == "keep" and (not isinstance(value, list) or not all(isinstance(v, str) for v in value)):
+        raise InputError(f"got {value!r}; expected a list of modules or parameters, such as [fc]")
+    if key == "features" and value is not None:
+        if not isinstance(value, dict) or not all(isinstance(v, str) for pair in value.items() for v in pair):
+            raise InputError(f"got {value!r}; expected student layers and their teacher layers, such as {{layer3: layer3}}")
+    if key == "device" and value is not None:
+        try:
+            torch.device(value)
+        except (RuntimeError, TypeError):
+            raise InputError(f"got {value!r}; expected a device such as cpu or cuda") from None
+    if value is None and default is not None and key not in _NAMES:
+        raise InputError(f"has no value; leave the key out for its default, {default!r}")
+    if key in _WHOLE and value is not None and isinstance(value, float):
         raise InputError(f"got {value!r}; expected an integer")
 
 
@@ -195,8 +230,10 @@ def _check_runtimes(options: Mapping[str, Any]) -> None:
     if not isinstance(runtimes, list) or not runtimes:
         raise InputError(f"runtimes is {runtimes!r}; expected a list such as [onnxruntime, openvino]")
     for name in runtimes:
-        if name not in RUNTIMES:
+        if not isinstance(name, str) or name not in RUNTIMES:
             raise InputError(f"runtimes has {name!r}{did_you_mean(str(name), RUNTIMES)}")
+        if runtimes.count(name) > 1:
+            raise InputError(f"runtimes has {name!r} twice")
         RUNTIMES[name].version()
 
 
@@ -206,6 +243,10 @@ def _check_distill(options: Mapping[str, Any]) -> None:
         raise InputError(f"losses is {losses!r}; expected weights by name, such as {{dist: 1.0}}")
     check_weights(losses, options.get("temperature", 1.0), options.get("features"))
     teachers = options.get("teacher", "original")
+    if teachers == []:
+        raise InputError("teacher is an empty list; name at least one, such as 'original'")
+    if isinstance(teachers, list) and len(teachers) > 1 and options.get("features"):
+        raise InputError("features needs a single teacher; of an ensemble it is not clear which layer is meant")
     for teacher in teachers if isinstance(teachers, list) else [teachers]:
         if teacher != "original" and (not isinstance(teacher, str) or ":" not in teacher):
             raise InputError(f"teacher is {teacher!r}; expected 'original', 'module:callable' or a list of them")
@@ -213,7 +254,7 @@ def _check_distill(options: Mapping[str, Any]) -> None:
 
 def _check_quantize(options: Mapping[str, Any]) -> None:
     bits = options.get("bits", 8)
-    if not 2 <= bits <= 8:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
         raise InputError(f"bits is {bits!r}; expected 2 to 8")
 
 
@@ -254,7 +295,7 @@ def _limits(content: Any) -> Limits:
                 raise RecipeError(f"limits.on_fail is {value!r}; expected 'stop' or 'warn'")
             continue
         low, high = {"accuracy_drop": (-1, 1), "macs": (0, 1)}.get(key, (0, float("inf")))
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == float("inf"):
             raise RecipeError(f"limits.{key} is {value!r}; expected a number above {low}" + (f" and at most {high}" if high != float("inf") else ""))
     return Limits(**content)
 

@@ -46,6 +46,10 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     described = read_json(folder / "model.json")
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise InputError(f"{folder / 'model.json'} is of format {described.get('format') if isinstance(described, dict) else None!r}; this version reads format {FORMAT}")
+    if not {"quantization", "float_sizes", "sha256"} <= described.keys():
+        raise InputError(f"{folder / 'model.json'} lacks parts of its content; it was damaged or written by something else")
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder} holds no weights: there is no model.safetensors")
     if sha256(folder / "model.safetensors") != described["sha256"]:
         raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
     tensors, _ = read_tensors(folder / "model.safetensors")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mirabelle.checks import check_network, check_runs
-from mirabelle.data import Batch, batches
+from mirabelle.data import Batch, batches, seed_everything
 from mirabelle.distill.features import Hints, Taps
 from mirabelle.distill.losses import LOSSES, Loss
 from mirabelle.distill.teachers import Teachers
@@ -62,6 +62,7 @@ def run(
         weights["features"] = 1.0
     student = check_network(student, "student")
     device = torch.device(options.get("device") or next((p.device for p in student.parameters()), torch.device("cpu")))
+    seed_everything(options.get("seed", 0))  # projections start at random
     teachers = Teachers(teacher, device)
     first = next(batches(data, what="the training loader"))
     if "labels" in weights and first.target is None:

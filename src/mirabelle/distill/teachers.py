@@ -7,20 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mirabelle.checks import check_network
+from mirabelle.checks import check_network, clone
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.measure.accuracy import as_tensor
 
 
 class Teachers:
-    """What the student learns from. Not an `nn.Module`, so that no optimiser, checkpoint or wrapper takes the teachers for part of the student."""
+    """What the student learns from. Not an `nn.Module`, so that no optimiser, checkpoint or wrapper takes the teachers for part of the student.
+
+    Copies: the networks given stay on their device and in their mode, and one may be the student itself.
+    """
 
     def __init__(self, teachers: nn.Module | Sequence[nn.Module], device: torch.device):
         networks = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
         if not networks:
             raise InputError("distill needs at least one teacher, got an empty list")
-        self.networks = [check_network(t, f"teacher {i}").to(device).eval() for i, t in enumerate(networks)]
+        self.networks = [clone(check_network(t, f"teacher {i}")).to(device).eval() for i, t in enumerate(networks)]
         self.device = device
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 from mirabelle.checks import clone
 from mirabelle.errors import LimitError
 from mirabelle.files import atomic
-from mirabelle.pipeline.facts import build_data, build_model, check_fit, root_key
+from mirabelle.pipeline.facts import build_data, build_model, check_fit, depends, root_key
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
 from mirabelle.pipeline.summary import missed, summarise, without_timings
 from mirabelle.pipeline.workspace import Workspace, chain
@@ -47,7 +47,7 @@ def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path
     with workspace.lock():
         workspace.sweep()
         state = State(recipe, loaders, example, [Stage("original", "original", model)])
-        records, report = _steps(state, workspace, root_key(recipe, model, loaders))
+        _, report = _steps(state, workspace, root_key(recipe, model, loaders))
         write(report, workspace.folder)
         _collect(state, workspace.folder)
     failed = missed(report)
@@ -60,11 +60,12 @@ def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], di
     records = []
     steps = state.recipe.steps
     for number, step in enumerate(steps, 1):
-        key = chain(key, step=step.name, options=dict(step.options))
+        key = chain(key, step=step.name, options=dict(step.options), references=depends(step))
         record = _cached(state, workspace, number, len(steps), step.name, key, lambda folder, work, s=step: execute(s.name, state, s.options, folder, work))
         path = workspace.path(number, step.name, key)
         if (path / "model").is_dir():
             # From the disk even when it was just made: a resumed run sees the same.
+            state.saved = path / "model"
             name = step.name if all(s.name != step.name for s in state.stages) else f"{step.name}{number}"
             state.stages.append(Stage(name, LABELS[step.name], load(path / "model", clone(state.stages[0].model))))
         if step.name == "export":
@@ -96,6 +97,10 @@ def _cached(state: State, workspace: Workspace, number: int, count: int, name: s
 
 def _collect(state: State, folder: Path) -> None:
     """Copies the last stage's files to where they are easily found."""
+    if state.saved is not None:
+        for name in ("model.safetensors", "model.json"):  # in the order in which `mb.save` writes them
+            with atomic(folder / "model" / name) as temporary:
+                shutil.copyfile(state.saved / name, temporary)
     if state.exported is None:
         return
     last = state.stages[-1].name

@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-import mirabelle
 from mirabelle.checks import check_network, check_runs
-from mirabelle.data import Batch, batches, seed_everything
+from mirabelle.data import Batch, batches
 from mirabelle.distill.features import Taps
 from mirabelle.errors import InputError, RecipeError
+from mirabelle.files import content_hash
 from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measure.machine import versions
 from mirabelle.plugins import load, resolve
-from mirabelle.recipe import Recipe
+from mirabelle.prune.criteria import NEEDS_GRADIENTS
+from mirabelle.recipe import Recipe, Step
 from mirabelle.train import LOSSES
+from mirabelle.train.loop import seed_epoch
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,19 @@ def build_data(reference: str) -> Loaders:
 
 
 def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
-    return next(iter(batches(loader, 1, labelled=labelled, what=f"the {name} loader")))
+    try:
+        return next(iter(batches(loader, 1, labelled=labelled, what=f"the {name} loader")))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"the {name} loader failed on its first batch: {type(error).__name__}: {error}") from error
+
+
+def _needs_labels(step: Step) -> bool:
+    criterion = step.options.get("criterion", "taylor")
+    if step.name == "prune":
+        return criterion in NEEDS_GRADIENTS or ":" in criterion
+    return step.name == "fit" or "labels" in (step.options.get("losses") or {})
 
 
 def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
@@ -75,12 +89,12 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
 
     `RecipeError` says which loader does not fit and how: before any step has started.
     """
-    labels_needed = any(s.name in ("prune", "fit") or "labels" in (s.options.get("losses") or {}) for s in recipe.steps)
+    labels_needed = any(_needs_labels(s) for s in recipe.steps)
     try:
-        seed_everything(recipe.seed)
         example: Batch | None = None
         shapes: dict[str, list] = {}
         for name, labelled in (("train", labels_needed), ("calibration", False), ("test", True)):
+            seed_epoch(getattr(loaders, name), recipe.seed)
             batch = first_batch(getattr(loaders, name), name, labelled)
             few = batch.map(lambda t: t[:4])._replace(target=None if batch.target is None else batch.target[:4])
             output = as_tensor(check_runs(model, few, f"the {name} loader's first batch"))
@@ -92,7 +106,7 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
                 except Exception as error:
                     raise InputError(f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and the train loader's targets: {error}") from error
             if name == "test":
-                sample_scores(lambda b, output=output: output, [(few.args[0], few.target)], resolve(recipe.metric, METRICS, "metric"))
+                sample_scores(lambda b, output=output: output, [few], resolve(recipe.metric, METRICS, "metric"))
                 example = few.map(lambda t: t[:1])
         if len(set(map(str, shapes.values()))) > 1:
             raise InputError("the loaders yield different shapes: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
@@ -104,11 +118,33 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
             if features := step.options.get("features"):
                 Taps(model, list(features), "student").close()
             if step.name == "distill":
-                build_teachers(step.options.get("teacher", "original"), model)
+                _check_teachers(step, model, example, labels_needed)
         assert example is not None
         return example
     except InputError as error:
         raise RecipeError(f"{recipe.path}: {error}") from error
+
+
+def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelled: bool) -> None:
+    assert example is not None
+    ours = as_tensor(check_runs(model, example, "an example")).shape
+    losses = step.options.get("losses") or {"dist": 1.0}
+    for teacher in build_teachers(step.options.get("teacher", "original"), model):
+        theirs = as_tensor(check_runs(teacher, example, "an example")).shape
+        if theirs != ours and set(losses) - {"features", "labels"}:
+            raise InputError(f"the network gives {tuple(ours)} and the teacher {tuple(theirs)}; their outputs must have the same shape")
+        if features := step.options.get("features"):
+            Taps(teacher, list(features.values()), "teacher").close()
+
+
+def depends(step: Step) -> dict[str, Any]:
+    """What a step's result hangs on besides its options: the code and the weights behind the references in them."""
+    found: dict[str, Any] = {}
+    for key, value in step.options.items():
+        for name in value if isinstance(value, (list, dict)) else [value]:
+            if key in ("criterion", "threshold", "weight_threshold", "losses", "teacher") and isinstance(name, str) and ":" in name:
+                found[name] = [_source(name), _weights_hash(build_model(name)) if key == "teacher" else None]
+    return found
 
 
 def build_teachers(names: str | list[str], original: nn.Module) -> list[nn.Module]:
@@ -136,9 +172,13 @@ def _tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def _weights_hash(model: nn.Module) -> str:
+    return _tensors_hash((n, t.reshape(-1)) for n, t in model.state_dict().items())
+
+
 def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
     """A loader is known by its length and its first batch: reading it all could take as long as the run."""
-    seed_everything(seed)
+    seed_epoch(loader, seed)
     batch = first_batch(loader, name, False)
     tensors = [(str(i), t) for i, t in enumerate(batch.tensors)]
     if isinstance(batch.target, torch.Tensor):
@@ -148,13 +188,12 @@ def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
 
 def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
     """The hash of everything that all steps depend on."""
-    package = Path(mirabelle.__file__).parent
-    depends = {
-        "model": [recipe.model, _source(recipe.model), _tensors_hash((n, t.reshape(-1)) for n, t in model.state_dict().items())],
+    package = Path(__file__).parents[1]
+    parts = {
+        "model": [recipe.model, _source(recipe.model), _weights_hash(model)],
         "data": [recipe.data, _source(recipe.data), *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in ("train", "calibration", "test"))],
-        "seed": recipe.seed, "metric": recipe.metric, "loss": recipe.loss, "threads": torch.get_num_threads(),
+        "seed": recipe.seed, "metric": [recipe.metric, _source(recipe.metric) if ":" in recipe.metric else None],
+        "loss": [recipe.loss, _source(recipe.loss) if ":" in recipe.loss else None], "threads": torch.get_num_threads(),
         "code": _file_hash(*package.rglob("*.py")), "versions": versions("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino"),
     }  # fmt: skip
-    from mirabelle.files import content_hash
-
-    return content_hash(depends)
+    return content_hash(parts)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mirabelle.data import Batch
 from mirabelle.distill import run as run_distillation
-from mirabelle.data import Batch, seed_everything
 from mirabelle.errors import InputError
 from mirabelle.export import export
 from mirabelle.measure.accuracy import METRICS, sample_scores
@@ -27,7 +27,7 @@ from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
 from mirabelle.store import save
 from mirabelle.train import LOSSES, train
-from mirabelle.train.loop import Trained, labels_objective
+from mirabelle.train.loop import Trained, labels_objective, seed_epoch
 from mirabelle.verify import verify
 
 LATENCY_SECONDS = 12.0
@@ -44,12 +44,13 @@ class Stage:
 
 @dataclass
 class State:
-    """What steps pass on. exported: where the export step put the files of each stage."""
+    """What steps pass on. saved: where the last network that a step changed is. exported: where the export step put the files of each stage."""
 
     recipe: Recipe
     loaders: Loaders
     example: Batch
     stages: list[Stage]
+    saved: Path | None = None
     exported: Path | None = None
     runtimes: list[str] = field(default_factory=list)
     threads: int = 1
@@ -97,7 +98,7 @@ def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path)
         run_distillation(
             state.model, teachers, state.loaders.train, label_loss=resolve(state.recipe.loss, LOSSES, "loss"), seed=state.recipe.seed, checkpoint=work,
             checkpoint_seconds=10, **options,
-        )  # fmt: skip
+        )
     )
 
 
@@ -134,11 +135,17 @@ LABELS = {"prune": "pruned", "fit": "fine-tuned", "distill": "distilled", "quant
 
 def execute(name: str, state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     """Runs one step; a changed network is saved beside the rest of its output."""
-    seed_everything(state.recipe.seed)
+    seed_loaders(state)
     outcome = STEPS[name](state, options, folder, work)
     if outcome.model is not None:
         save(outcome.model, folder / "model")
     return outcome
+
+
+def seed_loaders(state: State) -> None:
+    """What a step draws must not depend on whether the steps before it ran now or long ago."""
+    for loader in vars(state.loaders).values():
+        seed_epoch(loader, state.recipe.seed)
 
 
 def measure_all(state: State, folder: Path) -> Outcome:
@@ -152,12 +159,14 @@ def measure_all(state: State, folder: Path) -> Outcome:
     scores: dict[str, np.ndarray] = {}
     if not state.exported:
         for stage in state.stages:
+            seed_loaders(state)  # the same samples in the same order for each stage
             scores[f"{stage.name}/pytorch"] = sample_scores(predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch")
         _write_scores(folder, scores)
         return Outcome({"bytes": {}})
     artifacts = {(s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes}
     for stage in state.stages:
         for runtime in state.runtimes:
+            seed_loaders(state)
             scores[f"{stage.name}/{runtime}"] = sample_scores(artifacts[stage.name, runtime].predict, state.loaders.test, metric, f"{stage.label} on {runtime}")
     _write_scores(folder, scores)
     ends = {s: state.stages[i].name for s, i in (("before", 0), ("after", -1))}

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-import mirabelle
 from mirabelle.measure import count_macs, count_parameters, machine, versions
 from mirabelle.measure.accuracy import paired_drop, score
 from mirabelle.pipeline.steps import Stage, State, read_scores
+from mirabelle.version import __version__
 
 TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds")
 
@@ -23,7 +23,7 @@ def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, A
     stages = [_stage(state, s, runtimes, measured, folder) for s in state.stages]
     facts = [(r["name"], r["facts"], r["timings"]) for r in records]
     report: dict[str, Any] = {
-        "format": 1, "mirabelle": mirabelle.__version__, "title": Path(state.recipe.path).name, "recipe": state.recipe.to_dict(), "machine": machine(),
+        "format": 1, "mirabelle": __version__, "title": Path(state.recipe.path).name, "recipe": state.recipe.to_dict(), "machine": machine(),
         "versions": versions("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"),
         "network": {
             "name": state.recipe.model,

@@ -48,7 +48,8 @@ class Workspace:
             return None
         try:
             record = read_json(folder / DONE)
-            sound = record["key"] == key and all((folder / f).is_file() and sha256(folder / f) == h for f, h in record["files"].items())
+            whole = record.pop("sha256") == content_hash(record)
+            sound = whole and record["key"] == key and all((folder / f).is_file() and sha256(folder / f) == h for f, h in record["files"].items())
         except (InputError, KeyError, TypeError, AttributeError):
             sound = False
         return record if sound else None
@@ -64,10 +65,11 @@ class Workspace:
         """Moves what was written to its place, with its record. Facts are the same for every run of this key; timings are not."""
         files = {str(p.relative_to(written)): sha256(p) for p in sorted(written.rglob("*")) if p.is_file()}
         record = {"key": key, "name": name, "files": files, "facts": facts, "timings": timings}
-        write_json(written / DONE, record)
+        write_json(written / DONE, {**record, "sha256": content_hash(record)})
+        record = {k: v for k, v in read_json(written / DONE).items() if k != "sha256"}  # as a resumed run will read it
         target = self.path(number, name, key)
         if target.exists():
-            # Set aside first: at no moment is there neither the old nor the new.
+            # A folder cannot take a filled one's place. Killed between the two, the step is done again.
             aside = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder / "steps"))
             os.replace(target, aside / target.name)
             os.replace(written, target)
@@ -81,6 +83,8 @@ class Workspace:
         """Removes what killed runs left half done (never a finished step)."""
         for leftover in (self.folder / "steps").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*self.folder.glob(".report.*"), *self.folder.glob("*/.model.*")):
+            leftover.unlink(missing_ok=True)
 
 
 def chain(previous: str, **depends: Any) -> str:

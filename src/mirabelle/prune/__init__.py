@@ -16,6 +16,7 @@ from mirabelle.graph.surgery import remove
 from mirabelle.plugins import resolve
 from mirabelle.prune.allocate import ALLOCATIONS, check_feasible
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, collect
+from mirabelle.prune.reconstruct import Cut
 from mirabelle.prune.repair import REPAIRS
 
 
@@ -44,8 +45,8 @@ def prune(
     the loss (cross entropy unless given) for criteria that need gradients; `batches` of them are used. align: kept counts are multiples of it.
     keep: modules or parameters left alone. allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
     `uniform` takes the same share of each group; None is `worth` for `taylor`, whose scores are changes of the loss, and `global` for the others.
-    least: the fraction of each group that always stays. repair: `bn` re-estimates BatchNorm's statistics on `batches` batches of `data`
-    (skipped without data); None does nothing.
+    least: the fraction of each group that always stays. repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
+    `least-squares` first solves for the weights that read pruned channels; both are skipped without data; None does nothing.
 
     Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything is computed that takes long;
     `SurgeryError` where the network's forward has sizes written into it. Channels that cannot be pruned are left alone (`mb.explain` names them).
@@ -79,7 +80,7 @@ def prune(
     kept = allocate(coupling, scores, cost, fraction * cost({}), align, least)
     removed = {g.name: scores[g.name].sort(stable=True).indices[: g.channels - kept[g.name]] for g in coupling.groups}
     small = remove(model, coupling, removed, inputs)
-    return small if mend is None or data is None else mend(small, data, batches)
+    return small if mend is None or data is None else mend(small, Cut(model, coupling, removed), data, batches)
 
 
 def check_budget(macs: float | None, params: float | None) -> tuple[str, float]:

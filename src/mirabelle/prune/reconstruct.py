@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,43 +14,53 @@ from mirabelle.data import Batch, batches
 from mirabelle.graph.groups import Coupling
 from mirabelle.progress import bar
 
-ROWS_PER_SAMPLE = 64
+ROWS_PER_SAMPLE = 32
 RIDGE = 1e-3
 
 
-class _Reached(Exception):
+@dataclass(frozen=True)
+class Cut:
+    """What was done to a network: the channels `removed[group name]` of `original`."""
+
+    original: nn.Module
+    coupling: Coupling
+    removed: Mapping[str, torch.Tensor]
+
+
+class _ReachedError(Exception):
     """Stops a forward pass at the layer that was waited for."""
 
 
-def reconstruct(
-    original: nn.Module, small: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor], data: Iterable, count: int
-) -> nn.Module:
-    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as possible to those of the same channels in `original`.
+def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
+    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as possible to those of the same channels before the cut.
 
     For each convolution or linear layer that reads pruned channels, in the order of execution, with A the inputs in the network as it is by then (one row an
-    output position, through im2col, and a column of ones), Y the layer's outputs in `original` and W the weights as they were cut:
+    output position, through im2col, and a column of ones), Y the layer's outputs in the original and W the weights as they were cut:
 
         W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = RIDGE * trace(A'A) / columns
 
-    ridge regression towards W, from sums that are streamed, in float64. At most ROWS_PER_SAMPLE random positions of each sample are used. The column of ones
+    ridge regression towards W, from streamed sums, solved in float64. At most ROWS_PER_SAMPLE random positions of each sample are used. The column of ones
     goes into the bias where the layer has one; elsewhere BatchNorm's re-estimated mean takes its place. No labels are needed. Depthwise layers read one
     channel each and are left as they are; so are layers that are not modules of their own or run several times in a pass.
     He et al. 2017 (channel pruning), section 3.1, with the inputs of the pruned network as in its "asymmetric" form.
     """
-    result = clone(small).eval()
-    reference = clone(original).eval()
-    layers = _order(reference, [n for n in _readers(coupling, removed) if _solvable(reference, n)], next(iter(batches(data, 1))))
-    kept = _kept_outputs(coupling, removed)
+    training = {n: m.training for n, m in small.named_modules()}
+    result, reference = clone(small).eval(), clone(cut.original).eval()
+    readers = [n for n in _readers(cut) if _solvable(reference, n)]
+    layers = _order(reference, readers, next(iter(batches(data, 1, what="data"))))
+    kept = _kept_outputs(cut)
     with torch.no_grad(), bar("least squares", len(layers)) as shown:
         for name in layers:
             _solve(reference, result, name, kept.get(name), data, count)
             shown.advance()
+    for name, module in result.named_modules():
+        module.training = training[name]
     return result
 
 
-def _readers(coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> list[str]:
+def _readers(cut: Cut) -> list[str]:
     """The modules that read channels of which some were removed."""
-    return list(dict.fromkeys(s.module for g in coupling.groups if len(removed.get(g.name, ())) for s in g.with_role("in")))
+    return list(dict.fromkeys(s.module for g in cut.coupling.groups if len(cut.removed.get(g.name, ())) for s in g.with_role("in")))
 
 
 def _solvable(model: nn.Module, name: str) -> bool:
@@ -73,15 +84,15 @@ def _order(model: nn.Module, names: list[str], batch: Batch) -> list[str]:
     return [n for n in seen if seen.count(n) == 1]
 
 
-def _kept_outputs(coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _kept_outputs(cut: Cut) -> dict[str, torch.Tensor]:
     """By module, the output channels that are left, in order."""
-    kept = {}
-    for group in coupling.groups:
-        gone = removed.get(group.name)
+    kept: dict[str, torch.Tensor] = {}
+    for group in cut.coupling.groups:
+        gone = cut.removed.get(group.name)
         if gone is None or not len(gone):
             continue
         for slot in group.with_role("out"):
-            size = coupling.shapes[slot.parameter][slot.dim]
+            size = cut.coupling.shapes[slot.parameter][slot.dim]
             left = torch.ones(size, dtype=torch.bool)
             left[slot.index[gone].reshape(-1)] = False
             kept[slot.module] = left & kept.get(slot.module, torch.ones(size, dtype=torch.bool))
@@ -94,12 +105,12 @@ def _seen_by(model: nn.Module, name: str, batch: Batch) -> tuple[torch.Tensor, t
 
     def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         found.extend((args[0], output))
-        raise _Reached
+        raise _ReachedError
 
     handle = model.get_submodule(name).register_forward_hook(hook)
     try:
         model(*batch.args, **batch.kwargs)
-    except _Reached:
+    except _ReachedError:
         pass
     finally:
         handle.remove()
@@ -115,14 +126,14 @@ def _rows(module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, genera
         y = outputs.flatten(2)[:, :, pick].transpose(1, 2).reshape(-1, outputs.shape[1])
     else:
         a, y = inputs.reshape(-1, inputs.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
-    return torch.cat([a, torch.ones_like(a[:, :1])], 1).double(), y.double()
+    return torch.cat([a, torch.ones_like(a[:, :1])], 1), y
 
 
 def _solve(reference: nn.Module, result: nn.Module, name: str, kept: torch.Tensor | None, data: Iterable, count: int) -> None:
     module = result.get_submodule(name)
     assert isinstance(module, (nn.Conv2d, nn.Linear))
     weight = module.weight.detach()
-    bias = module.bias.detach() if module.bias is not None else torch.zeros_like(weight[:, 0].flatten(1)[:, 0])
+    bias = module.bias.detach() if module.bias is not None else weight.new_zeros(len(weight))
     w = torch.cat([weight.flatten(1), bias[:, None]], 1).T.double()
     gram = torch.zeros(len(w), len(w), dtype=torch.float64, device=w.device)
     moment = torch.zeros_like(w)
@@ -131,7 +142,9 @@ def _solve(reference: nn.Module, result: nn.Module, name: str, kept: torch.Tenso
         batch = batch.map(lambda t: t.to(weight.device))
         inputs, _ = _seen_by(result, name, batch)
         _, outputs = _seen_by(reference, name, batch)
-        a, y = _rows(module, inputs, outputs if kept is None else outputs.index_select(1 if outputs.ndim == 4 else -1, kept.to(outputs.device)), generator)
+        if kept is not None:
+            outputs = outputs.index_select(1 if isinstance(module, nn.Conv2d) else -1, kept.to(outputs.device))
+        a, y = _rows(module, inputs, outputs, generator)
         gram += a.T @ a
         moment += a.T @ y
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(w), dtype=torch.float64, device=w.device)

@@ -10,6 +10,7 @@ from torch import nn
 from mirabelle.checks import clone, running
 from mirabelle.data import batches
 from mirabelle.progress import track
+from mirabelle.prune.reconstruct import Cut, reconstruct
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Module:
@@ -41,4 +42,15 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
     return repaired
 
 
-REPAIRS: dict[str, Callable[[nn.Module, Iterable, int], nn.Module]] = {"bn": reestimate_batchnorm}
+def bn(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
+    """BatchNorm's statistics alone."""
+    return reestimate_batchnorm(small, data, count)
+
+
+def least_squares(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
+    """The weights that read pruned channels, then BatchNorm's statistics."""
+    return reestimate_batchnorm(reconstruct(small, cut, data, count), data, count)
+
+
+# (the cut network, what was cut, data, batches to use) -> the mended network
+REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {"bn": bn, "least-squares": least_squares}

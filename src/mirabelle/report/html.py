@@ -243,7 +243,7 @@ def as_yaml(value: Any, indent: str = "") -> str:
     if isinstance(value, dict) and value:
         lines = []
         for k, v in value.items():
-            nested = isinstance(v, dict) and v or isinstance(v, list) and any(isinstance(e, dict) for e in v)
+            nested = (isinstance(v, dict) and v) or (isinstance(v, list) and any(isinstance(e, dict) for e in v))
             lines.append(f"{indent}{leaf(str(k))}:" + (f"\n{as_yaml(v, indent + '  ')}" if nested else f" {leaf(v)}"))
         return "\n".join(lines)
     if isinstance(value, list) and any(isinstance(e, dict) for e in value):

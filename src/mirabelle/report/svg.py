@@ -9,6 +9,7 @@ import html
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mirabelle.report.units import digits, number
@@ -121,7 +122,7 @@ def free_place(x: float, y: float, width: float, taken: list[tuple[float, float,
         if box[0] < LEFT or box[2] > RIGHT + 8 or box[1] < TOP - 8 or box[3] > BOTTOM:
             continue
         best = best or box
-        if not any(box[0] < r and box[2] > l and box[1] < b and box[3] > t for l, t, r, b in taken):
+        if not any(box[0] < right and box[2] > left and box[1] < bottom and box[3] > top for left, top, right, bottom in taken):
             best = box
             break
     best = best or (min(max(x - width / 2, LEFT), RIGHT - width), y - 18, x + width / 2, y - 5)
@@ -140,7 +141,7 @@ def scatter(points: list[dict], kind: int, all_points: list[dict], x_label: str,
     taken = [(x(p["x"]) - 6, y(p["y"]) - 6, x(p["x"]) + 6, y(p["y"]) + 6) for p in points]
     taken += [(x(p["x"]) - 4, y(p["high"]), x(p["x"]) + 4, y(p["low"])) for p in points if None not in (p["low"], p["high"])]
     places = [(x(p["x"]), y(p["y"])) for p in points]
-    for (x0, y0), (x1, y1) in zip(places, places[1:]):
+    for (x0, y0), (x1, y1) in pairwise(places):
         along = [(x0 + (x1 - x0) * i / 20, y0 + (y1 - y0) * i / 20) for i in range(1, 20)]
         taken += [(a - 1, b - 1, a + 1, b + 1) for a, b in along]
     path = " ".join(f"{a:.6g},{b:.6g}" for a, b in places)

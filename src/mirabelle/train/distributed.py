@@ -33,6 +33,13 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
     return module if world.size == 1 else nn.parallel.DistributedDataParallel(module)
 
 
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Rank 0's buffers for all: running statistics of their own would make the processes validate, and stop, differently."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 def share(batch: Batch, world: World) -> tuple[Batch, float]:
     """This process's slice of a batch that every process has read, and the weight that makes the averaged gradient the whole batch's.
 

@@ -136,7 +136,10 @@ def train(
     world = distributed.start()
     where = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = autocast_type(precision, where)
-    check_runs(model, next(batches(loader)).map(lambda t: t[:2].to(next(model.parameters()).device)), "the first training batch")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError("the network has no parameter to train; all of them are frozen, or it has none")
+    here = next(model.parameters()).device
+    check_runs(model, next(batches(loader, what="the training loader")).map(lambda t: t[:2].to(here)), "the first training batch")
 
     begun = time.monotonic()
     seed_everything(seed)
@@ -145,11 +148,16 @@ def train(
     optim = make_optimizer(parameter_groups(step_module, weight_decay), lr, weight_decay)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema is not None else None
     scaler = torch.amp.GradScaler(where.type, enabled=dtype is torch.float16)  # pyright: ignore[reportPrivateImportUsage]
-    per_epoch = math.ceil(_length(loader) / accumulate)
+    length = _length(loader)
+    per_epoch = math.ceil(length / accumulate)
     if per_epoch == 0:
         raise InputError("the training loader is empty (its length is 0)")
     total = steps if steps is not None else epochs * per_epoch
-    resumed = load_checkpoint(checkpoint, step_module, optim, average, scaler, {"total": total, "seed": seed})
+    identity = {
+        "total": total, "seed": seed, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "ema": ema,
+        "clip": clip, "accumulate": accumulate, "precision": str(dtype), "patience": patience,
+    }  # fmt: skip
+    resumed = load_checkpoint(checkpoint, step_module, optim, average, scaler, identity)
     done, history, best, stale = resumed.done, resumed.history, resumed.best, resumed.stale
     saved_at = time.monotonic()
 
@@ -157,7 +165,7 @@ def train(
         shown.advance(done)
         while done < total and not (patience is not None and stale >= patience):
             epoch, skip = divmod(done, per_epoch)
-            seed_everything(seed * 1_000_003 + epoch)
+            seed_epoch(loader, seed * 1_000_003 + epoch)
             if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
                 sampler.set_epoch(epoch)  # type: ignore[union-attr]
             step_module.train()
@@ -165,20 +173,23 @@ def train(
             waiting = 0
             for i, item in enumerate(iter(loader)):
                 if i < skip * accumulate:
+                    if i == skip * accumulate - 1:
+                        # Before the next batch is read: reading it may draw, for augmentation.
+                        resumed.restore_generators()
                     continue
-                if i == skip * accumulate and skip:
-                    resumed.restore_generators()
                 batch = as_batch(item, f"batch {i} of the training loader")
                 size = batch.size
                 batch, share = distributed.share(batch, world)
                 batch = _place(batch, where)
                 waiting += 1
-                last = waiting == accumulate or (i + 1 == _known_length(loader))
+                last = waiting == accumulate or i + 1 == length
+                # The last step of an epoch may have fewer batches than the others.
+                together = min(accumulate, length - i // accumulate * accumulate) if i < length else accumulate
                 with nullcontext() if last or world.size == 1 else wrapped.no_sync():  # type: ignore[operator]
                     with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
                         parts = wrapped(batch.args, batch.kwargs, batch.target)
                     loss = torch.stack([p.float() for p in parts.values()]).sum()
-                    scaler.scale(loss * share / accumulate).backward()
+                    scaler.scale(loss * share / together).backward()
                 for name, part in parts.items():
                     totals[name] = totals.get(name, 0.0) + float(part.detach())
                 if not math.isfinite(sum(totals.values())):
@@ -205,10 +216,11 @@ def train(
                 if done >= total:
                     break
                 if checkpoint and world.rank == 0 and done % per_epoch and time.monotonic() - saved_at > checkpoint_seconds:
-                    save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, totals, {"total": total, "seed": seed})
+                    save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, totals, identity)
                     saved_at = time.monotonic()
             if waiting or (done % per_epoch and done < total):
-                raise InputError(f"the training loader ended early in epoch {epoch}: it promised {_length(loader)} batches; it must give as many in every epoch")
+                raise InputError(f"the training loader ended early in epoch {epoch}: it promised {length} batches; it must give as many in every epoch")
+            distributed.share_buffers(step_module, world)
             record = {k: v / max(1, i + 1) for k, v in totals.items()}
             if validation is not None:
                 seen = evaluate(predictor(average.module if average is not None else model), validation, metric, "validating")
@@ -216,7 +228,7 @@ def train(
                 best, stale = _watch(best, stale, seen.value, average.module if average is not None else model, patience)
             history.append(record)
             if checkpoint and world.rank == 0:
-                save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, {}, {"total": total, "seed": seed})
+                save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, {}, identity)
                 saved_at = time.monotonic()
 
     result = average.module if average is not None else model
@@ -226,8 +238,13 @@ def train(
     return Trained(result, history, time.monotonic() - begun)
 
 
-def _known_length(loader: Iterable) -> int | None:
-    return len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+def seed_epoch(loader: Any, seed: int) -> None:
+    """Seeds everything that an epoch draws from, the generator that a `DataLoader` may have of its own too: a resumed run cannot ask it where it stood."""
+    seed %= 2**63
+    seed_everything(seed)
+    for owner in (loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+        if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+            generator.manual_seed(seed)
 
 
 def _place(batch: Batch, device: torch.device) -> Batch:
