@@ -114,7 +114,7 @@ def test_killed_in_every_step_and_resumed(whole, tmp_path):
             time.sleep(0.3 if name == "distill" else 0.01)
         finally:
             child.send_signal(signal.SIGKILL)
-            child.wait()
+            child.communicate()
         assert list((out / "steps").glob(f".{number:02d}-*")), "killed too late"
         assert set(finished(out)) == set(NAMES[: number - 1])
         assert not (out / "report.json").exists()

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
+from tiny import data, model
 from torch import nn
 
 import mirabelle as mb
 from mirabelle import store
 from mirabelle.errors import InputError
-from tiny import data, model
 
 
 def example() -> torch.Tensor:

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 import torch
+from tiny import Noisy, model
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -15,7 +16,6 @@ from mirabelle.errors import InputError, MirabelleError
 from mirabelle.train import train
 from mirabelle.train.loop import labels_objective
 from mirabelle.train.optim import SCHEDULES, learning_rate
-from tiny import Noisy, model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +102,7 @@ def test_accumulation_equals_larger_batches(count, length_known):
     torch.testing.assert_close(a.weight, b.weight, rtol=1e-6, atol=1e-6)
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -114,7 +114,7 @@ def interrupted(after: int, function):
         nonlocal calls
         calls += 1
         if calls > after:
-            raise Stop
+            raise StopError
         return function(network, batch)
 
     return objective
@@ -132,7 +132,7 @@ def test_resumed_equals_uninterrupted(tmp_path, after, options):
     options = {"epochs": 3, "lr": 0.01, **options}
     whole = train(net, loader(), objective, **options)
     keep = {"checkpoint": tmp_path, "checkpoint_seconds": -1.0}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(net, loader(), interrupted(after, objective), **options, **keep)
     torch.manual_seed(99)
     resumed = train(net, loader(), objective, **options, **keep)
@@ -149,7 +149,7 @@ def test_resumed_twice_with_workers_and_a_generator_of_the_loader(tmp_path):
     net, objective = model(), labels_objective("cross_entropy")
     whole = train(net, make(), objective, epochs=3)
     for after in (4, 2):
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             train(net, make(), interrupted(after, objective), epochs=3, checkpoint=tmp_path, checkpoint_seconds=-1.0)
     assert same(train(net, make(), objective, epochs=3, checkpoint=tmp_path).model, whole.model)
 
@@ -158,7 +158,7 @@ def test_resumed_with_patience_and_validation(tmp_path):
     net, objective = model(), labels_objective("cross_entropy")
     options = {"epochs": 5, "lr": 0.02, "validation": DataLoader(Noisy(30), batch_size=10, shuffle=True), "patience": 2}
     whole = train(net, loader(), objective, **options)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(net, loader(), interrupted(8, objective), **options, checkpoint=tmp_path, checkpoint_seconds=-1.0)
     resumed = train(net, loader(), objective, **options, checkpoint=tmp_path)
     assert same(resumed.model, whole.model) and resumed.history == whole.history
@@ -232,7 +232,7 @@ def test_frozen_parameters_stay():
         (pairs(2), {"patience": 1}, "validation"),
         ([torch.randn(2, 3)], {}, "no targets"),
         ([(torch.randn(2, 4), torch.zeros(2, dtype=torch.long))], {}, r"\(2, 4\)"),
-        (iter(pairs(2)), {}, ""),
+        (iter(pairs(2)), {}, "."),
     ],
 )
 def test_wrong_arguments(data, options, words):

@@ -76,8 +76,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def content_hash(value: Any) -> str:

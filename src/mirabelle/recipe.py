@@ -144,7 +144,9 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
         if not isinstance(content[key], str) or (":" not in content[key] and not content[key].endswith(".onnx")):
             raise RecipeError(f"{key} is {content[key]!r}; expected 'module:callable'")
     if content["model"].endswith(".onnx"):
-        raise RecipeError(f"model is {content['model']!r}; ONNX files cannot be pruned or trained yet: give 'module:callable' that builds the PyTorch network")
+        raise RecipeError(
+            f"model is {content['model']!r}; ONNX files cannot be pruned or trained yet: give 'module:callable' that builds the PyTorch network"
+        )
     seed = content.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise RecipeError(f"seed is {seed!r}; expected an integer of at least 0 and below 2**32")
@@ -202,12 +204,12 @@ def _check_value(key: str, value: Any, default: Any) -> None:
             resolve(value, table, key)
         elif not isinstance(value, str) or value not in table:
             raise InputError(f"unknown {value!r}{did_you_mean(str(value), table)}")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if key in _POSITIVE and value is not None and (not number or not 0 < value < float("inf")):
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if key in _POSITIVE and value is not None and (number is None or not 0 < number < float("inf")):
         raise InputError(f"got {value!r}; expected a positive number")
-    if key in _FRACTIONS and value is not None and (not number or not 0 <= value <= 1):
+    if key in _FRACTIONS and value is not None and (number is None or not 0 <= number <= 1):
         raise InputError(f"got {value!r}; expected a number between 0 and 1")
-    if key in ("weight_decay",) and (not number or not 0 <= value < float("inf")):
+    if key in ("weight_decay",) and (number is None or not 0 <= number < float("inf")):
         raise InputError(f"got {value!r}; expected a number of at least 0")
     if key == "keep" and (not isinstance(value, list) or not all(isinstance(v, str) for v in value)):
         raise InputError(f"got {value!r}; expected a list of modules or parameters, such as [fc]")
@@ -216,7 +218,7 @@ def _check_value(key: str, value: Any, default: Any) -> None:
             raise InputError(f"got {value!r}; expected student layers and their teacher layers, such as {{layer3: layer3}}")
     if key == "device" and value is not None:
         try:
-            torch.device(value)
+            torch.device(str(value))
         except (RuntimeError, TypeError):
             raise InputError(f"got {value!r}; expected a device such as cpu or cuda") from None
     if value is None and default is not None and key not in _NAMES:

@@ -45,7 +45,9 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise InputError(f"{folder} holds no network: there is no model.json; it was saved elsewhere, or the save was interrupted")
     described = read_json(folder / "model.json")
     if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise InputError(f"{folder / 'model.json'} is of format {described.get('format') if isinstance(described, dict) else None!r}; this version reads format {FORMAT}")
+        raise InputError(
+            f"{folder / 'model.json'} is of format {described.get('format') if isinstance(described, dict) else None!r}; this version reads format {FORMAT}"
+        )
     if not {"quantization", "float_sizes", "sha256"} <= described.keys():
         raise InputError(f"{folder / 'model.json'} lacks parts of its content; it was damaged or written by something else")
     if not (folder / "model.safetensors").is_file():
@@ -54,10 +56,17 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
     tensors, _ = read_tensors(folder / "model.safetensors")
     result = clone(model)
-    sizes = {n: tuple(t.shape) for n, t in tensors.items()} if described["quantization"] is None else {n: tuple(s) for n, s in described["float_sizes"].items()}
+    sizes = (
+        {n: tuple(t.shape) for n, t in tensors.items()}
+        if described["quantization"] is None
+        else {n: tuple(s) for n, s in described["float_sizes"].items()}
+    )
     _resize(result, sizes)
     if described["quantization"] is not None:
-        result = rebuild(result, described["quantization"])
+        try:
+            result = rebuild(result, described["quantization"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: {error}); it was damaged") from error
         result.meta["float_sizes"] = described["float_sizes"]
     try:
         result.load_state_dict(tensors)
@@ -71,7 +80,9 @@ def _resize(model: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
     for name in [*own, *sizes]:
         if name not in own or name not in sizes:
             where = "the saved network" if name in own else type(model).__name__
-            raise InputError(f"{where} has no {name!r}{did_you_mean(name, sizes if name in own else own)} load needs the network that was saved, unpruned")
+            raise InputError(
+                f"{where} has no {name!r}{did_you_mean(name, sizes if name in own else own)} load needs the network that was saved, unpruned"
+            )
         if own[name].ndim != len(sizes[name]):
             raise InputError(f"{name} is saved with sizes {sizes[name]}, {type(model).__name__} has {tuple(own[name].shape)}; it is another network")
     new = {n: torch.zeros(s, dtype=own[n].dtype) for n, s in sizes.items() if tuple(own[n].shape) != s}

@@ -60,7 +60,7 @@ class Hints(nn.Module):
         for projection, (mine, theirs) in zip(self.projections, self.pairs.items(), strict=True):
             s, t = projection(student[mine].float()), teacher[theirs].float()
             if s.ndim == 4 and s.shape[2:] != t.shape[2:]:
-                size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
+                size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))
                 s, t = F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)
             total = total.to(s.device) + F.mse_loss(s, t) / t.square().mean().clamp_min(1e-12)
         return total

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mirabelle.checks import check_network, clone
+from mirabelle.checks import check_network, clone, running
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.measure.accuracy import as_tensor
@@ -20,6 +20,8 @@ class Teachers:
     """
 
     def __init__(self, teachers: nn.Module | Sequence[nn.Module], device: torch.device):
+        if not isinstance(teachers, (nn.Module, Sequence)):
+            raise InputError(f"teacher is a {type(teachers).__name__}; expected a torch.nn.Module or a list of them")
         networks = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
         if not networks:
             raise InputError("distill needs at least one teacher, got an empty list")
@@ -30,10 +32,13 @@ class Teachers:
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The teacher's logits; of an ensemble, the logarithm of the mean of its members' probabilities. Hinton et al. 2015, section 1."""
         batch = batch.map(lambda t: t.to(self.device))
-        outputs = [as_tensor(t(*batch.args, **batch.kwargs)) for t in self.networks]
+        with running(batch, "the teacher's batch"):
+            outputs = [as_tensor(t(*batch.args, **batch.kwargs)) for t in self.networks]
         if len(outputs) == 1:
             return outputs[0]
         shapes = {tuple(o.shape) for o in outputs}
         if len(shapes) > 1:
-            raise InputError(f"the teachers give outputs of different shapes: {', '.join(map(str, sorted(shapes)))}; an ensemble needs the same classes")
+            raise InputError(
+                f"the teachers give outputs of different shapes: {', '.join(map(str, sorted(shapes)))}; an ensemble needs the same classes"
+            )
         return torch.logsumexp(torch.stack([o.log_softmax(1) for o in outputs]), 0) - torch.log(torch.tensor(float(len(outputs))))

@@ -77,7 +77,7 @@ def alternate(
     seconds: float | None = None,
     pin: bool = False,
 ) -> dict[str, Latency]:
-    """The latency of every candidate. In each round each one is called once, in an order shuffled anew (with a fixed seed).
+    """The latency of every candidate. In each round each one is called twice, in an order shuffled anew (with a fixed seed); the second call counts.
 
     functions: name -> a call without arguments. runs: rounds that count, after `warmup` rounds that do not.
     seconds: stop after the round in which so much time has passed, warm-up not included, but not before 5 rounds (or `runs`).
@@ -98,6 +98,7 @@ def alternate(
             generator.shuffle(order)
             for name in order:
                 function = functions[name]
+                function()  # untimed: the others have just emptied the caches, which one network deployed alone finds warm
                 start = perf_counter_ns()
                 function()
                 stop = perf_counter_ns()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirabelle.checks import clone
-from mirabelle.errors import LimitError
+from mirabelle.errors import InputError, LimitError, RecipeError
 from mirabelle.files import atomic
 from mirabelle.pipeline.facts import build_data, build_model, check_fit, depends, root_key
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
@@ -40,8 +40,11 @@ def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path
     Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the metric, before the first step.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    model = build_model(recipe.model)
-    loaders = build_data(recipe.data)
+    try:
+        model = build_model(recipe.model)
+        loaders = build_data(recipe.data)
+    except InputError as error:
+        raise RecipeError(f"{recipe.path}: {error}") from error
     example = check_fit(recipe, model, loaders)
     workspace = Workspace(Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume)
     with workspace.lock():
@@ -61,7 +64,9 @@ def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], di
     steps = state.recipe.steps
     for number, step in enumerate(steps, 1):
         key = chain(key, step=step.name, options=dict(step.options), references=depends(step))
-        record = _cached(state, workspace, number, len(steps), step.name, key, lambda folder, work, s=step: execute(s.name, state, s.options, folder, work))
+        record = _cached(
+            state, workspace, number, len(steps), step.name, key, lambda folder, work, s=step: execute(s.name, state, s.options, folder, work)
+        )
         path = workspace.path(number, step.name, key)
         if (path / "model").is_dir():
             # From the disk even when it was just made: a resumed run sees the same.

@@ -59,12 +59,16 @@ def build_data(reference: str) -> Loaders:
     elif isinstance(found, (tuple, list)) and len(found) >= 3:
         found = dict(zip(names, found, strict=False))
     else:
-        raise InputError(f"data {reference!r} returned a {type(found).__name__}; expected train, calibration and test loaders: a tuple, a dict or an object with these names")
+        raise InputError(
+            f"data {reference!r} returned a {type(found).__name__}; expected train, calibration and test loaders: a tuple, a dict or an object with these names"
+        )
     for name, loader in found.items():
         if loader is None or not hasattr(loader, "__iter__"):
             raise InputError(f"data {reference!r} gives no {name} loader")
         if iter(loader) is loader:
-            raise InputError(f"data {reference!r}: the {name} loader is an iterator, which is empty after one pass; give a list, a DataLoader or another iterable")
+            raise InputError(
+                f"data {reference!r}: the {name} loader is an iterator, which is empty after one pass; give a list, a DataLoader or another iterable"
+            )
     return Loaders(**found)
 
 
@@ -104,9 +108,19 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
                 try:
                     loss(output, few.target)
                 except Exception as error:
-                    raise InputError(f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and the train loader's targets: {error}") from error
+                    raise InputError(
+                        f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and the train loader's targets: {error}"
+                    ) from error
             if name == "test":
-                sample_scores(lambda b, output=output: output, [few], resolve(recipe.metric, METRICS, "metric"))
+                metric = resolve(recipe.metric, METRICS, "metric")
+                try:
+                    sample_scores(lambda b, output=output: output, [few], metric)
+                except InputError:
+                    raise
+                except Exception as error:
+                    raise InputError(
+                        f"metric {recipe.metric!r} does not take outputs {tuple(output.shape)} and the test loader's targets: {error}"
+                    ) from error
                 example = few.map(lambda t: t[:1])
         if len(set(map(str, shapes.values()))) > 1:
             raise InputError("the loaders yield different shapes: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
@@ -183,7 +197,8 @@ def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
     tensors = [(str(i), t) for i, t in enumerate(batch.tensors)]
     if isinstance(batch.target, torch.Tensor):
         tensors.append(("target", batch.target))
-    return f"{len(loader) if hasattr(loader, '__len__') else None} {_tensors_hash((n, t.reshape(-1)) for n, t in tensors)}"
+    length = getattr(loader, "__len__", lambda: None)()
+    return f"{length} {_tensors_hash((n, t.reshape(-1)) for n, t in tensors)}"
 
 
 def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:

@@ -96,8 +96,14 @@ def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path)
     teachers = build_teachers(options.pop("teacher", "original"), state.stages[0].model)
     return _trained(
         run_distillation(
-            state.model, teachers, state.loaders.train, label_loss=resolve(state.recipe.loss, LOSSES, "loss"), seed=state.recipe.seed, checkpoint=work,
-            checkpoint_seconds=10, **options,
+            state.model,
+            teachers,
+            state.loaders.train,
+            label_loss=resolve(state.recipe.loss, LOSSES, "loss"),
+            seed=state.recipe.seed,
+            checkpoint=work,
+            checkpoint_seconds=10,
+            **options,
         )
     )
 
@@ -167,16 +173,21 @@ def measure_all(state: State, folder: Path) -> Outcome:
     for stage in state.stages:
         for runtime in state.runtimes:
             seed_loaders(state)
-            scores[f"{stage.name}/{runtime}"] = sample_scores(artifacts[stage.name, runtime].predict, state.loaders.test, metric, f"{stage.label} on {runtime}")
+            scores[f"{stage.name}/{runtime}"] = sample_scores(
+                artifacts[stage.name, runtime].predict, state.loaders.test, metric, f"{stage.label} on {runtime}"
+            )
     _write_scores(folder, scores)
     ends = {s: state.stages[i].name for s, i in (("before", 0), ("after", -1))}
     calls = {f"{s}/{r}": a for (s, r), a in artifacts.items()}
     arrays = {k: a.arrays(*state.example.args, **state.example.kwargs) for k, a in calls.items()}
-    latencies = alternate({k: (lambda a=a, k=k: a(*arrays[k])) for k, a in calls.items()}, runs=400, warmup=20, seconds=LATENCY_SECONDS, pin=state.threads == 1)
+    latencies = alternate(
+        {k: (lambda a=a, k=k: a(*arrays[k])) for k, a in calls.items()}, runs=400, warmup=20, seconds=LATENCY_SECONDS, pin=state.threads == 1
+    )
     first = state.stages[0].name
     timings = {
         "latency": {
-            k: {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms, "runs": v.runs, "threads": state.threads, "batch": state.example.size} for k, v in latencies.items()
+            k: {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms, "runs": v.runs, "threads": state.threads, "batch": state.example.size}
+            for k, v in latencies.items()
         },
         "speedup": {k: vars(speedup(latencies[f"{first}/{k.split('/')[1]}"], v)) for k, v in latencies.items()},
         "memory": {f"{s}/{r}": vars(peak_memory(artifacts[s, r], *arrays[f"{s}/{r}"])) for s in dict.fromkeys(ends.values()) for r in state.runtimes},

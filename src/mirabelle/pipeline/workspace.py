@@ -51,7 +51,7 @@ class Workspace:
             whole = record.pop("sha256") == content_hash(record)
             sound = whole and record["key"] == key and all((folder / f).is_file() and sha256(folder / f) == h for f, h in record["files"].items())
         except (InputError, KeyError, TypeError, AttributeError):
-            sound = False
+            return None
         return record if sound else None
 
     def begin(self, number: int, name: str, key: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,7 @@ def _solvable(model: nn.Module, name: str) -> bool:
 def _order(model: nn.Module, names: list[str], batch: Batch) -> list[str]:
     """Those of `names` that run once, in the order in which they run."""
     seen: list[str] = []
-    hooks = [model.get_submodule(n).register_forward_pre_hook(lambda m, args, n=n: seen.append(n)) for n in names]
+    hooks = [model.get_submodule(n).register_forward_pre_hook(_append(seen, n)) for n in names]
     try:
         with torch.no_grad():
             few = batch.map(lambda t: t[:1])
@@ -82,6 +82,10 @@ def _order(model: nn.Module, names: list[str], batch: Batch) -> list[str]:
         for hook in hooks:
             hook.remove()
     return [n for n in seen if seen.count(n) == 1]
+
+
+def _append(seen: list[str], name: str) -> Callable[[nn.Module, tuple], None]:
+    return lambda module, args: seen.append(name)
 
 
 def _kept_outputs(cut: Cut) -> dict[str, torch.Tensor]:

@@ -71,7 +71,7 @@ def loss(report: dict, result: dict) -> tuple[str, str, str] | None:
         clause = f"and loses no {metric_name(report)}"
     else:
         clause = f"and {'loses' if drop > 0 else 'gains'} {show(abs(drop))} {what}"
-        if number(low) is not None and number(high) is not None and low <= 0 <= high:
+        if low is not None and high is not None and low <= 0 <= high:
             clause += ", a difference within the noise of the test"
     return clause, show(drop), units.interval(low, high, show)
 

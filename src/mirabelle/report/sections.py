@@ -93,7 +93,7 @@ def tensor_figure(tensor: dict) -> str:
     """One tensor: its histogram (log counts) with the thresholds, and threshold, largest value, scale, zero point and SQNR below."""
     name, bins = str(tensor.get("name") or ""), child(tensor, "histogram")
     low, high = number(bins.get("low")), number(bins.get("high"))
-    counts = bins.get("counts") if isinstance(bins.get("counts"), list) else []
+    counts: list = found if isinstance(found := bins.get("counts"), list) else []
     label = f"{name}, {kind_of(tensor)}: threshold {units.span(tensor.get('threshold'))}, largest {units.span(tensor.get('maximum'))}"
     chart = svg.histogram(counts, low, high, thresholds(tensor), label) if low is not None and high is not None else ""
     lines = [

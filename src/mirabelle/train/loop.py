@@ -170,7 +170,7 @@ def train(
                 sampler.set_epoch(epoch)  # type: ignore[union-attr]
             step_module.train()
             totals: dict[str, float] = resumed.totals if skip else {}
-            waiting = 0
+            waiting, i = 0, -1
             for i, item in enumerate(iter(loader)):
                 if i < skip * accumulate:
                     if i == skip * accumulate - 1:
@@ -194,7 +194,7 @@ def train(
                     totals[name] = totals.get(name, 0.0) + float(part.detach())
                 if not math.isfinite(sum(totals.values())):
                     raise MirabelleError(
-                        f"the loss is not finite at step {done} of {total} ({', '.join(f'{k} {float(v):.3g}' for k, v in parts.items())}; "
+                        f"the loss is not finite at step {done} of {total} ({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in parts.items())}; "
                         f"batch of {size}, lr {lr:g}); lower lr, set clip=1.0, or look for NaN in the data"
                     )
                 if not last:
@@ -219,7 +219,9 @@ def train(
                     save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, totals, identity)
                     saved_at = time.monotonic()
             if waiting or (done % per_epoch and done < total):
-                raise InputError(f"the training loader ended early in epoch {epoch}: it promised {length} batches; it must give as many in every epoch")
+                raise InputError(
+                    f"the training loader ended early in epoch {epoch}: it promised {length} batches; it must give as many in every epoch"
+                )
             distributed.share_buffers(step_module, world)
             record = {k: v / max(1, i + 1) for k, v in totals.items()}
             if validation is not None:
