@@ -16,6 +16,7 @@ from mirabelle.errors import InputError
 from mirabelle.export import export
 from mirabelle.measure.accuracy import METRICS, sample_scores
 from mirabelle.measure.latency import alternate, speedup
+from mirabelle.measure.machine import machine
 from mirabelle.measure.memory import peak_memory
 from mirabelle.pipeline.facts import Loaders, build_teachers
 from mirabelle.plugins import resolve
@@ -170,11 +171,12 @@ def measure_all(state: State, folder: Path) -> Outcome:
         _write_scores(folder, scores)
         return Outcome({"bytes": {}})
     artifacts = {(s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes}
+    cores = machine()["cores"]  # accuracy is the same with any number of threads; latency is measured with those of the recipe
     for stage in state.stages:
         for runtime in state.runtimes:
             seed_loaders(state)
             scores[f"{stage.name}/{runtime}"] = sample_scores(
-                artifacts[stage.name, runtime].predict, state.loaders.test, metric, f"{stage.label} on {runtime}"
+                artifacts[stage.name, runtime].with_threads(cores).predict, state.loaders.test, metric, f"{stage.label} on {runtime}"
             )
     _write_scores(folder, scores)
     ends = {s: state.stages[i].name for s, i in (("before", 0), ("after", -1))}
