@@ -377,7 +377,9 @@ def test_the_probe_does_not_import_torch(wide, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"path": str(wide.path), "runtime": wide.runtime, "threads": 1}))
     np.savez(tmp_path / "inputs.npz", input_0=np.ones((1, 4096), "float32"))
     probe = Path(latency.__file__).with_name("probe.py")
-    done = subprocess.run([sys.executable, probe, tmp_path / "job.json", tmp_path / "inputs.npz"], env=PATH, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, probe, tmp_path / "job.json", tmp_path / "inputs.npz"], env=PATH, capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout)["torch"] is False
 
 
