@@ -108,7 +108,6 @@ def quantize(
     )  # fmt: skip
     result = _insert(network, activation_quantizers, weight_quantizers, described)
     result.meta["histograms"] = histograms
-    result.meta["float_sizes"] = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     result.meta["float_sizes"] = {n: list(t.shape) for n, t in model.state_dict().items()}
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -281,8 +280,3 @@ def labels_objective(loss: str | Callable) -> Objective:
         return {"loss": function(as_tensor(network(*batch.args, **batch.kwargs)), batch.target)}
 
     return objective
-
-
-def processes() -> int:
-    """How many processes train together (`torchrun` sets WORLD_SIZE)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
