@@ -232,7 +232,7 @@ def test_frozen_parameters_stay():
         (pairs(2), {"patience": 1}, "validation"),
         ([torch.randn(2, 3)], {}, "no targets"),
         ([(torch.randn(2, 4), torch.zeros(2, dtype=torch.long))], {}, r"\(2, 4\)"),
-        (iter(pairs(2)), {}, "."),
+        (iter(pairs(2)), {}, "only once"),
     ],
 )
 def test_wrong_arguments(data, options, words):
@@ -261,6 +261,18 @@ def test_loader_that_ends_early():
 
     with pytest.raises(InputError, match="promised 5"):
         mb.fit(linear(), Liar(pairs(3)))
+
+
+def test_loader_that_is_empty_the_second_time():
+    class Once(list):
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return super().__iter__() if self.reads < 2 else iter(())
+
+    with pytest.raises(InputError, match="promised 3"):
+        mb.fit(linear(), Once(pairs(3)))
 
 
 def _one_of_two(rank: int, port: int, path: str) -> None:

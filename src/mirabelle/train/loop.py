@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +131,10 @@ def train(
     shape = choose(schedule, SCHEDULES, "schedule")
     if patience is not None and validation is None:
         raise InputError("patience needs a validation loader to watch")
+    if isinstance(loader, Iterator):
+        raise InputError(
+            f"the training data is an iterator ({type(loader).__name__}), which can be read only once; give a list, a DataLoader or any iterable"
+        )
     model = clone(check_network(model))
     world = distributed.start()
     where = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -217,7 +221,7 @@ def train(
                 if checkpoint and world.rank == 0 and done % per_epoch and time.monotonic() - saved_at > checkpoint_seconds:
                     save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, totals, identity)
                     saved_at = time.monotonic()
-            if waiting or (done % per_epoch and done < total):
+            if i < 0 or waiting or (done % per_epoch and done < total):
                 raise InputError(
                     f"the training loader ended early in epoch {epoch}: it promised {length} batches; it must give as many in every epoch"
                 )
