@@ -10,7 +10,8 @@ from torch import nn
 from mirabelle.checks import clone
 from mirabelle.errors import InputError, did_you_mean
 from mirabelle.files import read_json, read_tensors, sha256, write_json, write_tensors
-from mirabelle.graph.surgery import replace_tensors
+from mirabelle.graph.rewrite import FORM, rebuild_graph_form
+from mirabelle.graph.sizes import replace_tensors
 from mirabelle.quantize import quantization, rebuild
 
 FORMAT = 1
@@ -28,6 +29,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "format": FORMAT,
         "network": type(model).__name__ if described is None else "quantised",
         "quantization": None if described is None else described.to_dict(),
+        "graph_form": getattr(model, "meta", {}).get(FORM),
         "float_sizes": None if described is None else model.meta["float_sizes"],  # type: ignore[index]
         "sha256": sha256(folder / "model.safetensors"),
     }
@@ -56,18 +58,17 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
     tensors, _ = read_tensors(folder / "model.safetensors")
     result = clone(model)
-    sizes = (
-        {n: tuple(t.shape) for n, t in tensors.items()}
-        if described["quantization"] is None
-        else {n: tuple(s) for n, s in described["float_sizes"].items()}
-    )
-    _resize(result, sizes)
+    form = described.get("graph_form")
+    known = form["sizes"] if form else described["float_sizes"] or {n: t.shape for n, t in tensors.items()}
+    _resize(result, {n: tuple(s) for n, s in known.items()})
+    if form:
+        result = rebuild_graph_form(result, form)
     if described["quantization"] is not None:
         try:
             result = rebuild(result, described["quantization"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: {error}); it was damaged") from error
-        result.meta["float_sizes"] = described["float_sizes"]
+        result.meta |= {"float_sizes": described["float_sizes"], FORM: form}
     try:
         result.load_state_dict(tensors)
     except RuntimeError as error:

@@ -62,11 +62,29 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False) -> fx.
         graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
+    for name in ("train", "eval"):  # the export's own refuse
+        vars(graph_module).pop(name, None)
     return graph_module
 
 
 def _at_least_two(t: torch.Tensor) -> torch.Tensor:
     return torch.cat([t, t]) if t.ndim and len(t) == 1 else t
+
+
+def make_concrete(graph_module: fx.GraphModule) -> None:
+    """Puts the example's own numbers where `torch.export` left a size open."""
+
+    def number(value: Any) -> Any:
+        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+    def concrete(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.empty([number(s) for s in value.shape], dtype=value.dtype, device="meta")
+        return number(value)
+
+    for node in graph_module.graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = pytree.tree_map(concrete, node.meta["val"])
 
 
 def operator(node: fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,9 +13,11 @@ from torch import fx, nn
 from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import InputError, did_you_mean
-from mirabelle.graph.capture import capture, get_tensor, operator, parameter_name
-from mirabelle.graph.labels import FIXED, Parameter
-from mirabelle.graph.rules import Flow
+from mirabelle.graph.capture import capture
+from mirabelle.graph.flow import Flow
+from mirabelle.graph.labels import FIXED
+from mirabelle.graph.parameters import first_names, read_parameters
+from mirabelle.graph.rules import RULES
 from mirabelle.measure.macs import count_macs
 
 
@@ -50,12 +52,20 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A contraction whose multiply-accumulates shrink with its channels. macs: of the whole layer, for one sample."""
+class Cost:
+    """Multiply-accumulates of one operator for one sample, and what they shrink with.
 
-    parameter: str
-    operator: str
-    macs: int
+    sides: for each dimension that channels run along its size and, by group, how many of its entries go with one channel.
+    """
+
+    macs: float
+    sides: tuple[tuple[int, Mapping[str, int]], ...]
+
+    def left(self, kept: Mapping[str, int], channels: Mapping[str, int]) -> int:
+        share = 1.0
+        for size, groups in self.sides:
+            share *= 1 - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items()) / size
+        return round(self.macs * share)
 
 
 @dataclass(frozen=True)
@@ -75,21 +85,18 @@ class Coupling:
 
     groups: list[Group]
     frozen: list[Frozen]
-    layers: list[Layer]
+    costs: list[Cost]
     unknown: dict[str, list[str]]
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
-    rest: int = 0  # multiply-accumulates for one sample outside of `layers` (matrix products, computed weights), which do not shrink
+    rest: int = 0  # multiply-accumulates for one sample that `costs` does not hold (recurrent layers, operators without a rule), which do not shrink
+    inputs: Batch = field(default=Batch((), {}, None), repr=False)  # the example, of at most two samples
+    flow: Flow | None = field(default=None, repr=False)
+    graph_module: fx.GraphModule | None = field(default=None, repr=False)
 
     def macs(self, kept: Mapping[str, int] | None = None) -> int:
         """The network's multiply-accumulates for one sample with `kept[group]` channels left in each group (all of them where not named)."""
-        kept = kept or {}
-        sizes = {name: list(shape) for name, shape in self.shapes.items()}
-        for group in self.groups:
-            gone = group.channels - kept.get(group.name, group.channels)
-            for slot in group.slots:
-                sizes[slot.parameter][slot.dim] -= gone * slot.index.shape[1]
-        left = {name: float(np.prod(size) / np.prod(self.shapes[name])) for name, size in sizes.items()}
-        return self.rest + sum(round(layer.macs * left[layer.parameter]) for layer in self.layers)
+        channels = {g.name: g.channels for g in self.groups}
+        return self.rest + sum(cost.left(kept or {}, channels) for cost in self.costs)
 
     def parameters(self, kept: Mapping[str, int], trained: Iterable[str]) -> int:
         """The number of parameters with `kept[group]` channels left in each group."""
@@ -115,19 +122,20 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
         graph_module = capture(model, small)
     except InputError:  # the first dimension is no batch, or its size is written into forward
         small, graph_module = inputs, capture(model, inputs)
-    names = _first_names(model)
-    parameters = _parameters(graph_module, names)
-    flow = Flow(graph_module, parameters)
-    flow.labels.attach_bare(parameters)
+    names = first_names(model)
+    parameters = read_parameters(graph_module, model)
+    flow = Flow(graph_module, parameters, RULES)
     for name in keep:
         kept = {first for alias, first in names.items() if alias == name or alias.startswith(name + ".")}
         for link in flow.labels.links.values():
             if link.parameter in kept:
                 flow.labels.fix(link.labels, f"keep={name!r}")
-    groups, frozen = _group(flow)
+    roots = flow.labels.solve()
+    groups, frozen = _group(flow, roots)
     shapes = {p.name: tuple(p.tensor.shape) for p in parameters.values()}
-    layers = _layers(graph_module, parameters, small.size)
-    return Coupling(groups, frozen, layers, flow.unknown, shapes, _rest(model, small, layers))
+    costs = _costs(flow, groups, roots, small.size)
+    whole = sum(work.macs for work in flow.works) // small.size
+    return Coupling(groups, frozen, costs, flow.unknown, shapes, _rest(model, small, whole), small, flow, graph_module)
 
 
 def _check_keep(model: nn.Module, keep: list[str]) -> None:
@@ -137,46 +145,33 @@ def _check_keep(model: nn.Module, keep: list[str]) -> None:
             raise InputError(f"keep names {name!r}, which is no module or parameter of {type(model).__name__}{did_you_mean(name, known)}")
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """For each name of a parameter or buffer the first name that the same tensor has: shared weights have several."""
-    first: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+def _costs(flow: Flow, groups: list[Group], roots: torch.Tensor, samples: int) -> list[Cost]:
+    """What each operator costs, by the groups whose channels run along its dimensions."""
+    owner: dict[int, str] = {}
+    for group in groups:
+        for slot in group.slots:
+            labels = roots[flow.labels.links[slot.parameter, slot.dim].labels]
+            owner |= dict.fromkeys(labels[slot.index.reshape(-1)].tolist(), group.name)
+    channels = {g.name: g.channels for g in groups}
+    costs = []
+    for work in flow.works:
+        sides = []
+        for labels in work.vectors:
+            counts = Counter(owner[root] for root in roots[labels].tolist() if root in owner)
+            if counts:
+                sides.append((len(labels), {name: count // channels[name] for name, count in counts.items()}))
+        costs.append(Cost(work.macs / samples, tuple(sides)))
+    return costs
 
 
-def _parameters(graph_module: fx.GraphModule, names: Mapping[str, str]) -> dict[str, Parameter]:
-    """What the graph reads, by the name that it has there; a constant that the network does not own is not editable."""
-    found = {}
-    for node in graph_module.graph.nodes:
-        if (name := parameter_name(node)) is not None:
-            value = get_tensor(graph_module, name)
-            if isinstance(value, torch.Tensor):
-                found[name] = Parameter(names.get(name, name), value.detach(), editable=name in names)
-    return found
-
-
-def _layers(graph_module: fx.GraphModule, parameters: Mapping[str, Parameter], samples: int) -> list[Layer]:
-    """The layers whose work `Coupling.macs` counts: convolutions and linear layers, as `mirabelle.measure.count_macs` counts them."""
-    layers = []
-    for node in graph_module.graph.nodes:
-        name = operator(node)
-        if (name.startswith("conv") or name == "linear") and (weight := parameters.get(parameter_name(node.args[1]) or "")) is not None:
-            shape = weight.tensor.shape
-            produced = node.args[0].meta["val"] if "transpose" in name else node.meta["val"]
-            per_output = int(np.prod(shape[1:])) if name != "linear" else shape[1]
-            layers.append(Layer(weight.name, name, produced.numel() * per_output // samples))
-    return layers
-
-
-def _rest(model: nn.Module, inputs: Batch, layers: list[Layer]) -> int:
+def _rest(model: nn.Module, inputs: Batch, counted: int) -> int:
     try:
-        return max(0, count_macs(clone(model), inputs) - sum(layer.macs for layer in layers))
+        return max(0, count_macs(clone(model), inputs) - counted)
     except InputError:  # it runs, but cannot be counted: torch.cond, modules under two names
         return 0
 
 
-def _group(flow: Flow) -> tuple[list[Group], list[Frozen]]:
-    roots = flow.labels.solve()
+def _group(flow: Flow, roots: torch.Tensor) -> tuple[list[Group], list[Frozen]]:
     reason_of: dict[int, str] = {}
     for label, reason in flow.labels.reasons.items():
         reason_of.setdefault(int(roots[label]), reason)

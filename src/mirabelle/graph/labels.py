@@ -1,19 +1,22 @@
 """Labels: which channel each element of each tensor belongs to.
 
-A label is a number. The label tensor of a value has the value's shape; the label of an element names the channel whose removal would
-remove that element, and 0 (`FIXED`) says that nothing may remove it. Along dimensions in which the channel does not change (batch,
-space) label tensors are expanded views, so they cost no memory. Edges say "these two labels are one channel". They are collected while
-the labels flow through the graph (`rules.py`) and solved once at the end, so the order of the network does not matter.
+A label is a number that names a channel; 0 (`FIXED`) says that nothing may remove the element. The labels of a value are a few *planes*: label
+tensors of the value's shape, of which each follows one kind of channel (the weight of a convolution has one along its outputs and one along its
+inputs; an activation nearly always has one). An element goes when the channel of any plane goes. Along dimensions in which the channel does not
+change (batch, space) planes are expanded views, so they cost no memory. Edges say "these two labels are one channel". They are collected while the
+labels flow through the graph (`flow.py`, `rules.py`) and solved once at the end, so the order of the network does not matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 FIXED = 0
+ROLES = ("along", "in", "out")
 
 
 @dataclass
@@ -23,6 +26,19 @@ class Parameter:
     name: str
     tensor: torch.Tensor
     editable: bool = True
+
+
+@dataclass(frozen=True)
+class Value:
+    """The labels of a tensor. planes: label tensors of its shape. rest: the label of what no plane covers: `FIXED`, or one that is fixed with a reason."""
+
+    shape: tuple[int, ...]
+    planes: tuple[torch.Tensor, ...] = ()
+    rest: int = FIXED
+
+    def along(self, dim: int) -> list[torch.Tensor]:
+        """The planes in which the channel changes along `dim`."""
+        return [p for p in self.planes if dim % len(self.shape) in varying(p)]
 
 
 @dataclass(frozen=True)
@@ -44,9 +60,9 @@ class Labels:
 
     count: int = 1
     links: dict[tuple[str, int], Link] = field(default_factory=dict)
-    bare: dict[str, torch.Tensor] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     _edges: list[np.ndarray] = field(default_factory=list)
+    _bare: dict[str, Value] = field(default_factory=dict)
 
     def fresh(self, n: int) -> torch.Tensor:
         """(n,) new labels."""
@@ -70,6 +86,16 @@ class Labels:
             if label != FIXED:
                 self.reasons.setdefault(int(label), reason)
 
+    def fix_all(self, planes: Iterable[torch.Tensor], reason: str) -> None:
+        for plane in planes:
+            self.fix(plane, reason)
+
+    def lost(self, reason: str) -> int:
+        """A label for values that cannot be followed: what meets it is fixed, for `reason`."""
+        label = self.fresh(1)
+        self.fix(label, reason)
+        return int(label)
+
     def link(self, parameter: Parameter | None, dim: int, labels: torch.Tensor, role: str) -> None:
         """Attaches (size of the dimension,) labels to a dimension of a parameter; None (no bias) is nothing to do.
 
@@ -79,37 +105,38 @@ class Labels:
             return
         if not parameter.editable:
             self.fix(labels, f"{parameter.name} is a constant written into forward")
-        elif parameter.tensor.shape[dim] != len(labels):
+            return
+        if parameter.tensor.shape[dim] != len(labels):
             raise AssertionError(f"{parameter.name} has {parameter.tensor.shape[dim]} entries along {dim}, got {len(labels)} labels")
-        elif (known := self.links.setdefault((parameter.name, dim), Link(parameter.name, dim, labels.clone(), role))).role == role:
+        key = (parameter.name, dim)
+        known = self.links.setdefault(key, Link(parameter.name, dim, labels.clone(), role))
+        if known.labels is not labels:
             self.meet(known.labels, labels, f"{parameter.name} is used twice, once with values that cannot be removed")
-        else:
-            self.fix(torch.cat([known.labels, labels]), f"{parameter.name} is used twice, in different ways")
+        if ROLES.index(role) > ROLES.index(known.role):
+            self.links[key] = Link(parameter.name, dim, known.labels, role)
 
-    def of(self, value: Parameter | torch.Tensor) -> torch.Tensor:
-        """The label tensor of a value. A parameter that is used bare gets one label an element; what they unite with tells its dimension."""
-        if isinstance(value, torch.Tensor):
-            return value
-        if value.name not in self.bare:
-            shape = tuple(value.tensor.shape)
-            self.bare[value.name] = self.fresh(value.tensor.numel()).reshape(shape) if value.editable else torch.zeros(shape, dtype=torch.int64)
-        return self.bare[value.name]
+    def of(self, parameter: Parameter) -> Value:
+        """The labels of a parameter that is used like an activation: one plane for each dimension."""
+        if parameter.name not in self._bare:
+            tensor = parameter.tensor
+            shape = tuple(tensor.shape)
+            planes = []
+            if parameter.editable and tensor.is_floating_point():
+                for dim in (d for d, size in enumerate(shape) if size > 1):
+                    labels = self.fresh(shape[dim])
+                    self.link(parameter, dim, labels, "along")
+                    planes.append(along(labels, dim, shape))
+            self._bare[parameter.name] = Value(shape, tuple(planes))
+        return self._bare[parameter.name]
 
-    def attach_bare(self, parameters: dict[str, Parameter]) -> None:
-        """Finds, for each parameter used like an activation, the one dimension along which its channels run, and links it."""
-        roots = self.solve()
-        used_elsewhere = {name for name, _ in self.links}
-        for name, labels in self.bare.items():
-            found = roots[labels]
-            dims = varying(found)
-            if name in used_elsewhere:
-                for link in [v for (parameter, _), v in self.links.items() if parameter == name]:
-                    self.fix(link.labels, f"{name} is used twice, in different ways")
-                self.fix(labels, f"{name} is used twice, in different ways")
-            elif len(dims) == 1:
-                self.link(parameters[name], dims[0], found.movedim(dims[0], 0).reshape(found.shape[dims[0]], -1)[:, 0], "along")
-            else:
-                self.fix(labels, f"{name} is used so that its channels run along no single dimension")
+    def roles(self, value: Value, roles: dict[int, str]) -> None:
+        """Says of a computed weight that its dimension d has the role `roles[d]`, for the parameters that it was computed from by element."""
+        for dim, role in roles.items():
+            for plane in value.along(dim):
+                mine = set(np.unique(compact(plane).numpy()).tolist())
+                for key, link in list(self.links.items()):
+                    if link.role == "along" and link.dim == dim and mine & set(link.labels.tolist()):
+                        self.links[key] = Link(link.parameter, link.dim, link.labels, role)
 
     def solve(self) -> torch.Tensor:
         """(count,) the representative of each label: the smallest label that is the same channel."""
@@ -143,20 +170,23 @@ def varying(labels: torch.Tensor) -> list[int]:
     return [d for d in range(labels.ndim) if labels.shape[d] > 1 and not bool((labels == labels.narrow(d, 0, 1)).all())]
 
 
+def thin(labels: torch.Tensor, keep: Iterable[int]) -> torch.Tensor:
+    """The labels with size 1 along every dimension that is not in `keep`."""
+    keep = set(keep)
+    for d in range(labels.ndim):
+        if d not in keep and labels.shape[d] > 1:
+            labels = labels.narrow(d, 0, 1)
+    return labels
+
+
 def collapse(labels: torch.Tensor) -> torch.Tensor:
     """The labels with every dimension that does not vary expanded: equal values, least memory."""
-    shape, dims = labels.shape, set(varying(labels))
-    for d in range(labels.ndim):
-        if d not in dims and labels.shape[d] > 1:
-            labels = labels.narrow(d, 0, 1)
-    return labels.expand(shape)
+    return thin(labels, varying(labels)).expand(labels.shape)
 
 
-def vector(labels: torch.Tensor, dim: int) -> torch.Tensor | None:
-    """(size,) labels along `dim`, or None where they vary along another dimension too."""
-    if any(d != dim % labels.ndim for d in varying(labels)):
-        return None
-    return labels.movedim(dim, 0).reshape(labels.shape[dim], -1)[:, 0] if labels.numel() else None
+def vector(labels: torch.Tensor, dim: int) -> torch.Tensor:
+    """(size,) labels along `dim` of a plane that changes along no other dimension."""
+    return thin(labels, [dim % labels.ndim]).reshape(-1)
 
 
 def along(labels: torch.Tensor, dim: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,344 +1,386 @@
-"""How labels pass through operators.
+"""Rules for the operators that make, read or mix channels. Each is called with (flow, node, *the operator's own arguments) and gives labels.
 
-Operators that only move data run on the label tensors themselves; element-wise ones unite their operands; contractions and
-normalisations have a rule each. An operator without a rule fixes every channel that it touches, and is named.
+Statistics over channels (LayerNorm, a mean of channels) are those of the channels that are left: `reference.py` computes them so too.
 """
 
 from __future__ import annotations
 
-import operator as py
-import re
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
-from mirabelle.graph.capture import module_path, operator
-from mirabelle.graph.labels import FIXED, Labels, Parameter, along, collapse, compact, varying, vector
+from mirabelle.graph.capture import operator
+from mirabelle.graph.contract import bmm, einsum, matmul, scaled_dot_product_attention
+from mirabelle.graph.flow import Flow, Rule
+from mirabelle.graph.labels import FIXED, Parameter, Value, along, thin, varying, vector
 
-MOVES = {
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "expand_as", "clone",
-    "contiguous", "cat", "concat", "stack", "split", "split_with_sizes", "unbind", "slice", "select", "narrow", "repeat", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "detach", "alias", "_unsafe_view", "view_as", "reshape_as", "lift_fresh_copy",
-}  # fmt: skip
-CUTS = {  # where each has its dimension, and the default
-    "split": (2, 0), "split_with_sizes": (2, 0), "unbind": (1, 0), "slice": (1, 0), "select": (1, 0), "narrow": (1, 0), "roll": (2, None),
-}  # fmt: skip
-# Label tensors are expanded views, of which these can only be had as copies.
-COPIES = {"view": torch.ops.aten.reshape.default, "_unsafe_view": torch.ops.aten.reshape.default, "view_as": torch.ops.aten.reshape_as.default}
+# Pooling and resizing, by the number of last dimensions that they work on.
 SPATIAL = {
-    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "adaptive_max_pool2d",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
-    "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d", "reflection_pad2d", "replication_pad2d", "max_pool2d_with_indices",
+    **dict.fromkeys(["max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "_adaptive_avg_pool1d", "adaptive_max_pool1d"], 1),
+    **dict.fromkeys([
+        "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+        "upsample_bicubic2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
+        "max_pool2d_with_indices", "grid_sampler", "grid_sampler_2d", "lp_pool2d",
+    ], 2),
+    **dict.fromkeys(["max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "upsample_nearest3d", "upsample_trilinear3d", "max_pool3d_with_indices"], 3),
 }  # fmt: skip
-REDUCTIONS = {"mean", "sum", "amax", "amin"}
-POINTWISE = {
-    "dropout", "dropout_", "feature_dropout", "zeros_like", "ones_like", "full_like", "to", "_to_copy", "type_as",
-    "hardswish", "hardswish_", "relu_", "silu_", "hardtanh_", "threshold_", "alpha_dropout", "feature_alpha_dropout",
-    "where", "masked_fill", "copy_", "fill_", "fill", "zero_",
-}  # fmt: skip
+REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "logsumexp", "max", "min", "nansum"}
+OVER_ONE = {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "topk", "glu", "special_softmax", "cummax"}
 
 
-class Flow:
-    """One pass over a captured graph that labels every value."""
-
-    def __init__(self, graph_module: fx.GraphModule, parameters: dict[str, Parameter]):
-        self.labels = Labels()
-        self.parameters = parameters
-        self.unknown: dict[str, list[str]] = {}
-        self._values: dict[fx.Node, Any] = {}
-        for node in graph_module.graph.nodes:
-            self._values[node] = self._run(node)
-        self._check_layout()
-
-    def _check_layout(self) -> None:
-        """What is left of a tensor must be a tensor: channels that run along two dimensions at once would leave holes."""
-        roots = self.labels.solve()
-        for node, value in self._values.items():
-            for labels in pytree.tree_leaves(value):
-                if isinstance(labels, torch.Tensor) and len(varying(labels)) > 1 and len(varying(roots[compact(labels)])) > 1:
-                    self.labels.fix(labels, f"{self.place(node)}: channels run along two dimensions at once")
-
-    def place(self, node: fx.Node) -> str:
-        return f"{operator(node) or node.name} in {module_path(node) or 'the network'}"
-
-    def _run(self, node: fx.Node) -> Any:
-        if node.op == "get_attr":
-            return self.parameters.get(str(node.target))
-        if node.op == "placeholder":
-            return self.constant(node)
-        args, kwargs = pytree.tree_map(lambda v: self._values[v] if isinstance(v, fx.Node) else v, (node.args, node.kwargs))
-        if node.op == "output":
-            for value in pytree.tree_leaves(args):
-                if isinstance(value, (torch.Tensor, Parameter)):
-                    self.labels.fix(self.labels.of(value), "an output of the network")
-            return None
-        if node.target is py.getitem:
-            return args[0][args[1]]
-        name = operator(node)
-        tensors = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, (torch.Tensor, Parameter))]
-        if not tensors:
-            return self.constant(node)
-        if name in RULES:
-            return RULES[name](self, node, *args, **kwargs)
-        if name in MOVES:
-            return self._move(node, args, kwargs)
-        if name in SPATIAL:
-            return spatial(self, node, *args, **kwargs)
-        if name in POINTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            return self.unite(node, tensors)
-        return self.give_up(node, tensors, f"{self.place(node)}: Mirabelle has no rule for this operator", unknown=True)
-
-    def constant(self, node: fx.Node) -> Any:
-        """Labels of something without channels: all fixed; the value itself where it is no tensor."""
-
-        def fixed(value: Any) -> Any:
-            return torch.zeros((), dtype=torch.int64).expand(tuple(value.shape)) if isinstance(value, torch.Tensor) else value
-
-        return pytree.tree_map(fixed, node.meta.get("val"))
-
-    def give_up(self, node: fx.Node, values: list, reason: str, unknown: bool = False) -> Any:
-        """Fixes every channel of `values`, and what reads the result: what cannot be followed is left alone."""
-        if unknown:
-            self.unknown.setdefault(operator(node) or str(node.target), []).append(module_path(node))
-        lost = self.labels.fresh(1)
-        for labels in (lost, *map(self.labels.of, values)):
-            self.labels.fix(labels, reason)
-        return pytree.tree_map(lambda v: lost[0].expand(v.shape) if isinstance(v, torch.Tensor) else v, self.constant(node))
-
-    def unite(self, node: fx.Node, values: list) -> Any:
-        """Element-wise operators: elements that meet are one channel. An operand that is broadcast along the channels shares none with them."""
-        shape = tuple(node.meta["val"].shape)
-        merged: torch.Tensor | None = None
-        repeated: set[int] = set()
-        for value in values:
-            raw = self.labels.of(value)
-            if raw.numel() == 1:
-                self.labels.fix(raw, f"{self.place(node)}: one number for all channels")
-                continue
-            other, other_repeated = raw.expand(shape), _broadcast(raw, shape)
-            if merged is None:
-                merged, repeated = other, other_repeated
-                continue
-            thin, other_thin = bool(repeated & set(varying(other))), bool(other_repeated & set(varying(merged)))
-            for labels, is_thin in ((merged, thin), (other, other_thin)):
-                if is_thin:
-                    self.labels.fix(labels, f"{self.place(node)}: broadcast along the channels of the other operand")
-            if thin and other_thin:
-                merged = torch.zeros(1, dtype=torch.int64).expand(shape)
-            elif thin or other_thin:
-                merged = other if thin else merged
-            else:
-                a, b = _shrink(merged, other)
-                self.labels.meet(a, b, f"{self.place(node)}: meets values that cannot be removed")
-                plainer = a if len(varying(a)) <= len(varying(b)) else b  # a bare parameter has a label an element
-                merged = torch.where((a == FIXED) | (b == FIXED), FIXED, plainer).expand(shape)
-            repeated &= other_repeated
-        return self.constant(node) if merged is None else merged
-
-    def _move(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        name = operator(node)
-        args, kwargs = pytree.tree_map(lambda v: self.labels.of(v) if isinstance(v, Parameter) else v, (args, kwargs))
-        tensors = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
-        if name in CUTS:
-            place, default = CUTS[name]
-            dims = args[place] if len(args) > place else kwargs.get("dim", default)
-            if _dims(tensors[0], dims) & set(varying(tensors[0])):
-                return self.give_up(node, tensors, f"{self.place(node)}: cuts the channels at places written into forward")
-        try:
-            moved = COPIES.get(name, node.target)(*args, **kwargs)  # type: ignore[operator]
-        except Exception as error:  # an operator that refuses whole numbers
-            return self.give_up(node, tensors, f"{self.place(node)}: cannot be followed ({type(error).__name__})")
-        leaves, expected = pytree.tree_leaves(moved), pytree.tree_leaves(node.meta["val"])
-        if [v.shape for v in leaves] != [v.shape for v in expected]:
-            return self.give_up(node, tensors, f"{self.place(node)}: cannot be followed (its result has another shape)")
-        return pytree.tree_map(lambda v: collapse(v) if isinstance(v, torch.Tensor) else v, moved)
-
-
-def _dims(labels: torch.Tensor, dims: Any) -> set[int]:
-    """Dimensions as an operator's argument gives them: one or several, negative ones from the end; none of them are all."""
-    given = range(labels.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    return {d % labels.ndim for d in given} if labels.ndim else set()
-
-
-def _broadcast(labels: torch.Tensor, shape: tuple[int, ...]) -> set[int]:
-    """The dimensions of `shape` along which an operand with these labels is repeated."""
-    missing = len(shape) - labels.ndim
-    return {d for d in range(len(shape)) if shape[d] > 1 and (d < missing or labels.shape[d - missing] == 1)}
-
-
-def _shrink(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both without the dimensions along which neither varies (size 1 instead)."""
-    keep = set(varying(a)) | set(varying(b))
-    for d in range(a.ndim):
-        if d not in keep and a.shape[d] > 1:
-            a, b = a.narrow(d, 0, 1), b.narrow(d, 0, 1)
-    return a, b
-
-
-# --- rules: (flow, node, *the operator's own arguments) -> labels of the result -----------------------------------------------------------
+def _trained(value: Any) -> bool:
+    return value is None or isinstance(value, (Parameter, Value))
 
 
 def convolution(
     flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Any:
-    """Reads the channels of dimension 1 and makes new ones. Depthwise: the channels pass through. Grouped: position j of every group is one channel,
-    so that the groups stay equal."""
     return _convolve(flow, node, x, weight, bias, groups, transposed=False)
 
 
 def transposed_convolution(
-    flow: Flow,
-    node: fx.Node,
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
+    flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
     dilation: Any = 1,
-) -> Any:
-    """As `convolution`; the weight is (in, out / groups, ...)."""
+) -> Any:  # fmt: skip
     return _convolve(flow, node, x, weight, bias, groups, transposed=True)
 
 
 def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups: int, transposed: bool) -> Any:
+    """Reads the input's channels and makes new ones; a depthwise one lets them pass; one with groups keeps the same number in each.
+
+    Padding `same` and sizes do not matter to channels. The unbatched form (C, H, W) too.
+    """
     shape = tuple(node.meta["val"].shape)
-    labels = flow.labels.of(x)
-    operands = [v for v in (x, weight, bias) if v is not None]
-    dim = labels.ndim - (weight.tensor.ndim - 1 if isinstance(weight, Parameter) else labels.ndim - 1)
-    inputs = vector(labels, dim)
-    if not isinstance(weight, Parameter) or not (bias is None or isinstance(bias, Parameter)):
-        return flow.give_up(node, operands, f"{flow.place(node)}: its weight is computed, not a parameter")
-    if inputs is None or len(shape) != labels.ndim:
-        return flow.give_up(node, operands, f"{flow.place(node)}: channels run along a dimension that it does not read")
-    outputs_count = shape[dim]
+    source = flow.of(x)
+    w_shape = _shape(weight)
+    dim = len(source.shape) - (len(w_shape) - 1)
+    if math.prod(w_shape[2:]) == 1 and not source.along(dim) and source.planes and shape[dim + 1 :] == source.shape[dim + 1 :]:
+        return _pass(flow, node, source, dim, shape, w_shape)
+    inputs = flow.read(node, source, dim)
+    count = shape[dim]
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
+    macs = (math.prod(source.shape) if transposed else math.prod(shape)) * math.prod(w_shape[1:])
     if groups > 1 and groups == len(inputs):
-        outputs = inputs.repeat_interleave(outputs_count // groups)
-        flow.labels.link(weight, 0, inputs if transposed else outputs, "along")
+        outputs = inputs.repeat_interleave(count // groups)
+        _attach(flow, node, weight, {0: (inputs if transposed else outputs, "along")})
+        flow.work(macs, outputs)
     elif groups > 1:
         by_group = inputs.view(groups, -1)
-        flow.labels.unite(by_group[0].expand_as(by_group), by_group)
-        flow.labels.fix(
-            inputs[by_group.eq(FIXED).any(0).repeat(groups)], f"{flow.place(node)}: shares a group position with values that cannot be removed"
+        flow.labels.meet(
+            by_group[:1].expand_as(by_group), by_group, f"{flow.place(node)}: shares a group position with values that cannot be removed"
         )
-        outputs = flow.labels.fresh(outputs_count // groups).repeat(groups)
+        per_group = _fresh(flow, count // groups, weight)
+        outputs = per_group.repeat(groups)
         if transposed:
-            flow.labels.link(weight, 0, inputs, "in")
-            flow.labels.link(weight, 1, outputs[: outputs_count // groups], "out")
+            _attach(flow, node, weight, {0: (inputs, "in"), 1: (per_group, "out")})
         else:
-            flow.labels.link(weight, 1, by_group[0], "in")
-            flow.labels.link(weight, 0, outputs, "out")
+            _attach(flow, node, weight, {0: (outputs, "out"), 1: (by_group[0], "in")})
+        flow.work(macs, outputs, by_group[0])
     else:
-        outputs = flow.labels.fresh(outputs_count)
-        flow.labels.link(weight, int(not transposed), inputs, "in")
-        flow.labels.link(weight, int(transposed), outputs, "out")
-    flow.labels.link(bias, 0, outputs, "along")
-    return along(outputs, dim, shape)
+        outputs = _fresh(flow, count, weight)
+        _attach(flow, node, weight, {in_dim: (inputs, "in"), out_dim: (outputs, "out")})
+        flow.work(macs, outputs, inputs)
+    result = flow.value(shape, [along(outputs, dim, shape)], _rest(flow, weight))
+    return result if bias is None else flow.merge(node, result, _standing(flow, bias, dim, len(shape)))
 
 
 def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
     """Reads the channels of the last dimension and makes new ones; along another dimension than the channels' (token mixing) it lets them pass."""
     shape = tuple(node.meta["val"].shape)
-    labels = flow.labels.of(x)
-    if not isinstance(weight, Parameter) or not (bias is None or isinstance(bias, Parameter)):
-        return flow.give_up(node, [v for v in (x, weight, bias) if v is not None], f"{flow.place(node)}: its weight is computed, not a parameter")
-    dims = varying(labels)
-    if dims and labels.ndim - 1 not in dims:
-        return labels.narrow(-1, 0, 1).expand(shape)
-    inputs = vector(labels, -1)
-    if inputs is None:
-        return flow.give_up(node, [x], f"{flow.place(node)}: channels run along a dimension that it does not read")
-    outputs = flow.labels.fresh(shape[-1])
-    flow.labels.link(weight, 1, inputs, "in")
-    flow.labels.link(weight, 0, outputs, "out")
-    flow.labels.link(bias, 0, outputs, "along")
-    return along(outputs, len(shape) - 1, shape)
+    source = flow.of(x)
+    w_shape = _shape(weight)
+    if not source.along(-1) and source.planes:
+        return _pass(flow, node, source, len(source.shape) - 1, shape, w_shape)
+    inputs = flow.read(node, source, -1)
+    outputs = _fresh(flow, w_shape[0], weight)
+    _attach(flow, node, weight, {0: (outputs, "out"), 1: (inputs, "in")})
+    flow.work(math.prod(shape) * w_shape[1], outputs, inputs)
+    if len(w_shape) == 1 or not shape:
+        return flow.give_up(node, [x, weight], f"{flow.place(node)}: its weight is a vector")
+    result = flow.value(shape, [along(outputs, len(shape) - 1, shape)], _rest(flow, weight))
+    return result if bias is None else flow.merge(node, result, _standing(flow, bias, len(shape) - 1, len(shape)))
+
+
+def addmm(flow: Flow, node: fx.Node, bias: Any, x: Any, weight: Any, **options: Any) -> Any:
+    return flow.merge(node, flow.of(matmul(flow, node, x, weight)), flow.of(bias))
+
+
+def _pass(flow: Flow, node: fx.Node, source: Value, dim: int, shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Value:
+    """A layer that mixes along `dim`, while the channels run along other dimensions: they pass."""
+    planes = [thin(p, varying(p)).expand(shape) for p in source.planes]
+    flow.work(math.prod(shape) * math.prod(w_shape[1:]), *(vector(p, varying(p)[0]) for p in planes if len(varying(p)) == 1))
+    return flow.value(shape, planes, source.rest)
+
+
+def _shape(weight: Any) -> tuple[int, ...]:
+    return tuple(weight.tensor.shape) if isinstance(weight, Parameter) else weight.shape
+
+
+def _fresh(flow: Flow, count: int, weight: Any) -> torch.Tensor:
+    """New labels for what a layer makes; those of a constant weight are fixed where it is attached."""
+    return flow.labels.fresh(count)
+
+
+def _rest(flow: Flow, weight: Any) -> int:
+    return weight.rest if isinstance(weight, Value) else FIXED
+
+
+def _attach(flow: Flow, node: fx.Node, weight: Any, dims: dict[int, tuple[torch.Tensor, str]]) -> None:
+    """Ties the dimensions of a weight to channels: those of a parameter, or those of the parameters that a computed weight was made from."""
+    if isinstance(weight, Parameter):
+        for dim, (labels, role) in dims.items():
+            flow.labels.link(weight, dim, labels, role)
+        return
+    flow.labels.roles(weight, {d: role for d, (_, role) in dims.items()})
+    for dim, (labels, _) in dims.items():
+        flow.merge(node, Value(weight.shape, (along(labels, dim, weight.shape),)), Value(weight.shape, tuple(weight.along(dim)), weight.rest))
+    for dim in range(len(weight.shape)):
+        if dim not in dims:
+            flow.labels.fix_all(weight.along(dim), f"{flow.place(node)}: the size of its kernel")
+
+
+def _standing(flow: Flow, vector_: Any, dim: int, ndim: int) -> Value:
+    """A vector of one number a channel, standing along `dim` of a tensor of `ndim` dimensions."""
+    value = flow.of(vector_)
+    shape = tuple(value.shape[0] if d == dim else 1 for d in range(ndim))
+    return Value(shape, tuple(thin(p, [0]).reshape(shape) for p in value.planes), value.rest)
+
+
+def _affine(flow: Flow, node: fx.Node, x: Value, vectors: Sequence[Any], dim: int) -> Value:
+    for v in vectors:
+        if v is not None:
+            x = flow.merge(node, x, _standing(flow, v, dim, len(x.shape)))
+    return x
 
 
 def batch_norm(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any, **options: Any) -> Any:
     """Each channel on its own: its four vectors accompany dimension 1."""
-    labels = flow.labels.of(x)
-    channels = vector(labels, 1)
-    vectors = [v for v in (weight, bias, mean, variance) if v is not None]
-    if channels is None or not all(isinstance(v, Parameter) for v in vectors):
-        return flow.give_up(node, [x, *vectors], f"{flow.place(node)}: it normalises another dimension than the channels', or by computed values")
-    for parameter in vectors:
-        flow.labels.link(parameter, 0, channels, "along")
-    return labels
+    return _affine(flow, node, flow.of(x), (weight, bias, mean, variance), 1)
+
+
+def layer_norm(flow: Flow, node: fx.Node, x: Any, normalized: Sequence[int], weight: Any = None, bias: Any = None, *rest: Any, **options: Any) -> Any:
+    """Statistics over the last dimensions, of the channels that are left; weight and bias have those dimensions' shape. Root-mean-square norms too."""
+    result = flow.of(x)
+    for v in (weight, bias):
+        if isinstance(v, (Parameter, Value)):
+            result = flow.merge(node, result, flow.of(v))
+    return result
+
+
+def group_norm(flow: Flow, node: fx.Node, x: Any, groups: int, weight: Any = None, bias: Any = None, *rest: Any, **options: Any) -> Any:
+    """Statistics over groups of channels: each group keeps the same positions."""
+    source = flow.of(x)
+    if 1 < groups < source.shape[1]:
+        for plane in source.along(1):
+            labels = flow.read(node, Value(source.shape, (plane,)), 1).view(groups, -1)
+            flow.labels.meet(labels[:1].expand_as(labels), labels, f"{flow.place(node)}: shares a group position with values that cannot be removed")
+    return _affine(flow, node, source, (weight, bias), 1)
 
 
 def prelu(flow: Flow, node: fx.Node, x: Any, weight: Any) -> Any:
     """A slope per channel of dimension 1, or one for all."""
-    labels = flow.labels.of(x)
-    if not isinstance(weight, Parameter):
-        return flow.give_up(node, [x, weight], f"{flow.place(node)}: its slopes are computed")
-    if weight.tensor.numel() > 1:
-        channels = vector(labels, 1)
-        if channels is None:
-            return flow.give_up(node, [x, weight], f"{flow.place(node)}: channels run along another dimension")
-        flow.labels.link(weight, 0, channels, "along")
-    return labels
+    source = flow.of(x)
+    return source if math.prod(_shape(weight)) == 1 else _affine(flow, node, source, (weight,), min(1, len(source.shape) - 1))
 
 
-def chunk(flow: Flow, node: fx.Node, x: Any, chunks: int, dim: int = 0) -> Any:
-    """Equal parts, which stay equal: position j of every part is one channel. Unequal parts cut the channels where nobody can follow."""
-    labels = flow.labels.of(x)
-    parts = labels.chunk(chunks, dim)
-    if dim % labels.ndim in varying(labels):
-        if any(part.shape != parts[0].shape for part in parts):
-            return flow.give_up(node, [x], f"{flow.place(node)}: cuts the channels into parts that are not equal")
-        for part in parts[1:]:
-            flow.labels.meet(compact(parts[0]), compact(part), f"{flow.place(node)}: shares its position with values that cannot be removed")
-    return tuple(collapse(part) for part in parts)
+def embedding(flow: Flow, node: fx.Node, weight: Any, indices: Any, *rest: Any, **options: Any) -> Any:
+    """Rows are looked up by number, so they stay; the columns are channels."""
+    table = flow.of(weight)
+    flow.labels.fix_all(table.along(0), f"{flow.place(node)}: rows are looked up by number")
+    flow.labels.roles(table, {1: "out"})
+    shape = tuple(node.meta["val"].shape)
+    return flow.value(shape, [along(vector(p, 1), len(shape) - 1, shape) for p in table.along(1)], table.rest)
+
+
+def spatial(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
+    """Pooling, resizing and padding: the channels pass, the other dimensions change size."""
+    source = flow.of(x)
+    values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
+    shape = tuple(values[0].shape)
+    ndim = len(source.shape)
+    worked_on = range(ndim - SPATIAL[operator(node)], ndim)
+    if len(shape) != ndim:
+        return flow.give_up(node, [x], f"{flow.place(node)}: changes the number of dimensions")
+    planes = []
+    for plane in source.planes:
+        if not set(varying(plane)) - set(worked_on):
+            flow.labels.fix(plane, f"{flow.place(node)}: channels run along a dimension that it changes")
+            continue
+        mixed = flow.mix(plane, worked_on, f"{flow.place(node)}: meets values that cannot be removed")
+        planes.append(thin(mixed, varying(mixed)).expand(shape))
+    result = flow.value(shape, planes, source.rest)
+    return (result, result) if len(values) > 1 else result
 
 
 def pad(flow: Flow, node: fx.Node, x: Any, widths: Any, *rest: Any, **options: Any) -> Any:
     """Padding of space lets the channels pass; padding of channels by a constant adds some that cannot be removed."""
-    labels = flow.labels.of(x)
-    padded = {labels.ndim - 1 - i // 2 for i, p in enumerate(widths) if p}
-    if not padded & set(varying(labels)):
-        return spatial(flow, node, x)
-    if operator(node) == "pad" and rest and rest[0] != "constant":
-        return flow.give_up(node, [x], f"{flow.place(node)}: repeats channels as padding")
-    return collapse(nn.functional.pad(labels, tuple(widths), value=FIXED))
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    padded = {len(shape) - 1 - i // 2 for i, p in enumerate(widths) if p}
+    planes = []
+    for plane in source.planes:
+        dims = set(varying(plane))
+        if dims & padded and operator(node) == "pad" and rest and rest[0] != "constant":
+            return flow.give_up(node, [x], f"{flow.place(node)}: repeats channels as padding")
+        if dims & padded:
+            wide = thin(plane, dims | padded).clone()
+            kept = [w if len(shape) - 1 - i // 2 in dims else 0 for i, w in enumerate(widths)]
+            planes.append(thin(nn.functional.pad(wide, tuple(kept), value=FIXED), dims).expand(shape))
+        else:
+            planes.append(thin(plane, dims).expand(shape))
+    return flow.value(shape, planes, source.rest)
 
 
-def spatial(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
-    """Pooling, resizing and padding: the channels pass, the other dimensions change size. The operator's name ends with how many it works on."""
-    labels = flow.labels.of(x)
-    value = node.meta["val"]
-    outputs = value if isinstance(value, (tuple, list)) else [value]
-    shape = tuple(outputs[0].shape)
-    count = re.search(r"(\d)d", operator(node))
-    worked_on = range(labels.ndim - int(count[1]), labels.ndim) if count else ()
-    if len(shape) != labels.ndim or any(shape[d] != labels.shape[d] or d in worked_on for d in varying(labels)):
-        return flow.give_up(node, [x], f"{flow.place(node)}: channels run along a dimension that it changes")
-    for d in range(labels.ndim):
-        if labels.shape[d] != shape[d]:
-            labels = labels.narrow(d, 0, 1)
-    labels = labels.expand(shape)
-    return (labels, labels) if isinstance(value, (tuple, list)) else labels
+def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
+    """Channels that differ only along the reduced dimensions are summed up and end there; where the rest of the tensor has them too, they become one."""
+    source = flow.of(x)
+    name = operator(node)
+    position = {"norm": 1, "linalg_vector_norm": 1}.get(name, 0)
+    dims = options.get("dim", rest[position] if len(rest) > position else None)
+    if isinstance(dims, (Value, Parameter)):  # max(x, y) of two tensors
+        return flow.unite(node, [x, dims])
+    given = range(len(source.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    over = {d % len(source.shape) for d in given} if source.shape else set()
+    values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
+    shape = tuple(values[0].shape)
+    keepdim = len(shape) == len(source.shape)
+    planes = []
+    for plane in source.planes:
+        if not set(varying(plane)) - over:
+            continue
+        plane = flow.mix(plane, sorted(over), f"{flow.place(node)}: meets values that cannot be removed")
+        for d in sorted(over, reverse=True):
+            plane = plane.narrow(d, 0, 1) if keepdim else plane.select(d, 0)
+        planes.append(plane)
+    results = tuple(flow.value(tuple(v.shape), planes, source.rest) for v in values)
+    return results if isinstance(node.meta["val"], (tuple, list)) else results[0]
 
 
-def reduction(flow: Flow, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
-    """Sums and means over dimensions that hold no channels; over channels it ties them to their number, so they are fixed."""
-    labels = flow.labels.of(x)
-    dims = sorted(_dims(labels, dim), reverse=True)
-    if set(dims) & set(varying(labels)):
-        return flow.give_up(node, [x], f"{flow.place(node)}: reduces over channels")
-    for d in dims:
-        labels = labels.narrow(d, 0, 1) if keepdim else labels.select(d, 0)
-    return labels
+def over_one(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
+    """Operators in which every element along one dimension depends on all: channels along it stay, or become one where they run elsewhere too."""
+    source = flow.of(x)
+    name = operator(node)
+    position = 1 if name == "topk" else 0
+    dim = options.get("dim", rest[position] if len(rest) > position else -1)
+    values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
+    planes = []
+    for plane in source.planes:
+        if varying(plane) == [dim % len(source.shape)]:
+            flow.labels.fix(plane, f"{flow.place(node)}: every channel depends on all the others")
+            continue
+        mixed = flow.mix(plane, [dim], f"{flow.place(node)}: meets values that cannot be removed")
+        planes.append(thin(mixed, varying(mixed)).expand(tuple(values[0].shape)))
+    results = tuple(flow.value(tuple(v.shape), planes, source.rest) for v in values)
+    return results if isinstance(node.meta["val"], (tuple, list)) else results[0]
 
 
-RULES: dict[str, Callable[..., Any]] = {
+def glu(flow: Flow, node: fx.Node, x: Any, dim: int = -1) -> Any:
+    """Two equal halves, multiplied: position j of both is one channel."""
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    dim %= len(shape)
+    halves = [flow.value(shape, [p.narrow(dim, start, shape[dim]) for p in source.planes], source.rest) for start in (0, shape[dim])]
+    return flow.merge(node, *halves)
+
+
+def roll(flow: Flow, node: fx.Node, x: Any, shifts: Any, dims: Any = ()) -> Any:
+    """Shifts of space let channels pass; channels that are shifted by a number written into forward stay."""
+    source = flow.of(x)
+    moved = {d % len(source.shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(source.shape)))}
+    for plane in source.planes:
+        if moved & set(varying(plane)):
+            return flow.give_up(node, [x], f"{flow.place(node)}: cuts the channels at places written into forward")
+    return source
+
+
+def index(flow: Flow, node: fx.Node, x: Any, indices: Any) -> Any:
+    """Rows picked by number: channels along the picked dimensions stay."""
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    picked = [d for d, i in enumerate(indices) if i is not None]
+    shapes = [_shape(i) if i is not None else None for i in indices]
+    planes = []
+    for plane in source.planes:
+        if set(varying(plane)) & set(picked):
+            flow.labels.fix(plane, f"{flow.place(node)}: picks channels by number")
+            continue
+        zeros = [None if s is None else torch.zeros(s, dtype=torch.int64) for s in shapes]
+        try:
+            found = torch.ops.aten.index.Tensor(plane, zeros)
+        except Exception:
+            return flow.give_up(node, [x], f"{flow.place(node)}: cannot be followed")
+        if tuple(found.shape) != shape:  # a mask: how many it picks is in the data
+            return flow.give_up(node, [x], f"{flow.place(node)}: cannot be followed")
+        planes.append(found)
+    return flow.value(shape, planes, source.rest)
+
+
+def gather(flow: Flow, node: fx.Node, x: Any, dim: int, indices: Any, **options: Any) -> Any:
+    """Picks along one dimension: channels along it stay. `index_select`, `gather` and `take_along_dim`."""
+    if isinstance(indices, int):
+        dim, indices = indices, dim  # take_along_dim(x, indices, dim)
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    planes = []
+    for plane in source.planes:
+        if dim % len(shape) in varying(plane) or len(shape) != len(source.shape):
+            flow.labels.fix(plane, f"{flow.place(node)}: picks channels by number")
+        elif any(shape[d] != source.shape[d] for d in varying(plane)):
+            return flow.give_up(node, [x], f"{flow.place(node)}: picks some of the channels")
+        else:
+            planes.append(thin(plane, varying(plane)).expand(shape))
+    index_value = flow.of(indices)
+    flow.labels.fix_all(index_value.planes, f"{flow.place(node)}: picks by channels")
+    return flow.value(shape, planes, source.rest)
+
+
+def pixel_shuffle(flow: Flow, node: fx.Node, x: Any, factor: int) -> Any:
+    """(C r^2, H, W) -> (C, r H, r W): the r^2 channels behind one pixel block are one channel."""
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    dim = len(shape) - 3
+    labels = flow.read(node, source, dim).view(shape[dim], -1)
+    flow.labels.meet(labels[:, :1].expand_as(labels), labels, f"{flow.place(node)}: shares a pixel block with values that cannot be removed")
+    return flow.value(shape, [along(labels[:, 0], dim, shape)], source.rest)
+
+
+def pixel_unshuffle(flow: Flow, node: fx.Node, x: Any, factor: int) -> Any:
+    """(C, r H, r W) -> (C r^2, H, W): each channel becomes r^2 that go together."""
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    dim = len(shape) - 3
+    return flow.value(shape, [along(flow.read(node, source, dim).repeat_interleave(factor**2), dim, shape)], source.rest)
+
+
+def channel_shuffle(flow: Flow, node: fx.Node, x: Any, groups: int) -> Any:
+    """Position j of every group is one channel: else what is left could not be shuffled by the same rule."""
+    source = flow.of(x)
+    labels = flow.read(node, source, 1).view(groups, -1)
+    flow.labels.meet(labels[:1].expand_as(labels), labels, f"{flow.place(node)}: shares a group position with values that cannot be removed")
+    return flow.value(source.shape, [along(labels.T.reshape(-1), 1, source.shape)], source.rest)
+
+
+def im2col(flow: Flow, node: fx.Node, x: Any, kernel: Sequence[int], *rest: Any, **options: Any) -> Any:
+    """(N, C, H, W) -> (N, C k k, positions): every channel becomes k k that go together."""
+    source = flow.of(x)
+    shape = tuple(node.meta["val"].shape)
+    labels = flow.read(node, source, len(source.shape) - 3).repeat_interleave(math.prod(kernel))
+    return flow.value(shape, [along(labels, len(shape) - 2, shape)], source.rest)
+
+
+RULES: dict[str, Rule] = {
     "conv1d": convolution, "conv2d": convolution, "conv3d": convolution, "conv_transpose1d": transposed_convolution,
     "conv_transpose2d": transposed_convolution, "conv_transpose3d": transposed_convolution,
-    "linear": linear, "batch_norm": batch_norm, "prelu": prelu, "chunk": chunk, "pad": pad, "constant_pad_nd": pad,
-    **dict.fromkeys(REDUCTIONS, reduction),
+    "linear": linear, "addmm": addmm, "matmul": matmul, "mm": matmul, "bmm": bmm, "einsum": einsum,
+    "scaled_dot_product_attention": scaled_dot_product_attention,
+    "batch_norm": batch_norm, "_native_batch_norm_legit_no_training": batch_norm, "instance_norm": batch_norm,
+    "layer_norm": layer_norm, "rms_norm": layer_norm, "group_norm": group_norm,
+    "prelu": prelu, "embedding": embedding, "pad": pad, "constant_pad_nd": pad, "glu": glu, "roll": roll,
+    "index": index, "index_select": gather, "gather": gather, "take_along_dim": gather,
+    "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle, "channel_shuffle": channel_shuffle, "native_channel_shuffle": channel_shuffle,
+    "im2col": im2col,
+    **dict.fromkeys(REDUCTIONS, reduction), **dict.fromkeys(OVER_ONE - {"glu"}, over_one), **dict.fromkeys(SPATIAL, spatial),
 }  # fmt: skip

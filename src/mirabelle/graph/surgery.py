@@ -11,46 +11,83 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.checks import check_runs, clone
 from mirabelle.data import Batch
-from mirabelle.errors import InputError, SurgeryError
+from mirabelle.errors import CaptureError, InputError, SurgeryError
 from mirabelle.graph.groups import Coupling
+from mirabelle.graph.reference import Cutting, Reference
+from mirabelle.graph.rewrite import graph_form
+from mirabelle.graph.sizes import replace_tensors
 
 
-def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor], inputs: Batch) -> nn.Module:
+def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy of `model` without the channels `removed[group name]` (numbers of channels, 0 .. C-1).
 
     Raises `InputError` for a group that is not there or that would lose all its channels, `SurgeryError` where the network cannot run
-    at its new sizes or does not compute on `inputs` what `mask` computes.
+    at its new sizes or does not compute what `reference` computes, in place or in graph form.
     """
     gone = indices(coupling, removed)
-    masked = mask(model, coupling, removed)
-    expected = check_runs(masked, inputs, "the example input")
+    if not gone:
+        return clone(model)
+    expected = reference(coupling, gone)
+    problems = []
+    for make in (_in_place, graph_form):
+        try:
+            small = make(model, coupling.inputs, gone)
+            problem = difference(expected, check_runs(small, coupling.inputs, "the example input after pruning")) or _other_batch(
+                model, small, coupling.inputs
+            )
+        except (InputError, CaptureError, SurgeryError) as error:
+            problem = str(error)
+        else:
+            if problem is None or (make is _in_place and _is_random(model, coupling.inputs)):
+                return small
+        problems.append(problem)
+    raise SurgeryError(
+        f"the pruned network is not the original without the removed channels ({problems[0]}; as a graph: {problems[1]}); its forward probably has sizes "
+        "written into it: take them from the tensors (x.shape), or name the layers concerned in keep=[...]"
+    )
+
+
+def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch) -> str | None:
+    """What goes wrong for one sample more, where the original takes it: sizes written into forward can hide in one batch size."""
+    more = inputs.map(lambda t: torch.cat([t, t[:1]]) if t.ndim else t)
+    try:
+        expected = check_runs(model, more, "one sample more")
+    except InputError:
+        return None
+    shapes = [tuple(v.shape) for v in pytree.tree_leaves(expected) if isinstance(v, torch.Tensor)]
+    try:
+        found = check_runs(small, more, "one sample more")
+    except InputError as error:
+        return f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)"
+    others = [tuple(v.shape) for v in pytree.tree_leaves(found) if isinstance(v, torch.Tensor)]
+    return None if shapes == others else f"its outputs have the shapes {others} for one sample more, expected {shapes}"
+
+
+def reference(coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], inputs: Batch | None = None) -> Any:
+    """What the network must compute without the indices `gone`, on the example that it was analysed with or another of its sizes."""
+    assert coupling.graph_module is not None and coupling.flow is not None
+    few = inputs or coupling.inputs
+    with torch.no_grad():
+        flat = [*few.args, *few.kwargs.values()]
+        return Reference(coupling.graph_module, Cutting(coupling.flow, gone)).run(*flat)
+
+
+def _is_random(model: nn.Module, inputs: Batch) -> bool:
+    """Its forward draws numbers in eval mode too: then nothing can be compared."""
+    return difference(*(check_runs(model, inputs, "the example input") for _ in range(2))) is not None
+
+
+def _in_place(model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], torch.Tensor]) -> nn.Module:
+    """A copy of the network itself, of its own class, with smaller parameters."""
     small = clone(model)
     tensors = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
-    dims: dict[str, dict[int, torch.Tensor]] = {}
+    new: dict[str, torch.Tensor] = {}
     for (name, dim), index in gone.items():
-        dims.setdefault(name, {})[dim] = index
-    new = {}
-    for name, by_dim in dims.items():
-        tensor = tensors[name].detach()
-        for dim, index in by_dim.items():
-            kept = torch.ones(tensor.shape[dim], dtype=torch.bool)
-            kept[index] = False
-            tensor = tensor.index_select(dim, kept.nonzero()[:, 0].to(tensor.device))
-        new[name] = tensor
+        tensor = new.get(name, tensors[name].detach())
+        kept = torch.ones(tensor.shape[dim], dtype=torch.bool)
+        kept[index] = False
+        new[name] = tensor.index_select(dim, kept.nonzero()[:, 0].to(tensor.device))
     replace_tensors(small, new)
-    try:
-        found = check_runs(small, inputs, "the example input after pruning")
-    except InputError as error:
-        raise SurgeryError(
-            f"the pruned network does not run ({error}); its forward probably has sizes written into it: "
-            "take them from the tensors (x.shape), or name the layers concerned in keep=[...]"
-        ) from error
-    error = difference(expected, found)
-    if error is not None and difference(expected, check_runs(masked, inputs, "the example input")) is None:  # else its forward is random
-        raise SurgeryError(
-            f"the pruned network is not the original without the removed channels ({error}); its forward probably has sizes written into it: "
-            "take them from the tensors (x.shape), or name the layers concerned in keep=[...]"
-        )
     return small
 
 
@@ -96,40 +133,3 @@ def mask(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tenso
             if (name, dim) in readers:
                 tensors[name].index_fill_(dim, index.to(tensors[name].device), 0)
     return masked
-
-
-def replace_tensors(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
-    """Puts tensors of other sizes in the place of parameters and buffers, wherever they are shared, and mends the modules' size attributes."""
-    by_id: dict[int, torch.Tensor] = {}
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name, tensor in new.items():
-        old = tensors[name]
-        by_id[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    for module in model.modules():
-        old_shapes = {k: tuple(p.shape) for k, p in module._parameters.items() if p is not None}
-        changed = False
-        for table in (module._parameters, module._buffers):
-            for key, value in table.items():
-                if value is not None and id(value) in by_id:
-                    table[key] = by_id[id(value)]  # type: ignore[assignment]
-                    changed = True
-        if changed:
-            _mend_sizes(module, old_shapes)
-
-
-def _mend_sizes(module: nn.Module, old_shapes: dict[str, tuple[int, ...]]) -> None:
-    """Attributes that repeat a size of the weights: they must say what the weights say."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise
-            module.groups = weight.shape[0] // (old_shapes["weight"][0] // module.groups)
-        first, second = weight.shape[0], weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
-    elif isinstance(module, nn.Linear) and isinstance(weight, torch.Tensor):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        vectors = [t for t in (module.weight, module.running_mean) if t is not None]
-        if vectors:
-            module.num_features = len(vectors[0])
-    elif isinstance(module, nn.PReLU) and isinstance(weight, torch.Tensor):
-        module.num_parameters = len(weight)

@@ -51,6 +51,30 @@ def prune(
     Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything is computed that takes long;
     `SurgeryError` where the network's forward has sizes written into it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
+    return plan(
+        model, x, macs=macs, params=params, criterion=criterion, data=data, loss=loss, batches=batches, align=align, keep=keep, allocation=allocation,
+        least=least, repair=repair, seed=seed,
+    )[0]  # fmt: skip
+
+
+def plan(
+    model: nn.Module,
+    x: Any,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    criterion: str | Callable = "taylor",
+    data: Iterable | None = None,
+    loss: Callable | None = None,
+    batches: int = 16,
+    align: int = 8,
+    keep: Iterable[str] = (),
+    allocation: str | None = None,
+    least: float = 0.1,
+    repair: str | None = "bn",
+    seed: int = 0,
+) -> tuple[nn.Module, Coupling, dict[str, torch.Tensor]]:
+    """`prune`, with what was found in the network and the channels that were removed of each group."""
     check_network(model)
     what, fraction = check_budget(macs, params)
     score = resolve(criterion, CRITERIA, "criterion")
@@ -79,8 +103,10 @@ def prune(
     scores = {g.name: _checked(score(g, stats), g.name, g.channels, criterion) for g in coupling.groups}
     kept = allocate(coupling, scores, cost, fraction * cost({}), align, least)
     removed = {g.name: scores[g.name].sort(stable=True).indices[: g.channels - kept[g.name]] for g in coupling.groups}
-    small = remove(model, coupling, removed, inputs)
-    return small if mend is None or data is None else mend(small, Cut(model, coupling, removed), data, batches)
+    small = remove(model, coupling, removed)
+    if mend is not None and data is not None:
+        small = mend(small, Cut(model, coupling, removed), data, batches)
+    return small, coupling, removed
 
 
 def check_budget(macs: float | None, params: float | None) -> tuple[str, float]:

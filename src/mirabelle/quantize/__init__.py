@@ -20,6 +20,7 @@ from mirabelle.checks import check_network
 from mirabelle.data import Batch, samples
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import capture, get_tensor, parameter_name
+from mirabelle.graph.rewrite import FORM
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
@@ -108,6 +109,7 @@ def quantize(
     )  # fmt: skip
     result = _insert(network, activation_quantizers, weight_quantizers, described)
     result.meta["histograms"] = histograms
+    result.meta[FORM] = getattr(model, "meta", {}).get(FORM)
     result.meta["float_sizes"] = {n: list(t.shape) for n, t in model.state_dict().items()}
     return result
 
