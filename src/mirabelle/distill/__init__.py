@@ -67,7 +67,7 @@ def run(
     first = next(batches(data, what="the training loader"))
     if "labels" in weights and first.target is None:
         raise InputError("losses has 'labels', but the training loader yields no targets")
-    few = first.map(lambda t: t[:2])
+    few = first.head(2)
     taps, hints = _hints(student, teachers, few, features)
     functions = {n: resolve(n, LOSSES, "loss") for n in weights if n not in ("labels", "features")}
     _check_outputs(student, teachers, few, functions, temperature)
