@@ -141,7 +141,8 @@ def test_brain_surgeon_finds_what_others_can_stand_in_for():
 
 def test_brain_surgeon_needs_data_but_no_labels():
     model, x = make("plain", torch.float32)
-    prune(model, x, macs=0.5, criterion="brain_surgeon", data=[b for b, _ in labelled()], align=1)
+    found = [prune(model, x, macs=0.5, criterion="brain_surgeon", data=[b for b, _ in labelled()], align=1, allocation=a) for a in (None, "worth")]
+    assert all(torch.equal(v, found[1].state_dict()[k]) for k, v in found[0].state_dict().items())
     with pytest.raises(InputError, match="brain_surgeon.*needs data="):
         prune(model, x, macs=0.5, criterion="brain_surgeon", align=1)
     with pytest.raises(InputError, match="read only once"):

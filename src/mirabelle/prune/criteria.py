@@ -66,5 +66,6 @@ CRITERIA: dict[str, Callable[[Group, Stats], torch.Tensor]] = {
     "l1": l1, "l2": l2, "bn_scale": bn_scale, "taylor": taylor, "taylor_weight": taylor_weight, "brain_surgeon": brain_surgeon,
     "random": random,
 }  # fmt: skip
+ADDITIVE = {"taylor", "brain_surgeon"}  # their scores are changes of a loss or of an error: the sum over channels has a meaning
 NEEDS_GRADIENTS = {"taylor", "taylor_weight"}
 NEEDS_DATA = {*NEEDS_GRADIENTS, "brain_surgeon"}
