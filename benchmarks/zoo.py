@@ -146,7 +146,7 @@ def names() -> list[str]:
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The network with random weights from a fixed seed, in eval mode, and an example of two images of its own size."""
+    """The network with random weights from a fixed seed, in eval mode, and an example of its own size: two images, or one large one."""
     torch.manual_seed(0)
     library, _, plain = name.partition("/")
     with warnings.catch_warnings():
@@ -163,4 +163,4 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
 
             model = timm.create_model(plain, pretrained=False)
             size = tuple(model.default_cfg.get("input_size") or (3, 224, 224))
-    return model.eval(), torch.randn(2, *size)
+    return model.eval(), torch.randn(1 if size[-1] > 500 else 2, *size)

@@ -70,6 +70,15 @@ def test_a_batch_without_samples():
             list(batches([item]))
 
 
+def test_inputs_without_a_dimension_belong_to_every_sample():
+    batch = as_batch(({"scale": torch.tensor(2.0), "x": X}, Y))
+    assert batch.size == 3
+    first = batch.head(2)
+    assert first.size == 2 and first.kwargs["scale"] == 2 and torch.equal(first.target, Y[:2])
+    with pytest.raises(InputError, match="no samples"):
+        as_batch({"scale": torch.tensor(2.0)})
+
+
 def test_batches():
     assert len(list(batches([X] * 5))) == 5 and len(list(batches([X] * 5, 2))) == 2
     assert len(list(batches([(X, Y)], labelled=True))) == 1
@@ -244,6 +253,21 @@ def test_tensors(tmp_path):
             read_tensors(path)
     with pytest.raises(InputError, match="is not there"):
         read_tensors(tmp_path / "none.safetensors")
+
+
+def test_tensors_that_do_not_fit_the_disk(tmp_path):
+    """A limit on the size of files is to a process what a full disk is."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "w.safetensors"
+    write_tensors(path, {"a": Y})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=r"w\.safetensors could not be written"):
+            write_tensors(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(read_tensors(path)[0]["a"], Y) and os.listdir(tmp_path) == ["w.safetensors"]
 
 
 def test_content_hash():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,6 @@ def whole(tmp_path_factory) -> Path:
 
 def copied(whole: Path, folder: Path) -> Path:
     """A copy of a finished run, hard-linked files excepted."""
-    import shutil
-
     return shutil.copytree(whole, folder / "out")
 
 
@@ -132,6 +131,18 @@ def test_resume_of_a_finished_run_does_nothing_and_gives_the_same(whole, tmp_pat
     again = run(recipe(tmp_path), resume=True, folder=out)
     assert ran(out) == before and (out / "report.json").read_text() == report
     assert again.report == json.loads(report)
+
+
+def test_damaged_checkpoint_starts_the_step_again(whole, tmp_path):
+    out = copied(whole, tmp_path)
+    step = finished(out)["distill"]
+    shutil.rmtree(step)
+    (out / "work" / step.name).mkdir(parents=True)
+    (out / "work" / step.name / "checkpoint.safetensors").write_bytes(b"half of a file")
+    child = command(recipe(tmp_path), out, "--resume")
+    said = child.communicate(timeout=100)[0]
+    assert child.returncode == 0 and "2/5 distill: its checkpoint cannot be used" in said, said
+    assert results(out) == results(whole)
 
 
 def test_damaged_step_is_done_again(whole, tmp_path):

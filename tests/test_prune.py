@@ -14,13 +14,15 @@ from torch import nn
 from mirabelle.data import as_batch, example_inputs
 from mirabelle.errors import InputError
 from mirabelle.graph.explain import explain
-from mirabelle.graph.groups import Group, analyse
+from mirabelle.graph.groups import Group, Slot, analyse
 from mirabelle.measure import count_macs, count_parameters
 from mirabelle.prune import prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
-from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, Stats, collect
+from mirabelle.prune.brain_surgeon import Reader
+from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS
 from mirabelle.prune.reconstruct import Cut, reconstruct
 from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
+from mirabelle.prune.stats import Stats, collect
 
 
 def labelled(count: int = 3, n: int = 8, classes: int = 3, size: int = 8, dtype=torch.float32) -> list:
@@ -79,6 +81,72 @@ def test_taylor_formulas_by_hand():
     }
     # |1*2| + |-2*2| + |0| + |-1| and |3*0.5| + |1*-1|
     assert CRITERIA["taylor_weight"](group, Stats(weights, gradients)).tolist() == [7.0, 2.5]
+
+
+def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torch.Tensor:
+    """The scores of channels that one output reads, which is also what gives the constant: inputs without a mean."""
+    moments = torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()
+    group = Group("g", len(weight), (Slot("fc.weight", 1, "in", torch.arange(len(weight))[:, None]),))
+    return CRITERIA["brain_surgeon"](group, Stats({"fc.weight": torch.tensor([weight])}, read=lambda: {"fc": moments}))
+
+
+def test_brain_surgeon_by_hand():
+    # Apart, each costs w²h of the energy 4 + 9; the cheaper one goes first.
+    torch.testing.assert_close(
+        read_by_a_linear_layer([1.0, 3.0], [[4.0, 0.0], [0.0, 1.0]]), torch.tensor([4 / 13, 9 / 13]).double(), rtol=0.01, atol=0
+    )
+    # Together: energy 1 + 2 * 0.5 + 1. Without the first the second takes weight 1.5: 1 - 0.5² is lost, then 1.5².
+    torch.testing.assert_close(
+        read_by_a_linear_layer([1.0, 1.0], [[1.0, 0.5], [0.5, 1.0]]), torch.tensor([0.75 / 3, 2.25 / 3]).double(), rtol=0.01, atol=0
+    )
+    # One twice another: the first of them costs nothing, and then what is left is worth all of both.
+    first, second, third = read_by_a_linear_layer([1.0, 1.0, 2.0], [[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]]).tolist()
+    assert first < 0.01 and abs(second - 9 / 13) < 0.02 and abs(third - 4 / 13) < 0.02
+
+
+def test_brain_surgeon_costs_are_errors_of_least_squares():
+    """Each cost, at each stage of the removal, is how much the error of the best weights without the channel grows."""
+    generator = torch.Generator().manual_seed(0)
+    n, block, outputs = 5, 4, 3
+    a = torch.randn(200, n * block, generator=generator).double() @ torch.randn(n * block, n * block, generator=generator).double()
+    w = torch.randn(outputs, n * block, generator=generator).double()
+    reader = Reader(torch.linalg.inv(a.T @ a), w, block)
+
+    def error(present: list[int]) -> float:
+        left = a.view(200, n, block)[:, present].reshape(200, -1)
+        y = a @ w.T
+        return float((y - left @ torch.linalg.lstsq(left, y).solution).square().sum())
+
+    present = list(range(n))
+    while len(present) > 1:
+        expected = [error([p for p in present if p != c]) - error(present) for c in present]
+        costs = reader.costs()
+        torch.testing.assert_close(costs, torch.tensor(expected).double(), rtol=1e-6, atol=1e-6)
+        worst = int(costs.argmin())
+        reader.remove(torch.tensor([worst]), torch.tensor([i for i in range(len(present)) if i != worst]))
+        del present[worst]
+
+
+def test_brain_surgeon_finds_what_others_can_stand_in_for():
+    """Channel 3 of a repeats channel 1: one of the two goes first, although every weight is as large as the others."""
+    model = Net(lambda s, x: s.head(s.b(torch.relu(s.a(x)))), a=nn.Conv2d(3, 6, 3, padding=1), b=nn.Conv2d(6, 6, 3, padding=1), head=Head(6)).eval()
+    with torch.no_grad():
+        model.a.weight[3], model.a.bias[3] = model.a.weight[1].clone(), model.a.bias[1].clone()
+    coupling = analyse(model, as_batch(image()))
+    group = next(g for g in coupling.groups if g.name == "a")
+    scores = CRITERIA["brain_surgeon"](group, collect(model, coupling, [x for x, _ in labelled()], None, 3, needs_gradients=False))
+    low, *rest = scores.sort().values.tolist()
+    assert int(scores.argmin()) in (1, 3) and low < 0.05 * rest[0]
+
+
+def test_brain_surgeon_needs_data_but_no_labels():
+    model, x = make("plain", torch.float32)
+    found = [prune(model, x, macs=0.5, criterion="brain_surgeon", data=[b for b, _ in labelled()], align=1, allocation=a) for a in (None, "worth")]
+    assert all(torch.equal(v, found[1].state_dict()[k]) for k, v in found[0].state_dict().items())
+    with pytest.raises(InputError, match="brain_surgeon.*needs data="):
+        prune(model, x, macs=0.5, criterion="brain_surgeon", align=1)
+    with pytest.raises(InputError, match="read only once"):
+        prune(model, x, macs=0.5, criterion="brain_surgeon", data=iter(labelled()), align=1)
 
 
 class Gated(nn.Module):

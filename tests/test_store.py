@@ -95,6 +95,12 @@ def test_another_network(networks, tmp_path):
         mb.load(tmp_path, other)
 
 
+def test_another_type_is_refused(networks, tmp_path):
+    mb.save(networks["original"], tmp_path)
+    with pytest.raises(InputError, match=r"saved as torch\.float32.* has torch\.float64"):
+        mb.load(tmp_path, model().double())
+
+
 def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monkeypatch):
     mb.save(networks["original"], tmp_path)
 

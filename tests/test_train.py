@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mirabelle as mb
-from mirabelle.errors import InputError, MirabelleError
+from mirabelle.errors import CheckpointError, InputError, MirabelleError
 from mirabelle.train import train
 from mirabelle.train.loop import labels_objective
 from mirabelle.train.optim import SCHEDULES, learning_rate
@@ -173,9 +173,11 @@ def test_checkpoint_of_another_run_or_damaged(tmp_path):
     with pytest.raises(InputError, match="does not fit"):
         mb.fit(nn.Linear(3, 2, bias=False), batches, checkpoint=tmp_path, **PLAIN)
     file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(InputError, match="damaged"):
-        mb.fit(net, batches, checkpoint=tmp_path, **PLAIN)
+    whole = file.read_bytes()
+    for damaged in (whole[:50], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            mb.fit(net, batches, checkpoint=tmp_path, **PLAIN)
 
 
 def test_early_stop_returns_the_best():

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
 
 import mirabelle
 from mirabelle.errors import InputError, LimitError, MirabelleError
@@ -208,11 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except SafetensorError as error:  # what it raises on a full disk is no OSError
-        if options.debug:
-            raise
-        print(f"error: a file could not be written or read: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last finished step", file=sys.stderr)

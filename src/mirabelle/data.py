@@ -29,11 +29,16 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        return len(self.tensors[0])
+        """The number of samples: the first dimension of the first input that has one; 0 where none has."""
+        return next((len(t) for t in self.tensors if t.ndim), 0)
 
     def map(self, function) -> Batch:
         """The batch with `function` applied to each input tensor; the target is left as it is."""
         return Batch(tuple(map(function, self.args)), {k: function(v) for k, v in self.kwargs.items()}, self.target)
+
+    def head(self, count: int) -> Batch:
+        """Its first `count` samples, with their targets; inputs without a dimension belong to all of them."""
+        return self.map(lambda t: t[:count] if t.ndim else t)._replace(target=None if self.target is None else self.target[:count])
 
 
 def _tensor(value: Any, place: str) -> torch.Tensor:
@@ -66,9 +71,9 @@ def as_batch(item: Any, place: str = "the batch") -> Batch:
 
 
 def _filled(batch: Batch, place: str) -> Batch:
-    if not batch.tensors or not batch.tensors[0].ndim or not batch.size:
+    if not batch.size:
         shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-        raise InputError(f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the first input counts them")
+        raise InputError(f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the first input that has one counts them")
     return batch
 
 
@@ -95,8 +100,7 @@ def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[
     left = count
     for batch in batches(loader, what=what):
         if batch.size > left:
-            batch = batch.map(lambda t, left=left: t[:left])
-            batch = batch._replace(target=None if batch.target is None else batch.target[:left])
+            batch = batch.head(left)
         yield batch
         left -= batch.size
         if left <= 0:

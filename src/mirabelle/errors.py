@@ -14,6 +14,10 @@ class InputError(MirabelleError, ValueError):
     """An argument, a batch or a file that cannot be worked with."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint that training cannot go on from: damaged, or another run's."""
+
+
 class RecipeError(InputError):
     """A recipe that is wrong as written; found before any work starts."""
 

@@ -54,12 +54,16 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file. Tensors that share memory are written once each, contiguous."""
+    """A safetensors file. Tensors that share memory are written once each, contiguous. `OSError` where it cannot be written, as on a full disk."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
         plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(plain, temporary, metadata=dict(metadata or {}))
+        try:
+            save_file(plain, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:  # the library wraps what the system says, and is no OSError
+            raise OSError(f"{path} could not be written: {error}") from None
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:

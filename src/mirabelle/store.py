@@ -69,6 +69,12 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: {error}); it was damaged") from error
         result.meta |= {"float_sizes": described["float_sizes"], FORM: form}
+    own = result.state_dict()
+    for name, tensor in tensors.items():
+        if name in own and own[name].dtype != tensor.dtype:  # load_state_dict would convert it, and give other outputs than what was saved
+            raise InputError(
+                f"{name} is saved as {tensor.dtype}, {type(model).__name__} has {own[name].dtype}; load needs the network in the type that was saved"
+            )
     try:
         result.load_state_dict(tensors)
     except RuntimeError as error:

@@ -133,7 +133,7 @@ class Flow:
         if node.target is py.getitem:
             return args[0][args[1]]
         name = operator(node)
-        if not tensors or name in CONSTANTS:
+        if not tensors or name in CONSTANTS or node.meta.get("val") is None:  # the last are checks, without a result
             return self.constant(node)
         if name.endswith("_") and not name.endswith("__") and (whole := _viewed(node.args[0])) is not None:
             everything = [*tensors, *(v for v in [self.values[whole]] if isinstance(v, (Value, Parameter)))]
@@ -146,6 +146,8 @@ class Flow:
             return self.move(node, args, kwargs)
         if name in POINTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
             return self.unite(node, tensors)
+        if not any(self.of(v).planes for v in tensors):
+            return self.constant(node, next((rest for v in tensors if (rest := self.of(v).rest)), FIXED))
         return self.give_up(node, tensors, f"{self.place(node)}: Mirabelle has no rule for this operator", unknown=True)
 
     # --- data movement, joining, element-wise -----------------------------------------------------------------------------------------
@@ -216,6 +218,7 @@ class Flow:
         reason = f"{self.place(node)}: meets values that cannot be removed"
         (left, wide_a), (right, wide_b) = ((v.planes, _broadcast(v.shape, shape)) for v in (a, b))
         left, right = [p.expand(shape) for p in left], [p.expand(shape) for p in right]
+        left, right = self._settle(left, right, wide_b, reason), self._settle(right, left, wide_a, reason)
         merged = []
         for p in left:
             dims = set(varying(p))
@@ -236,6 +239,22 @@ class Flow:
                 self._meet_rest(q, a.rest, reason)
             merged.append(q)
         return self.value(shape, merged, a.rest or b.rest)
+
+    def _settle(self, planes: list[torch.Tensor], others: list[torch.Tensor], wide: set[int], reason: str) -> list[torch.Tensor]:
+        """Channels that run along several dimensions (heads and their parts), met by an operand that spans only some of them, become one along those."""
+        settled = []
+        for plane in planes:
+            dims = set(varying(plane))
+            partners = [(q, set(varying(q))) for q in others if dims & set(varying(q))]
+            narrow = [(q, along) for q, along in partners if along < dims]
+            hit = (dims - wide - {d for _, along in partners for d in along}) | {d for _, along in narrow for d in along}
+            if len(dims) > 1 and hit and hit != dims:
+                self.labels.fix_all([q for q, _ in narrow], reason)
+                plane = self.mix(plane, sorted(hit), reason)
+            elif len(dims) > 1 and narrow and hit == dims:
+                plane = self.mix(plane, sorted(dims - narrow[0][1]), reason)
+            settled.append(plane)
+        return settled
 
     def _meet_rest(self, plane: torch.Tensor, rest: int, reason: str) -> None:
         labels = compact(plane)

@@ -146,7 +146,7 @@ def _example(network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
     if iterator is loader:
         loader = chain([first], iterator)
     size = (network.inputs[0].shape or (None,))[0] if isinstance(network, Artifact) else None
-    example = first.map(lambda t: t[: size or 1]) if inputs is None else example_inputs(inputs)
+    example = first.head(size or 1) if inputs is None else example_inputs(inputs)
     return example._replace(target=None), loader, first.target is not None
 
 

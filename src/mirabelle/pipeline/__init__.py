@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirabelle.checks import clone
-from mirabelle.errors import InputError, LimitError, RecipeError
+from mirabelle.errors import CheckpointError, InputError, LimitError, RecipeError
 from mirabelle.files import atomic
 from mirabelle.pipeline.facts import build_data, build_model, check_fit, depends, root_key
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
@@ -90,8 +90,14 @@ def _cached(state: State, workspace: Workspace, number: int, count: int, name: s
         return record
     written = workspace.begin(number, name, key)
     begun = time.monotonic()
+    work = workspace.work(number, name, key)
     try:
-        outcome: Outcome = execute_into(written, workspace.work(number, name, key))
+        try:
+            outcome: Outcome = execute_into(written, work)
+        except CheckpointError as error:
+            console.print(f"[yellow]{number}/{count} {name}: its checkpoint cannot be used, it starts from the beginning: {error}[/yellow]")
+            shutil.rmtree(work)
+            outcome = execute_into(written, work)
         seconds = time.monotonic() - begun
         record = workspace.finish(number, name, key, written, outcome.facts, {**outcome.timings, "wall": seconds})
     finally:

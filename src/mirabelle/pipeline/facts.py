@@ -100,7 +100,7 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
         for name, labelled in (("train", labels_needed), ("calibration", False), ("test", True)):
             seed_epoch(getattr(loaders, name), recipe.seed)
             batch = first_batch(getattr(loaders, name), name, labelled)
-            few = batch.map(lambda t: t[:4])._replace(target=None if batch.target is None else batch.target[:4])
+            few = batch.head(4)
             output = as_tensor(check_runs(model, few, f"the {name} loader's first batch"))
             shapes[name] = [tuple(t.shape[1:]) for t in few.tensors]
             if name == "train" and labelled:
@@ -121,7 +121,7 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
                     raise InputError(
                         f"metric {recipe.metric!r} does not take outputs {tuple(output.shape)} and the test loader's targets: {error}"
                     ) from error
-                example = few.map(lambda t: t[:1])
+                example = few.head(1)
         if len(set(map(str, shapes.values()))) > 1:
             raise InputError("the loaders yield different shapes: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
         known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}

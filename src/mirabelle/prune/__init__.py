@@ -15,9 +15,10 @@ from mirabelle.graph.groups import Coupling, analyse
 from mirabelle.graph.surgery import remove
 from mirabelle.plugins import resolve
 from mirabelle.prune.allocate import ALLOCATIONS, check_feasible
-from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, collect
+from mirabelle.prune.criteria import ADDITIVE, CRITERIA, NEEDS_DATA, NEEDS_GRADIENTS
 from mirabelle.prune.reconstruct import Cut
 from mirabelle.prune.repair import REPAIRS
+from mirabelle.prune.stats import collect
 
 
 def prune(
@@ -42,9 +43,9 @@ def prune(
     x: example inputs. macs or params: the fraction of the multiply-accumulates or of the parameters that is KEPT, in (0, 1];
     the result is at most that.
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) scores. data, loss: labelled batches and
-    the loss (cross entropy unless given) for criteria that need gradients; `batches` of them are used. align: kept counts are multiples of it.
+    the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used. align: kept counts are multiples of it.
     keep: modules or parameters left alone. allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
-    `uniform` takes the same share of each group; None is `worth` for `taylor`, whose scores are changes of the loss, and `global` for the others.
+    `uniform` takes the same share of each group; None is `worth` for `taylor` and `brain_surgeon`, whose scores add up, and `global` for the others.
     least: the fraction of each group that always stays. repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
     `least-squares` first solves for the weights that read pruned channels; both are skipped without data; None does nothing.
 
@@ -79,14 +80,14 @@ def plan(
     what, fraction = check_budget(macs, params)
     score = resolve(criterion, CRITERIA, "criterion")
     mend = None if repair is None else choose(repair, REPAIRS, "repair")
-    allocate = choose(allocation or ("worth" if criterion == "taylor" else "global"), ALLOCATIONS, "allocation")
+    allocate = choose(allocation or ("worth" if criterion in ADDITIVE else "global"), ALLOCATIONS, "allocation")
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (align, batches)) or not 0 < least <= 1:
         raise InputError(
             f"align and batches are whole numbers of at least 1 and least is in (0, 1]; got align={align}, batches={batches}, least={least}"
         )
-    if criterion in NEEDS_GRADIENTS and data is None:
-        raise InputError(f"criterion={criterion!r} needs data=, a loader of (inputs, targets)")
-    if isinstance(data, Iterator) and criterion in NEEDS_GRADIENTS and mend is not None:
+    if criterion in NEEDS_DATA and data is None:
+        raise InputError(f"criterion={criterion!r} needs data=, a loader of {'(inputs, targets)' if criterion in NEEDS_GRADIENTS else 'inputs'}")
+    if isinstance(data, Iterator) and criterion in NEEDS_DATA and mend is not None:
         raise InputError(
             f"data is an iterator ({type(data).__name__}), which can be read only once; criterion={criterion!r} and repair={repair!r} each read it"
         )

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from mirabelle.checks import clone
 from mirabelle.data import Batch, batches
 from mirabelle.graph.groups import Coupling
 from mirabelle.progress import bar
-
-ROWS_PER_SAMPLE = 32
-RIDGE = 1e-3
+from mirabelle.prune.moments import has_rows, ridge, rows
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
     """
     training = {n: m.training for n, m in small.named_modules()}
     result, reference = clone(small).eval(), clone(cut.original).eval()
-    readers = [n for n in _readers(cut) if _solvable(reference, n)]
+    readers = [n for n in _readers(cut) if has_rows(reference.get_submodule(n))]
     layers = _order(reference, readers, next(iter(batches(data, 1, what="data"))))
     kept = _kept_outputs(cut)
     with torch.no_grad(), bar("least squares", len(layers)) as shown:
@@ -63,20 +60,13 @@ def _readers(cut: Cut) -> list[str]:
     return list(dict.fromkeys(s.module for g in cut.coupling.groups if len(cut.removed.get(g.name, ())) for s in g.with_role("in")))
 
 
-def _solvable(model: nn.Module, name: str) -> bool:
-    module = model.get_submodule(name)
-    if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear)
-
-
 def _order(model: nn.Module, names: list[str], batch: Batch) -> list[str]:
     """Those of `names` that run once, in the order in which they run."""
     seen: list[str] = []
     hooks = [model.get_submodule(n).register_forward_pre_hook(_append(seen, n)) for n in names]
     try:
         with torch.no_grad():
-            few = batch.map(lambda t: t[:1])
+            few = batch.head(1)
             model(*few.args, **few.kwargs)
     finally:
         for hook in hooks:
@@ -121,18 +111,6 @@ def _seen_by(model: nn.Module, name: str, batch: Batch) -> tuple[torch.Tensor, t
     return found[0], found[1]
 
 
-def _rows(module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, columns + 1) inputs with ones behind, and (rows, outputs)."""
-    if isinstance(module, nn.Conv2d):
-        columns = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
-        pick = torch.randperm(columns.shape[2], generator=generator)[:ROWS_PER_SAMPLE].to(inputs.device)
-        a = columns[:, :, pick].transpose(1, 2).reshape(-1, columns.shape[1])
-        y = outputs.flatten(2)[:, :, pick].transpose(1, 2).reshape(-1, outputs.shape[1])
-    else:
-        a, y = inputs.reshape(-1, inputs.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
-    return torch.cat([a, torch.ones_like(a[:, :1])], 1), y
-
-
 def _solve(reference: nn.Module, result: nn.Module, name: str, kept: torch.Tensor | None, data: Iterable, count: int) -> None:
     module = result.get_submodule(name)
     assert isinstance(module, (nn.Conv2d, nn.Linear))
@@ -148,11 +126,10 @@ def _solve(reference: nn.Module, result: nn.Module, name: str, kept: torch.Tenso
         _, outputs = _seen_by(reference, name, batch)
         if kept is not None:
             outputs = outputs.index_select(1 if isinstance(module, nn.Conv2d) else -1, kept.to(outputs.device))
-        a, y = _rows(module, inputs, outputs, generator)
+        a, y = rows(module, inputs, outputs, generator)
         gram += a.T @ a
         moment += a.T @ y
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(w), dtype=torch.float64, device=w.device)
-    solved = (w + torch.linalg.solve(gram + ridge, moment - gram @ w)).T.to(weight.dtype)
+    solved = (w + torch.linalg.solve(gram + ridge(gram), moment - gram @ w)).T.to(weight.dtype)
     module.weight.copy_(solved[:, :-1].reshape(weight.shape))
     if module.bias is not None:
         module.bias.copy_(solved[:, -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mirabelle.errors import InputError
+from mirabelle.errors import CheckpointError, InputError
 from mirabelle.files import read_tensors, write_tensors
 
 
@@ -84,20 +85,35 @@ def save_checkpoint(
         "done": done, "history": history, "best": best.score, "stale": stale, "totals": totals, "run": run, "scaler": scaler.state_dict(),
         "optimizer": numbers, "python": random.getstate(), "numpy": [str(name), [int(k) for k in keys], *rest],
     }  # fmt: skip
-    write_tensors(_path(folder), tensors, {"state": json.dumps(plain)})
+    state = json.dumps(plain)
+    write_tensors(_path(folder), tensors, {"state": state, "sha256": _digest(tensors, state)})
+
+
+def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
+    """Of everything in a checkpoint: safetensors has no checksum of its own, and a flipped bit would go on into the weights."""
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(
     folder: str | Path | None, module: nn.Module, optim: torch.optim.Optimizer, average: nn.Module | None, scaler: Any, run: dict[str, Any]
 ) -> Resumed:
-    """Restores all of it in place, and says where to go on. Nothing there: a fresh start. Another run's file: `InputError`."""
+    """Restores all of it in place, and says where to go on. Nothing there: a fresh start. A damaged or another run's file: `CheckpointError`."""
     if folder is None or not _path(folder).exists():
         return Resumed()
-    tensors, metadata = read_tensors(_path(folder))
     try:
+        tensors, metadata = read_tensors(_path(folder))
+    except InputError as error:
+        raise CheckpointError(f"{error}; remove it to start again") from None
+    try:
+        if metadata["sha256"] != _digest(tensors, metadata["state"]):
+            raise CheckpointError(f"{_path(folder)} is damaged: its content is not what was written; remove it to start again")
         plain = json.loads(metadata["state"])
         if plain["run"] != run:
-            raise InputError(f"{_path(folder)} belongs to another run ({plain['run']}, not {run}); remove it or choose another folder")
+            raise CheckpointError(f"{_path(folder)} belongs to another run ({plain['run']}, not {run}); remove it or choose another folder")
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
@@ -113,7 +129,7 @@ def load_checkpoint(
         if plain["scaler"]:
             scaler.load_state_dict(plain["scaler"])
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise InputError(f"{_path(folder)} does not fit this run ({str(error).splitlines()[0]}); remove it or choose another folder") from error
+        raise CheckpointError(f"{_path(folder)} does not fit this run ({str(error).splitlines()[0]}); remove it or choose another folder") from error
     cuda = {k.removeprefix("cuda/"): v for k, v in parts["generator"].items() if k.startswith("cuda/")}
     generators = {"torch": parts["generator"]["torch"], "cuda": cuda, "python": plain["python"], "numpy": plain["numpy"]}
     return Resumed(plain["done"], plain["history"], Best(plain["best"], parts.get("best")), plain["stale"], plain["totals"], generators)
