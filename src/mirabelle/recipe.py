@@ -262,7 +262,7 @@ def _check_quantize(options: Mapping[str, Any]) -> None:
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "prune": lambda o: check_budget(o.get("macs"), o.get("params")),
+    "prune": lambda o: check_budget(o.get("macs"), o.get("params"), o.get("latency")),
     "distill": _check_distill,
     "quantize": _check_quantize,
     "export": _check_runtimes,

@@ -27,17 +27,17 @@ def aligned(count: int, group: Group, align: int, least: float) -> int:
     return min(high, max(low, nearest))
 
 
-def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int]) -> dict[str, torch.Tensor]:
+def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float]) -> dict[str, torch.Tensor]:
     """Scores per unit of what one channel of the group costs, so that one order of all channels buys the most importance for the budget.
 
     Without it a channel of a late, cheap layer goes before one of an early layer that costs ten times as much.
     """
     whole = cost({})
-    return {g.name: scores[g.name] / max(1, whole - cost({g.name: g.channels - 1})) for g in coupling.groups}
+    return {g.name: scores[g.name] / max(1e-9 * whole, whole - cost({g.name: g.channels - 1})) for g in coupling.groups}
 
 
 def by_threshold(
-    coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, least: float
+    coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float
 ) -> dict[str, int]:
     """One global order of all channels: those under a threshold go, and the threshold is the highest that fits the budget.
 
@@ -60,7 +60,7 @@ def by_threshold(
 
 
 def _spend_rest(
-    coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, kept: dict[str, int]
+    coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, kept: dict[str, int]
 ) -> dict[str, int]:
     ordered = {g.name: scores[g.name].sort(descending=True).values for g in coupling.groups}
     sizes = {g.name: g.channels for g in coupling.groups}
@@ -76,12 +76,12 @@ def _spend_rest(
         kept = {**kept, name: more}
 
 
-def by_worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, least: float) -> dict[str, int]:
+def by_worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float) -> dict[str, int]:
     """`by_threshold` on importance per cost: right for scores in units of the loss, which say what a channel is worth whatever its layer."""
     return by_threshold(coupling, worth(coupling, scores, cost), cost, budget, align, least)
 
 
-def uniform(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], int], budget: float, align: int, least: float) -> dict[str, int]:
+def uniform(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float) -> dict[str, int]:
     """The same share of every group, the largest that fits the budget."""
     for step in range(1000, -1, -1):
         kept = {g.name: aligned(round(g.channels * step / 1000), g, align, least) for g in coupling.groups}
@@ -93,7 +93,9 @@ def uniform(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]],
 ALLOCATIONS: dict[str, Callable[..., dict[str, int]]] = {"global": by_threshold, "worth": by_worth, "uniform": uniform}
 
 
-def check_feasible(coupling: Coupling, cost: Callable[[dict[str, int]], int], budget: float, whole: int, align: int, least: float, what: str) -> None:
+def check_feasible(
+    coupling: Coupling, cost: Callable[[dict[str, int]], float], budget: float, whole: float, align: int, least: float, what: str
+) -> None:
     """`InputError` where even the floors of all groups cost more than the budget, with what could be reached."""
     lowest = cost({g.name: _limits(g, align, least)[0] for g in coupling.groups})
     if lowest > budget:

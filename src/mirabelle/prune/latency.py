@@ -1,0 +1,195 @@
+"""What channels cost in milliseconds: the network's own layers, timed at several widths on the runtime that it will run on.
+
+The network is cut uniformly to a few widths, and each cut runs on the runtime with its profiler on. A layer's time is fitted over the widths as
+
+    t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
+
+work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is fitted together as one. The fit is kept in the cache
+folder under the machine, the runtime's version and the network's structure. What the fit predicts only decides how channels are spread over
+layers: `until_measured` then measures the real networks and corrects the budget.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mirabelle.data import Batch, cache_folder
+from mirabelle.errors import choose
+from mirabelle.files import content_hash, read_json, write_json
+from mirabelle.graph.groups import Coupling
+from mirabelle.graph.surgery import remove
+from mirabelle.measure.latency import alternate
+from mirabelle.measure.machine import machine
+from mirabelle.onnxfile import onnx_proto, write_onnx
+from mirabelle.progress import bar
+from mirabelle.runtimes import RUNTIMES, Artifact
+
+WIDTHS = (1.0, 0.75, 0.5, 0.3)
+CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
+FUSED = {"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "LeakyRelu", "Tanh", "BatchNormalization", "Softmax"}
+TOLERANCE = 0.03
+TRIES = 5
+SECONDS = 3.0
+
+Kept = Mapping[str, int]
+Removed = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of `coupling.costs`; others: (a, c) of everything else."""
+
+    layers: np.ndarray
+    others: np.ndarray
+    coupling: Coupling
+
+    def __call__(self, kept: Kept) -> float:
+        shares = _shares(self.coupling, kept)
+        features = np.stack([np.ones(len(shares)), shares[:, 0], shares[:, 1]], 1)
+        width = float(shares[:, 1].mean()) if len(shares) else 1.0
+        return float((features * self.layers).sum() + self.others[0] + self.others[1] * width)
+
+
+def _shares(coupling: Coupling, kept: Kept) -> np.ndarray:
+    """(layers, 2): the share of each layer's work that is left, and the mean share of its dimensions."""
+    channels = {g.name: g.channels for g in coupling.groups}
+    rows = []
+    for cost in coupling.costs:
+        sides = [1 - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items()) / size for size, groups in cost.sides]
+        sides = [*sides, *[1.0] * (2 - len(sides))]
+        rows.append((float(np.prod(sides)), float(np.mean(sides))))
+    return np.array(rows).reshape(-1, 2)
+
+
+def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1) -> LatencyModel:
+    """Times the network's layers at `WIDTHS` on `runtime` with a batch of one, or reads what was measured before on this machine."""
+    adapter = choose(runtime, RUNTIMES, "runtime")
+    known = {
+        "costs": [(c.macs, [(n, sorted(g.items())) for n, g in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
+        "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "machine": machine()["cpu"],
+    }  # fmt: skip
+    path = cache_folder() / "latency" / f"{content_hash(known)}.json"
+    if path.is_file():
+        try:
+            found = read_json(path)
+            return LatencyModel(np.array(found["layers"]).reshape(-1, 3), np.array(found["others"]), coupling)
+        except (ValueError, KeyError, TypeError):  # damaged: measured again
+            pass
+    shares, times, rest = [], [], []
+    with bar("timing layers", len(WIDTHS)) as shown:
+        for width in WIDTHS:
+            kept = {g.name: max(1, round(g.channels * width)) for g in coupling.groups}
+            removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
+            with tempfile.TemporaryDirectory() as folder:
+                layers, other = _profile(_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
+            shares.append(_shares(coupling, kept))
+            times.append(layers)
+            rest.append(other)
+            shown.advance()
+    features = np.stack(shares)  # (widths, layers, 2)
+    ones = np.ones(len(WIDTHS))
+    fitted = [_fit(np.stack([ones, features[:, i, 0], features[:, i, 1]], 1), np.array(times)[:, i]) for i in range(len(coupling.costs))]
+    others = _fit(np.stack([ones, features[:, :, 1].mean(1)], 1), np.array(rest))
+    result = LatencyModel(np.array(fitted).reshape(-1, 3), others, coupling)
+    write_json(path, {"layers": result.layers.tolist(), "others": others.tolist()})
+    return result
+
+
+def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Least squares with coefficients of at least 0: columns that come out negative are left out, the most negative first."""
+    used = list(range(features.shape[1]))
+    while used:
+        found = np.linalg.lstsq(features[:, used], values, rcond=None)[0]
+        if (found >= 0).all():
+            result = np.zeros(features.shape[1])
+            result[used] = found
+            return result
+        used.pop(int(found.argmin()))
+    return np.zeros(features.shape[1])
+
+
+def _artifact(model: nn.Module, inputs: Batch, folder: Path, runtime: str, threads: int) -> Artifact:
+    one = inputs.map(lambda t: t[:1] if t.ndim else t)
+    source = folder / "model.onnx"
+    write_onnx(onnx_proto(model, one), source)
+    return Artifact(RUNTIMES[runtime].save(source, folder / runtime), runtime, threads)
+
+
+def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]:
+    """(layers,) milliseconds of each of `coupling.costs`, and those of everything else. Where layers cannot be told apart in the file, by their work."""
+    import onnx
+
+    one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
+    seen = artifact.profile(*[t.numpy() for t in one.args], runs=30, **{k: v.numpy() for k, v in one.kwargs.items()})
+    total = sum(layer.milliseconds for layer in seen)
+    graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
+    owner, count = _owners(graph)
+    work = np.array([cost.macs for cost in coupling.costs])
+    if count != len(work):
+        return total * work / max(1.0, work.sum()), 0.0
+    layers = np.zeros(count)
+    for layer in seen:
+        name = layer.name.removesuffix("_nchwc").removesuffix("_token_0")
+        if name in owner:
+            layers[owner[name]] += layer.milliseconds
+    return layers, total - float(layers.sum())
+
+
+def _owners(graph: object) -> tuple[dict[str, int], int]:
+    """The contraction, by its number in the file, that each name of a node or value belongs to: its own, and those of what runtimes fuse behind it."""
+    nodes = list(graph.node)  # type: ignore[attr-defined]
+    readers: dict[str, list] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    owner: dict[str, int] = {}
+    contractions = [n for n in nodes if n.op_type in CONTRACTIONS]
+    for number, node in enumerate(contractions):
+        here = node
+        while True:
+            for name in (here.name, here.output[0]):
+                owner.setdefault(name, number)
+            after = readers.get(here.output[0], [])
+            if len(after) != 1 or after[0].op_type not in FUSED:
+                break
+            here = after[0]
+    return owner, len(contractions)
+
+
+def until_measured(
+    model: nn.Module, coupling: Coupling, fraction: float, cut: Callable[[float], tuple[nn.Module, Removed]], runtime: str, threads: int = 1
+) -> tuple[nn.Module, Removed]:
+    """Cuts until the measured latency is `fraction` of the original's, within `TOLERANCE`: the cut that came nearest.
+
+    cut: share of the predicted latency -> network, and what was removed. Original and cut alternate in one run on one core.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
+        arrays, named = [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
+        whole = _artifact(model, coupling.inputs, folder / "whole", runtime, threads)
+        low, high, asked = 0.0, 2.0, fraction
+        best: tuple[float, tuple[nn.Module, Removed]] | None = None
+        for step in range(TRIES):
+            made = cut(asked)
+            artifact = _artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
+            times = alternate(
+                {"whole": lambda: whole(*arrays, **named), "small": lambda a=artifact: a(*arrays, **named)}, 400, seconds=SECONDS, pin=threads == 1
+            )
+            share = times["small"].p50_ms / times["whole"].p50_ms
+            if best is None or abs(share - fraction) < abs(best[0] - fraction):
+                best = (share, made)
+            if abs(share / fraction - 1) <= TOLERANCE:
+                break
+            low, high = (max(low, asked), high) if share < fraction else (low, min(high, asked))
+            guess = asked * fraction / share
+            asked = guess if low < guess < high else (low + high) / 2
+        assert best is not None
+        return best[1]

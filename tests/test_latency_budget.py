@@ -1,0 +1,118 @@
+"""Budgets in milliseconds: the model of what layers cost, and the loop that corrects it by measuring."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from networks import Head, Net, conv_bn, image, make
+
+from mirabelle.data import as_batch
+from mirabelle.errors import InputError
+from mirabelle.graph.groups import analyse
+from mirabelle.measure.latency import Latency
+from mirabelle.prune import latency, plan, prune
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRABELLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency, "SECONDS", 0.2)
+    return tmp_path
+
+
+def chain():
+    torch.manual_seed(0)
+    return Net(lambda s, x: s.head(torch.relu(s.b(torch.relu(s.a(x))))), a=conv_bn(3, 16), b=conv_bn(16, 24), head=Head(24))
+
+
+def test_fit_finds_the_coefficients_and_none_below_zero():
+    features = np.array([[1, 1, 1], [1, 0.5, 0.75], [1, 0.25, 0.5], [1, 0.09, 0.3]])
+    np.testing.assert_allclose(latency._fit(features, features @ [0.1, 2.0, 0.5]), [0.1, 2.0, 0.5], atol=1e-9)
+    found = latency._fit(features, features @ [-0.5, 2.0, 0.0])
+    assert (found >= 0).all() and found[1] > 1
+
+
+def test_shares_by_hand():
+    coupling = analyse(chain(), as_batch(image()))
+    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12})
+    # a: outputs 4/16, inputs whole; b: 4/16 of its inputs and 12/24 of its outputs; the head reads 12/24.
+    np.testing.assert_allclose(shares, [[1 / 4, (1 / 4 + 1) / 2], [1 / 8, (1 / 4 + 1 / 2) / 2], [1 / 2, (1 / 2 + 1) / 2]])
+    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling)
+    assert model({"a.0": 4, "b.0": 12}) == pytest.approx(2 + 2 + 3 + 0.5) and model({}) == pytest.approx(8 + 9 + 4 + 0.5)
+
+
+def test_what_is_fused_belongs_to_the_layer_before_it():
+    h = onnx.helper
+    nodes = [
+        h.make_node("Conv", ["x", "w"], ["c"], "conv"), h.make_node("Relu", ["c"], ["r"], "relu"), h.make_node("MaxPool", ["r"], ["p"], "pool"),
+        h.make_node("Gemm", ["p", "v"], ["g"], "gemm"), h.make_node("Relu", ["g"], ["left"], "left"), h.make_node("Tanh", ["g"], ["right"], "right"),
+    ]  # fmt: skip
+    owner, count = latency._owners(h.make_graph(nodes, "g", [], []))
+    assert count == 2 and owner == {"conv": 0, "c": 0, "relu": 0, "r": 0, "gemm": 1, "g": 1}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_every_layer_is_found_in_the_runtimes_own_profile(runtime, own_cache):
+    pytest.importorskip(runtime)
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.head(s.b(torch.relu(s.a(x)))), a=conv_bn(3, 32), b=conv_bn(32, 48), head=Head(48)).eval()
+    coupling = analyse(model, as_batch(image(size=32)))
+    found = latency.latency_model(model, coupling, runtime)
+    assert (found.layers.sum(1) > 0).all(), "a layer costs nothing"
+    assert found({}) > found({"a.0": 8, "b.0": 8}) > 0
+    (file,) = (own_cache / "latency").iterdir()
+    assert latency.latency_model(model, coupling, runtime)({}) == found({}), "measured once"
+    file.write_text(json.dumps({"layers": "broken"}))
+    assert latency.latency_model(model, coupling, runtime)({}) > 0
+
+
+def test_the_budget_is_corrected_until_what_is_measured_fits(monkeypatch):
+    """A machine on which time falls with the square root of what the model predicts."""
+    model, x = make("plain", torch.float32)
+    coupling = analyse(model, as_batch(x))
+    asked = []
+
+    def cut(share):
+        asked.append(share)
+        return model, {"share": torch.tensor(share)}
+
+    def measured(functions, *args, **options):
+        return {"whole": Latency.of([1.0]), "small": Latency.of([asked[-1] ** 0.5])}
+
+    monkeypatch.setattr(latency, "alternate", measured)
+    _, removed = latency.until_measured(model, coupling, 0.5, cut, "onnxruntime")
+    assert float(removed["share"]) ** 0.5 == pytest.approx(0.5, rel=latency.TOLERANCE) and 1 < len(asked) <= latency.TRIES
+
+
+def test_a_network_cut_to_its_latency():
+    torch.manual_seed(0)
+    model = Net(
+        lambda s, x: s.head(s.c(torch.relu(s.b(torch.relu(s.a(x)))))), a=conv_bn(3, 64), b=conv_bn(64, 64), c=conv_bn(64, 64), head=Head(64)
+    ).eval()
+    x = image(1, size=32)
+    small, coupling, removed = plan(model, x, latency=0.5, criterion="l1", allocation="uniform", repair=None)
+    kept = {g.name: g.channels - len(removed[g.name]) for g in coupling.groups}
+    assert small(x).shape == (1, 3) and small.b[0].out_channels == kept["b.0"] < 64 and all(k % 8 == 0 for k in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"latency": 0.5, "macs": 0.5}, "exactly one budget"), ({"latency": 1.5}, r"latency is the fraction that is kept, in \(0, 1\]"),
+        ({"latency": 0.5, "runtime": "onnxrun"}, "did you mean 'onnxruntime'"), ({"latency": 1e-6}, "latency=1e-06 cannot be reached"),
+    ],
+)  # fmt: skip
+def test_wrong_budgets(options, words):
+    with pytest.raises(InputError, match=words):
+        prune(chain(), image(), criterion="l1", **options)
+
+
+def test_products_without_weights_have_a_cost_too():
+    from wide_networks import WIDE
+
+    model, x = WIDE["attention: fused"]()
+    coupling = analyse(model.eval(), as_batch(x))
+    found = latency.latency_model(model.eval(), coupling)
+    assert len(found.layers) == len(coupling.costs) == 7 and (found.layers.sum(1) > 0).all() and found({}) > 0
