@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import mirabelle as mb
 from mirabelle.data import as_batch
 from mirabelle.distill import LOSSES, run
-from mirabelle.distill.blend import blended
 from mirabelle.distill.features import Hints
 from mirabelle.distill.teachers import Teachers
 from mirabelle.errors import InputError
@@ -159,21 +158,6 @@ def own(student, taught, temperature):
     return F.mse_loss(student, taught)
 
 
-def test_blend_by_hand(monkeypatch):
-    """Of the first draw, what is below the share is blended; half of the second draw goes to the sample before, the last one for the first."""
-    draws = iter([torch.tensor([0.1, 0.9, 0.2]), torch.tensor([0.4, 0.6, 1.0])])
-    monkeypatch.setattr(torch, "rand", lambda n: next(draws))
-    batch = blended(as_batch(({"x": torch.tensor([[0.0], [10.0], [20.0]]), "scale": torch.tensor(3.0)}, torch.arange(3))), 0.5)
-    assert batch.kwargs["x"].tolist() == [[pytest.approx(0.8 * 0 + 0.2 * 20)], [10.0], [pytest.approx(0.5 * 20 + 0.5 * 10)]]
-    assert batch.kwargs["scale"] == 3 and batch.target is None
-
-
-def test_blending_draws_the_same_for_the_same_seed():
-    found = [mb.distill(model(), teacher(), images(), blend=b, seed=s).state_dict() for b, s in ((0.5, 0), (0.5, 0), (0.5, 1), (0.0, 0))]
-    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
-    assert all(any(not torch.equal(found[0][k], other[k]) for k in other) for other in found[2:])
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -191,9 +175,6 @@ def test_blending_draws_the_same_for_the_same_seed():
         ({"teacher": [teacher(), teacher()], "features": {"2": "2"}}, "single teacher"),
         ({"teacher": 3}, "teacher is a int"),
         ({"data": []}, "no batch"),
-        ({"blend": 1.5}, "between 0 and 1"),
-        ({"blend": True}, "between 0 and 1"),
-        ({"blend": 0.5, "losses": {"mse": 1, "labels": 1}}, "blended samples have no labels"),
         ({"data": [torch.randn(2, 7, 8, 8)]}, r"\(2, 7, 8, 8\)"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from mirabelle.distill import check_blend, check_weights, distill
+from mirabelle.distill import check_weights, distill
 from mirabelle.errors import InputError, RecipeError, did_you_mean
 from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
@@ -244,7 +244,6 @@ def _check_distill(options: Mapping[str, Any]) -> None:
     if not isinstance(losses, dict):
         raise InputError(f"losses is {losses!r}; expected weights by name, such as {{dist: 1.0}}")
     check_weights(losses, options.get("temperature", 1.0), options.get("features"))
-    check_blend(options.get("blend", 0.0), losses)
     teachers = options.get("teacher", "original")
     if teachers == []:
         raise InputError("teacher is an empty list; name at least one, such as 'original'")

@@ -10,7 +10,6 @@ from torch import nn
 
 from mirabelle.checks import check_network, check_runs
 from mirabelle.data import Batch, batches, seed_everything
-from mirabelle.distill.blend import blended, check_blend
 from mirabelle.distill.features import Hints, Taps
 from mirabelle.distill.losses import LOSSES, Loss
 from mirabelle.distill.teachers import Teachers
@@ -30,7 +29,6 @@ def distill(
     losses: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     features: Mapping[str, str] | None = None,
-    blend: float = 0.0,
     label_loss: str | Callable = "cross_entropy",
     **options: Any,
 ) -> nn.Module:
@@ -38,13 +36,12 @@ def distill(
 
     teacher: one network, or several, whose probabilities are averaged. losses: weights by name: those of `LOSSES`, `"package.module:function"`,
     `features` (with `features=`) and `labels` (needs targets); `{"dist": 1.0}` by default. temperature: of the softmax.
-    features: student's layer -> teacher's layer, by module path. blend: the share of the samples that are mixed with another of their batch, which
-    asks the teacher about what lies between classes; not with `labels`. label_loss: the loss behind `labels`. options: those of `mirabelle.train.train`.
+    features: student's layer -> teacher's layer, by module path. label_loss: the loss behind `labels`. options: those of `mirabelle.train.train`.
 
     Raises `InputError` before training for unknown losses or layers (with the nearest names), outputs that cannot be compared (with both shapes),
     and missing targets.
     """
-    return run(student, teacher, data, losses=losses, temperature=temperature, features=features, blend=blend, label_loss=label_loss, **options).model
+    return run(student, teacher, data, losses=losses, temperature=temperature, features=features, label_loss=label_loss, **options).model
 
 
 def run(
@@ -55,14 +52,12 @@ def run(
     losses: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     features: Mapping[str, str] | None = None,
-    blend: float = 0.0,
     label_loss: str | Callable = "cross_entropy",
     **options: Any,
 ) -> Trained:
     """`distill` with its history."""
     weights = dict(losses or {"dist": 1.0})
     check_weights(weights, temperature, features)
-    check_blend(blend, weights)
     if features and "features" not in weights:
         weights["features"] = 1.0
     student = check_network(student, "student")
@@ -76,11 +71,9 @@ def run(
     taps, hints = _hints(student, teachers, few, features)
     functions = {n: resolve(n, LOSSES, "loss") for n in weights if n not in ("labels", "features")}
     _check_outputs(student, teachers, few, functions, temperature)
-    blended(few, blend)
     hard: Callable | None = resolve(label_loss, LABEL_LOSSES, "label loss") if "labels" in weights else None
 
     def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        batch = blended(batch, blend)
         taught = teachers(batch)
         student_taps = Taps(network, list(features), "student") if features else None
         try:
@@ -143,4 +136,4 @@ def _check_outputs(student: nn.Module, teachers: Teachers, few: Batch, functions
             raise InputError(f"loss {name!r} gave a tensor of shape {tuple(function(output, taught, temperature).shape)}; expected a scalar")
 
 
-__all__ = ["LOSSES", "check_blend", "check_weights", "distill"]
+__all__ = ["LOSSES", "distill"]
