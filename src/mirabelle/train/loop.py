@@ -217,7 +217,7 @@ def train(
                 if checkpoint and world.rank == 0 and done % per_epoch and time.monotonic() - saved_at > checkpoint_seconds:
                     save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, totals, identity)
                     saved_at = time.monotonic()
-            if waiting or (done % per_epoch and done < total):
+            if waiting or i < 0 or (done % per_epoch and done < total):
                 raise InputError(
                     f"the training loader ended early in epoch {epoch}: it promised {length} batches; it must give as many in every epoch"
                 )
