@@ -77,7 +77,7 @@ class Cache:
         self._index.add(segment.keys, (number << _SHIFT) + np.arange(len(segment.keys)))
 
     def __call__(self, batch: Batch, position: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The teacher's output for the batch, float32. It runs on the whole batch where one sample is not known."""
+        """The teacher's output for the batch, float32. It runs on those samples that are not known."""
         keys = fingerprints(batch)
         places = self._places(keys)
         if (places < 0).any():
@@ -87,7 +87,8 @@ class Cache:
         self.hits += int((~missing).sum())
         self.misses += int(missing.sum())
         if missing.any():
-            self._keep(keys, missing, self.teach(batch, position))
+            rows = torch.from_numpy(missing).to(batch.tensors[0].device)
+            self._keep(keys[missing], self.teach(batch.map(lambda t: t[rows]), position))
             places = self._places(keys)
         found = self._read(places)
         if missing.any() and (time.monotonic() - self._written > SECONDS or self._bytes > BYTES):
@@ -104,14 +105,13 @@ class Cache:
                     places[i] = (len(self._segments) << _SHIFT) + row
         return places
 
-    def _keep(self, keys: np.ndarray, missing: np.ndarray, outputs: torch.Tensor) -> None:
+    def _keep(self, keys: np.ndarray, outputs: torch.Tensor) -> None:
         self._shape = tuple(outputs.shape[1:])
         rows = []
-        for i in np.flatnonzero(missing):
-            key = (int(keys[i, 0]), int(keys[i, 1]))
-            if key not in self._fresh:  # a sample may be in a batch twice
-                self._fresh[key] = len(self._fresh)
-                rows.append(int(i))
+        for i, (first, second) in enumerate(keys.tolist()):
+            if (first, second) not in self._fresh:  # a sample may be in a batch twice
+                self._fresh[first, second] = len(self._fresh)
+                rows.append(i)
         encoded = self.encoding.encode(outputs[rows])
         self._rows.append(encoded)
         self._bytes += sum(v.nbytes for v in encoded.values())
