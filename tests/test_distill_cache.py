@@ -1,6 +1,7 @@
 """The cache: the same weights as without it, no teacher on views that are known, and nothing wrong from a damaged or a stranger's file."""
 
 import copy
+import sys
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 import mirabelle as mb
 from mirabelle.data import as_batch
 from mirabelle.distill import run
+from mirabelle.distill.cache import Cache
 from mirabelle.distill.outputs import Encoding, Index, fingerprints, read_segment
 from mirabelle.errors import InputError, MirabelleError
 
@@ -231,3 +233,26 @@ def test_errors(options, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words):
         mb.distill(model(), teacher(), loader(), **options)
+
+
+def test_two_processes_share_a_folder_and_small_files_make_one_answer(tmp_path, monkeypatch):
+    module = sys.modules[Cache.__module__]  # by its name one finds the function mirabelle.distill
+    monkeypatch.setattr(module, "LOOK_AGAIN", -1.0)
+    monkeypatch.setattr(module, "BYTES", 20)
+    asked = []
+
+    def teach(batch, position):
+        asked.append(batch.size)
+        return batch.args[0][:, :2] * 10
+
+    one, two = (Cache(tmp_path, teach, {"teacher": 1}, Encoding(), torch.device("cpu")) for _ in range(2))
+    x = torch.arange(12.0).reshape(6, 2)
+    for rows in ([0, 1], [2, 2, 3], [4]):
+        assert torch.equal(one(as_batch(x[rows])), x[rows] * 10)
+    assert asked == [2, 3, 1]
+    one.flush()
+    assert len(list(one.folder.glob("*.safetensors"))) > 1
+    assert torch.equal(two(as_batch(x[[5, 4, 2, 0]])), x[[5, 4, 2, 0]] * 10)
+    assert asked == [2, 3, 1, 1], "only what the other had not asked"
+    assert (two.hits, two.misses) == (3, 1)
+    assert torch.equal(two(as_batch(x[[5, 0]])), x[[5, 0]] * 10) and len(asked) == 4
