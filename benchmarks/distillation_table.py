@@ -64,7 +64,8 @@ def tables(results: dict[str, Any]) -> str:
         if by_name(results, name, field):
             parts.extend(["", f"### {title}", "", *section(results, name, field, bases)])
 
-    add("Few labels, no labels, all labels", "labels", "top1", ["500 labels, cross-entropy", "all labels, cross-entropy"])
+    add("500 images", "few", "top1", ["cross-entropy", "augmented, cross-entropy"])
+    add("No labels, all labels", "labels", "top1", ["all labels, cross-entropy", "all labels, cross-entropy, lr 0.03"])
     add("An ensemble", "ensemble", "top1", ["student of teacher 0", "student of teacher 1", "student of teacher 2"])
     add("A class that was never seen: its recall", "missing", "recall", [])
     add("A class that was never seen: all classes", "missing", "top1", [])
