@@ -23,14 +23,15 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def by_name(results: dict[str, Any], section: str, field: str) -> dict[str, dict[str, float]]:
-    """name -> seed -> value; what has no seed has the seed ''."""
+def by_name(results: dict[str, Any], section: str, field: str, only: str = "") -> dict[str, dict[str, float]]:
+    """name -> seed -> value, of the names that begin with `only`; what has no seed has the seed ''."""
     found: dict[str, dict[str, float]] = {}
     for key, value in results.items():
         parts = key.split("/")
         if parts[0] == section and field in value:
             name, seed = (parts[1], parts[2]) if len(parts) == 3 else ("", parts[1]) if parts[1].isdigit() else (parts[1], "")
-            found.setdefault(name, {})[seed] = value[field]
+            if name.startswith(only):
+                found.setdefault(name, {})[seed] = value[field]
     return found
 
 
@@ -45,14 +46,13 @@ def _paired(table: dict[str, dict[str, float]], name: str, base: str) -> str:
     return _shown(*interval([table[name][s] - table[base][s] for s in common]))
 
 
-def section(results: dict[str, Any], name: str, field: str, bases: list[str]) -> list[str]:
+def section(results: dict[str, Any], name: str, field: str, bases: list[str], only: str = "") -> list[str]:
     """A table: each configuration, and its difference from each base, paired by seed."""
-    table = by_name(results, name, field)
-    lines = [f"| {field} | seeds | value, % | " + " | ".join(f"minus “{b}”" for b in bases) + " |", "|---" * (3 + len(bases)) + "|"]
+    table = by_name(results, name, field, only)
+    lines = [f"| {field} | seeds | value, % |" + "".join(f" minus “{b}” |" for b in bases), "|---" * (3 + len(bases)) + "|"]
     for row, values in table.items():
-        lines.append(
-            f"| {row} | {len(values)} | {_shown(*interval(list(values.values())))} | " + " | ".join(_paired(table, row, b) for b in bases) + " |"
-        )
+        differences = "".join(f" {_paired(table, row, b)} |" for b in bases)
+        lines.append(f"| {row} | {len(values)} | {_shown(*interval(list(values.values())))} |{differences}")
     return lines
 
 
@@ -60,9 +60,9 @@ def tables(results: dict[str, Any]) -> str:
     """Markdown: everything that was measured so far."""
     parts: list[str] = []
 
-    def add(title: str, name: str, field: str, bases: list[str]) -> None:
-        if by_name(results, name, field):
-            parts.extend(["", f"### {title}", "", *section(results, name, field, bases)])
+    def add(title: str, name: str, field: str, bases: list[str], only: str = "") -> None:
+        if by_name(results, name, field, only):
+            parts.extend(["", f"### {title}", "", *section(results, name, field, bases, only)])
 
     add("500 images", "few", "top1", ["cross-entropy", "augmented, cross-entropy"])
     add("No labels, all labels", "labels", "top1", ["all labels, cross-entropy", "all labels, cross-entropy, lr 0.03"])
@@ -103,5 +103,5 @@ def write_tables(path: Path) -> None:
     if BEGIN in text:
         text = re.sub(re.escape(BEGIN) + ".*" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
     else:
-        text = f"{text.rstrip()}\n\n## Measured\n\n{block}\n"
+        text = f"{text.rstrip()}\n\n{block}\n"
     write_text(DOCUMENT, text)
