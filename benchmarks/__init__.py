@@ -1,0 +1,1 @@
+"""Measurements behind the documents, each a module: `python -m benchmarks.distillation`."""

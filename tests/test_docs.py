@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from mirabelle import recipe
+from mirabelle.distill import ENSEMBLES, FEATURE_LOSSES, LOSSES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/recipes.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/recipes.md", "docs/distillation.md")]
 RECIPES = ROOT / "docs" / "recipes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -84,13 +85,18 @@ def test_every_limit_is_described_with_its_default():
     [
         ("prune", "criterion", recipe.CRITERIA), ("prune", "allocation", recipe.ALLOCATIONS), ("prune", "repair", recipe.REPAIRS),
         ("quantize", "threshold", recipe.THRESHOLDS), ("quantize", "target", recipe.TARGETS), ("distill", "optimizer", recipe.OPTIMIZERS),
-        ("distill", "schedule", recipe.SCHEDULES), ("export", "runtimes", recipe.RUNTIMES),
+        ("distill", "schedule", recipe.SCHEDULES), ("distill", "ensemble", ENSEMBLES), ("export", "runtimes", recipe.RUNTIMES),
     ],
 )  # fmt: skip
 def test_every_name_that_an_option_takes_is_in_its_row(step, option, names):
     section = RECIPES.read_text(encoding="utf-8").split(f"### {step}\n")[1].split("\n### ")[0]
     (row,) = re.findall(rf"^\| `{option}` \|.*$", section, re.MULTILINE)
     assert set(names) <= set(SPAN.findall(row))
+
+
+def test_every_loss_of_distillation_is_described():
+    section = RECIPES.read_text(encoding="utf-8").split("#### Losses of distillation\n")[1].split("\n### ")[0]
+    assert {*LOSSES, *FEATURE_LOSSES, "labels"} <= set(SPAN.findall(section))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from mirabelle.distill import check_weights, distill
+from mirabelle.distill import FEATURE_LOSSES, check_cache, check_losses, check_mixture, default_ensemble, distill
 from mirabelle.errors import InputError, RecipeError, did_you_mean
 from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
@@ -80,7 +80,7 @@ def _options(function: Callable, *given: str) -> dict[str, Any]:
 _TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
 OPTIONS: dict[str, dict[str, Any]] = {
     "prune": _options(prune, "data", "loss", "seed"),
-    "distill": {"teacher": "original", **_options(distill, "label_loss"), **_TRAINING},
+    "distill": {"teacher": "original", **_options(distill, "label_loss", "head"), **_TRAINING},
     "fit": dict(_TRAINING),
     "quantize": _options(quantize),
     "export": {"runtimes": ["onnxruntime"], "threads": 1},
@@ -92,8 +92,8 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
     "schedule": (SCHEDULES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
-_POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip"}
-_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "bits"}
+_POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top"}
+_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "bits", "views", "cache_top"}
 _FRACTIONS = {"least", "warmup", "ema"}
 
 
@@ -243,15 +243,21 @@ def _check_distill(options: Mapping[str, Any]) -> None:
     losses = options.get("losses") or {"dist": 1.0}
     if not isinstance(losses, dict):
         raise InputError(f"losses is {losses!r}; expected weights by name, such as {{dist: 1.0}}")
-    check_weights(losses, options.get("temperature", 1.0), options.get("features"))
+    features = options.get("features")
+    if features and not set(FEATURE_LOSSES) & set(losses):
+        losses = {**losses, "features": 1.0}
+    check_losses(losses, options.get("temperature", 1.0), features)
+    check_cache(losses, options.get("cache"), options.get("cache_precision", "float32"), options.get("cache_top"))
     teachers = options.get("teacher", "original")
     if teachers == []:
         raise InputError("teacher is an empty list; name at least one, such as 'original'")
-    if isinstance(teachers, list) and len(teachers) > 1 and options.get("features"):
+    names = teachers if isinstance(teachers, list) else [teachers]
+    if len(names) > 1 and features:
         raise InputError("features needs a single teacher; of an ensemble it is not clear which layer is meant")
-    for teacher in teachers if isinstance(teachers, list) else [teachers]:
-        if teacher != "original" and (not isinstance(teacher, str) or ":" not in teacher):
-            raise InputError(f"teacher is {teacher!r}; expected 'original', 'module:callable' or a list of them")
+    for teacher in names:
+        if teacher != "original" and (not isinstance(teacher, str) or not (":" in teacher or teacher.endswith((".onnx", ".safetensors")))):
+            raise InputError(f"teacher is {teacher!r}; expected 'original', 'module:callable', a file (.onnx, .safetensors), or a list of these")
+    check_mixture(len(names), options.get("ensemble") or default_ensemble(losses), options.get("weights"), options.get("teacher_temperatures"))
 
 
 def _check_quantize(options: Mapping[str, Any]) -> None:

@@ -14,9 +14,11 @@ from torch import nn
 
 from mirabelle.checks import check_network, check_runs
 from mirabelle.data import Batch, batches
-from mirabelle.distill.features import Taps
+from mirabelle.distill.features import FEATURE_LOSSES, Taps
+from mirabelle.distill.losses import ANY_WIDTH, PROJECTED
+from mirabelle.distill.teachers import Teachers, teacher_files
 from mirabelle.errors import InputError, RecipeError
-from mirabelle.files import content_hash
+from mirabelle.files import content_hash, sha256
 from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measure.machine import versions
 from mirabelle.plugins import load, resolve
@@ -144,11 +146,20 @@ def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelle
     ours = as_tensor(check_runs(model, example, "an example")).shape
     losses = step.options.get("losses") or {"dist": 1.0}
     for teacher in build_teachers(step.options.get("teacher", "original"), model):
-        theirs = as_tensor(check_runs(teacher, example, "an example")).shape
-        if theirs != ours and set(losses) - {"features", "labels"}:
+        features = step.options.get("features")
+        if isinstance(teacher, Path):
+            if features:
+                raise InputError(f"features needs a teacher that is a network; {teacher} has no layers to read")
+            member = Teachers(teacher, torch.device("cpu"))  # opens the file; what it says of the data, training sees to
+            if teacher.suffix != ".onnx":
+                continue
+            theirs = member(example).shape
+        else:
+            theirs = as_tensor(check_runs(teacher, example, "an example")).shape
+            if features:
+                Taps(teacher, list(features.values()), "teacher").close()
+        if theirs != ours and set(losses) - {*FEATURE_LOSSES, "labels", *ANY_WIDTH, *PROJECTED}:
             raise InputError(f"the network gives {tuple(ours)} and the teacher {tuple(theirs)}; their outputs must have the same shape")
-        if features := step.options.get("features"):
-            Taps(teacher, list(features.values()), "teacher").close()
 
 
 def depends(step: Step) -> dict[str, Any]:
@@ -158,11 +169,17 @@ def depends(step: Step) -> dict[str, Any]:
         for name in value if isinstance(value, (list, dict)) else [value]:
             if key in ("criterion", "threshold", "weight_threshold", "losses", "teacher") and isinstance(name, str) and ":" in name:
                 found[name] = [_source(name), _weights_hash(build_model(name)) if key == "teacher" else None]
+            elif key == "teacher" and name != "original":
+                found[name] = sorted(sha256(f) for f in teacher_files(Path(name)))
     return found
 
 
-def build_teachers(names: str | list[str], original: nn.Module) -> list[nn.Module]:
-    return [original if n == "original" else build_model(n) for n in ([names] if isinstance(names, str) else names)]
+def build_teachers(names: str | list[str], original: nn.Module) -> list[nn.Module | Path]:
+    """Networks, and the paths of teachers that are files."""
+    found: list[nn.Module | Path] = []
+    for name in [names] if isinstance(names, str) else names:
+        found.append(original if name == "original" else build_model(name) if ":" in name else Path(name))
+    return found
 
 
 def _file_hash(*paths: Path) -> str:

@@ -55,3 +55,36 @@ def share(batch: Batch, world: World) -> tuple[Batch, float]:
     cut = batch.map(lambda t: t[world.rank :: world.size])
     target = batch.target[world.rank :: world.size] if batch.target is not None else None
     return cut._replace(target=target), mine * world.size / n
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows, one process's after the other's. Backwards, each takes the gradient of its own rows.
+
+    Every process computes the same loss on the gathered rows, so the gradient of one's own rows is whole already; it is scaled so that the loop's weight (`share`) and the
+    average over the processes leave it as it is.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(size)]
+        torch.distributed.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=rows.device))
+        numbers = [int(c) for c in counts]
+        padded = rows.detach().contiguous()
+        if len(rows) < max(numbers):
+            padded = torch.cat([padded, padded.new_zeros(max(numbers) - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        torch.distributed.all_gather(parts, padded)
+        ctx.start, ctx.own, ctx.total = sum(numbers[:rank]), len(rows), sum(numbers)
+        return torch.cat([p[:n] for p, n in zip(parts, numbers)])
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradients[0][ctx.start : ctx.start + ctx.own] * (ctx.total / ctx.own)
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, for losses that relate the samples of a batch to one another; as they are where there is one process."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return rows
+    return _Gather.apply(rows)  # type: ignore[return-value]
