@@ -90,7 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _NAMES: dict[str, tuple[dict, bool]] = {
     "criterion": (CRITERIA, True), "allocation": (ALLOCATIONS, False), "repair": (REPAIRS, False), "threshold": (THRESHOLDS, True),
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
-    "schedule": (SCHEDULES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
+    "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
 _POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top"}
 _WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "bits", "views", "cache_top"}
