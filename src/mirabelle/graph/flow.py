@@ -191,20 +191,21 @@ class Flow:
         """Concatenation: channels along `dim` are put behind one another; those along other dimensions are the same in every part."""
         shape = tuple(node.meta["val"].shape)
         dim = dim % len(shape)
-        parts = [v for v in map(self.of, values) if stack or v.shape != (0,)]
+        parts = [v for v in map(self.of, values) if 0 not in v.shape] or [*map(self.of, values)]  # empty parts say nothing
         if stack:
             parts = [Value((*v.shape[:dim], 1, *v.shape[dim:]), tuple(p.unsqueeze(dim) for p in v.planes), v.rest) for v in parts]
         rest = next((v.rest for v in parts if v.rest), FIXED)
         planes, through = [], []
+        # Heads and their parts run along several dimensions; a part of the heads alone belongs behind them.
+        across = {d for v in parts for p in v.along(dim) for d in varying(p)} - {dim}
+        behind = [v.along(dim) or [p for p in v.planes if across & set(varying(p))] for v in parts]
         if any(v.along(dim) for v in parts):
-            pieces = []
-            for v in parts:
-                own = v.along(dim)
+            for own in behind:
                 self.labels.fix_all(own[1:], f"{self.place(node)}: channels run along several dimensions")
-                pieces.append(own[0] if own else torch.tensor(v.rest).expand(v.shape))
-            planes.append(torch.cat(pieces, dim))
-        for v in parts:
-            own = v.along(dim)
+            planes.append(torch.cat([own[0] if own else torch.tensor(v.rest).expand(v.shape) for v, own in zip(parts, behind, strict=True)], dim))
+        else:
+            behind = [[] for _ in parts]
+        for v, own in zip(parts, behind, strict=True):
             rows = tuple(p.narrow(dim, 0, 1) for p in v.planes if not any(p is o for o in own))
             through.append(Value((*shape[:dim], 1, *shape[dim + 1 :]), rows, v.rest))
         merged = through[0]
