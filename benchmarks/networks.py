@@ -88,18 +88,34 @@ def check(name: str, share: float, stages: str) -> dict:
     return row
 
 
+def table(rows: list[dict]) -> str:
+    """A row per network, and what failed."""
+    lines = ["| network | parameters | groups | form | MACs kept | CPU seconds | checks passed |", "|---|---|---|---|---|---|---|"]
+    for r in sorted(rows, key=lambda r: r["name"]):
+        said = ("all" if "onnx_s" in r else "all without files") if r["ok"] else f"**{r['stage']}**: {r.get('error', '')[:110]}"
+        size = f"{r['parameters'] / 1e6:.1f} M" if "parameters" in r else ""
+        lines.append(f"| {r['name']} | {size} | {r.get('groups', '')} | {r.get('form', '')} | {r.get('macs', '')} | {r.get('cpu_s', '')} | {said} |")
+    good = [r for r in rows if r["ok"]]
+    counts = [f"{sum(r['name'].startswith(k) for r in good)} of {sum(r['name'].startswith(k) for r in rows)} of {k}" for k in ("torchvision", "timm")]
+    return f"Passed: {', '.join(counts)}.\n\n" + "\n".join(lines)
+
+
 def main() -> None:
     from benchmarks import zoo
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--stages", default="save,onnx")
+    parser.add_argument("--stages", default="save,onnx", help="what is checked beside the cut: save, onnx or none")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print("ROW " + json.dumps(check(options.names[0], options.macs, options.stages)))
+        return
+    if options.table:
+        print(table([json.loads(line) for line in options.results.read_text().splitlines()]))
         return
     options.results.parent.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["name"] for line in options.results.read_text().splitlines()} if options.results.exists() else set()

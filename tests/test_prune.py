@@ -12,7 +12,7 @@ from networks import Head, Net, conv_bn, image, make
 from torch import nn
 
 from mirabelle.data import as_batch, example_inputs
-from mirabelle.errors import InputError
+from mirabelle.errors import CaptureError, InputError
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Group, Slot, analyse
 from mirabelle.measure import count_macs, count_parameters
@@ -57,6 +57,14 @@ def test_l2_by_hand():
     _, group, stats = tiny()
     r2, r8 = 2**0.5, 8**0.5
     torch.testing.assert_close(CRITERIA["l2"](group, stats), torch.tensor([(5 / 3 + 2 * r2 / (r2 + r8)) / 2, (1 / 3 + 2 * r8 / (r2 + r8)) / 2]))
+
+
+def test_geometric_median_by_hand():
+    """Three filters on a line at 0, 3 and 4: distances 3+4, 3+1 and 4+1, of which the mean is 16/3."""
+    weight = torch.tensor([[0.0, 0.0], [0.0, 3.0], [0.0, 4.0]])
+    group = Group("fc", 3, (Slot("fc.weight", 0, "out", torch.arange(3)[:, None]), Slot("next.weight", 1, "in", torch.arange(3)[:, None])))
+    found = CRITERIA["geometric_median"](group, Stats({"fc.weight": weight}))
+    torch.testing.assert_close(found, torch.tensor([7.0, 4.0, 5.0]) * 3 / 16)
 
 
 def test_bn_scale_by_hand():
@@ -451,6 +459,36 @@ def test_sizes_written_into_forward():
     model = Net(lambda s, x: s.fc(s.a(x).view(-1, 8 * 8 * 8)), a=conv_bn(3, 8), fc=nn.Linear(512, 3))
     small = prune(model, image(), macs=0.5, criterion="l1", align=1)
     assert small(image(5)).shape == (5, 3) and count_macs(small, image()) <= 0.5 * count_macs(model, image())
+
+
+class Detector(nn.Module):
+    """As a detector with its suppression inside: how many boxes there are depends on the data, and `torch.export` refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Net(lambda s, x: s.b(torch.relu(s.a(x))), a=conv_bn(3, 16), b=conv_bn(16, 4))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = self.head(self.backbone(x))
+        return y[:, :, :4] if y.sum() > 0 else y[:, :, :2]
+
+
+def test_a_part_of_a_network_that_cannot_be_captured():
+    torch.manual_seed(0)
+    model = Detector().train()
+    with pytest.raises(CaptureError, match="if y.sum"):
+        prune(model, image(), macs=0.5, criterion="l2")
+    data = [x for x, _ in labelled()]
+    small = prune(model, image(), macs=0.5, criterion="brain_surgeon", data=data, batches=2, align=1, part="backbone", repair="least-squares")
+    assert type(small) is Detector and small.training and small.backbone.training and small.backbone.a[0].out_channels == 8
+    assert small.head.weight.shape == model.head.weight.shape and model.backbone.a[0].out_channels == 16
+    small.eval()(image(5))
+    for options, words in [
+        ({"part": "backbon"}, "did you mean 'backbone'"), ({"part": "backbone", "criterion": "taylor", "data": labelled()}, "loss of the whole network"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            prune(model, image(), **{"macs": 0.5, "criterion": "l2", **options})
 
 
 # --- determinism ------------------------------------------------------------------------------------------------------------------------------

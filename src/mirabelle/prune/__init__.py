@@ -17,6 +17,7 @@ from mirabelle.plugins import resolve
 from mirabelle.prune.allocate import ALLOCATIONS, check_feasible
 from mirabelle.prune.criteria import ADDITIVE, CRITERIA, NEEDS_DATA, NEEDS_GRADIENTS
 from mirabelle.prune.latency import latency_model, until_measured
+from mirabelle.prune.part import prune_part
 from mirabelle.prune.reconstruct import Cut
 from mirabelle.prune.repair import REPAIRS
 from mirabelle.prune.stats import collect
@@ -37,6 +38,7 @@ def prune(
     batches: int = 16,
     align: int = 8,
     keep: Iterable[str] = (),
+    part: str | None = None,
     allocation: str | None = None,
     least: float = 0.1,
     repair: str | None = "bn",
@@ -49,7 +51,9 @@ def prune(
     timed there, and what is cut is measured and corrected until it is within 3 % of what was asked, if five tries suffice.
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) scores. data, loss: labelled batches and
     the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used. align: kept counts are multiples of it.
-    keep: modules or parameters left alone. allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
+    keep: modules or parameters left alone. part: the path of the only module that is pruned, where `torch.export` refuses the whole (a detector's `backbone`): it
+    is cut on what it is given when the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a loss cannot be used then.
+    allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
     `uniform` takes the same share of each group; None is `worth` for `taylor` and `brain_surgeon`, whose scores add up, and `global` for the others.
     least: the fraction of each group that always stays. repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
     `least-squares` first solves for the weights that read pruned channels; both are skipped without data; None does nothing.
@@ -57,6 +61,12 @@ def prune(
     Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything is computed that takes long;
     `SurgeryError` where the network's forward has sizes written into it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
+    if part is not None:
+        options: dict[str, Any] = dict(
+            macs=macs, params=params, latency=latency, runtime=runtime, criterion=criterion, loss=loss, batches=batches, align=align, keep=keep,
+            allocation=allocation, least=least, repair=repair, seed=seed,
+        )  # fmt: skip
+        return prune_part(model, x, part, data, NEEDS_GRADIENTS, lambda inner, inputs, seen: plan(inner, inputs, data=seen, **options)[0], criterion)
     return plan(
         model, x, macs=macs, params=params, latency=latency, runtime=runtime,
         criterion=criterion, data=data, loss=loss, batches=batches, align=align, keep=keep, allocation=allocation,

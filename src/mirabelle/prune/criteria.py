@@ -57,13 +57,23 @@ def taylor_weight(group: Group, stats: Stats) -> torch.Tensor:
     )
 
 
+def geometric_median(group: Group, stats: Stats) -> torch.Tensor:
+    """The sum of distances of each filter to all the others of its layer, relative to the layer's mean; the mean over coupled layers.
+
+    Filters near the geometric median can be replaced by the others, so they go first. He et al. 2019 (FPGM), eq. 6.
+    """
+    rows = [per_channel(stats.tensors[s.parameter], s) for s in group.with_role("out")]
+    sums = [torch.cdist(r, r, compute_mode="donot_use_mm_for_euclid_dist").sum(1) for r in rows]
+    return torch.stack([f / f.mean().clamp_min(1e-12) for f in sums]).mean(0)
+
+
 def random(group: Group, stats: Stats) -> torch.Tensor:
     """Uniform scores from torch's generator: the baseline that a criterion has to beat."""
     return torch.rand(group.channels)
 
 
 CRITERIA: dict[str, Callable[[Group, Stats], torch.Tensor]] = {
-    "l1": l1, "l2": l2, "bn_scale": bn_scale, "taylor": taylor, "taylor_weight": taylor_weight, "brain_surgeon": brain_surgeon,
+    "l1": l1, "l2": l2, "geometric_median": geometric_median, "bn_scale": bn_scale, "taylor": taylor, "taylor_weight": taylor_weight, "brain_surgeon": brain_surgeon,
     "random": random,
 }  # fmt: skip
 ADDITIVE = {"taylor", "brain_surgeon"}  # their scores are changes of a loss or of an error: the sum over channels has a meaning
