@@ -115,4 +115,4 @@ def test_products_without_weights_have_a_cost_too():
     model, x = WIDE["attention: fused"]()
     coupling = analyse(model.eval(), as_batch(x))
     found = latency.latency_model(model.eval(), coupling)
-    assert len(found.layers) == len(coupling.costs) == 7 and (found.layers.sum(1) > 0).all() and found({}) > 0
+    assert len(found.layers) == len(coupling.costs) == 8 and (found.layers.sum(1) > 0).all() and found({}) > 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import data, model
 from torch import nn
+from wide_networks import WIDE
 
 import mirabelle as mb
 from mirabelle import store
@@ -119,3 +120,21 @@ def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monk
             mb.save(networks["pruned"], tmp_path)
     with pytest.raises(InputError, match="not the file"):
         mb.load(tmp_path, model())
+
+
+@pytest.mark.parametrize("name", ["attention: fused", "attention: module", "class token", "unequal split", "weight standardisation"])
+def test_graph_forms_are_saved_pruned_again_quantised_and_exported(name, tmp_path):
+    torch.manual_seed(0)
+    model, x = WIDE[name]()
+    model.eval()
+    data = [torch.randn_like(x) for _ in range(2)]
+    once = mb.prune(model, x, macs=0.8, criterion="brain_surgeon", data=data, batches=2, align=1, repair="least-squares").eval()
+    twice = mb.prune(once, x, macs=0.8, criterion="l2", align=1, repair=None).eval()
+    y = torch.randn_like(x)
+    for i, network in enumerate([once, twice, mb.quantize(twice, data)]):
+        mb.save(network, tmp_path / str(i))
+        again = mb.load(tmp_path / str(i), WIDE[name]()[0])
+        assert type(again) is type(network) or (isinstance(network, torch.fx.GraphModule) and isinstance(again, torch.fx.GraphModule))
+        torch.testing.assert_close(again(y), network(y), rtol=0, atol=0)
+    artifact = mb.export(twice, tmp_path / "out", inputs=x)
+    torch.testing.assert_close(torch.as_tensor(artifact(y.numpy())), twice(y).detach(), rtol=1e-4, atol=1e-4)

@@ -63,14 +63,22 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.train(model.training)
-    before = getattr(model, "meta", {}).get(FORM)
-    named = [*(("", t) for t in inputs.args), *inputs.kwargs.items()]
-    graph_module.meta[FORM] = {
-        "sizes": before["sizes"] if before else {n: list(t.shape) for n, t in model.state_dict().items()},
-        "inputs": before["inputs"] if before else [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named],
-        "cuts": [*(before["cuts"] if before else []), [[n, d, index.tolist()] for (n, d), index in gone.items()]],
-    }
+    graph_module.meta[FORM] = cut_again(getattr(model, "meta", {}).get(FORM) or _whole(model, inputs), gone)
     return graph_module
+
+
+def _whole(model: nn.Module, inputs: Batch) -> dict[str, Any]:
+    """How a graph form begins: the sizes of the network, and the inputs that it was captured with."""
+    named = [*(("", t) for t in inputs.args), *inputs.kwargs.items()]
+    return {
+        "sizes": {n: list(t.shape) for n, t in model.state_dict().items()},
+        "inputs": [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named], "cuts": [],
+    }  # fmt: skip
+
+
+def cut_again(described: Mapping[str, Any], gone: Gone) -> dict[str, Any]:
+    """`meta[FORM]` of a graph form after one cut more."""
+    return {**described, "cuts": [*described["cuts"], [[n, d, index.tolist()] for (n, d), index in gone.items()]]}
 
 
 def rebuild_graph_form(model: nn.Module, described: Mapping[str, Any]) -> nn.Module:

@@ -14,7 +14,7 @@ from mirabelle.data import Batch
 from mirabelle.errors import CaptureError, InputError, SurgeryError
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.reference import Cutting, Reference
-from mirabelle.graph.rewrite import graph_form
+from mirabelle.graph.rewrite import FORM, cut_again, graph_form
 from mirabelle.graph.sizes import replace_tensors
 
 
@@ -88,6 +88,8 @@ def _in_place(model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], to
         kept[index] = False
         new[name] = tensor.index_select(dim, kept.nonzero()[:, 0].to(tensor.device))
     replace_tensors(small, new)
+    if form := getattr(small, "meta", {}).get(FORM):
+        small.meta[FORM] = cut_again(form, gone)  # type: ignore[index, union-attr]
     return small
 
 
