@@ -19,7 +19,7 @@ from mirabelle.measure import count_macs, count_parameters
 from mirabelle.prune import prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.brain_surgeon import Reader
-from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS
+from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
 from mirabelle.prune.reconstruct import Cut, reconstruct
 from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
 from mirabelle.prune.stats import Stats, collect
@@ -44,32 +44,37 @@ def tiny() -> tuple[nn.Module, Group, Stats]:
     return model, group, collect(model, coupling, None, None, 1, needs_gradients=False)
 
 
+def scored(name: str, group: Group, stats: Stats, **options) -> torch.Tensor:
+    """The scores of a criterion with its defaults, or with `normalize` and `aggregate`."""
+    return group_scores(name, CRITERIA[name], group, stats, options.get("normalize"), options.get("aggregate"))
+
+
 # --- criteria -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_l1_by_hand():
     _, group, stats = tiny()
     # a: 7, 1 over their mean 4; b: 2, 4 over 3; the mean of the two.
-    torch.testing.assert_close(CRITERIA["l1"](group, stats), torch.tensor([(7 / 4 + 2 / 3) / 2, (1 / 4 + 4 / 3) / 2]))
+    torch.testing.assert_close(scored("l1", group, stats), torch.tensor([(7 / 4 + 2 / 3) / 2, (1 / 4 + 4 / 3) / 2]))
 
 
 def test_l2_by_hand():
     _, group, stats = tiny()
     r2, r8 = 2**0.5, 8**0.5
-    torch.testing.assert_close(CRITERIA["l2"](group, stats), torch.tensor([(5 / 3 + 2 * r2 / (r2 + r8)) / 2, (1 / 3 + 2 * r8 / (r2 + r8)) / 2]))
+    torch.testing.assert_close(scored("l2", group, stats), torch.tensor([(5 / 3 + 2 * r2 / (r2 + r8)) / 2, (1 / 3 + 2 * r8 / (r2 + r8)) / 2]))
 
 
 def test_geometric_median_by_hand():
     """Three filters on a line at 0, 3 and 4: distances 3+4, 3+1 and 4+1, of which the mean is 16/3."""
     weight = torch.tensor([[0.0, 0.0], [0.0, 3.0], [0.0, 4.0]])
     group = Group("fc", 3, (Slot("fc.weight", 0, "out", torch.arange(3)[:, None]), Slot("next.weight", 1, "in", torch.arange(3)[:, None])))
-    found = CRITERIA["geometric_median"](group, Stats({"fc.weight": weight}))
+    found = scored("geometric_median", group, Stats({"fc.weight": weight}))
     torch.testing.assert_close(found, torch.tensor([7.0, 4.0, 5.0]) * 3 / 16)
 
 
 def test_bn_scale_by_hand():
     _, group, stats = tiny()
-    torch.testing.assert_close(CRITERIA["bn_scale"](group, stats), torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(scored("bn_scale", group, stats), torch.tensor([0.5, 2.0]))
 
 
 def test_bn_scale_needs_batchnorm():
@@ -78,17 +83,103 @@ def test_bn_scale_needs_batchnorm():
         prune(model, image(), macs=0.5, criterion="bn_scale", align=1)
 
 
+@pytest.mark.parametrize(
+    ("normalize", "aggregate", "expected"),
+    [
+        ("none", "sum", [9.0, 5.0]),  # a: 7, 1; b: 2, 4
+        ("none", "mean", [4.5, 2.5]),
+        ("none", "max", [7.0, 4.0]),
+        ("max", "sum", [1 + 2 / 4, 1 / 7 + 1]),
+        ("norm", "max", [7 / 50**0.5, 4 / 20**0.5]),
+        ("mean", "sum", [7 / 4 + 2 / 3, 1 / 4 + 4 / 3]),
+    ],
+)
+def test_layers_are_made_comparable_and_put_together_by_hand(normalize, aggregate, expected):
+    _, group, stats = tiny()
+    torch.testing.assert_close(scored("l1", group, stats, normalize=normalize, aggregate=aggregate), torch.tensor(expected))
+
+
 def test_taylor_formulas_by_hand():
     group = Group("g", 2, tiny()[1].slots)
     stats = Stats({}, changes={"g": torch.tensor([[1.0, -2.0], [3.0, 2.0]])})
-    assert CRITERIA["taylor"](group, stats).tolist() == [5.0, 4.0]
+    assert scored("taylor", group, stats).tolist() == [5.0, 4.0]  # (1 + 9) / 2, (4 + 4) / 2
+    assert scored("fisher", group, stats).tolist() == [2.5, 2.0]  # half of that: the rows are samples then
+    # (1 + 3) / 2 and (2 + 2) / 2, over the root of their squares
+    torch.testing.assert_close(scored("taylor_activation", group, stats), torch.tensor([2.0, 2.0]) / 8**0.5)
     weights = {"a.weight": torch.tensor([[1.0, -2.0], [3.0, 1.0]]).view(2, 2, 1, 1), "b.weight": torch.ones(2, 2, 1, 1)}
     gradients = {
         "a.weight": torch.tensor([[2.0, 2.0], [0.5, -1.0]]).view(2, 2, 1, 1),
         "b.weight": torch.tensor([[0.0, -1.0], [0.0, 0.0]]).view(2, 2, 1, 1),
     }
     # |1*2| + |-2*2| + |0| + |-1| and |3*0.5| + |1*-1|
-    assert CRITERIA["taylor_weight"](group, Stats(weights, gradients)).tolist() == [7.0, 2.5]
+    assert scored("taylor_weight", group, Stats(weights, gradients)).tolist() == [7.0, 2.5]
+
+
+def test_the_sum_inside_and_outside_the_square_by_hand():
+    """One filter of the weights 1, -2 whose products with the gradients of two batches are 2, -4 and 1, 1; BatchNorm's are 3 and -1, 0 and 2."""
+    group = Group(
+        "a",
+        1,
+        (
+            Slot("a.weight", 0, "out", torch.zeros(1, 1, dtype=torch.int64)),
+            Slot("bn.weight", 0, "along", torch.zeros(1, 1, dtype=torch.int64)),
+            Slot("bn.bias", 0, "along", torch.zeros(1, 1, dtype=torch.int64)),
+        ),
+    )
+    key = {n: ("a", n, 0) for n in ("a.weight", "bn.weight", "bn.bias")}
+    stats = Stats(
+        {},
+        products={
+            key["a.weight"]: torch.tensor([[2.0 - 4.0], [1.0 + 1.0]]),
+            key["bn.weight"]: torch.tensor([[3.0], [0.0]]),
+            key["bn.bias"]: torch.tensor([[-1.0], [2.0]]),
+        },
+        squares={key["a.weight"]: torch.tensor([((4 + 16) + (1 + 1)) / 2])},
+        scales=frozenset({"bn.weight"}),
+    )
+    assert scored("taylor_filter", group, stats).tolist() == [4.0]  # ((2 - 4)² + (1 + 1)²) / 2
+    assert scored("taylor_squares", group, stats).tolist() == [11.0]
+    assert scored("taylor_bn", group, stats).tolist() == [4.0]  # ((3 - 1)² + (0 + 2)²) / 2
+
+
+def test_products_and_squares_are_those_of_weights_and_their_gradients():
+    model, x = make("residual")
+    model.eval()
+    data = labelled(count=2, dtype=torch.float64)
+    coupling = analyse(model, as_batch(x))
+    stats = collect(model, coupling, data, None, 2, needs_gradients=True)
+    group = next(g for g in coupling.groups if g.name == "b.0")
+    inside, outside, gate = [], [], []
+    for inputs, target in data:
+        loss = nn.functional.cross_entropy(model(inputs), target)
+        bn = model.b[1]
+        dw, dgamma, dbeta = torch.autograd.grad(loss, [model.b[0].weight, bn.weight, bn.bias])
+        product = model.b[0].weight * dw
+        inside.append(product.sum((1, 2, 3)) ** 2)
+        outside.append((product**2).sum((1, 2, 3)))
+        gate.append((bn.weight * dgamma + bn.bias * dbeta) ** 2)
+    for name, rows in (("taylor_filter", inside), ("taylor_squares", outside), ("taylor_bn", gate)):
+        torch.testing.assert_close(scored(name, group, stats), torch.stack(rows).mean(0).float(), rtol=1e-4, atol=1e-12)
+
+
+def test_fisher_is_summed_over_samples_and_not_overwritten():
+    """Each sample by itself, all of them counted, whatever the batches: the gradient of a batch of two would have cancelled."""
+    model, x = make("residual")
+    model.eval()
+    data = labelled(count=2, n=4, dtype=torch.float64)
+    coupling = analyse(model, as_batch(x))
+    stats = collect(model, coupling, data, None, 2, needs_gradients=True, by_sample=True)
+    gated, changes = Gated(model), []
+    for inputs, target in data:
+        for i in range(4):
+            loss = nn.functional.cross_entropy(gated(inputs[i : i + 1]), target[i : i + 1])
+            changes.append(torch.autograd.grad(loss, gated.gate)[0])
+    group = next(g for g in coupling.groups if g.name == "a.0")
+    torch.testing.assert_close(scored("fisher", group, stats), (torch.stack(changes) ** 2).mean(0).float() / 2, rtol=1e-4, atol=1e-12)
+    assert stats.changes["a.0"].shape == (8, 8)
+    one = [tuple(torch.cat(parts) for parts in zip(*data))]
+    again = collect(model, coupling, one, None, 1, needs_gradients=True, by_sample=True)
+    torch.testing.assert_close(scored("fisher", group, stats), scored("fisher", group, again))
 
 
 def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torch.Tensor:
@@ -213,13 +304,13 @@ def test_contract_of_criteria(name, network):
             tensor = model.get_parameter(slot.parameter) if "running" not in slot.parameter else None
             if tensor is not None:
                 tensor.data.index_fill_(slot.dim, slot.index[0], 0)
-    stats = collect(model, coupling, labelled(), None, 2, needs_gradients=name in NEEDS_GRADIENTS)
+    stats = collect(model, coupling, labelled(), None, 2, needs_gradients=name in NEEDS_GRADIENTS, by_sample=name in NEEDS_SAMPLES)
     for group in coupling.groups:
         torch.manual_seed(0)
-        scores = CRITERIA[name](group, stats)
+        scores = scored(name, group, stats)
         assert scores.shape == (group.channels,) and bool(torch.isfinite(scores).all())
         torch.manual_seed(0)
-        assert torch.equal(scores, CRITERIA[name](group, stats))
+        assert torch.equal(scores, scored(name, group, stats))
         if name != "random":
             assert int(scores.argmin()) == 0
     small = prune(model, x, macs=0.6, criterion=name, data=labelled(), batches=2, align=1)
@@ -244,6 +335,7 @@ def test_criteria_of_ones_own():
     ("criterion", "message"),
     [
         (lambda g, s: torch.ones(g.channels, 2), r"shape \(8, 2\).*expected \(8,\)"),
+        (lambda g, s: torch.ones(1, 2, g.channels), r"shape \(1, 2, 8\).*expected \(8,\)"),
         (lambda g, s: torch.full((g.channels,), float("nan")), "NaN or infinite"),
         ("tailor", "did you mean 'taylor'"),
         ("no_such_module:f", "no module 'no_such_module'"),
@@ -421,6 +513,13 @@ def wrong(kind: str) -> dict:
         ({"keep": ["aa"]}, r"'aa'.*did you mean 'a'"),
         ({"repair": "bm"}, "unknown repair 'bm'.*bn"),
         ({"allocation": "globl"}, "did you mean 'global'"),
+        ({"normalize": "means"}, "unknown normalization 'means'.*mean"),
+        ({"aggregate": "summ"}, "unknown aggregation 'summ'.*sum"),
+        ({"steps": 0}, "steps is the number of cuts.*got 0"),
+        ({"steps": 1.5}, "got 1.5"),
+        ({"train": 3}, "train is a int"),
+        ({"train": {"epochs": 1}, "data": None, "criterion": "l1"}, "train= needs data="),
+        ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
         ({"data": None}, "needs data="),
         ({"data": []}, "data yielded no batch"),
         ({"data": iter(labelled())}, "read only once"),

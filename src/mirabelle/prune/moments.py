@@ -40,7 +40,8 @@ def rows(module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, generat
 
 def ridge(gram: torch.Tensor) -> torch.Tensor:
     """RIDGE * trace(A'A) / columns on the diagonal; never zero, so that a layer that reads only zeros can be solved too."""
-    return (RIDGE * gram.diagonal().mean()).clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    size = (RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-12)
+    return size[..., None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
 def input_grams(model: nn.Module, names: Iterable[str], data: Iterable, count: int) -> dict[str, torch.Tensor]:
