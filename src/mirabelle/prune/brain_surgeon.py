@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mirabelle.graph.groups import Group
-from mirabelle.prune.moments import ridge
+from mirabelle.prune.moments import Moments, ridge
 from mirabelle.prune.stats import Stats, per_channel
 
 STEPS = 128  # at least so many removals one after the other for a group; larger groups lose several channels at once
@@ -17,7 +17,7 @@ STEPS = 128  # at least so many removals one after the other for a group; larger
 class Reader:
     """What is left of one layer that reads the group: b columns for each of the n channels that remain.
 
-    inverse: (n b, n b), the rows and columns of (A'A + r I)^-1 that belong to them. weights: (outputs, n b), over the root of the output's energy.
+    inverse: (n b, n b), the rows and columns of (A'A + r I)^-1 that belong to them. weights: (outputs, n b), in units in which an error's sum of squares counts.
     """
 
     inverse: torch.Tensor
@@ -42,30 +42,45 @@ class Reader:
 
 
 def brain_surgeon(group: Group, stats: Stats) -> torch.Tensor:
-    """How much the outputs of the group's readers suffer, at the least, when the channel goes after those with lower scores. No labels are needed.
+    """How much the network's outputs suffer, at the least, when the channel goes after those with lower scores. No labels are needed.
 
     For a reader with weights W and H = A'A + r I of its inputs, the error of its outputs without the columns S, all others being fitted again, is
-    tr(W_S ((H^-1)_SS)^-1 W_S'). The channel for which this is least, relative to the energy of the outputs and summed over the readers, goes first;
-    then W and H^-1 are those of the fitted rest. The score is the greatest such increment so far, so that it grows with the order of removal and
-    is comparable between groups. Hassibi & Stork 1993, eq. 5, on blocks as in ZipLM (Kurtic et al. 2023, eq. 4).
+    tr(F W_S ((H^-1)_SS)^-1 W_S'), F being how much the network's outputs depend on the reader's (`Moments.sensitivity`; where that is unknown, one over the energy of the
+    reader's outputs). The channel for which the sum over the readers is least goes first; then W and H^-1 are those of the fitted rest. The score is the greatest such
+    increment so far, so that it grows with the order of removal and is comparable between groups. Hassibi & Stork 1993, eq. 5, on blocks as in ZipLM (Kurtic et al. 2023,
+    eq. 4). A convolution with groups is a reader for each of them.
 
     Readers that are no plain convolution or linear layer, or have too many columns (`stats.MOST_COLUMNS`), count with the channel's share of their squared weights.
     """
     readers, scores = [], torch.zeros(group.channels, dtype=torch.float64)
     for slot in group.with_role("in"):
         weight = stats.tensors[slot.parameter].cpu().double()
-        if slot.module not in stats.grams or slot.dim != 1:
+        if slot.module not in stats.moments or slot.dim != 1:
             shares = per_channel(weight, slot).square().sum(1)
             scores += shares / shares.sum().clamp_min(1e-30)
             continue
-        gram = stats.grams[slot.module].cpu()
-        spread = weight[0, 0].numel()
-        columns = (slot.index[..., None] * spread + torch.arange(spread)).reshape(-1)
-        inverse = torch.linalg.inv(gram + ridge(gram))
-        n, flat = gram[-1, -1], weight.flatten(1)
-        energy = (flat @ (gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / n) * flat).sum()  # about the mean, which a bias gives
-        readers.append(Reader(inverse[columns][:, columns], flat[:, columns] / energy.clamp_min(1e-30).sqrt(), len(columns) // group.channels))
+        readers += _readers(weight.flatten(1), slot.index, weight[0, 0].numel(), stats.moments[slot.module])
     return scores + _removed_in_order(readers, scores)
+
+
+def _readers(weights: torch.Tensor, index: torch.Tensor, spread: int, moments: Moments) -> list[Reader]:
+    """One for each group of a layer. index: (C, m) the places of each channel among the inputs of a group, each of `spread` columns."""
+    columns = (index[..., None] * spread + torch.arange(spread)).reshape(-1)
+    grams = moments.gram.cpu()
+    each = len(weights) // len(grams)
+    found = []
+    for number, gram in enumerate(grams):
+        w = weights[number * each : (number + 1) * each]
+        inverse = torch.linalg.inv(gram + ridge(gram))
+        if moments.sensitivity is None:
+            about_mean = gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]  # a bias gives the mean
+            root = torch.eye(each, dtype=w.dtype) / ((w @ about_mean) * w).sum().clamp_min(1e-30).sqrt()
+        else:
+            block = moments.sensitivity.cpu()[number * each : (number + 1) * each, number * each : (number + 1) * each]
+            values, vectors = torch.linalg.eigh(block)
+            root = values.clamp_min(0).sqrt()[:, None] * vectors.T
+        found.append(Reader(inverse[columns][:, columns], root @ w[:, columns], len(columns) // len(index)))
+    return found
 
 
 def _removed_in_order(readers: list[Reader], other: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from mirabelle.checks import clone
@@ -27,7 +26,7 @@ from mirabelle.graph.reference import Cutting, Reference, compress
 from mirabelle.graph.rules import RULES
 from mirabelle.graph.surgery import indices
 from mirabelle.progress import track
-from mirabelle.prune.moments import ridge
+from mirabelle.prune.moments import patches, ridge
 
 MEMORY = 1.5e9  # bytes of activations that may be held between layers; what does not fit is computed again
 ROWS = 10  # for each column of a layer's inputs; at least LEAST_ROWS
@@ -98,7 +97,8 @@ def _pieces(batch: Batch, fixed: int | None) -> list[Batch]:
     """A batch in pieces of the only size that the network takes; None: any."""
     if fixed is None:
         return [batch]
-    return [batch.map(lambda t, s=s: t[s : s + fixed] if t.ndim else t) for s in range(0, batch.size - fixed + 1, fixed)]
+    starts = range(0, batch.size - fixed + 1, fixed)
+    return [Batch(tuple(t[s:][:fixed] for t in batch.args), {k: t[s:][:fixed] for k, t in batch.kwargs.items()}, None) for s in starts]
 
 
 class Pair:
@@ -333,15 +333,7 @@ def _rows(
     args: Any = [*node.args, *[None, None, None, 1, 0, 1][len(node.args) :]]
     stride, padding, dilation = ([v] * 2 if isinstance(v, int) else [*v] * (2 // len(v)) for v in args[3:6])
     pick = torch.randperm(y[0, 0].numel(), generator=generator)[:per_sample]
-    rows, columns = (
-        (along * stride[d])[:, None] + torch.arange(size) * dilation[d]
-        for d, (along, size) in enumerate(zip((pick // y.shape[-1], pick % y.shape[-1]), args[1].meta["val"].shape[2:], strict=True))
-    )
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    patches = padded[:, :, rows[:, :, None].to(x.device), columns[:, None].to(x.device)]  # (N, C, positions, height, width of the kernel)
-    n, c, p = patches.shape[:3]
-    a = patches.reshape(n, groups, c // groups, p, -1).permute(1, 0, 3, 2, 4).reshape(groups, n * p, -1)
-    return a, y.flatten(2)[:, :, pick.to(y.device)].reshape(n, groups, -1, p).permute(1, 0, 3, 2).reshape(groups, n * p, -1)
+    return patches(x, y, args[1].meta["val"].shape[2:], stride, padding, dilation, groups, pick)
 
 
 def _put(tensor: torch.Tensor, part: torch.Tensor, kept: Mapping[int, torch.Tensor]) -> None:

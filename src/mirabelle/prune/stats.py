@@ -16,7 +16,7 @@ from mirabelle.errors import InputError
 from mirabelle.graph.groups import Coupling, Slot
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
-from mirabelle.prune.moments import has_rows, input_grams
+from mirabelle.prune.moments import Moments, has_rows, layer_moments
 
 MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
 
@@ -29,7 +29,7 @@ class Stats:
     changes: by group, (batches, C): for each batch the first-order change of the loss if the channel's contributions were zero; for each sample
     where the criterion is one of `NEEDS_SAMPLES`, and likewise below.
     products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the channel has there. squares: the same keys, (C,): the
-    sum of (weight x gradient) squared, the mean over the batches. scales: the names of BatchNorm's gamma. grams: see there; computed when first looked at.
+    sum of (weight x gradient) squared, the mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when first looked at.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -38,11 +38,11 @@ class Stats:
     products: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     squares: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     scales: frozenset[str] = frozenset()
-    read: Callable[[], dict[str, torch.Tensor]] = dict
+    read: Callable[[], dict[str, Moments]] = dict
 
     @cached_property
-    def grams(self) -> dict[str, torch.Tensor]:
-        """A'A by layer, with A the rows that the layer reads and a column of ones behind (`moments.input_grams`), on the same batches."""
+    def moments(self) -> dict[str, Moments]:
+        """By layer, what it reads and what depends on what it gives, on the same batches."""
         return self.read()
 
 
@@ -68,10 +68,10 @@ def collect(
     tensors = {n: p.detach() for n, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
-    def read() -> dict[str, torch.Tensor]:
+    def read() -> dict[str, Moments]:
         if data is None:
             raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
-        return input_grams(model, _readers(model, coupling), data, count)
+        return layer_moments(model, _readers(model, coupling), data, count)
 
     stats = Stats(tensors, scales=frozenset(f"{n}.weight" for n in norms), read=read)
     if not needs_gradients:
