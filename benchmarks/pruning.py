@@ -7,7 +7,7 @@ Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashi
   signal-to-noise ratio of the logits, at three sizes of each photograph.
 - tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
 
-Both sides get the same MACs and the same batches; Torch-Pruning's networks get BatchNorm statistics re-estimated on them. Seeds draw the batches, and the halves of the photographs.
+Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "pruning.json"
 SHARES = (0.8, 0.65, 0.5)
 SEEDS = (0, 1, 2)
 EPOCHS = (1, 3, 10)
-BATCHES = {"fashion": 16, "mobilenet_v2": 16}
+BATCHES = {"fashion": 8, "mobilenet_v2": 16}
 RATE = 1e-3
 Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int], nn.Module]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from importlib import import_module
 
 import networks
 import pytest
@@ -15,13 +16,14 @@ from mirabelle.data import as_batch, example_inputs
 from mirabelle.errors import CaptureError, InputError
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Group, Slot, analyse
+from mirabelle.graph.surgery import remove
 from mirabelle.measure import count_macs, count_parameters
-from mirabelle.prune import prune
+from mirabelle.prune import plan, prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.brain_surgeon import Reader
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
 from mirabelle.prune.moments import Moments
-from mirabelle.prune.reconstruct import Cut, reconstruct
+from mirabelle.prune.reconstruct import Cut, Pair, reconstruct
 from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
 from mirabelle.prune.stats import Stats, collect
 
@@ -666,3 +668,122 @@ def test_least_squares_loses_less_than_the_statistics_alone():
         with torch.no_grad():
             errors[repair] = float((small(data[0]) - model(data[0])).norm())
     assert errors["least-squares"] < 0.7 * min(errors[None], errors["bn"])
+
+
+def error(model: nn.Module, other: nn.Module, data: list) -> float:
+    with torch.no_grad():
+        return float(sum((model.eval()(x) - other.eval()(x)).square().sum() for x, _ in data))
+
+
+@pytest.mark.parametrize("name", ["depthwise", "grouped", "residual", "dense", "flatten", "squeeze-excite", "bottlenecks", "shuffle after grouped"])
+def test_least_squares_mends_layers_of_every_kind(name):
+    model, x = make(name)
+    model.eval()
+    data = labelled(count=4, n=16, size=x.shape[-1], dtype=torch.float64)
+    small, coupling, removed = plan(model, x, macs=0.6, criterion="l1", align=1, repair=None)
+    mended = reconstruct(small, Cut(model, coupling, removed), data, 3)
+    assert error(mended, model, data[:3]) < 0.5 * error(small, model, data[:3])
+    assert error(mended, model, data[3:]) < 0.7 * error(small, model, data[3:])  # samples that it was not solved on
+
+
+def test_what_does_not_fit_into_memory_is_computed_again(monkeypatch):
+    model, x = make("bottlenecks")
+    data = labelled(count=2, size=16, dtype=torch.float64)
+    small, coupling, removed = plan(model.eval(), x, macs=0.6, criterion="l1", align=1, repair=None)
+    held = reconstruct(small, Cut(model, coupling, removed), data, 2)
+    monkeypatch.setattr(import_module("mirabelle.prune.reconstruct"), "MEMORY", 0)
+    again = reconstruct(small, Cut(model, coupling, removed), data, 2)
+    for k, v in held.state_dict().items():
+        torch.testing.assert_close(v, again.state_dict()[k])
+
+
+def test_a_residual_block_mends_what_came_before_it(monkeypatch):
+    """The stream d carries an error; the branch c, which is added to it, is solved so that the sum is right, not the branch."""
+
+    def forward(s, x):
+        y = s.d(torch.relu(s.a(x)))
+        return s.e(y + s.c(torch.relu(s.b(y))))
+
+    torch.manual_seed(0)
+    layers = {"a": conv_bn(3, 8), "d": nn.Conv2d(8, 6, 3, 1, 1), "b": conv_bn(6, 12), "c": nn.Conv2d(12, 6, 3, 1, 1), "e": nn.Conv2d(6, 2, 1)}
+    model = Net(forward, **layers).double().eval()
+    data = labelled(count=2, n=16, dtype=torch.float64)
+    coupling = analyse(model, as_batch(image().double()))
+    removed = {"a.0": torch.arange(5)}
+    small = remove(model, coupling, removed)
+    cut = Cut(model, coupling, removed)
+    together = reconstruct(small, cut, data, 2)
+    monkeypatch.setattr(Pair, "added_to", lambda self, node: None)
+    alone = reconstruct(small, cut, data, 2)
+
+    def sums(network: nn.Module) -> torch.Tensor:
+        seen = []
+        handle = network.e.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        with torch.no_grad():
+            for x, _ in data:
+                network(x)
+        handle.remove()
+        return torch.cat(seen)
+
+    expected = sums(model)
+    assert (sums(together) - expected).square().sum() < 0.9 * (sums(alone) - expected).square().sum()
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_cutting_and_training_in_turn():
+    model, x = make("residual", torch.float32)
+    data, seen = labelled(), []
+
+    def tune(small):
+        seen.append(count_macs(small, x) / count_macs(model, x))
+        return small
+
+    prune(model, x, macs=0.49, criterion="l1", align=1, steps=2, train=tune)
+    assert len(seen) == 2 and 0.6 < seen[0] <= 0.7 and 0.4 < seen[1] <= 0.49
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    small = prune(model, x, macs=0.6, data=data, batches=2, align=1, steps=2, train={"epochs": 1, "lr": 1e-3})
+    assert count_macs(small, x) <= 0.6 * count_macs(model, x)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("network", ["residual", "chunk, one part changed"])
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
+    model, x = make(network, torch.float32)
+    data = labelled(size=x.shape[-1])
+    options = {"macs": 0.6, "data": data, "batches": 2, "align": 1, "steps": 2, "train": {"epochs": 1}}
+    expected = prune(model, x, **options)
+
+    class KilledError(Exception):
+        pass
+
+    def read(loader, left):
+        for batch in loader:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KilledError
+            yield batch
+
+    class Loader:
+        def __init__(self, left):
+            self.left = [left]
+
+        def __iter__(self):
+            return read(data, self.left)
+
+        def __len__(self):
+            return len(data)
+
+    done = False
+    for left in (6, 8, 12, 10**6):  # the criterion, the repair and training each read the data
+        try:
+            found = prune(model, x, **{**options, "data": Loader(left)}, checkpoint=tmp_path)
+            done = True
+        except KilledError:
+            assert not done
+    assert (tmp_path / "step2-trained.safetensors").is_file()
+    for k, v in expected.state_dict().items():
+        assert torch.equal(v, found.state_dict()[k]), k
+    with pytest.raises(InputError, match="of another network or of other settings"):
+        prune(model, x, **{**options, "macs": 0.5}, checkpoint=tmp_path)

@@ -115,7 +115,7 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
         return torch.stack([w**k for k in range(len(ends))], 1) @ torch.linalg.solve(basis, seen)
 
     def at(price: float, kept: dict[str, int]) -> dict[str, int]:
-        for _ in range(8):
+        for _ in range(4):
             before = dict(kept)
             for name, w in widths.items():
                 kept = {**kept, name: int(w[int((gains[name] - price * prices(name, kept)).argmax())])}
@@ -129,7 +129,7 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
     best = by_worth(coupling, scores, cost, budget, align, least)
     high = sum(float(total[-1]) for total in kept_sum.values()) * 10 / max(1e-9, 1 - cost({n: int(w[0]) for n, w in widths.items()}) / whole)
     low, kept = 0.0, {n: int(w[0]) for n, w in widths.items()}
-    for _ in range(30):
+    for _ in range(16):
         price = (low + high) / 2
         found = at(price, {n: int(w[-1]) for n, w in widths.items()})
         if cost(found) <= budget:

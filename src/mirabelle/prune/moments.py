@@ -16,7 +16,7 @@ from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 
 ROWS_PER_SAMPLE = 32
-RIDGE = 1e-3  # of the mean of the diagonal of A'A
+RIDGE = 1e-3  # of the mean of the diagonal of A'A, where there are ten rows or more for each column
 
 
 @dataclass
@@ -63,14 +63,19 @@ def patches(
     return a, y.flatten(2)[:, :, pick.to(y.device)].reshape(n, groups, -1, p).permute(1, 0, 3, 2).reshape(groups, n * p, -1)
 
 
-def ridge(gram: torch.Tensor) -> torch.Tensor:
-    """RIDGE * trace(A'A) / columns on the diagonal; never zero, so that a layer that reads only zeros can be solved too."""
-    size = (RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-12)
+def ridge(gram: torch.Tensor, rows: float) -> torch.Tensor:
+    """RIDGE * trace(A'A) / columns on the diagonal, as many times more as ten rows for each column are more than there are.
+
+    A classifier behind a global pool reads one row a sample: what few rows seem to say of many columns does not hold for others. Never zero, so that a
+    layer that reads only zeros can be solved too.
+    """
+    columns = gram.shape[-1]
+    size = (RIDGE * max(1.0, 10 * columns / max(rows, 1.0)) * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-12)
     return size[..., None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
-def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count: int) -> dict[str, Moments]:
-    """The moments of layers on `count` batches of `data`; at most ROWS_PER_SAMPLE random positions of each sample's map are read.
+def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0) -> dict[str, Moments]:
+    """The moments of layers on `count` batches of `data` without the first `skip` samples, if the first batch has more; at most ROWS_PER_SAMPLE random positions of each sample's map are read.
 
     The network runs in eval mode, as a copy. Its outputs are multiplied by random numbers of variance 1 and summed; the mean of the products of that sum's gradients is
     the Gauss-Newton matrix of the squared error of the outputs (Hutchinson), of which each layer gets its block, positions taken as independent
@@ -102,7 +107,8 @@ def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count:
     energy = samples = 0.0
     total: Any = 0
     for i, batch in enumerate(track(batches(data, count, what="data"), "inputs of layers", count)):
-        batch = batch.map(lambda t: t.to(device))
+        first = skip if i == 0 and batch.size > skip else 0
+        batch = batch.map(lambda t, first=first: t[first:].to(device) if t.ndim else t.to(device))
         seen.clear()
         with torch.enable_grad(), running(batch, f"batch {i} of data"):
             z = as_tensor(model(*batch.args, **batch.kwargs))

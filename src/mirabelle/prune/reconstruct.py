@@ -50,7 +50,7 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
     For each convolution or linear layer whose inputs the cut has changed, with A those inputs (one row an output position, and a column of ones), W its
     weights as they were cut and Y what it should give:
 
-        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = RIDGE * trace(A'A) / columns
+        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `moments.ridge`
 
     ridge regression towards W, from streamed sums, solved in float64; in layers with groups for each group, so a depthwise layer solves for each channel's
     kernel. A are the inputs in the network as it is by then ("asymmetric"); Y are the outputs in the original, and where they are added to another
@@ -267,6 +267,7 @@ class Equations:
         self._per_sample = -(-max(LEAST_ROWS, ROWS * self._columns) // samples)
         self._generator = torch.Generator().manual_seed(0)
         self._kept_in, self._kept_out = (pair.cutting.kept(pair.flow.values[n]) for n in (node.args[0], node))  # type: ignore[index]
+        self._rows = 0
         self._gram: Any = 0
         self._moment: Any = 0
 
@@ -290,6 +291,7 @@ class Equations:
         a, y = _rows(self._node, compress(x, self._kept_in), compress(y, self._kept_out), self._groups, self._per_sample, self._generator)
         if self._bias or self._mean:
             a = torch.cat([a, torch.ones_like(a[..., :1])], -1)
+        self._rows += a.shape[1]
         self._gram = self._gram + (a.transpose(1, 2) @ a).double()
         self._moment = self._moment + (a.transpose(1, 2) @ y).double()
 
@@ -303,7 +305,7 @@ class Equations:
         if constant:
             begun = start if self._bias else torch.zeros_like(start)
             current = torch.cat([current, begun.reshape(self._groups, 1, -1).double()], 1)
-        solved = (current + torch.linalg.solve(self._gram + ridge(self._gram), self._moment - self._gram @ current)).to(w.dtype)
+        solved = (current + torch.linalg.solve(self._gram + ridge(self._gram, self._rows), self._moment - self._gram @ current)).to(w.dtype)
         _put(get_tensor(after, self._name), solved[:, : self._columns].transpose(1, 2).reshape(w.shape), left)
         self._pair.solved.append(self._name)
         if constant:

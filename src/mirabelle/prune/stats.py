@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from mirabelle.checks import clone, running
-from mirabelle.data import Batch, batches
+from mirabelle.data import Batch, batches, samples
 from mirabelle.errors import InputError
 from mirabelle.graph.groups import Coupling, Slot
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 from mirabelle.prune.moments import Moments, has_rows, layer_moments
 
+TRIAL = 16  # samples on which a cut is tried; the moments are those of others
 MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
 
 
@@ -30,6 +31,7 @@ class Stats:
     where the criterion is one of `NEEDS_SAMPLES`, and likewise below.
     products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the channel has there. squares: the same keys, (C,): the
     sum of (weight x gradient) squared, the mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when first looked at.
+    trial: parameters that take the places of the network's -> the squared error of its outputs relative to their energy about the mean, on TRIAL samples.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -39,6 +41,7 @@ class Stats:
     squares: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     scales: frozenset[str] = frozenset()
     read: Callable[[], dict[str, Moments]] = dict
+    trial: Callable[[dict[str, torch.Tensor]], float] | None = None
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -71,9 +74,14 @@ def collect(
     def read() -> dict[str, Moments]:
         if data is None:
             raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
-        return layer_moments(model, _readers(model, coupling), data, count)
+        return layer_moments(model, _readers(model, coupling), data, count, skip=TRIAL)
 
-    stats = Stats(tensors, scales=frozenset(f"{n}.weight" for n in norms), read=read)
+    stats = Stats(
+        tensors,
+        scales=frozenset(f"{n}.weight" for n in norms),
+        read=read,
+        trial=None if data is None or isinstance(data, Iterator) else _trial(model, data),
+    )
     if not needs_gradients:
         return stats
     if data is None:
@@ -110,6 +118,26 @@ def collect(
         read_by = [stats.products[key] for s in g.with_role("in") if (key := (g.name, s.parameter, s.dim)) in products]
         stats.changes[g.name] = -torch.stack(read_by).sum(0) if read_by else torch.zeros(seen, g.channels)
     return stats
+
+
+def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:
+    """`Stats.trial`; the data is read when it is first called."""
+    known: list[tuple[nn.Module, Batch, torch.Tensor]] = []
+
+    def error(changes: dict[str, torch.Tensor]) -> float:
+        with torch.no_grad():
+            if not known:
+                network = clone(model).eval()
+                device = next(network.parameters()).device
+                few = next(samples(data, TRIAL, what="data"))._replace(target=None).map(lambda t: t.to(device))
+                with running(few, "batch 0 of data"):
+                    known.append((network, few, as_tensor(network(*few.args, **few.kwargs)).double()))
+            network, few, expected = known[0]
+            found = as_tensor(torch.func.functional_call(network, changes, few.args, few.kwargs)).double()
+            energy = (expected - expected.mean(0)).square().sum() if len(expected) > 1 else expected.square().sum()
+            return float((found - expected).square().sum() / energy.clamp_min(1e-30))
+
+    return error
 
 
 def _singles(batch: Batch) -> list[Batch]:
