@@ -1,6 +1,7 @@
 """What is left of a network before any training, and after a little, against Torch-Pruning 1.6.1: `python -m benchmarks.pruning`; one thread, resumable.
 
-Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2` or `tuned` runs one of the three tables, `--runs N` at most N runs more.
+Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2` or `tuned` runs one of the
+three tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs more.
 
 - fashion: the demo's trained residual network on Fashion-MNIST; top-1 on the 10 000 test images, which choose nothing; a drop is against the original on the same images.
 - mobilenet_v2: MobileNetV2 with ImageNet weights on photographs, half of them for calibration and half for the comparison: agreement with the original's first class, and the
@@ -182,19 +183,24 @@ def table(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=RUNS, help="one table")
+    parser.add_argument("--methods", default="", help="only methods with this in their names")
+    parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--runs", type=int, help="at most so many runs more")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     options = parser.parse_args()
     results = read_json(RESULTS) if RESULTS.exists() else {"runs": []}
     if not options.table:
         torch.set_num_threads(1)
-        left = [r for r in wanted() if (options.only in (None, r["kind"])) and not _rows(results, **r)]
+        asked = [r for r in wanted() if options.only in (None, r["kind"]) and options.methods in r["method"] and options.seed in (None, r["seed"])]
+        left = [r for r in asked if not _rows(results, **r)]
         results |= {"machine": machine(), "versions": versions("torch", "torch-pruning")}
         if "original" not in results:
             results["original"] = evaluate(predictor(fashion.resnet()), fashion.data().test).value
         for run in left[: options.runs]:
             seed_everything(run["seed"])
             row = {**run, **RUNS[run["kind"]](**{k: v for k, v in run.items() if k != "kind"})}
+            if RESULTS.exists():  # another process may have added to it
+                results = read_json(RESULTS) | {k: v for k, v in results.items() if k != "runs"}
             results["runs"].append(row)
             write_json(RESULTS, results)
             print(row, flush=True)

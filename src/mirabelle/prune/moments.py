@@ -75,7 +75,9 @@ def ridge(gram: torch.Tensor, rows: float) -> torch.Tensor:
 
 
 def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0) -> dict[str, Moments]:
-    """The moments of layers on `count` batches of `data` without the first `skip` samples, if the first batch has more; at most ROWS_PER_SAMPLE random positions of each sample's map are read.
+    """The moments of layers on `count` batches of `data` without the first `skip` samples, if the first batch has more.
+
+    At most ROWS_PER_SAMPLE random positions of each sample's map are read.
 
     The network runs in eval mode, as a copy. Its outputs are multiplied by random numbers of variance 1 and summed; the mean of the products of that sum's gradients is
     the Gauss-Newton matrix of the squared error of the outputs (Hutchinson), of which each layer gets its block, positions taken as independent
