@@ -22,7 +22,7 @@ from mirabelle.prune import plan, prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.brain_surgeon import Reader
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
-from mirabelle.prune.moments import Moments
+from mirabelle.prune.moments import Moments, layer_moments
 from mirabelle.prune.reconstruct import Cut, Pair, reconstruct
 from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
 from mirabelle.prune.stats import Stats, collect
@@ -239,6 +239,46 @@ def test_brain_surgeon_finds_what_others_can_stand_in_for():
     scores = CRITERIA["brain_surgeon"](group, collect(model, coupling, [x for x, _ in labelled()], None, 3, needs_gradients=False))
     low, *rest = scores.sort().values.tolist()
     assert int(scores.argmin()) in (1, 3) and low < 0.05 * rest[0]
+
+
+def test_sensitivities_are_those_of_a_linear_network():
+    """Outputs V y: an error e of y, independent of it, changes them by e' V'V e, over their energy."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    data = [torch.randn(500, 4) for _ in range(8)]
+    found = layer_moments(model, ["0"], data, 8)["0"]
+    v = model[1].weight.detach().double()
+    with torch.no_grad():
+        outputs = model(torch.cat(data)).double()
+    energy = (outputs - outputs.mean(0)).square().sum()
+    torch.testing.assert_close(found.sensitivity, v.T @ v / energy, rtol=0.15, atol=float((v.T @ v).max() / energy) * 0.1)
+    rows = torch.cat([torch.cat(data), torch.ones(4000, 1)], 1).double()
+    torch.testing.assert_close(found.gram[0], rows.T @ rows, rtol=1e-5, atol=1e-2)
+
+
+def test_a_trial_is_the_error_of_the_outputs_by_hand():
+    """Outputs 1, 3 become 0, 0: (1 + 9) over (1 + 1) about their mean 2."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0), model[2].weight.fill_(1.0)
+    data = [torch.tensor([[1.0], [3.0]])]
+    stats = collect(model, analyse(model, as_batch(data[0])), data, None, 1, needs_gradients=False)
+    assert stats.trial is not None and stats.trial({}) == 0
+    assert stats.trial({"2.weight": torch.zeros(1, 1)}) == pytest.approx(5.0)
+
+
+def test_scores_between_groups_are_those_of_the_outputs():
+    """The readers of two groups are alike, but the outputs hardly see the second: a trial says so, and its channels go first."""
+    torch.manual_seed(0)
+    model = Net(
+        lambda s, x: s.out(s.b(torch.relu(s.a(x)))) + 1e-3 * s.out(s.d(torch.relu(s.c(x)))),
+        a=nn.Linear(6, 8), b=nn.Linear(8, 4), c=nn.Linear(6, 8), d=nn.Linear(8, 4), out=nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    data = [torch.randn(64, 6) for _ in range(4)]
+    coupling = analyse(model, as_batch(data[0]))
+    stats = collect(model, coupling, data, None, 4, needs_gradients=False)
+    a, c = (CRITERIA["brain_surgeon"](next(g for g in coupling.groups if g.name == n), stats) for n in "ac")
+    assert c.max() < 1e-3 * a.min()
 
 
 def test_brain_surgeon_needs_data_but_no_labels():
