@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from mirabelle.checks import clone
+from mirabelle.checks import check_runs, clone
 from mirabelle.data import Batch, batches
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import capture, get_tensor, make_concrete, operator, parameter_name
@@ -56,7 +56,8 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
     kernel. A are the inputs in the network as it is by then ("asymmetric"); Y are the outputs in the original, and where they are added to another
     branch that has changed, that branch's error is taken from them: a residual block mends what came before it. The column of ones goes into the
     layer's bias, or into the mean of the BatchNorm behind it. He et al. 2017 (channel pruning), sections 3.1 and 3.2.
-    No labels are needed. Weights that are computed in forward or used twice are left as they are.
+    No labels are needed. Weights that are computed in forward or used twice are left as they are. Raises `InputError` for data that the network does not take
+    or on which a layer is not finite.
 
     Of each sample so many random positions are read that there are ROWS rows for each column, if it has them.
     """
@@ -66,6 +67,7 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
     make_concrete(graph_module)
     flow = Flow(graph_module, read_parameters(graph_module, cut.original), RULES)
     device = next(cut.original.parameters()).device
+    check_runs(cut.original, next(batches(data, 1, what="data")).head(1).map(lambda t: t.to(device)), "batch 0 of data")
     pair = Pair(graph_module, flow, indices(cut.coupling, cut.removed))
     chunks = [pair.begin(b.map(lambda t: t.to(device))) for batch in batches(data, count, what="data") for b in _pieces(batch, fixed)]
     if not chunks:
@@ -306,6 +308,8 @@ class Equations:
             begun = start if self._bias else torch.zeros_like(start)
             current = torch.cat([current, begun.reshape(self._groups, 1, -1).double()], 1)
         solved = (current + torch.linalg.solve(self._gram + ridge(self._gram, self._rows), self._moment - self._gram @ current)).to(w.dtype)
+        if not bool(torch.isfinite(solved).all()):
+            raise InputError(f"the inputs or outputs of {self._name.rpartition('.')[0]} are not finite on data; look for NaN in it")
         _put(get_tensor(after, self._name), solved[:, : self._columns].transpose(1, 2).reshape(w.shape), left)
         self._pair.solved.append(self._name)
         if constant:
