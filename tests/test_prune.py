@@ -772,7 +772,7 @@ def test_a_residual_block_mends_what_came_before_it(monkeypatch):
 def test_least_squares_says_what_is_wrong_with_the_data():
     model, x = make("plain", torch.float32)
     options = {"macs": 0.6, "criterion": "l1", "align": 1, "repair": "least-squares"}
-    with pytest.raises(InputError, match=r"batch 0 of data.*\(2, 4, 8, 8\)"):
+    with pytest.raises(InputError, match=r"batch 0 of data.*\(1, 4, 8, 8\)"):
         prune(model, x, data=[torch.randn(2, 4, 8, 8)], **options)
     with pytest.raises(InputError, match="not finite on data"):
         prune(model, x, data=[x * float("nan")], **options)
