@@ -187,7 +187,7 @@ def test_fisher_is_summed_over_samples_and_not_overwritten():
 
 def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torch.Tensor:
     """The scores of channels that one output reads, which is also what gives the constant: inputs without a mean."""
-    moments = torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()
+    moments = 1000 * torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()  # of 1000 rows
     group = Group("g", len(weight), (Slot("fc.weight", 1, "in", torch.arange(len(weight))[:, None]),))
     return CRITERIA["brain_surgeon"](group, Stats({"fc.weight": torch.tensor([weight])}, read=lambda: {"fc": Moments(moments[None])}))
 
