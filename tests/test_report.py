@@ -292,6 +292,9 @@ def test_labels_of_near_points_do_not_overlap():
     drawn = ElementTree.fromstring(svg.scatter([*points, far], 0, [*points, far], "x", "y"))
     boxes = [(float(t.get("x")), float(t.get("y")), len(t.text) * svg.GLYPH) for t in drawn.iter("text") if t.get("class") == "name"]
     assert len(boxes) == 6
+    marks = {(round(float(c.get("cx")), 2), round(float(c.get("cy")), 2)) for c in drawn.iter("circle")}
+    leaders = [line for line in drawn.iter("line") if line.get("class") == "leader"]
+    assert leaders and {(round(float(a.get("x1")), 2), round(float(a.get("y1")), 2)) for a in leaders} <= marks
     for i, (x, y, w) in enumerate(boxes):
         assert x >= svg.LEFT and x + w <= svg.WIDTH
         for x2, y2, w2 in boxes[:i]:

@@ -66,6 +66,7 @@ svg text.name { fill: currentColor; font-weight: 600; paint-order: stroke; strok
   .s5 { color: var(--c5); }
 .mark { fill: currentColor; stroke: var(--paper); stroke-width: 1; }
 .trail { fill: none; stroke: currentColor; stroke-width: 1.2; stroke-dasharray: 2 4; opacity: .7; }
+.leader { stroke: currentColor; stroke-width: .8; opacity: .6; }
 .curve { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
 .dash1 .curve { stroke-dasharray: 7 3; } .dash2 .curve { stroke-dasharray: 2 3; }
 .whisker { fill: none; stroke: currentColor; stroke-width: 1.5; }

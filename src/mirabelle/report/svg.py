@@ -17,6 +17,7 @@ from mirabelle.report.units import digits, number
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 350, 26, 212  # the edges of the plotting area
 GLYPH = 7.0  # the width of a character at the charts' font size, estimated generously
+FAR = 16  # from here on a line joins a label to its point
 NAME_LENGTH = 26
 
 Scale = Callable[[float], float]
@@ -152,7 +153,11 @@ def scatter(points: list[dict], kind: int, all_points: list[dict], x_label: str,
             low, high = y(p["low"]), y(p["high"])
             marks.append(element("path", d=f"M{px:.6g} {low:.6g}V{high:.6g}M{px - 3:.6g} {low:.6g}h6M{px - 3:.6g} {high:.6g}h6", class_="whisker"))
         marks.append(marker(kind, px, y(p["y"]), p["title"]))
-        left, base = free_place(px, y(p["y"]), len(p["label"]) * GLYPH, taken)
+        width = len(p["label"]) * GLYPH
+        left, base = free_place(px, y(p["y"]), width, taken)
+        near = min(max(px, left), left + width), min(max(y(p["y"]), base - 10), base + 3)
+        if math.dist(near, (px, y(p["y"]))) > FAR:
+            labels.append(element("line", x1=px, y1=y(p["y"]), x2=near[0], y2=near[1], class_="leader"))
         labels.append(text(p["label"], left, base, class_="name"))
     label = f"{y_label} against {x_label}: {', '.join(p['title'] for p in points)}"
     return drawing(label, frame, element("g", trail, *marks, *labels, class_=f"s{kind % 6}"))
