@@ -357,8 +357,6 @@ def embeddings(bench: Bench) -> None:
 
         bench.once(f"embeddings/student alone/{seed}", lambda n=new, o=options: judge(mb.fit(ArcFace(n(), 7), data, loss=arcface_loss, **o).network))
         for name, losses in (("cosine", {"cosine": 1.0}), ("rkd", {"rkd_distance": 1.0, "rkd_angle": 2.0})):
-            if name == "rkd" and seed:
-                continue  # slower and, with one seed, no better: see the table
             bench.once(
                 f"embeddings/student of the teacher, {name}/{seed}",
                 lambda n=new, w=losses, o=options: judge(mb.distill(n(), teacher, pool, losses=w, cache=bench.folder / "outputs", **o)),
