@@ -38,17 +38,22 @@ def _exact(a: Array, b: Array) -> Array:
     return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
 
 
-def _checked(accumulator: Array) -> Array:
-    """int32, the width of the accumulators on every machine; a sum that does not fit would wrap silently there."""
+def _checked(accumulator: Array, bits: int = 32) -> Array:
+    """int32, the width of the accumulators on every machine; a sum that does not fit would wrap silently there. With `bits` of 64, int64."""
+    if bits == 64:
+        return accumulator
     if accumulator.size and (accumulator.max() > 2**31 - 1 or accumulator.min() < -(2**31)):
         raise OverflowError("an accumulator leaves 32 bits")
     return accumulator.astype(np.int32)
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x: (..., K) integers with the zero point taken off. weight: (O, K). bias: (O,) in units of the accumulators. Returns (..., O) int32."""
+def linear(x: Array, weight: Array, bias: Array | None = None, bits: int = 32) -> Array:
+    """x: (..., K) integers with the zero point taken off. weight: (O, K). bias: (O,) in units of the accumulators. Returns (..., O) int32.
+
+    bits: of the accumulators; 64 for operands of 16 bits.
+    """
     accumulator = _exact(x, weight.T)
-    return _checked(accumulator if bias is None else accumulator + bias.astype(np.int64))
+    return _checked(accumulator if bias is None else accumulator + bias.astype(np.int64), bits)
 
 
 def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> Array:
@@ -61,9 +66,12 @@ def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding:
 
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1), groups: int = 1,
+    dilation: tuple[int, int] = (1, 1), groups: int = 1, bits: int = 32,
 ) -> Array:  # fmt: skip
-    """x: (N, C, H, W) integers with the zero point taken off, so that padding is 0. weight: (O, C / groups, kh, kw). Returns (N, O, OH, OW) int32."""
+    """x: (N, C, H, W) integers with the zero point taken off, so that padding is 0. weight: (O, C / groups, kh, kw). Returns (N, O, OH, OW) int32.
+
+    bits: of the accumulators; 64 for operands of 16 bits.
+    """
     outputs, inputs = weight.shape[:2]
     seen = patches(x, weight.shape[2:], stride, padding, dilation)
     n, height, width = seen.shape[:3]
@@ -75,7 +83,7 @@ def conv2d(
     accumulator = np.concatenate(parts, 1)
     if bias is not None:
         accumulator = accumulator + bias.astype(np.int64)
-    return _checked(accumulator).reshape(n, height, width, outputs).transpose(0, 3, 1, 2)
+    return _checked(accumulator, bits).reshape(n, height, width, outputs).transpose(0, 3, 1, 2)
 
 
 def relu(q: Array, zero_point: int = 0) -> Array:
