@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -17,8 +18,11 @@ from mirabelle.quantize.calibrate import activation_quantizer, fit_bias, observe
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.network import captured, inputs_in_order, insert, rebuild, weight_keys
 from mirabelle.quantize.place import check_keep, contractions, float_operators, place
+from mirabelle.quantize.repair import BEFORE, REPAIRS, check_repairs
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
+
+REPAIR_NUMBERS = 2**25
 
 
 def quantize(
@@ -34,6 +38,7 @@ def quantize(
     weight_symmetric: bool = True,
     samples: int = 512,
     target: str = "auto",
+    repair: str | Iterable[str] | None = None,
     keep: Iterable[str] = (),
 ) -> fx.GraphModule:
     """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
@@ -45,6 +50,8 @@ def quantize(
     the zero point lies where the tensor's two ends put it, and a callable gives (low, high), as in `RANGES`. weight_symmetric: the same for weights.
     per_channel: a scale for each output channel of a weight, else one for all.
     target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or parameters whose layers stay in float.
+    repair: names of `REPAIRS`, which mend without labels what quantisation breaks; applied in the order of that dict, on at most so many of the samples as hold 32 million
+    numbers.
     BatchNorm is folded. The result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and saved.
 
     Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's S is 1 / scale.
@@ -65,14 +72,19 @@ def quantize(
             f"target {goal.name!r} is for kernels without zero points, which symmetric=False needs; choose another of {', '.join(TARGETS)}"
         )
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    stream = _calibration(data, samples)
+    repairs = check_repairs(repair)
+    stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     network = captured(model, first)
     check_keep(network.graph, keep)
     sites, layers = place(network.graph, keep), contractions(network.graph, keep)
     if not layers:
         raise InputError("this network has no convolution or linear layer with a weight of its own; there is nothing to quantise")
-    histograms, seen = observe(network, sites, chain([first], stream), samples)
+    few = _enough(first, stream) if repairs else [first]
+    for name in repairs:
+        if name in BEFORE:
+            REPAIRS[name](network, network, few)
+    histograms, seen = observe(network, sites, chain(few, stream), samples)
     # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
     weight_bits = min(bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16)
     activations = {s.node: activation_quantizer(histograms[s.node], choose, bits, goal, symmetric) for s in sites if s.source is None}
@@ -85,17 +97,25 @@ def quantize(
     described = Quantization(
         goal.name, bits, weight_bits, threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"), seen,
         tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), tuple(sites),
-        float_operators(network.graph, sites, keep), symmetric, per_channel, weight_symmetric, keep,
+        float_operators(network.graph, sites, keep), symmetric, per_channel, weight_symmetric, keep, tuple(repairs),
     )  # fmt: skip
+    after = [n for n in repairs if n not in BEFORE]
+    reference = copy.deepcopy(network) if after else network
     result = insert(network, activations, weights, described)
+    for name in after:
+        REPAIRS[name](result, reference, few)
     result.meta["histograms"] = histograms
     result.meta[FORM] = getattr(model, "meta", {}).get(FORM)
     result.meta["float_sizes"] = {n: list(t.shape) for n, t in model.state_dict().items()}
     return result
 
 
-def _calibration(data: Iterable, count: int) -> Iterator[Batch]:
-    return first_samples(data, count, "the calibration set")
+def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:
+    """Batches for repairs, taken from the stream: those of its samples that together hold REPAIR_NUMBERS, but no fewer than 32."""
+    few, enough = [first], max(32, REPAIR_NUMBERS // max(1, sum(t[:1].numel() for t in first.tensors)))
+    while sum(b.size for b in few) < enough and (batch := next(stream, None)) is not None:
+        few.append(batch)
+    return few
 
 
-__all__ = ["TARGETS", "THRESHOLDS", "Quantization", "inputs_in_order", "quantization", "quantize", "rebuild"]
+__all__ = ["REPAIRS", "TARGETS", "THRESHOLDS", "Quantization", "inputs_in_order", "quantization", "quantize", "rebuild"]

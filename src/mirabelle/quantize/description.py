@@ -16,7 +16,7 @@ class Quantization:
 
     inputs: name ('' for a positional one), shape and dtype of each part of the example that it was captured with.
     precision: bits by the name of the quantiser, for those that have others than `bits` and `weight_bits`.
-    keep: modules and parameters whose layers stay in float because that was asked for.
+    keep: modules and parameters whose layers stay in float because that was asked for. repair: names of `REPAIRS`, in the order in which they were applied.
     float_operators: what stays in float, with the number of calls.
     """
 
@@ -32,6 +32,7 @@ class Quantization:
     per_channel: bool = True
     weight_symmetric: bool = True
     keep: tuple[str, ...] = ()
+    repair: tuple[str, ...] = ()
     precision: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Quantization:
         """What `to_dict` wrote, by way of JSON too. Raises what a damaged one brings about: `KeyError`, `TypeError` or `ValueError`."""
         sites = tuple(Site(**s) for s in described["sites"])
         inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in described["inputs"])
-        return cls(**{**described, "sites": sites, "inputs": inputs, "keep": tuple(described.get("keep", ()))})
+        return cls(**{**described, "sites": sites, "inputs": inputs, "keep": tuple(described["keep"]), "repair": tuple(described["repair"])})
 
 
 def quantization(model: object) -> Quantization | None:
