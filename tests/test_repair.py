@@ -10,7 +10,7 @@ from torch import nn
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.quantize import quantization, quantize, rebuild
+from mirabelle.quantize import quantization, quantize, rebuild, rounding
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
 from mirabelle.quantize.network import captured
@@ -292,7 +292,7 @@ def test_rounding_is_learned_by_hand():
 
 @pytest.mark.parametrize("name", ["residual", "grouped"])
 def test_learned_rounding_beats_the_nearest(name, monkeypatch):
-    monkeypatch.setattr("mirabelle.quantize.rounding.STEPS", 150)
+    monkeypatch.setattr(rounding, "STEPS", 150)
     model, data = build(name), batches(name, 6)
     options = {"weight_bits": 3, "weight_threshold": "mse", "target": "x86-vnni"}
     q, learned = (quantize(model, data, repair=r, **options) for r in (None, "learned-rounding"))
@@ -317,7 +317,7 @@ def test_learned_rounding_beats_the_nearest(name, monkeypatch):
 @pytest.mark.parametrize("name", REPAIRS)
 def test_contract_repairs(name, monkeypatch):
     """A repaired network is as near as one that was not, at the least nearly; the model and the data stay as they are; it can be built again."""
-    monkeypatch.setattr("mirabelle.quantize.rounding.STEPS", 60)
+    monkeypatch.setattr(rounding, "STEPS", 60)
     model, data = build("residual"), batches(count=3)
     before, inputs = copy.deepcopy(model.state_dict()), [x.clone() for x in data]
     q = quantize(model, data, repair=name)

@@ -16,6 +16,7 @@ from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
+from mirabelle.runtimes import RUNTIMES, Artifact
 
 OPSET = 20
 
@@ -58,6 +59,13 @@ def write_onnx(proto: Any, path: str | Path) -> None:
     onnx.checker.check_model(proto)
     with atomic(path) as temporary:
         onnx.save(proto, str(temporary))
+
+
+def write_artifact(network: nn.Module, inputs: Batch, folder: Path, runtime: str = "onnxruntime", threads: int = 1) -> Artifact:
+    """The network as a file of `runtime` in `folder`, for one sample: to be timed there. The ONNX file that it is made from is `folder/model.onnx`."""
+    source = folder / "model.onnx"
+    write_onnx(onnx_proto(network, inputs.head(1)), source)
+    return Artifact(RUNTIMES[runtime].save(source, folder / runtime), runtime, threads)
 
 
 @contextmanager

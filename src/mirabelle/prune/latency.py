@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mirabelle.data import Batch, cache_folder
+from mirabelle.data import cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
 from mirabelle.measure.machine import machine
-from mirabelle.onnxfile import onnx_proto, write_onnx
+from mirabelle.onnxfile import write_artifact
 from mirabelle.progress import bar
 from mirabelle.runtimes import RUNTIMES, Artifact
 
@@ -88,7 +88,7 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
             kept = {g.name: max(1, round(g.channels * width)) for g in coupling.groups}
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
             with tempfile.TemporaryDirectory() as folder:
-                layers, other = _profile(_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
+                layers, other = _profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
             shares.append(_shares(coupling, kept))
             times.append(layers)
             rest.append(other)
@@ -113,13 +113,6 @@ def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
             return result
         used.pop(int(found.argmin()))
     return np.zeros(features.shape[1])
-
-
-def _artifact(model: nn.Module, inputs: Batch, folder: Path, runtime: str, threads: int) -> Artifact:
-    one = inputs.map(lambda t: t[:1] if t.ndim else t)
-    source = folder / "model.onnx"
-    write_onnx(onnx_proto(model, one), source)
-    return Artifact(RUNTIMES[runtime].save(source, folder / runtime), runtime, threads)
 
 
 def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]:
@@ -174,12 +167,12 @@ def until_measured(
         folder = Path(temporary)
         one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
         arrays, named = [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
-        whole = _artifact(model, coupling.inputs, folder / "whole", runtime, threads)
+        whole = write_artifact(model, coupling.inputs, folder / "whole", runtime, threads)
         low, high, asked = 0.0, 2.0, fraction
         best: tuple[float, tuple[nn.Module, Removed]] | None = None
         for step in range(TRIES):
             made = cut(asked)
-            artifact = _artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
+            artifact = write_artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
             times = alternate(
                 {"whole": lambda: whole(*arrays, **named), "small": lambda a=artifact: a(*arrays, **named)}, 400, seconds=SECONDS, pin=threads == 1
             )
