@@ -111,30 +111,41 @@ def add_fixed(a: Array, scale_a: float, b: Array, scale_b: float, scale: float, 
 # --- sums of products ----------------------------------------------------------------------------------------------------------------
 
 
-def checked(accumulator: Array) -> Array:
-    """int32, the width of the accumulators on every machine; a sum that does not fit would wrap silently there."""
+def checked(accumulator: Array, bits: int = 32) -> Array:
+    """int32, the width of the accumulators on every machine; a sum that does not fit would wrap silently there. With `bits` of 64, int64."""
+    if bits == 64:
+        return accumulator.astype(np.int64)
     if accumulator.size and (accumulator.max() > 2**31 - 1 or accumulator.min() < -(2**31)):
         raise OverflowError("an accumulator leaves 32 bits")
     return accumulator.astype(np.int32)
 
 
 def product(rows: Array, columns: Array) -> Array:
-    """(..., R, K) x (..., K, O) -> (..., R, O): sums of products of integers, exact, as float64 or float32, whichever holds them."""
-    if not rows.size or not columns.size:
-        return np.zeros((*rows.shape[:-1], columns.shape[-1]))
-    largest = float(np.abs(rows).max()) * float(np.abs(columns).max()) * rows.shape[-1]
-    kind = np.float32 if largest < 2**24 else np.float64
-    return rows.astype(kind) @ columns.astype(kind)
+    """(..., R, K) x (..., K, O) -> (..., R, O): sums of products of integers, exact, as int64.
+
+    Through float32 in pieces of K so short that no sum reaches 2^24, or through float64 where the integers are too large for that.
+    """
+    depth = rows.shape[-1]
+    largest = float(np.abs(rows).max(initial=0)) * float(np.abs(columns).max(initial=0))
+    piece = int(2**24 / largest) if largest else depth
+    if piece >= min(depth, 256):
+        a, b = rows.astype(np.float32), columns.astype(np.float32)
+        starts = range(0, depth, max(1, min(piece, depth)))
+        return sum(((a[..., i : i + piece] @ b[..., i : i + piece, :]).astype(np.int64) for i in starts), start=np.int64(0))  # type: ignore[return-value]
+    return (rows.astype(np.float64) @ columns.astype(np.float64)).astype(np.int64)
 
 
-def with_bias(total: Array, bias: Array | None) -> Array:
-    """Sums of products (..., O) as accumulators. bias: (O,) in units of the accumulators."""
-    return checked(total.astype(np.int64) if bias is None else total.astype(np.int64) + bias.astype(np.int64))
+def with_bias(total: Array, bias: Array | None, bits: int = 32) -> Array:
+    """Sums of products (..., O), int64, as accumulators of so many bits. bias: (O,) in units of the accumulators."""
+    return checked(total if bias is None else total + bias.astype(np.int64), bits)
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x: (..., K) integers with the zero point taken off. weight: (O, K). bias: (O,) in units of the accumulators. Returns (..., O) int32."""
-    return with_bias(product(x, weight.T), bias)
+def linear(x: Array, weight: Array, bias: Array | None = None, bits: int = 32) -> Array:
+    """x: (..., K) integers with the zero point taken off. weight: (O, K). bias: (O,) in units of the accumulators. Returns (..., O) int32.
+
+    bits: of the accumulators; 64 for operands of 16 bits.
+    """
+    return with_bias(product(x, weight.T), bias, bits)
 
 
 def places(
@@ -158,17 +169,20 @@ def patches(
 
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1), groups: int = 1,
+    dilation: tuple[int, int] = (1, 1), groups: int = 1, bits: int = 32,
 ) -> Array:  # fmt: skip
-    """x: (N, C, H, W) integers with the zero point taken off, so that padding is 0. weight: (O, C / groups, kh, kw). Returns (N, O, OH, OW) int32."""
+    """x: (N, C, H, W) integers with the zero point taken off, so that padding is 0. weight: (O, C / groups, kh, kw). Returns (N, O, OH, OW) int32.
+
+    bits: of the accumulators; 64 for operands of 16 bits.
+    """
     outputs, inputs = weight.shape[:2]
     if groups == outputs and inputs == 1:
-        return _depthwise(x, weight, bias, stride, padding, dilation)
+        return _depthwise(x, weight, bias, stride, padding, dilation, bits)
     seen = patches(x, weight.shape[2:], stride, padding, dilation)
     n, height, width, count, _ = seen.shape
     rows = seen.reshape(n * height * width, count, groups, inputs).transpose(2, 0, 1, 3).reshape(groups, -1, count * inputs)
     total = product(rows, filters(weight, groups)).transpose(1, 0, 2).reshape(-1, outputs)
-    return with_bias(total, bias).reshape(n, height, width, outputs).transpose(0, 3, 1, 2)
+    return with_bias(total, bias, bits).reshape(n, height, width, outputs).transpose(0, 3, 1, 2)
 
 
 def filters(weight: Array, groups: int = 1) -> Array:
@@ -177,12 +191,12 @@ def filters(weight: Array, groups: int = 1) -> Array:
     return weight.reshape(groups, outputs // groups, inputs, -1).transpose(0, 3, 2, 1).reshape(groups, -1, outputs // groups)
 
 
-def _depthwise(x: Array, weight: Array, bias: Array | None, stride: tuple, padding: tuple, dilation: tuple) -> Array:
+def _depthwise(x: Array, weight: Array, bias: Array | None, stride: tuple, padding: tuple, dilation: tuple, bits: int) -> Array:
     """One filter a channel, place by place: as a product of matrices each would have one column."""
-    column = weight.astype(np.int32).transpose(1, 2, 3, 0)[0, :, :, :, None, None]  # (kh, kw, C, 1, 1)
-    # A byte by a byte takes 16 bits: 2^15 places fit an int32.
-    total = sum(seen * column[i, j] for i, j, seen in places(x.astype(np.int32), weight.shape[2:], stride, padding, dilation))
-    return with_bias(np.moveaxis(np.asarray(total), 1, 3), bias).transpose(0, 3, 1, 2)
+    kind = np.int64 if bits == 64 else np.int32  # a byte by a byte takes 16 bits: 2^15 places fit an int32
+    column = weight.astype(kind).transpose(1, 2, 3, 0)[0, :, :, :, None, None]  # (kh, kw, C, 1, 1)
+    total = sum(seen * column[i, j] for i, j, seen in places(x.astype(kind), weight.shape[2:], stride, padding, dilation))
+    return with_bias(np.moveaxis(np.asarray(total), 1, 3).astype(np.int64), bias, bits).transpose(0, 3, 1, 2)
 
 
 # --- the rest of a network -----------------------------------------------------------------------------------------------------------

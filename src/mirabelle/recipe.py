@@ -93,7 +93,7 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
 _POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top"}
-_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "bits", "views", "cache_top"}
+_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "views", "cache_top"}
 _FRACTIONS = {"least", "warmup", "ema"}
 
 
@@ -261,9 +261,12 @@ def _check_distill(options: Mapping[str, Any]) -> None:
 
 
 def _check_quantize(options: Mapping[str, Any]) -> None:
-    bits = options.get("bits", 8)
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise InputError(f"bits is {bits!r}; expected 2 to 8")
+    for key in ("bits", "weight_bits"):
+        bits = options.get(key)
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
+            raise InputError(f"{key} is {bits!r}; expected 2 to 16")
+    if not isinstance(options.get("per_channel", True), bool):
+        raise InputError(f"per_channel is {options['per_channel']!r}; expected true or false")
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -288,9 +291,10 @@ def _check_order(steps: tuple[Step, ...]) -> None:
             raise RecipeError(f"step {i + 1} ({name}) comes after export and would not be in the files; move export behind it")
     if "verify" in positions and ("quantize" not in positions or positions.get("export", len(names)) > positions["verify"]):
         raise RecipeError("verify compares a quantised network with its exported files: put quantize and export before it")
-    bits = next((s.options.get("bits", 8) for s in steps if s.name == "quantize"), 8)
-    if bits != 8 and "export" in positions:
-        raise RecipeError(f"quantize has bits: {bits} and export writes files for runtimes, which take 8; drop one of them")
+    options = next((s.options for s in steps if s.name == "quantize"), {})
+    for key, bits in (("bits", options.get("bits", 8)), ("weight_bits", options.get("weight_bits") or 8)):
+        if "export" in positions and (bits > 8 or (key == "bits" and bits < 8)):
+            raise RecipeError(f"quantize has {key}: {bits} and export writes files for runtimes, which take 8; drop one of them")
 
 
 def _limits(content: Any) -> Limits:

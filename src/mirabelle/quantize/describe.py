@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mirabelle.graph.capture import get_tensor, parameter_name
-from mirabelle.quantize import quantization
+from mirabelle.quantize.description import quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.observe import Histogram
 
@@ -29,11 +29,11 @@ def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
         if site.source is None and site.node in histograms:
             quantizer = model.get_submodule(f"quantizers.{site.node}")
             assert isinstance(quantizer, ActivationQuantizer)
-            found.append(_activation(site.layer, quantizer, histograms[site.node], described.bits))
+            found.append(_activation(site.layer, quantizer, histograms[site.node]))
     for node in model.graph.nodes:
         if node.op == "call_module" and isinstance(quantizer := model.get_submodule(str(node.target)), WeightQuantizer):
             name = str(parameter_name(node.args[0]))
-            found.append(_weight(name.rpartition(".")[0] or name, quantizer, get_tensor(model, name).detach(), described.weight_bits))
+            found.append(_weight(name.rpartition(".")[0] or name, quantizer, get_tensor(model, name).detach()))
     return found
 
 
@@ -41,28 +41,29 @@ def _decibels(signal: float, noise: float) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
 
-def _activation(layer: str, quantizer: ActivationQuantizer, histogram: Histogram, bits: int) -> dict[str, Any]:
-    scale = float(quantizer.scale.detach().abs())
+def _activation(layer: str, quantizer: ActivationQuantizer, histogram: Histogram) -> dict[str, Any]:
+    scale = float(quantizer.scale.detach())
     low, high, zero = quantizer.low, quantizer.high, quantizer.zero_point
     bins = len(histogram.counts)
     centres = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
     rounded = (np.clip(np.rint(centres / scale) + zero, low, high) - zero) * scale
     return {
         "name": layer, "kind": "activation", "threshold": scale * (high - zero), "maximum": histogram.maximum, "scale": scale, "zero_point": zero,
-        "bits": bits, "levels": [low, high] if zero != low else [0, high - low],
+        "bits": quantizer.bits, "levels": [low, high] if zero != low else [0, high - low],
         "sqnr_db": _decibels(float((histogram.counts * centres**2).sum()), float((histogram.counts * (centres - rounded) ** 2).sum())),
         "histogram": histogram.summary(),
     }  # fmt: skip
 
 
-def _weight(layer: str, quantizer: WeightQuantizer, weight: torch.Tensor, bits: int) -> dict[str, Any]:
+def _weight(layer: str, quantizer: WeightQuantizer, weight: torch.Tensor) -> dict[str, Any]:
     with torch.no_grad():
         error = quantizer(weight) - weight
     histogram = Histogram()
     histogram.add(weight, layer)
-    scales = quantizer.scale.detach().abs()
+    scales = quantizer.scale.detach()
     return {
         "name": layer, "kind": "weight", "threshold": [float(s) * quantizer.levels for s in scales], "maximum": histogram.maximum,
-        "scale": [float(s) for s in scales], "zero_point": 0, "bits": bits, "levels": [-quantizer.levels, quantizer.levels],
+        "scale": [float(s) for s in scales], "zero_point": quantizer.offset.tolist(), "bits": quantizer.bits,
+        "levels": [quantizer.low, quantizer.high],
         "sqnr_db": _decibels(float(weight.double().square().sum()), float(error.double().square().sum())), "histogram": histogram.summary(),
     }  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from mirabelle.errors import InputError, did_you_mean
 from mirabelle.graph.capture import module_path, operator, parameter_name
 
 CONTRACTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -51,6 +52,26 @@ def is_contraction(node: fx.Node) -> bool:
     return operator(node) in CONTRACTIONS and parameter_name(node.args[1]) is not None
 
 
+def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
+    """The layers that are quantised: those whose weight is a parameter, without those that `keep` names by module or parameter."""
+    return [n for n in graph.nodes if is_contraction(n) and not is_kept(n, keep)]
+
+
+def is_kept(node: fx.Node, keep: Iterable[str]) -> bool:
+    """Whether `keep` names a layer's module, one around it, or its weight."""
+    paths = (str(parameter_name(node.args[1])), module_path(node))
+    return any(path == name or path.startswith(f"{name}.") for name in keep for path in paths)
+
+
+def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
+    """`InputError` with the nearest names where `keep` names something without a convolution or linear layer."""
+    layers = contractions(graph)
+    for name in keep:
+        if not any(is_kept(n, (name,)) for n in layers):
+            known = dict.fromkeys(module_path(n) for n in layers)
+            raise InputError(f"keep names {name!r}, which is no convolution or linear layer and has none inside{did_you_mean(name, known)}")
+
+
 def tail(node: fx.Node) -> fx.Node:
     """The rectifier that alone reads this node, or the node itself: kernels apply it to their accumulators."""
     users = list(node.users)
@@ -74,15 +95,16 @@ def is_addition(node: fx.Node) -> bool:
     return operator(node) in ("add", "add_") and not node.kwargs and len(shapes) == 2 and shapes[0] == shapes[1]
 
 
-def float_operators(graph: fx.Graph, sites: Iterable[Site]) -> dict[str, int]:
+def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = ()) -> dict[str, int]:
     """The operators on tensors that have no integer form in this placement, with the number of calls."""
     known = {s.node for s in sites}
+    layers = set(contractions(graph, keep))
     integer: set[fx.Node] = set()
     for node in graph.nodes:
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
         name, grids = operator(node), all(n.name in known for n in inputs)
         ends = tail(node).name in known
-        if is_contraction(node) and grids:
+        if node in layers and grids:
             integer.add(node)
         elif name in RECTIFIERS and tail(inputs[0]) is node and inputs[0] in integer:
             integer.add(node)
@@ -95,14 +117,15 @@ def float_operators(graph: fx.Graph, sites: Iterable[Site]) -> dict[str, int]:
     return found
 
 
-def place(graph: fx.Graph) -> list[Site]:
+def place(graph: fx.Graph, keep: Iterable[str] = ()) -> list[Site]:
     """The sites in order of execution.
 
     The inputs of every convolution and linear layer; its output, after the rectifier; additions whose operands are both quantised; averages and
     data movement of quantised values. A linear layer whose result is the network's output ends in float: its accumulators are divided once.
-    What no rule names stays in float.
+    What no rule names stays in float, and so do the layers that `keep` names.
     """
     chosen: dict[fx.Node, Site] = {}
+    layers = set(contractions(graph, keep))
 
     def site(node: fx.Node, layer: fx.Node, source: str | None = None) -> None:
         chosen.setdefault(node, Site(node.name, layer_name(layer), source))
@@ -112,7 +135,7 @@ def place(graph: fx.Graph) -> list[Site]:
             continue
         name = operator(node)
         inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
-        if is_contraction(node):
+        if node in layers:
             site(inputs[0], inputs[0])
             end = tail(node)
             if name != "linear" or any(u.op != "output" for u in end.users):

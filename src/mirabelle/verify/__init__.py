@@ -25,7 +25,7 @@ from mirabelle.data import Batch, samples
 from mirabelle.errors import InputError
 from mirabelle.measure.accuracy import Score, as_tensor, predictor, score
 from mirabelle.progress import bar
-from mirabelle.quantize import quantization
+from mirabelle.quantize.description import quantization
 from mirabelle.quantize.fake import ActivationQuantizer
 from mirabelle.quantize.place import Site
 from mirabelle.runtimes.artifact import Artifact
@@ -152,7 +152,7 @@ def _grid(model: fx.GraphModule, site: Site) -> tuple[np.float32, int]:
     """Scale and zero point of a site."""
     quantizer = model.get_submodule(f"quantizers.{site.source or site.node}")
     assert isinstance(quantizer, ActivationQuantizer)
-    return np.float32(quantizer.scale.detach().abs()), quantizer.zero_point
+    return np.float32(quantizer.scale.detach()), quantizer.zero_point
 
 
 def _tally(tally: list, expected: np.ndarray, seen: np.ndarray, zero_point: int) -> None:

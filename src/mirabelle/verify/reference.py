@@ -19,8 +19,9 @@ from mirabelle import intmath
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, operator, parameter_name
-from mirabelle.quantize import inputs_in_order, quantization
+from mirabelle.quantize.description import quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
+from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.place import PASSES, RECTIFIERS, is_addition, over_space, rectifier_bounds
 from mirabelle.quantize.qdq import bias_integers
 
@@ -128,13 +129,14 @@ class Reference:
     def _contract(self, node: fx.Node, name: str, x: Quantized, values: dict) -> Accumulated:
         quantizer = self.model.get_submodule(str(node.args[1].target))  # type: ignore[union-attr]
         assert isinstance(quantizer, WeightQuantizer)
-        weight = quantizer.integers(values[node.args[1]]).numpy().astype(np.int32)
-        scales = quantizer.scale.detach().abs() * x.grid.scale
+        weight = quantizer.centred(values[node.args[1]]).numpy()
+        scales = quantizer.scale.detach() * x.grid.scale
         bias = None
         if len(node.args) > 2 and isinstance(node.args[2], fx.Node):
             bias = bias_integers(values[node.args[2]], scales).numpy()
+        bits = 64 if quantizer.bits > 8 or x.grid.high - x.grid.low > 255 else 32
         if name == "linear":
-            return Accumulated(intmath.linear(x.centred, weight, bias), scales.numpy())
+            return Accumulated(intmath.linear(x.centred, weight, bias, bits), scales.numpy())
         centred, flat = x.centred, name == "conv1d"
         if flat:  # a convolution over images of height 1
             centred, weight = centred[:, :, None], weight[:, :, None]
@@ -145,7 +147,7 @@ class Reference:
             centred = np.pad(centred, ((0, 0), (0, 0), *((t // 2, t - t // 2) for t in total)))
             padding = 0
         groups = node.args[6] if len(node.args) > 6 else 1
-        q = intmath.conv2d(centred, weight, bias, stride, _pair(padding, flat, 0), dilation, groups)
+        q = intmath.conv2d(centred, weight, bias, stride, _pair(padding, flat, 0), dilation, groups, bits)
         return Accumulated(q[:, :, 0] if flat else q, scales.numpy().reshape(1, -1, *[1] * (x.q.ndim - 2)))
 
     def _in_torch(self, node: fx.Node, values: dict) -> Any:
@@ -166,7 +168,7 @@ def _float(value: Any) -> Any:
 
 def _to_grid(value: Any, quantizer: Any) -> Quantized:
     assert isinstance(quantizer, ActivationQuantizer)
-    grid = Grid(float(quantizer.scale.detach().abs()), quantizer.zero_point, quantizer.low, quantizer.high)
+    grid = Grid(float(quantizer.scale.detach()), quantizer.zero_point, quantizer.low, quantizer.high)
     if isinstance(value, Quantized) and value.grid == grid:
         return value
     if isinstance(value, Accumulated):

@@ -1,0 +1,100 @@
+"""Calibration: what the tensors hold, and the quantisers that follow from it."""
+
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
+# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOptionalIterable=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from mirabelle.data import Batch
+from mirabelle.errors import InputError
+from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.progress import bar
+from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
+from mirabelle.quantize.network import activation_grid, inputs_in_order
+from mirabelle.quantize.observe import Histogram
+from mirabelle.quantize.place import Site
+from mirabelle.quantize.targets import Target
+from mirabelle.quantize.thresholds import THRESHOLDS
+
+
+def observe(network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int) -> tuple[dict[str, Histogram], int]:
+    """A histogram for every site, and how many samples there were; `count` of them are expected."""
+    histograms = {s.node: Histogram() for s in sites}
+    layers = {s.node: s.layer for s in sites}
+
+    class Observer(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.name in histograms:
+                histograms[n.name].add(value, layers[n.name])
+            return value
+
+    seen = 0
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with torch.no_grad(), bar("calibrating", count) as shown:
+        for batch in data:
+            observer = Observer(network, garbage_collect_values=True)
+            observer.extra_traceback = False
+            try:
+                observer.run(*inputs_in_order(network.graph, batch.map(lambda t: t.to(device))))
+            except InputError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+                raise InputError(
+                    f"the network does not run on a calibration batch of shape {shapes}: {str(error).strip().splitlines()[0]}"
+                ) from error
+            seen += batch.size
+            shown.advance(batch.size)
+    return histograms, seen
+
+
+def activation_quantizer(histogram: Histogram, choose: Callable, bits: int, target: Target) -> ActivationQuantizer:
+    rectified = target.unsigned and not histogram.signed
+    levels = 2**bits - 1 if rectified else 2 ** (bits - 1) - 1
+    threshold = float(choose(histogram, levels))
+    if not 0 <= threshold < float("inf"):
+        raise InputError(f"the threshold rule gave {threshold!r}; expected a number in (0, {histogram.maximum:g}]")
+    low, high = activation_grid(bits, target)
+    zero_point = low if rectified else low + 2 ** (bits - 1)
+    return ActivationQuantizer(threshold / levels if threshold > 0 else 1.0, zero_point, low, high)
+
+
+def weight_quantizer(weight: torch.Tensor, choose: Callable, bits: int, name: str, per_channel: bool = True) -> WeightQuantizer:
+    levels = 2 ** (bits - 1) - 1
+    rows = weight.detach().reshape(len(weight) if per_channel else 1, -1)
+    if choose is THRESHOLDS["absmax"]:
+        thresholds = rows.abs().amax(1)
+    else:
+        found = []
+        for row in rows:
+            histogram = Histogram()
+            histogram.add(row, name)
+            found.append(choose(histogram, levels))
+        thresholds = torch.tensor(found)
+    # A filter of zeros has no scale of its own: a small one, which its bias is stored in units of (see `fit_bias`).
+    return WeightQuantizer(torch.where(thresholds > 0, thresholds / levels, 2.0**-40), 0, levels)
+
+
+def fit_bias(network: fx.GraphModule, node: fx.Node, input_scale: float, quantizer: WeightQuantizer) -> None:
+    """Widens the scales of filters so small that their bias, in units of input scale times weight scale, would not fit 31 bits.
+
+    Filters of zeros get a scale at which their bias takes 20 bits: fine steps, with room for training.
+    """
+    bias = node.args[2] if len(node.args) > 2 else None
+    if bias is None or parameter_name(bias) is None:
+        return
+    weight = get_tensor(network, str(parameter_name(node.args[1]))).detach()
+    units = torch.where(weight.flatten(1).any(1), 2.0**30, 2.0**20)
+    smallest = get_tensor(network, str(bias.target)).detach().abs() / (input_scale * units)
+    scale = quantizer.scale.detach()
+    quantizer.reset(torch.maximum(scale, (smallest if len(scale) > 1 else smallest.max()).to(scale)))
