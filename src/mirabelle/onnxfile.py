@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
 
 OPSET = 20
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
 
 
 def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
@@ -54,6 +56,7 @@ def write_onnx(proto: Any, path: str | Path) -> None:
     import onnx
 
     _pool_for_means(proto)
+    _name_nodes(proto)
     _strip(proto)
     onnx.checker.check_model(proto)
     with atomic(path) as temporary:
@@ -89,6 +92,26 @@ def _pool_for_means(proto: Any) -> None:
             node.op_type = "GlobalAveragePool"
             del node.input[1:]
             del node.attribute[:]
+
+
+def _name_nodes(proto: Any) -> None:
+    """Nodes get the paths of the modules that they come from, `layer1.0.conv1/Conv`: runtimes report by these names, and the files of a network in float
+    and in integers can be laid side by side. A convolution that took in its BatchNorm is called after its own weight."""
+    taken: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scopes = next((e.value for e in node.metadata_props if e.key == SCOPES), "[]")
+        path = ast.literal_eval(scopes)[-2:-1]
+        weight = node.input[1] if len(node.input) > 1 else ""
+        owner = weight.removesuffix(".weight") if weight.endswith(".weight") else path[0] if path else ""
+        name = base = f"{owner}/{node.op_type}" if owner else node.op_type
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        node.name = name
 
 
 def _strip(proto: Any) -> None:
