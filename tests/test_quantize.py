@@ -337,6 +337,40 @@ def test_one_step_for_a_whole_weight():
     assert torch.equal(again(x[0]), q(x[0]))
 
 
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_affine_grids(threshold):
+    network, x = build("hardswish"), batches(count=2)
+    q = quantize(network, x, threshold=threshold, weight_threshold=threshold, symmetric=False, weight_symmetric=False, target="x86-vnni")
+    described = quantization(q)
+    assert not described.symmetric and not described.weight_symmetric
+    with torch.no_grad():
+        assert relative(network(x[0]), q(x[0])) < 0.1
+    found = activations(q)["hardswish"]
+    low, high = ((e - found.zero_point) * float(found.scale.detach()) for e in (found.low, found.high))
+    assert -0.5 < low < -0.2 and high > 0.5, "-0.375 is the least that hardswish gives"
+    again = rebuild(network, described.to_dict())
+    again.load_state_dict(q.state_dict())
+    assert torch.equal(again(x[0]), q(x[0]))
+
+
+def test_an_affine_grid_by_hand():
+    x = torch.rand(32, 3, 8, 8)
+    x[0, 0, 0, :2] = torch.tensor([3.0, -1.0])
+    network = small()
+    with torch.no_grad():
+        network.a.weight[0] = 0
+        network.a.weight[0, 0, 0, :2] = torch.tensor([-0.5, 1.5])
+    q = quantize(network, [x], threshold="absmax", weight_threshold="absmax", symmetric=False, weight_symmetric=False, target="x86-vnni")
+    found, weight = activations(q)["x"], weights(q)["a_weight"]
+    assert float(found.scale.detach()) == pytest.approx(4 / 255) and found.zero_point == 64  # round(1 / (4 / 255)) = round(63.75)
+    assert float(weight.scale[0].detach()) == pytest.approx(2 / 255) and int(weight.offset[0]) == -64  # -128 + 63.75
+    stored = weight.integers(q.get_parameter("a.weight"))
+    assert (int(stored[0].min()), int(stored[0].max())) == (-128, 127) and int(stored[0, 1, 0, 0]) == -64
+    assert torch.equal(
+        weight.centred(q.get_parameter("a.weight")) * weight.scale.detach().view(-1, 1, 1, 1), weight(q.get_parameter("a.weight")).detach()
+    )
+
+
 def test_sixteen_bits_are_nearly_float():
     network, x = build("residual"), batches(count=2)
     q = quantize(network, x, bits=16, target="x86-vnni", threshold="absmax")
@@ -468,6 +502,9 @@ BAD = {
     "samples": (small, batches(), {"samples": 0}, "at least 1, got 0"),
     "threshold": (small, batches(), {"threshold": "msee"}, "did you mean 'mse'"),
     "target": (small, batches(), {"target": "x68"}, "did you mean 'x86'"),
+    "affine rule": (small, batches(), {"symmetric": False, "threshold": lambda h, steps: 1.0}, r"gave 1.0; for affine grids it gives \(low, high\)"),
+    "affine range": (small, batches(), {"symmetric": False, "threshold": lambda h, steps: (1.0, 2.0)}, "expected low <= 0 <= high"),
+    "affine target": (small, batches(), {"symmetric": False, "target": "symmetric"}, "kernels without zero points"),
     "rule": (small, batches(), {"threshold": lambda h, levels: float("nan")}, "gave nan"),
     "nothing": (lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), batches(), {}, "nothing to quantise"),
     "not a network": (lambda: 3, batches(), {}, "is a int"),

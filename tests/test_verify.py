@@ -19,6 +19,7 @@ from tests.quantized_networks import NETWORKS, batches, build
 
 # Its float transposed convolution: ONNX Runtime quantises the weights by itself.
 ON_THE_RUNTIME = [n for n in NETWORKS if n != "transposed"]
+AFFINE = {"symmetric": False, "weight_symmetric": False}
 
 
 def ties(q, data) -> int:
@@ -51,7 +52,7 @@ def test_the_reference_takes_all_bits(name, options):
     assert sqnr(q(x).detach().numpy(), result) > {2: 8, 4: 20}.get(options.get("bits"), 35)
 
 
-@pytest.mark.parametrize("options", [{"per_channel": False}, {"weight_bits": 4}], ids=str)
+@pytest.mark.parametrize("options", [{"per_channel": False}, {"weight_bits": 4}, {"symmetric": False}], ids=str)
 def test_onnxruntime_takes_other_weights(options, tmp_path):
     q, data = quantize(build("residual"), batches("residual", 2), **options), batches("residual", 2, seed=5)
     found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0][:1]), data)

@@ -265,8 +265,9 @@ def _check_quantize(options: Mapping[str, Any]) -> None:
         bits = options.get(key)
         if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
             raise InputError(f"{key} is {bits!r}; expected 2 to 16")
-    if not isinstance(options.get("per_channel", True), bool):
-        raise InputError(f"per_channel is {options['per_channel']!r}; expected true or false")
+    for key in ("symmetric", "weight_symmetric", "per_channel"):
+        if not isinstance(options.get(key, True), bool):
+            raise InputError(f"{key} is {options[key]!r}; expected true or false")
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {

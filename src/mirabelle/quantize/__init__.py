@@ -16,31 +16,35 @@ from mirabelle.plugins import resolve
 from mirabelle.quantize.calibrate import activation_quantizer, fit_bias, observe, weight_quantizer
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.network import captured, inputs_in_order, insert, rebuild, weight_keys
-from mirabelle.quantize.observe import Histogram
 from mirabelle.quantize.place import check_keep, contractions, float_operators, place
 from mirabelle.quantize.targets import TARGETS, resolve_target
-from mirabelle.quantize.thresholds import THRESHOLDS
+from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 
 
 def quantize(
     model: nn.Module,
     data: Iterable,
     *,
-    threshold: str | Callable[[Histogram, int], float] = "mse",
-    weight_threshold: str = "absmax",
+    threshold: str | Callable = "mse",
+    weight_threshold: str | Callable = "absmax",
     bits: int = 8,
     weight_bits: int | None = None,
+    symmetric: bool = True,
     per_channel: bool = True,
+    weight_symmetric: bool = True,
     samples: int = 512,
     target: str = "auto",
     keep: Iterable[str] = (),
 ) -> fx.GraphModule:
-    """A network that computes with integers of `bits` bits, simulated in float: symmetric, weights per output channel, activations per tensor.
+    """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
 
     data: the calibration set, inputs with or without targets; `samples` of them are used, in one pass whose memory does not grow with their number.
-    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations.
-    bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the weights alone. per_channel: a scale for each output channel of
-    a weight, else one for all. target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or parameters whose layers stay in float.
+    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations; `weight_threshold` for weights.
+    bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the weights alone.
+    symmetric: grids of activations around zero (tensors that are never negative use all of it for the positive side where the target can), else affine ones:
+    the zero point lies where the tensor's two ends put it, and a callable gives (low, high), as in `RANGES`. weight_symmetric: the same for weights.
+    per_channel: a scale for each output channel of a weight, else one for all.
+    target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or parameters whose layers stay in float.
     BatchNorm is folded. The result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and saved.
 
     Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's S is 1 / scale.
@@ -53,9 +57,13 @@ def quantize(
         raise InputError(f"samples must be at least 1, got {samples!r}")
     if quantization(model) is not None:
         raise InputError("this network is quantised already; quantise the float network it came from")
-    choose_threshold = resolve(threshold, THRESHOLDS, "threshold")
-    choose_weight_threshold = resolve(weight_threshold, THRESHOLDS, "weight threshold")
+    choose = resolve(threshold, THRESHOLDS if symmetric else RANGES, "threshold")
+    resolve(weight_threshold, THRESHOLDS if weight_symmetric else RANGES, "weight threshold")
     goal = resolve_target(target)
+    if not symmetric and not goal.unsigned:
+        raise InputError(
+            f"target {goal.name!r} is for kernels without zero points, which symmetric=False needs; choose another of {', '.join(TARGETS)}"
+        )
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     stream = _calibration(data, samples)
     first = next(stream)
@@ -67,9 +75,9 @@ def quantize(
     histograms, seen = observe(network, sites, chain([first], stream), samples)
     # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
     weight_bits = min(bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16)
-    activations = {s.node: activation_quantizer(histograms[s.node], choose_threshold, bits, goal) for s in sites if s.source is None}
+    activations = {s.node: activation_quantizer(histograms[s.node], choose, bits, goal, symmetric) for s in sites if s.source is None}
     keys = weight_keys(network, keep)
-    weights = {k: weight_quantizer(get_tensor(network, n), choose_weight_threshold, weight_bits, n, per_channel) for n, k in keys.items()}
+    weights = {k: weight_quantizer(get_tensor(network, n), weight_threshold, weight_bits, n, per_channel, weight_symmetric) for n, k in keys.items()}
     grids = {s.node: activations[s.source or s.node] for s in sites}
     for node in layers:
         fit_bias(network, node, float(grids[node.args[0].name].scale.detach()), weights[keys[str(node.args[1].target)]])  # type: ignore[union-attr]
@@ -77,7 +85,7 @@ def quantize(
     described = Quantization(
         goal.name, bits, weight_bits, threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"), seen,
         tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), tuple(sites),
-        float_operators(network.graph, sites, keep), per_channel=per_channel, keep=keep,
+        float_operators(network.graph, sites, keep), symmetric, per_channel, weight_symmetric, keep,
     )  # fmt: skip
     result = insert(network, activations, weights, described)
     result.meta["histograms"] = histograms

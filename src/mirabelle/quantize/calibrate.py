@@ -17,13 +17,14 @@ from torch import fx
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.network import activation_grid, inputs_in_order
 from mirabelle.quantize.observe import Histogram
 from mirabelle.quantize.place import Site
 from mirabelle.quantize.targets import Target
-from mirabelle.quantize.thresholds import THRESHOLDS
+from mirabelle.quantize.thresholds import RANGES, ROWS, THRESHOLDS
 
 
 def observe(network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int) -> tuple[dict[str, Histogram], int]:
@@ -58,31 +59,49 @@ def observe(network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], c
     return histograms, seen
 
 
-def activation_quantizer(histogram: Histogram, choose: Callable, bits: int, target: Target) -> ActivationQuantizer:
+def activation_quantizer(histogram: Histogram, choose: Callable, bits: int, target: Target, symmetric: bool = True) -> ActivationQuantizer:
+    """choose: a rule of `THRESHOLDS`, or of `RANGES` where `symmetric` is false."""
+    low, high = activation_grid(bits, target)
+    if not symmetric:
+        start, end = _checked_range(choose(histogram, 2**bits - 1))
+        scale = (end - start) / (2**bits - 1)
+        return ActivationQuantizer(scale or 1.0, low + (round(-start / scale) if scale else 0), low, high)
     rectified = target.unsigned and not histogram.signed
     levels = 2**bits - 1 if rectified else 2 ** (bits - 1) - 1
     threshold = float(choose(histogram, levels))
     if not 0 <= threshold < float("inf"):
         raise InputError(f"the threshold rule gave {threshold!r}; expected a number in (0, {histogram.maximum:g}]")
-    low, high = activation_grid(bits, target)
-    zero_point = low if rectified else low + 2 ** (bits - 1)
-    return ActivationQuantizer(threshold / levels if threshold > 0 else 1.0, zero_point, low, high)
+    return ActivationQuantizer(threshold / levels if threshold > 0 else 1.0, low if rectified else low + 2 ** (bits - 1), low, high)
 
 
-def weight_quantizer(weight: torch.Tensor, choose: Callable, bits: int, name: str, per_channel: bool = True) -> WeightQuantizer:
-    levels = 2 ** (bits - 1) - 1
-    rows = weight.detach().reshape(len(weight) if per_channel else 1, -1)
-    if choose is THRESHOLDS["absmax"]:
-        thresholds = rows.abs().amax(1)
+def _checked_range(found: object) -> tuple[float, float]:
+    try:
+        start, end = (float(v) for v in found)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        raise InputError(f"the threshold rule gave {found!r}; for affine grids it gives (low, high)") from None
+    if not (-float("inf") < start <= 0 <= end < float("inf")):
+        raise InputError(f"the threshold rule gave ({start!r}, {end!r}); expected low <= 0 <= high")
+    return start, end
+
+
+def weight_quantizer(
+    weight: torch.Tensor, rule: str | Callable, bits: int, name: str, per_channel: bool = True, symmetric: bool = True
+) -> WeightQuantizer:
+    """rule: a name or a function, of `THRESHOLDS`, or of `RANGES` where `symmetric` is false."""
+    rows, levels = weight.detach().float().reshape(len(weight) if per_channel else 1, -1), 2 ** (bits - 1) - 1
+    if symmetric and rule in ROWS:
+        found = ROWS[rule](rows, levels)  # type: ignore[index]
     else:
-        found = []
-        for row in rows:
-            histogram = Histogram()
+        choose, histograms = resolve(rule, THRESHOLDS if symmetric else RANGES, "weight threshold"), [Histogram() for _ in rows]
+        for row, histogram in zip(rows, histograms):
             histogram.add(row, name)
-            found.append(choose(histogram, levels))
-        thresholds = torch.tensor(found)
-    # A filter of zeros has no scale of its own: a small one, which its bias is stored in units of (see `fit_bias`).
-    return WeightQuantizer(torch.where(thresholds > 0, thresholds / levels, 2.0**-40), 0, levels)
+        if not symmetric:
+            ends = torch.tensor([_checked_range(choose(h, 2**bits - 1)) for h in histograms])
+            # A filter of zeros has no scale of its own: a small one, which its bias is stored in units of (see `fit_bias`).
+            scale = ((ends[:, 1] - ends[:, 0]) / (2**bits - 1)).clamp_min(2.0**-40)
+            return WeightQuantizer(scale, 0, levels, (-(levels + 1) - ends[:, 0] / scale).round().long())
+        found = torch.tensor([float(choose(h, levels)) for h in histograms])
+    return WeightQuantizer(torch.where(found > 0, found / levels, 2.0**-40), 0, levels)
 
 
 def fit_bias(network: fx.GraphModule, node: fx.Node, input_scale: float, quantizer: WeightQuantizer) -> None:
