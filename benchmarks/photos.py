@@ -15,7 +15,16 @@ import torch
 from PIL import Image
 
 CALIBRATION = {
-    "skimage/data": ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "ihc.png", "retina.jpg", "hubble_deep_field.jpg"],
+    "skimage/data": [
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "motorcycle_left.png",
+        "rocket.jpg",
+        "ihc.png",
+        "retina.jpg",
+        "hubble_deep_field.jpg",
+    ],
     "sklearn/datasets/images": ["china.jpg", "flower.jpg"],
 }
 MEAN = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5,) * 3, (0.5,) * 3)}

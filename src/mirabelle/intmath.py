@@ -10,7 +10,7 @@ ReLU commutes with positive scales, so it acts on accumulators. Floats come back
 Jacob et al. 2018, section 2.
 
 The factor s_x s_w / s_y comes in two forms: as a float32, as CPU runtimes have it, and as a fixed-point multiplier and a shift, for machines without
-floats. Functions that end in `_fixed` are of the second kind. 
+floats. Functions that end in `_fixed` are of the second kind.
 Sums of products run through float matrix products, which are exact for integers below 2^24 (float32) or 2^53 (float64) and far faster than
 NumPy's own integer ones.
 """
@@ -157,7 +157,11 @@ def places(
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             rows, columns = i * dilation[0], j * dilation[1]
-            yield i, j, x[:, :, rows : rows + (size[0] - 1) * stride[0] + 1 : stride[0], columns : columns + (size[1] - 1) * stride[1] + 1 : stride[1]]
+            yield (
+                i,
+                j,
+                x[:, :, rows : rows + (size[0] - 1) * stride[0] + 1 : stride[0], columns : columns + (size[1] - 1) * stride[1] + 1 : stride[1]],
+            )
 
 
 def patches(

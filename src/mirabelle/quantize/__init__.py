@@ -17,6 +17,7 @@ from mirabelle.quantize.calibrate import activation_quantizer, fit_bias, observe
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.network import captured, inputs_in_order, insert, rebuild, weight_keys
 from mirabelle.quantize.place import check_keep, contractions, float_operators, place
+from mirabelle.quantize.saturate import channel_axes, limit_all
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 
@@ -72,7 +73,8 @@ def quantize(
     sites, layers = place(network.graph, keep), contractions(network.graph, keep)
     if not layers:
         raise InputError("this network has no convolution or linear layer with a weight of its own; there is nothing to quantise")
-    histograms, seen = observe(network, sites, chain([first], stream), samples)
+    axes = channel_axes(layers) if goal.pairs and bits <= 8 else {}
+    histograms, seen = observe(network, sites, chain([first], stream), samples, axes)
     # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
     weight_bits = min(bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16)
     activations = {s.node: activation_quantizer(histograms[s.node], choose, bits, goal, symmetric) for s in sites if s.source is None}
@@ -81,11 +83,12 @@ def quantize(
     grids = {s.node: activations[s.source or s.node] for s in sites}
     for node in layers:
         fit_bias(network, node, float(grids[node.args[0].name].scale.detach()), weights[keys[str(node.args[1].target)]])  # type: ignore[union-attr]
+    pair_sums = limit_all(network, layers, {n: weights[k] for n, k in keys.items()}, grids, histograms) if axes else {}
     named = [*(("", t) for t in first.args), *first.kwargs.items()]
     described = Quantization(
         goal.name, bits, weight_bits, threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"), seen,
         tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), tuple(sites),
-        float_operators(network.graph, sites, keep), symmetric, per_channel, weight_symmetric, keep,
+        float_operators(network.graph, sites, keep), symmetric, per_channel, weight_symmetric, keep, pair_sums=pair_sums,
     )  # fmt: skip
     result = insert(network, activations, weights, described)
     result.meta["histograms"] = histograms

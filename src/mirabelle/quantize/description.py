@@ -17,6 +17,7 @@ class Quantization:
     inputs: name ('' for a positional one), shape and dtype of each part of the example that it was captured with.
     precision: bits by the name of the quantiser, for those that have others than `bits` and `weight_bits`.
     keep: modules and parameters whose layers stay in float because that was asked for.
+    pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that (`saturate.PairSums`); for targets that need it.
     float_operators: what stays in float, with the number of calls.
     """
 
@@ -33,6 +34,7 @@ class Quantization:
     weight_symmetric: bool = True
     keep: tuple[str, ...] = ()
     precision: dict[str, int] = field(default_factory=dict)
+    pair_sums: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

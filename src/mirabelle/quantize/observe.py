@@ -21,12 +21,16 @@ class Histogram:
 
     The reach is a power of two above every value. It doubles when a value falls outside: neighbouring bins merge in pairs. Both the bins' edges and
     the arithmetic that finds a value's bin are exact, so that the order of the data and its batches make no difference.
+
+    axis: the dimension whose indices are channels, whose own extremes are wanted as well: `channels`, the least and the largest value of each.
     """
 
     reach: float = 0.0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
     low: float = 0.0
     high: float = 0.0
+    axis: int | None = None
+    channels: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, values: torch.Tensor, place: str = "a tensor") -> None:
         """Counts `values`, whose first dimension is samples: all of them, or `COUNTED` or so of each sample. NaN and infinity raise `InputError` with the place."""
@@ -38,6 +42,10 @@ class Histogram:
         if not np.isfinite(largest) or np.isnan(low):
             raise InputError(f"{place} holds NaN or infinite values on the calibration data; look for them in the data or in the weights before it")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.axis is not None:
+            others = [d for d in range(values.ndim) if d != self.axis % values.ndim]
+            own = values.amin(others).cpu().numpy(), values.amax(others).cpu().numpy()
+            self.channels = own if self.channels is None else (np.minimum(self.channels[0], own[0]), np.maximum(self.channels[1], own[1]))
         if largest == 0.0 and self.reach == 0.0:
             self.counts[BINS] += _thinned(values).numel()
             return

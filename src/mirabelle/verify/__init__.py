@@ -147,7 +147,9 @@ class Verification:
             f"first departure: {first.layer}: {first.note}" if first else "no layer is off by more than one step",
         ]
         if self.shipped:
-            lines.append(f"the file as it is, without the layers' values among its outputs, departs first at {self.shipped['layer']}: {self.shipped['why']}")
+            lines.append(
+                f"the file as it is, without the layers' values among its outputs, departs first at {self.shipped['layer']}: {self.shipped['why']}"
+            )
         console.print("\n".join(lines), markup=False)
         return out.getvalue()
 
@@ -183,6 +185,7 @@ def verify(
     if described is None:
         raise InputError("verify needs the quantised network (mb.quantize); a float artifact can be compared by mb.measure")
     reference, layers, ends = Reference(model), {s.node: s for s in described.sites}, _outputs(model)
+    names = {n: s.layer for n, s in layers.items()}
     grids = {n: _grid(model, s) for n, s in layers.items()}
     runtime, simulated, floats = ({n: Comparison() for n in layers} for _ in range(3))
     outputs: list[tuple[np.ndarray, ...]] = []
@@ -214,15 +217,15 @@ def verify(
                 examined = {n: max(examined[n], worst[n]) for n in layers}
                 if float_layers is None:
                     float_layers = run_in_float(artifact, batch.head(1), layers)
-                found = diagnose(model, artifact.runtime, batch, seen, float_layers)
+                found = diagnose(model, artifact.runtime, batch, seen, float_layers, names)
                 causes |= {n: c for n, c in found.items() if n not in causes or causes[n].name == "rounding"}
             if not outputs and not np.array_equal(as_tensor(values[0]).numpy(), actual):
                 alone = _alone(artifact, batch, ends, grids, Path(folder))
-                shipped = diagnose_shipped(model, batch.head(4), {n: v[:4] for n, v in seen.items()}, alone, float_layers or {})
+                shipped = diagnose_shipped(model, batch.head(4), {n: v[:4] for n, v in seen.items()}, alone, float_layers or {}, names)
             outputs.append((result, actual, simulation, plain if original is None else as_tensor(_predict(original, batch)).numpy()))
             shown.advance(batch.size)
     result, actual, simulation, plain = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    checks = [_check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes)) for n in layers]
+    checks = [_check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes, names)) for n in layers]
     same = _classes(result) == _classes(actual)
     return Verification(
         artifact.runtime, len(result), checks, _agreement(result, actual), _ties(result[~same]), sqnr(result, actual), sqnr(result, simulation),
@@ -287,13 +290,13 @@ def _ties(logits: np.ndarray) -> int:
     return int((best[:, 1] - best[:, 0] <= np.abs(flat).max(1) / 127).sum())
 
 
-def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause]) -> Cause | None:
+def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause], names: dict[str, str]) -> Cause | None:
     if runtime[name].off_by == 0:
         return None
     if name in causes and (runtime[name].off_by <= 1 or causes[name].name != "rounding"):
         return causes[name]
     origin = next(iter(causes), None)
-    handed = f"what {origin} and others before it differ by" if origin and origin != name else "differences of layers before it"
+    handed = f"differences that began at {names[origin]}" if origin and origin != name else "differences of layers before it"
     own = f"; its own {causes[name]}" if name in causes else ""
     return Cause("earlier layers", handed + own)
 

@@ -2,6 +2,9 @@
 
 # torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
+# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOptionalIterable=false, reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mirabelle.verify.reference import Reference
 
 # The layout of pairs that each runtime's kernels have.
 PAIRS = {"onnxruntime": "mlas", "openvino": "onednn"}
-# A cause explains a layer when it leaves at most this share of the differences.
+# Another rounding explains a layer when it leaves at most this share of the differences.
 EXPLAINED = 0.1
 
 
@@ -32,11 +35,12 @@ class Cause:
 
 
 def diagnose(
-    model: fx.GraphModule, runtime: str, batch: Batch, seen: Mapping[str, np.ndarray], in_float: Mapping[str, str]
+    model: fx.GraphModule, runtime: str, batch: Batch, seen: Mapping[str, np.ndarray], in_float: Mapping[str, str], names: Mapping[str, str]
 ) -> dict[str, Cause]:
     """For each site that holds something else than what follows from the integers that the runtime had before it, why.
 
     seen: the runtime's integers of every site on `batch`. in_float: sites whose layer the runtime says it ran in float, with the name that it gives it.
+    names: what people know the sites by.
     """
     local, _ = Reference(model).run(batch, seen)
     causes: dict[str, Cause] = {}
@@ -49,14 +53,15 @@ def diagnose(
         return with_pairs[0]
 
     for site in seen:
-        if (cause := _cause(model, site, batch, seen, local[site], in_float, clipping)) is not None:
+        if (cause := _cause(model, site, batch, seen, local[site], in_float, names, clipping)) is not None:
             causes[site] = cause
     return causes
 
 
 def diagnose_shipped(
-    model: fx.GraphModule, batch: Batch, seen: Mapping[str, np.ndarray], alone: Callable[[str], np.ndarray], in_float: Mapping[str, str]
-) -> tuple[str, Cause] | None:
+    model: fx.GraphModule, batch: Batch, seen: Mapping[str, np.ndarray], alone: Callable[[str], np.ndarray], in_float: Mapping[str, str],
+    names: Mapping[str, str],
+) -> tuple[str, Cause] | None:  # fmt: skip
     """The first site whose value in the file as it is differs from that in the copy with all values as outputs, and why: a runtime that may not drop a value
     cannot fuse the layers around it. None where there is no such site.
 
@@ -75,13 +80,14 @@ def diagnose_shipped(
         return None
     site = order[low]
     local, _ = Reference(model).run(batch, seen)
-    cause = _cause(model, site, batch, {**seen, site: shipped}, local[site], in_float, lambda: (local, {}))
+    cause = _cause(model, site, batch, {**seen, site: shipped}, local[site], in_float, names, lambda: (local, {}))
     return site, cause or Cause("unknown", "the value is another one when no other value is an output of the file")
 
 
 def _cause(
-    model: fx.GraphModule, site: str, batch: Batch, seen: Mapping[str, np.ndarray], expected: np.ndarray, in_float: Mapping[str, str], clipping: Callable
-) -> Cause | None:
+    model: fx.GraphModule, site: str, batch: Batch, seen: Mapping[str, np.ndarray], expected: np.ndarray, in_float: Mapping[str, str],
+    names: Mapping[str, str], clipping: Callable,
+) -> Cause | None:  # fmt: skip
     off = np.abs(expected.astype(np.int64) - seen[site])
     differing, largest = float((off != 0).mean()), int(off.max())
 
@@ -94,7 +100,7 @@ def _cause(
     layer = _layer(model, site)
     if largest > 1:
         clipped, counts = clipping()
-        if counts.get(layer.name) and (rest := left(clipped[site])) <= EXPLAINED:
+        if counts.get(layer.name) and np.abs(clipped[site] - seen[site]).max() <= 1 and (rest := left(clipped[site])) < 1:
             return Cause(
                 "saturation",
                 f"{counts[layer.name]} of {off.size} sums hold pairs beyond 16 bits; with the kernel's clipping {_percent(1 - differing * rest)} "
@@ -105,11 +111,13 @@ def _cause(
         if (rest := left(Reference(model).run(batch, seen, {source})[0][site])) <= EXPLAINED:
             return Cause(
                 "fusion",
-                f"{source} is not rounded on the way: with that {_percent(1 - differing * rest)} of the integers are equal, "
+                f"{names[source]} is not rounded on the way: with that {_percent(1 - differing * rest)} of the integers are equal, "
                 f"with rounding {_percent(1 - differing)}",
             )
     if site in in_float:
-        return Cause("float fallback", f"the runtime computes {in_float[site]} in float; off by at most {largest}, {_percent(differing)} of the integers")
+        return Cause(
+            "float fallback", f"the runtime computes {in_float[site]} in float; off by at most {largest}, {_percent(differing)} of the integers"
+        )
     if largest <= 1:
         return Cause("rounding", f"off by one in {_percent(differing)} of the integers")
     return Cause("unknown", f"off by up to {largest} in {_percent(differing)} of the integers, with the runtime's own inputs")

@@ -159,7 +159,7 @@ class Reference:
                 if isinstance(value, Quantized):
                     name = node.args[0].name if node.op == "call_module" else node.name
                     sites[name] = value.q
-                    if name in unrounded:
+                    if name in unrounded and node.op == "call_module":
                         value = values[node.args[0]]
                     elif name in given:
                         value = replace(value, q=given[name].astype(np.int32))
@@ -246,7 +246,10 @@ class Reference:
         """Accumulators (..., O) as the kernel with pairs has them. rows: (..., K) stored integers, place by place with `channels` at each."""
         if self.pairs is None or rows.min() < 0:  # signed activations take another instruction
             return accumulators
-        rows, columns = saturation.paired(rows.reshape(-1, rows.shape[-1]), channels, self.pairs, 1), saturation.paired(columns, channels, self.pairs, 0)
+        rows, columns = (
+            saturation.paired(rows.reshape(-1, rows.shape[-1]), channels, self.pairs, 1),
+            saturation.paired(columns, channels, self.pairs, 0),
+        )
         lost = saturation.excess(rows, columns)
         if changed := int((lost != 0).sum()):
             self.clipped[node.name] = self.clipped.get(node.name, 0) + changed

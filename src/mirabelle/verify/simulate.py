@@ -2,6 +2,9 @@
 
 # torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
+# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOptionalIterable=false, reportAssignmentType=false
 
 from __future__ import annotations
 
