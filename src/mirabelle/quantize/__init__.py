@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 from torch import fx, nn
 
@@ -12,18 +13,19 @@ from mirabelle.data import samples as first_samples
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor
 from mirabelle.graph.rewrite import FORM
+from mirabelle.onnxin import network as network_of
 from mirabelle.plugins import resolve
 from mirabelle.quantize.calibrate import activation_quantizer, fit_bias, observe, weight_quantizer
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.network import captured, inputs_in_order, insert, rebuild, weight_keys
-from mirabelle.quantize.place import check_keep, contractions, float_operators, place
+from mirabelle.quantize.place import check_keep, contractions, float_operators, layer_input, place
 from mirabelle.quantize.saturate import channel_axes, limit_all
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 
 
 def quantize(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     data: Iterable,
     *,
     threshold: str | Callable = "mse",
@@ -39,6 +41,7 @@ def quantize(
 ) -> fx.GraphModule:
     """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
 
+    model: a network, or the path of an ONNX file; then `export` writes that file with integers in it.
     data: the calibration set, inputs with or without targets; `samples` of them are used, in one pass whose memory does not grow with their number.
     threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations; `weight_threshold` for weights.
     bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the weights alone.
@@ -68,11 +71,14 @@ def quantize(
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     stream = _calibration(data, samples)
     first = next(stream)
+    if isinstance(model, (str, Path)):
+        model = network_of(model, first)
     network = captured(model, first)
     check_keep(network.graph, keep)
     sites, layers = place(network.graph, keep), contractions(network.graph, keep)
     if not layers:
-        raise InputError("this network has no convolution or linear layer with a weight of its own; there is nothing to quantise")
+        inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
+        raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
     axes = channel_axes(layers) if goal.pairs and bits <= 8 else {}
     histograms, seen = observe(network, sites, chain([first], stream), samples, axes)
     # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
@@ -82,7 +88,7 @@ def quantize(
     weights = {k: weight_quantizer(get_tensor(network, n), weight_threshold, weight_bits, n, per_channel, weight_symmetric) for n, k in keys.items()}
     grids = {s.node: activations[s.source or s.node] for s in sites}
     for node in layers:
-        fit_bias(network, node, float(grids[node.args[0].name].scale.detach()), weights[keys[str(node.args[1].target)]])  # type: ignore[union-attr]
+        fit_bias(network, node, float(grids[layer_input(node).name].scale.detach()), weights[keys[str(node.args[1].target)]])  # type: ignore[union-attr]
     pair_sums = limit_all(network, layers, {n: weights[k] for n, k in keys.items()}, grids, histograms) if axes else {}
     named = [*(("", t) for t in first.args), *first.kwargs.items()]
     described = Quantization(

@@ -22,7 +22,7 @@ from mirabelle import intmath, saturation
 from mirabelle.graph.capture import get_tensor, operator, parameter_name
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.observe import Histogram
-from mirabelle.quantize.place import layer_name
+from mirabelle.quantize.place import layer_input, layer_name
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PairSums:
 
 def channel_axes(layers: Iterable[fx.Node]) -> dict[str, int]:
     """For the input of each layer, by its name, the dimension that holds its channels."""
-    return {n.args[0].name: -1 if operator(n) == "linear" else 1 for n in layers}
+    return {layer_input(n).name: -1 if operator(n) == "linear" else 1 for n in layers}
 
 
 def limit_all(
@@ -55,7 +55,7 @@ def limit_all(
     """`limit_pairs` for every layer; what it found, by the layer's name. weights: by parameter. grids, histograms (with channels): by the name of the input."""
     found = {}
     for node in layers:
-        name, source = str(parameter_name(node.args[1])), node.args[0].name
+        name, source = str(parameter_name(node.args[1])), layer_input(node).name
         reached = histograms[source].channels
         assert reached is not None
         sums = limit_pairs(node, get_tensor(network, name).detach(), weights[name], grids[source], *reached)

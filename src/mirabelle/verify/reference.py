@@ -24,7 +24,7 @@ from mirabelle.graph.capture import get_tensor, operator, parameter_name
 from mirabelle.quantize.description import quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.network import inputs_in_order
-from mirabelle.quantize.place import PASSES, RECTIFIERS, is_addition, over_space, rectifier_bounds
+from mirabelle.quantize.place import PASSES, RECTIFIERS, float_name, is_addition, over_space, rectifier_bounds, unpadded
 from mirabelle.quantize.qdq import bias_integers
 
 Bounds = tuple[float, float]
@@ -196,11 +196,11 @@ class Reference:
             return Accumulated(total.reshape(total.shape[: node.meta["val"].ndim]), np.float32(x.grid.scale / (x.q.shape[2] * x.q.shape[3])))
         if name == "avg_pool2d" and isinstance(x, Quantized) and (window := _averaging(node)) is not None:
             return Accumulated(intmath.sum_pool2d(x.centred, *window), np.float32(x.grid.scale / math.prod(window[0])))
-        if name in PASSES and isinstance(x, Quantized):
+        if isinstance(x, Quantized) and (name in PASSES or unpadded(node) is not None):
             moved = self._in_torch(node, {**values, node.args[0]: torch.from_numpy(np.ascontiguousarray(x.centred))})
             return replace(x, q=np.asarray(moved) + x.grid.zero_point)
-        if name and isinstance(node.meta.get("val"), torch.Tensor):
-            self.floats.append(name.rstrip("_"))
+        if named := float_name(node):
+            self.floats.append(named)
         return self._in_torch(node, values)
 
     def _to_grid(self, value: Any, quantizer: Any) -> Quantized:
@@ -267,14 +267,13 @@ class Reference:
 
     def _in_torch(self, node: fx.Node, values: dict) -> Any:
         def plain(n: fx.Node) -> Any:
-            value = _float(values[n])
-            return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            return torch.utils._pytree.tree_map(lambda v: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v, _float(values[n]))
 
         args = fx.map_arg(node.args, plain)
         kwargs = fx.map_arg(node.kwargs, plain)
         with torch.no_grad():
             result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return result.numpy() if isinstance(result, torch.Tensor) else result
+        return torch.utils._pytree.tree_map(lambda r: r.numpy() if isinstance(r, torch.Tensor) else r, result)
 
 
 def _float(value: Any) -> Any:
