@@ -115,7 +115,10 @@ def fold_pads(proto: Any) -> None:
         zero = not value or (value in constants and not numpy_helper.to_array(constants[value]).any())
         around = numpy_helper.to_array(constants[node.input[1]]).tolist()
         readers = [n for n in graph.node if node.output[0] in n.input]
-        plain = all(n.op_type == "Conv" and n.input[0] == node.output[0] and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute) for n in readers)
+        plain = all(
+            n.op_type == "Conv" and n.input[0] == node.output[0] and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute)
+            for n in readers
+        )
         half = len(around) // 2
         if mode != b"constant" or not zero or not plain or not readers or any(around[:2] + around[half : half + 2]) or min(around) < 0:
             continue

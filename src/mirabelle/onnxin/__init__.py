@@ -24,7 +24,7 @@ from torch import fx, nn
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.onnxin import outside
-from mirabelle.onnxin.operators import OPERATORS, Unsupported
+from mirabelle.onnxin.operators import OPERATORS, UnsupportedError
 from mirabelle.onnxin.values import LARGEST, Host, as_tensor
 
 OPSET = 17  # what files of an opset before per-channel scales are converted to
@@ -54,7 +54,7 @@ class Source:
 class Node(nn.Module):
     """One node. slots: for each of its inputs None where it is left out, a Host where it is known, else the index of the argument that is it."""
 
-    def __init__(self, kind: str, attributes: dict[str, Any], slots: list[None | int | Host]):
+    def __init__(self, kind: str, attributes: dict[str, Any], slots: list[int | Host | None]):
         super().__init__()
         self.kind, self.attributes, self.slots = kind, attributes, slots
 
@@ -131,7 +131,7 @@ def _simplified(model: ModelProto, path: Path) -> ModelProto:
 
 
 def network(path: str | Path, example: Batch) -> fx.GraphModule:
-    """The network of an ONNX file, with a `Source` as `onnx_source`; BatchNorm and the like in eval mode. example: what the file takes, by position or by name.
+    """The network of an ONNX file, with a `Source` as `meta["onnx"]`; BatchNorm and the like in eval mode. example: what the file takes, by position or by name.
 
     Raises `InputError` where the file does not run on the example.
     """
@@ -172,6 +172,10 @@ class _Reader:
         self.constants = {t.name: t for t in self.proto.graph.initializer}
         self.opset = next(o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx"))
         self.values = _run_all(self.proto, example, path)
+        for output in self.proto.graph.output:  # runtimes do without its type and rank, checkers do not
+            if not output.type.tensor_type.HasField("shape") and output.name in self.values:
+                value = self.values[output.name]
+                output.CopyFrom(helper.make_tensor_value_info(output.name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim))
         size = len(example[source.inputs[0]]) if example[source.inputs[0]].ndim else 0
         twice = {n: np.concatenate([a, a]) if a.ndim and len(a) == size else a for n, a in example.items()}
         try:
@@ -191,7 +195,7 @@ class _Reader:
         outputs = [self.made[o.name] if o.name in self.made else self._constant(o.name, False) for o in self.proto.graph.output]
         self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         result = fx.GraphModule(self.root, self.graph)
-        result.onnx_source = self.source  # type: ignore[assignment]
+        result.meta["onnx"] = self.source
         return result.eval()
 
     def _node(self, index: int, node: NodeProto) -> None:
@@ -222,7 +226,7 @@ class _Reader:
         if self._is_linear(node, attributes):
             kind = "Linear"
             turned = {inputs[1]} if node.op_type == "MatMul" or not attributes.get("transB", 0) else set()
-        slots: list[None | int | Host] = []
+        slots: list[int | Host | None] = []
         names: list[str] = []
         for i, name in enumerate(inputs):
             known = self._host(name, i in NUMBERS.get(kind, ())) if name else None
@@ -233,7 +237,7 @@ class _Reader:
         try:
             with torch.no_grad():
                 found = module(*(self._seen(n, n in turned) for n in names))
-        except Unsupported as error:
+        except UnsupportedError as error:
             return self._left(node, str(error))
         except Exception as error:  # torch refuses a combination that the file allows
             return self._left(node, f"{type(error).__name__}: {str(error).splitlines()[0]}")
@@ -349,7 +353,8 @@ def _run_all(proto: ModelProto, example: dict[str, np.ndarray], path: Path) -> d
         onnx.save(copy, file, save_as_external_data=copy.ByteSize() > 2**30, location="all.data")
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            return {**example, **dict(zip(names, session.run(None, example)))}
+            found: Any = session.run(None, example)
+            return {**example, **dict(zip(names, found))}
         except Exception as error:
             shapes = ", ".join(f"{n} {a.shape} {a.dtype}" for n, a in example.items())
             raise InputError(f"{path} does not run on {shapes}: {str(error).strip().splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""ONNX operators in terms of torch: `OPERATORS[op_type](attributes, *inputs)`. What is not here, or raises `Unsupported`, runs as it is (`outside.py`).
+"""ONNX operators in terms of torch: `OPERATORS[op_type](attributes, *inputs)`. What is not here, or raises `UnsupportedError`, runs as it is (`outside.py`).
 
 Inputs are tensors, `Host`s (numbers known while the graph is captured) or None for those left out. Versions before opset 13 differ where axes were attributes;
 both are read.
@@ -18,7 +18,7 @@ from mirabelle.onnxin.values import Host, as_list, as_number, as_tensor, both, g
 Attributes = dict[str, Any]
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """An attribute or a combination of inputs that has no translation here."""
 
 
@@ -35,10 +35,10 @@ def operator(*names: str) -> Callable:
 
 
 def _refuse(attributes: Attributes, **usual: Any) -> None:
-    """Raises `Unsupported` where an attribute has another value than the usual one."""
+    """Raises `UnsupportedError` where an attribute has another value than the usual one."""
     for name, value in usual.items():
         if attributes.get(name, value) != value:
-            raise Unsupported(f"{name}={attributes[name]!r}")
+            raise UnsupportedError(f"{name}={attributes[name]!r}")
 
 
 # --- layers of weights ---------------------------------------------------------------------------------------------------------------
@@ -81,10 +81,10 @@ def conv_transpose(attributes: Attributes, x: Any, weight: Any, bias: Any = None
     n = x.ndim - 2
     _refuse(attributes, auto_pad="NOTSET")
     if "output_shape" in attributes:
-        raise Unsupported("output_shape")
+        raise UnsupportedError("output_shape")
     around = pads(attributes, x.shape[2:], weight.shape[2:], [1] * n, [1] * n)
     if any(a != b for a, b in around):
-        raise Unsupported("pads that differ on both sides")
+        raise UnsupportedError("pads that differ on both sides")
     run = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
     extra, strides = attributes.get("output_padding", [0] * n), attributes.get("strides", [1] * n)
     return run(x, weight, bias, strides, [a for a, _ in around], extra, attributes.get("group", 1), attributes.get("dilations", [1] * n))
@@ -247,7 +247,7 @@ def hard_sigmoid(attributes: Attributes, x: Any) -> Any:
 
 @operator("Softmax", "LogSoftmax")
 def _softmax(attributes: Attributes, x: Any) -> Any:
-    raise Unsupported("needs the operator's name")
+    raise UnsupportedError("needs the operator's name")
 
 
 def softmax(function: Callable) -> Callable:
@@ -267,7 +267,9 @@ OPERATORS |= {"Softmax": softmax(torch.softmax), "LogSoftmax": softmax(torch.log
 def cast(attributes: Attributes, x: Any) -> Any:
     kind = attributes["to"]  # the reader has made it a torch.dtype
     if isinstance(x, Host):
-        return x.map(float if kind.is_floating_point else bool if kind == torch.bool else lambda v: v if isinstance(v, torch.SymInt) else int(v), kind)
+        return x.map(
+            float if kind.is_floating_point else bool if kind == torch.bool else lambda v: v if isinstance(v, torch.SymInt) else int(v), kind
+        )
     return x.to(kind)
 
 
@@ -295,9 +297,9 @@ def average_pool(attributes: Attributes, x: Any) -> Any:
     kernel, strides, dilations, around, ceil = _window(attributes, x)
     counted = bool(attributes.get("count_include_pad", 0))
     if any(d != 1 for d in dilations):
-        raise Unsupported("dilations")
+        raise UnsupportedError("dilations")
     if any(a != b or 2 * a > k for (a, b), k in zip(around, kernel, strict=True)):
-        raise Unsupported("pads that differ on both sides")
+        raise UnsupportedError("pads that differ on both sides")
     run = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
     return run(x, kernel, strides, [a for a, _ in around], ceil, counted)
 
@@ -346,17 +348,22 @@ def resize(attributes: Attributes, x: Any, *settings: Any) -> Any:
     scales, sizes = (as_list(s) if s is not None else [] for s in (*settings[1:3], *[None] * (3 - len(settings))))
     mode, place = attributes.get("mode", "nearest"), attributes.get("coordinate_transformation_mode", "half_pixel")
     if x.ndim != 4 or "axes" in attributes or attributes.get("antialias", 0) or (scales and scales[:2] != [1, 1]):
-        raise Unsupported("a resize of anything but the two last dimensions of images")
-    size = [int(v) if not isinstance(v, torch.SymInt) else v for v in sizes[2:]] or None
+        raise UnsupportedError("a resize of anything but the two last dimensions of images")
+    size: Any = [int(v) if not isinstance(v, torch.SymInt) else v for v in sizes[2:]] or None
     factor = None if size else [float(s) for s in scales[2:]]
     if mode == "nearest" and place == "asymmetric" and attributes.get("nearest_mode", "round_prefer_floor") == "floor":
         return F.interpolate(x, size, factor, "nearest")
     whole = factor is not None and all(s == int(s) for s in factor)
-    if mode == "nearest" and whole and attributes.get("nearest_mode", "round_prefer_floor") in ("floor", "round_prefer_floor") and place != "align_corners":
+    if (
+        mode == "nearest"
+        and whole
+        and attributes.get("nearest_mode", "round_prefer_floor") in ("floor", "round_prefer_floor")
+        and place != "align_corners"
+    ):
         return F.interpolate(x, size, factor, "nearest")  # a whole factor repeats pixels, whatever the rule
     if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return F.interpolate(x, size, factor, "bilinear", align_corners=place == "align_corners")
-    raise Unsupported(f"mode {mode} with {place}")
+    raise UnsupportedError(f"mode {mode} with {place}")
 
 
 # --- data movement -------------------------------------------------------------------------------------------------------------------
@@ -425,7 +432,7 @@ def squeeze(attributes: Attributes, x: Any, axes: Any = None) -> Any:
 
 @operator("Unsqueeze")
 def unsqueeze(attributes: Attributes, x: Any, axes: Any = None) -> Any:
-    given = attributes.get("axes") if axes is None else as_list(axes)
+    given: Any = attributes.get("axes") if axes is None else as_list(axes)
     if isinstance(x, Host):
         if x.scalar and len(given) == 1:
             return Host(x.values, False, x.dtype)
@@ -461,7 +468,7 @@ def slice_(attributes: Attributes, x: Any, starts: Any = None, ends: Any = None,
     for a, b, axis, step in zip(first, last, along, by, strict=True):
         if step < 0:
             if not (a in (-1, x.shape[axis] - 1) and b <= -x.shape[axis] and step == -1):
-                raise Unsupported("a step backwards over part of a dimension")
+                raise UnsupportedError("a step backwards over part of a dimension")
             x = x.flip(axis)
         else:
             x = x[(slice(None),) * (axis % x.ndim) + (slice(a, b, step),)]

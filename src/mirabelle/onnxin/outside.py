@@ -44,7 +44,9 @@ def outer_names(node: NodeProto) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def enter(node: NodeProto, file: ModelProto, arrays: dict[str, np.ndarray], constants: dict[str, TensorProto], results: Sequence[np.ndarray]) -> tuple[str, list[str]]:
+def enter(
+    node: NodeProto, file: ModelProto, arrays: dict[str, np.ndarray], constants: dict[str, TensorProto], results: Sequence[np.ndarray]
+) -> tuple[str, list[str]]:
     """Prepares `node` of `file` to run by itself. arrays: examples of what it reads; results: of what it gives. Returns its key and the values that it reads."""
     names = [n for n in outer_names(node) if n not in constants]
     typed = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(arrays[n].dtype), [None] * arrays[n].ndim) for n in names]
@@ -58,7 +60,9 @@ def enter(node: NodeProto, file: ModelProto, arrays: dict[str, np.ndarray], cons
     return key, names
 
 
-def follow_batch(key: str, before: tuple[Iterable[np.ndarray], Iterable[np.ndarray]], after: tuple[Iterable[np.ndarray], Iterable[np.ndarray]]) -> None:
+def follow_batch(
+    key: str, before: tuple[Iterable[np.ndarray], Iterable[np.ndarray]], after: tuple[Iterable[np.ndarray], Iterable[np.ndarray]]
+) -> None:
     """Learns which dimensions of a node's outputs grow with the batch, from its inputs and outputs for one batch and for one twice as large."""
     (small, results), (large, larger) = ([list(map(np.shape, a)) for a in side] for side in (before, after))
     grown = [(i, d, s[d]) for i, (s, t) in enumerate(zip(small, large)) for d in range(len(s)) if t[d] == 2 * s[d]]

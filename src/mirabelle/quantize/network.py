@@ -31,7 +31,7 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     network = fx.GraphModule(graph_module, graph_module.graph)
     _plain_signature(network)
     fold_batchnorm(network)
-    network.meta["onnx"] = getattr(model, "onnx_source", None)
+    network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")
     return network.eval()
 
 

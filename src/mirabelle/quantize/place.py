@@ -79,7 +79,9 @@ def unpadded(node: fx.Node) -> fx.Node | None:
         return None
     settings = dict(zip(("mode", "value"), node.args[2:])) if operator(node) == "pad" else {"value": node.args[2] if len(node.args) > 2 else 0}
     spatial = len(node.args[1]) <= 2 * (node.meta["val"].ndim - 2)
-    return node.args[0] if spatial and settings.get("mode", "constant") == "constant" and not settings.get("value") and min(node.args[1]) >= 0 else None
+    return (
+        node.args[0] if spatial and settings.get("mode", "constant") == "constant" and not settings.get("value") and min(node.args[1]) >= 0 else None
+    )
 
 
 def layer_input(node: fx.Node) -> fx.Node:

@@ -22,7 +22,7 @@ from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, module_path, parameter_name
 from mirabelle.onnxin import Source
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
-from mirabelle.quantize.qdq import DTYPES, bias_integers, check_exportable, input_quantizer, is_contraction_of_quantized
+from mirabelle.quantize.qdq import bias_integers, check_exportable, input_quantizer, is_contraction_of_quantized
 from mirabelle.quantize.targets import TARGETS
 
 
@@ -107,7 +107,7 @@ class _Splicer:
         quantizer = self.model.get_submodule(str(call.target))
         assert isinstance(quantizer, WeightQuantizer)
         parameter = str(parameter_name(call.args[0]))
-        name, turned = self.source.constants[parameter]
+        turned = self.source.constants[parameter][1]
         integers = quantizer.integers(get_tensor(self.model, parameter).detach()).numpy()
         scales = quantizer.scale.detach()
         zeros = np.broadcast_to(quantizer.offset.numpy(), scales.shape).astype(integers.dtype)
@@ -195,6 +195,3 @@ def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
             splicer.layer(node)
     splicer.other_constants()
     return splicer.assemble(), sites
-
-
-__all__ = ["DTYPES", "spliced"]

@@ -267,7 +267,9 @@ class Reference:
 
     def _in_torch(self, node: fx.Node, values: dict) -> Any:
         def plain(n: fx.Node) -> Any:
-            return torch.utils._pytree.tree_map(lambda v: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v, _float(values[n]))
+            return torch.utils._pytree.tree_map(
+                lambda v: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v, _float(values[n])
+            )
 
         args = fx.map_arg(node.args, plain)
         kwargs = fx.map_arg(node.kwargs, plain)
