@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 from torch import fx, nn
 
@@ -14,15 +13,17 @@ from mirabelle.data import Batch
 from mirabelle.data import samples as first_samples
 from mirabelle.errors import InputError
 from mirabelle.errors import choose as choose_name
-from mirabelle.graph.capture import get_tensor, parameter_name
 from mirabelle.graph.rewrite import FORM
+from mirabelle.onnxin import network as network_of
 from mirabelle.plugins import resolve
-from mirabelle.quantize.calibrate import activation_quantizer, fit_bias, observe, weight_quantizer
+from mirabelle.quantize.build import Calibrated
+from mirabelle.quantize.calibrate import observe
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.fallback import Judge, within
-from mirabelle.quantize.network import captured, inputs_in_order, insert, rebuild, weight_keys
-from mirabelle.quantize.place import check_keep, contractions, float_operators, place
+from mirabelle.quantize.network import captured, inputs_in_order, rebuild
+from mirabelle.quantize.place import check_keep, contractions, place
 from mirabelle.quantize.repair import BEFORE, REPAIRS, check_repairs
+from mirabelle.quantize.saturate import channel_axes
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 from mirabelle.runtimes import RUNTIMES
@@ -31,7 +32,7 @@ REPAIR_NUMBERS = 2**25
 
 
 def quantize(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     data: Iterable,
     *,
     threshold: str | Callable = "mse",
@@ -53,6 +54,7 @@ def quantize(
 ) -> fx.GraphModule:
     """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
 
+    model: a network, or the path of an ONNX file; then `export` writes that file with integers in it.
     data: the calibration set, inputs with or without targets; `samples` of them are used, in one pass whose memory does not grow with their number.
     threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations; `weight_threshold` for weights.
     bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the weights alone.
@@ -86,19 +88,23 @@ def quantize(
         )
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     repairs = check_repairs(repair)
-    judge = _judge(model, accuracy_drop, validation, metric, fallback, runtime)
+    _check_limit(accuracy_drop, validation, fallback, runtime)
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
+    if isinstance(model, (str, Path)):
+        model = network_of(model, first)
+    judge = None if accuracy_drop is None or validation is None else Judge(check_network(model), validation, metric)
     network = captured(model, first)
     check_keep(network.graph, keep)
-    sites = place(network.graph, keep)
-    if not contractions(network.graph, keep):
-        raise InputError("this network has no convolution or linear layer with a weight of its own; there is nothing to quantise")
+    sites, layers = place(network.graph, keep), contractions(network.graph, keep)
+    if not layers:
+        inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
+        raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
     few = _enough(first, stream) if repairs or judge is not None else [first]
     for name in repairs:
         if name in BEFORE:
             REPAIRS[name](network, network, few)
-    histograms, seen = observe(network, sites, chain(few, stream), samples)
+    histograms, seen = observe(network, sites, chain(few, stream), samples, channel_axes(layers) if goal.pairs and bits <= 8 else {})
     # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
     weight_bits = min(bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16)
     named = [*(("", t) for t in first.args), *first.kwargs.items()]
@@ -106,65 +112,27 @@ def quantize(
         goal.name, bits, weight_bits, threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"), seen,
         tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), (), {}, symmetric, per_channel, weight_symmetric, keep, tuple(repairs),
     )  # fmt: skip
-
-    def build(keep: tuple[str, ...], precision: dict[str, int]) -> fx.GraphModule:
-        """Quantised but for the layers that `keep` names; precision: bits by quantiser, where these are others."""
-        graph_module = copy.deepcopy(network)
-        sites, keys = place(graph_module.graph, keep), weight_keys(graph_module, keep)
-        activations = {
-            s.node: activation_quantizer(histograms[s.node], choose, precision.get(s.node, bits), goal, symmetric) for s in sites if s.source is None
-        }
-        weights = {
-            k: weight_quantizer(get_tensor(graph_module, n), weight_threshold, precision.get(k, weight_bits), n, per_channel, weight_symmetric)
-            for n, k in keys.items()
-        }
-        grids = {s.node: activations[s.source or s.node] for s in sites}
-        for node in contractions(graph_module.graph, keep):
-            fit_bias(graph_module, node, float(grids[node.args[0].name].scale.detach()), weights[keys[str(node.args[1].target)]])  # type: ignore[union-attr]
-        floats = float_operators(graph_module.graph, sites, keep)
-        made = insert(
-            graph_module, activations, weights, replace(described, sites=tuple(sites), float_operators=floats, keep=keep, precision=precision)
-        )
-        made.meta["histograms"] = histograms
-        made.meta[FORM] = getattr(model, "meta", {}).get(FORM)
-        made.meta["float_sizes"] = {n: list(t.shape) for n, t in model.state_dict().items()}
-        return made
-
-    result = build(keep, {})
+    form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
+    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, {"histograms": histograms, FORM: form, "float_sizes": sizes})
+    result = calibrated.quantized()
     for name in repairs:
         if name not in BEFORE:
             REPAIRS[name](result, network, few)
-    if judge is None:
-        return result
-    assert accuracy_drop is not None
-
-    def fallen_back(weights: Sequence[str]) -> fx.GraphModule:
-        if fallback == "float":
-            return build((*keep, *weights), {})
-        keys, readers = weight_keys(network, keep), [n for n in contractions(network.graph, keep) if str(parameter_name(n.args[1])) in weights]
-        sources = {s.node: s.source or s.node for s in sites}
-        return build(keep, {name: int(fallback) for name in (*(keys[w] for w in weights), *(sources[n.args[0].name] for n in readers))})  # type: ignore[union-attr]
-
-    return within(model, result, network, fallen_back, judge, accuracy_drop, fallback, few, runtime)
+    return result if judge is None else within(model, result, calibrated, judge, accuracy_drop or 0.0, fallback, few, runtime)
 
 
-def _judge(
-    model: nn.Module, limit: float | None, validation: Iterable | None, metric: str | Callable, fallback: str | int, runtime: str
-) -> Judge | None:
+def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int, runtime: str) -> None:
     if limit is None:
-        return None
+        return
     if not 0 <= limit < 1:
         raise InputError(f"accuracy_drop is a fraction of at least 0 and below 1, got {limit!r}; 0.005 is half a point")
     if validation is None:
-        raise InputError(
-            "accuracy_drop needs validation=, the data on which it is measured; labels are not needed: without them it is agreement with the float network"
-        )
+        raise InputError("accuracy_drop needs validation=, the data on which it is measured; without labels it is agreement with the float network")
     if isinstance(validation, Iterator):
         raise InputError("validation is an iterator, which can be read only once; give a list, a DataLoader or any iterable")
     if fallback not in ("float", 16):
         raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
     choose_name(runtime, RUNTIMES, "runtime")
-    return Judge(check_network(model), validation, metric)
 
 
 def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +27,12 @@ from mirabelle.quantize.targets import Target
 from mirabelle.quantize.thresholds import RANGES, ROWS, THRESHOLDS
 
 
-def observe(network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int) -> tuple[dict[str, Histogram], int]:
-    """A histogram for every site, and how many samples there were; `count` of them are expected."""
-    histograms = {s.node: Histogram() for s in sites}
+def observe(
+    network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int, axes: Mapping[str, int] | None = None
+) -> tuple[dict[str, Histogram], int]:
+    """A histogram for every site, and how many samples there were; `count` of them are expected. axes: for sites whose channels' extremes are wanted, their
+    dimension."""
+    histograms = {s.node: Histogram(axis=(axes or {}).get(s.node)) for s in sites}
     layers = {s.node: s.layer for s in sites}
 
     class Observer(fx.Interpreter):

@@ -53,6 +53,7 @@ class Quantization:
     inputs: name ('' for a positional one), shape and dtype of each part of the example that it was captured with.
     precision: bits by the name of the quantiser, for those that have others than `bits` and `weight_bits`.
     keep: modules and parameters whose layers stay in float because that was asked for. repair: names of `REPAIRS`, in the order in which they were applied.
+    pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that (`saturate.PairSums`); for targets that need it.
     float_operators: what stays in float, with the number of calls. fallback: what a limit on the accuracy brought about, where there was one.
     """
 
@@ -70,6 +71,7 @@ class Quantization:
     keep: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
     precision: dict[str, int] = field(default_factory=dict)
+    pair_sums: dict[str, dict[str, int]] = field(default_factory=dict)
     fallback: Fallback | None = None
 
     def to_dict(self) -> dict[str, Any]:

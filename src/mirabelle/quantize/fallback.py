@@ -21,10 +21,11 @@ from mirabelle.measure.latency import alternate
 from mirabelle.onnxfile import write_artifact
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
+from mirabelle.quantize.build import Calibrated
 from mirabelle.quantize.description import Fallback, Sensitivity, quantization
 from mirabelle.quantize.fake import Quantizer
 from mirabelle.quantize.network import weight_keys
-from mirabelle.quantize.place import contractions, tail
+from mirabelle.quantize.place import contractions, layer_input, tail
 from mirabelle.quantize.qdq import to_qdq
 
 FEW = 64  # samples on which layers are compared
@@ -45,7 +46,7 @@ class Switchboard:
         self.biases: dict[str, list[str]] = {}
         for node in contractions(reference.graph, described.keep):
             weight = str(parameter_name(node.args[1]))
-            ends = {sites[n.name] for n in (node.args[0], tail(node)) if isinstance(n, fx.Node) and n.name in sites}
+            ends = {sites[n.name] for n in (layer_input(node), tail(node)) if n.name in sites}
             self.needs.setdefault(weight, {f"quantizers.{weights[weight]}"}).update(ends)
             self.biases.setdefault(weight, []).extend(n for n in map(parameter_name, node.args[2:3]) if n is not None)
 
@@ -152,8 +153,7 @@ def milliseconds(networks: Mapping[str, nn.Module], example: Batch, runtime: str
 def within(
     model: nn.Module,
     network: fx.GraphModule,
-    reference: fx.GraphModule,
-    rebuilt: Callable[[Sequence[str]], fx.GraphModule],
+    calibrated: Calibrated,
     judge: Judge,
     limit: float,
     precision: str | int,
@@ -162,11 +162,11 @@ def within(
 ) -> fx.GraphModule:
     """The network with the fewest layers fallen back, in the order of their sensitivity, whose metric falls by at most `limit`.
 
-    model: the float network. network: quantised, repaired. reference: its float graph. rebuilt: weights whose layers fall back -> the network with these in `precision`,
-    freshly calibrated. data: for the sensitivities. Raises `InputError` where nothing would be left.
+    model: the float network. network: quantised, repaired. calibrated: what it was made from. data: for the sensitivities. Raises `InputError` where nothing would be left.
     """
     described = quantization(network)
     assert described is not None
+    reference = calibrated.network
     found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {0: (network, judge.drop(network))}
     order = sensitivities(network, reference, data)
     names = {w: w.rpartition(".")[0] or w for w in order}
@@ -178,7 +178,7 @@ def within(
                     f"accuracy_drop is {limit:g}, and even with all layers but {names[list(order)[-1]]} in float the {judge.metric} falls by more; "
                     "raise it, or take learned rounding or training to it"
                 )
-            other = rebuilt(fallen)
+            other = calibrated.fallen_back(fallen, precision)
             _adopt(other, network, reference, fallen)
             found[len(fallen)] = (other, judge.drop(other))
         return found[len(fallen)][1][0] <= limit

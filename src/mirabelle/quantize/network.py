@@ -31,6 +31,7 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     network = fx.GraphModule(graph_module, graph_module.graph)
     _plain_signature(network)
     fold_batchnorm(network)
+    network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")
     return network.eval()
 
 
@@ -84,7 +85,7 @@ def insert(
             _call_after(network, node, f"quantizers.{keys[str(node.target)]}", readers)
     drop_unused_tensors(network)
     result = fx.GraphModule(network, network.graph)
-    result.meta["quantization"] = described
+    result.meta |= {"quantization": described, "onnx": network.meta.get("onnx")}
     return result.eval()
 
 
@@ -103,14 +104,19 @@ def activation_grid(bits: int, target: Target) -> tuple[int, int]:
     return low, low + 2**bits - 1
 
 
+def example_of(described: dict[str, Any]) -> Batch:
+    """Zeros of the shapes and types that a quantised network was captured with."""
+    zeros = [(name, torch.zeros(shape, dtype=getattr(torch, dtype))) for name, shape, dtype in Quantization.from_dict(described).inputs]
+    return Batch(tuple(t for name, t in zeros if not name), {name: t for name, t in zeros if name}, None)
+
+
 def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
     """The structure of a quantised network, from its float network (of the pruned sizes) and `Quantization.to_dict()`.
 
     The numbers come with its state.
     """
     found = Quantization.from_dict(described)
-    zeros = [(name, torch.zeros(shape, dtype=getattr(torch, dtype))) for name, shape, dtype in found.inputs]
-    network = captured(model, Batch(tuple(t for name, t in zeros if not name), {name: t for name, t in zeros if name}, None))
+    network = captured(model, example_of(described))
     if [s.node for s in place(network.graph, found.keep)] != [s.node for s in found.sites]:
         raise InputError("this network has other layers than the one that was quantised; build the same one")
     goal = TARGETS[found.target]

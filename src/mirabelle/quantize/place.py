@@ -18,7 +18,8 @@ from torch import fx
 from mirabelle.errors import InputError, did_you_mean
 from mirabelle.graph.capture import module_path, operator, parameter_name
 
-CONTRACTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+CONTRACTIONS = CONVOLUTIONS | {"linear"}
 RECTIFIERS = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}
 AVERAGES = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 # Operators that hand on the integers that they are given, on the same grid.
@@ -72,6 +73,22 @@ def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
             raise InputError(f"keep names {name!r}, which is no convolution or linear layer and has none inside{did_you_mean(name, known)}")
 
 
+def unpadded(node: fx.Node) -> fx.Node | None:
+    """What a padding of images with zeros pads, if convolutions alone read it: they can pad as well. None for any other node."""
+    if operator(node) not in ("pad", "constant_pad_nd") or not all(operator(u) in CONVOLUTIONS and u.args[0] is node for u in node.users):
+        return None
+    settings = dict(zip(("mode", "value"), node.args[2:])) if operator(node) == "pad" else {"value": node.args[2] if len(node.args) > 2 else 0}
+    spatial = len(node.args[1]) <= 2 * (node.meta["val"].ndim - 2)
+    return (
+        node.args[0] if spatial and settings.get("mode", "constant") == "constant" and not settings.get("value") and min(node.args[1]) >= 0 else None
+    )
+
+
+def layer_input(node: fx.Node) -> fx.Node:
+    """What a layer reads, before a padding that it can do itself: the value that is quantised for it."""
+    return unpadded(node.args[0]) or node.args[0]
+
+
 def tail(node: fx.Node) -> fx.Node:
     """The rectifier that alone reads this node, or the node itself: kernels apply it to their accumulators."""
     users = list(node.users)
@@ -102,19 +119,29 @@ def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] 
     integer: set[fx.Node] = set()
     for node in graph.nodes:
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
-        name, grids = operator(node), all(n.name in known for n in inputs)
+        name, grids = operator(node), all((unpadded(n) or n).name in known for n in inputs)
         ends = tail(node).name in known
         if node in layers and grids:
             integer.add(node)
         elif name in RECTIFIERS and tail(inputs[0]) is node and inputs[0] in integer:
             integer.add(node)
+        elif grids and unpadded(node) is not None:
+            integer.add(node)
         elif grids and ends and (is_addition(node) or name == "cat" or name in PASSES or (name in AVERAGES and over_space(node))):
             integer.add(node)
     found: dict[str, int] = {}
     for node in graph.nodes:
-        if (name := operator(node).rstrip("_")) and node not in integer and isinstance(node.meta.get("val"), torch.Tensor):
+        if (name := float_name(node)) and node not in integer:
             found[name] = found.get(name, 0) + 1
     return found
+
+
+def float_name(node: fx.Node) -> str:
+    """What an operator on tensors is called where it stays in float; '' for anything that is none. Operators of ONNX files that run as they are keep theirs."""
+    if operator(node) == "onnx_node":
+        return str(node.args[1]).partition(":")[0]
+    computed = any(n.op != "get_attr" for n in node.all_input_nodes)
+    return operator(node).rstrip("_") if computed and isinstance(node.meta.get("val"), torch.Tensor) else ""
 
 
 def place(graph: fx.Graph, keep: Iterable[str] = ()) -> list[Site]:
@@ -136,7 +163,8 @@ def place(graph: fx.Graph, keep: Iterable[str] = ()) -> list[Site]:
         name = operator(node)
         inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
         if node in layers:
-            site(inputs[0], inputs[0])
+            source = layer_input(node)
+            site(source, source)
             end = tail(node)
             if name != "linear" or any(u.op != "output" for u in end.users):
                 site(end, node)

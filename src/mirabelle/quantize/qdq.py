@@ -20,7 +20,7 @@ from mirabelle.graph.capture import get_tensor, parameter_name
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.fake import ActivationQuantizer, Quantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors
-from mirabelle.quantize.place import is_contraction
+from mirabelle.quantize.place import is_contraction, unpadded
 from mirabelle.quantize.targets import TARGETS
 
 ops: Any = torch.ops.quantized_decomposed
@@ -33,20 +33,17 @@ def to_qdq(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
     Biases have the scale of the accumulators (input scale times weight scale) and so are added without rescaling.
     Returns the graph and the names of the sites in the order of their quantize operators.
     """
-    described = quantization(model)
-    if described is None:
-        raise InputError("this network is not quantised; call mb.quantize first")
-    _check_bits(model, described)
+    described = check_exportable(model)
     network = copy.deepcopy(model)
     dtype = DTYPES[TARGETS[described.target].activations]
+    for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
+        _weight(network, node)
     order: list[str] = []
     for node in [n for n in network.graph.nodes if n.op == "call_module"]:
         quantizer = network.get_submodule(str(node.target))
         if isinstance(quantizer, ActivationQuantizer):
             order.append(node.args[0].name)
             _activation(network, node, quantizer, dtype)
-    for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
-        _weight(network, node)
     drop_unused_tensors(network)
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
@@ -54,8 +51,11 @@ def to_qdq(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
     return network, order
 
 
-def _check_bits(model: fx.GraphModule, described: Quantization) -> None:
-    """Files hold activations of 8 bits, and weights of at most 8."""
+def check_exportable(model: fx.GraphModule) -> Quantization:
+    """The description of a quantised network that files can hold: activations of 8 bits, weights of at most 8. `InputError` for any other."""
+    described = quantization(model)
+    if described is None:
+        raise InputError("this network is not quantised; call mb.quantize first")
     layers = {f"quantizers.{s.node}": s.layer for s in described.sites}
     for name, quantizer in model.named_modules():
         if isinstance(quantizer, Quantizer) and (quantizer.bits > 8 or (isinstance(quantizer, ActivationQuantizer) and quantizer.bits < 8)):
@@ -63,6 +63,7 @@ def _check_bits(model: fx.GraphModule, described: Quantization) -> None:
             raise InputError(
                 f"runtimes take activations of 8 bits and weights of at most 8, {what} has {quantizer.bits}; quantise the network with bits=8 to export it"
             )
+    return described
 
 
 def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -121,7 +122,7 @@ def _weight(network: fx.GraphModule, node: fx.Node) -> None:
         weight = _stored(network, call.args[0].name, integers, scales, (-128, 127), quantizer.offset)
         new_bias = bias
         if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
-            accumulator = scales * _input_scale(node)
+            accumulator = scales * float(input_quantizer(network, node).scale.detach())
             stored = bias_integers(get_tensor(network, bias_name).detach(), accumulator)
             new_bias = _stored(network, f"{node.name}_bias", stored, accumulator, (-(2**31), 2**31 - 1))
     node.args = (node.args[0], weight, *([new_bias] if len(node.args) > 2 else []), *node.args[3:])
@@ -134,10 +135,13 @@ def bias_integers(bias: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (bias.double() / scales.double()).round().clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
 
 
-def _input_scale(node: fx.Node) -> float:
+def input_quantizer(network: fx.GraphModule, node: fx.Node) -> ActivationQuantizer:
+    """The grid of what a layer reads, through a padding with zeros."""
     source = node.args[0]
-    assert isinstance(source, fx.Node) and source.target is ops.dequantize_per_tensor.default, f"{node} reads a float"
-    return float(source.args[1])  # type: ignore[arg-type]
+    source = unpadded(source) or source
+    found = network.get_submodule(str(source.target)) if source.op == "call_module" else None
+    assert isinstance(found, ActivationQuantizer), f"{node} reads a float"
+    return found
 
 
 __all__ = ["bias_integers", "is_contraction", "to_qdq"]

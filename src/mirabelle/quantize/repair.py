@@ -21,7 +21,7 @@ from mirabelle.graph.capture import get_tensor, operator, parameter_name
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
 from mirabelle.quantize.network import inputs_in_order
-from mirabelle.quantize.place import AVERAGES, RECTIFIERS, is_contraction, over_space, rectifier_bounds
+from mirabelle.quantize.place import AVERAGES, RECTIFIERS, is_contraction, over_space, rectifier_bounds, unpadded
 from mirabelle.quantize.rounding import learn_rounding
 from mirabelle.quantize.scaling import scalable
 
@@ -143,7 +143,7 @@ def _moments(graph: fx.Graph) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]
         elif name in ("add", "add_") and len(inputs) == 2 and inputs[0].meta["val"].shape == inputs[1].meta["val"].shape:
             (a, v), (b, w) = (found[i] for i in inputs)
             found[node] = (a + b, v + w)
-        elif (name in AVERAGES and over_space(node)) or name in ("dropout", "dropout_", "clone", "contiguous", "detach", "alias"):
+        elif unpadded(node) or (name in AVERAGES and over_space(node)) or name in ("dropout", "dropout_", "clone", "contiguous", "detach", "alias"):
             found[node] = found[inputs[0]]
         elif name in ("flatten", "view", "reshape", "squeeze") and len(node.meta["val"].shape) == 2:
             mean, variance = found[inputs[0]]

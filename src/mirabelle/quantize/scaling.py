@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from mirabelle.graph.capture import get_tensor, operator, parameter_name
-from mirabelle.quantize.place import is_contraction
+from mirabelle.quantize.place import is_contraction, unpadded
 
 # f(s x) = s f(x) for s > 0, on each channel alone.
 HOMOGENEOUS = {
@@ -160,7 +160,7 @@ class _Walk:
             dim = 1 if name == "batch_norm" else value.ndim - 1
             if name == "batch_norm" or len(node.args[1]) == 1:
                 self._new(node, value.shape[dim], dim, _affine(node))
-        elif place is not None and len(tensors) == 1 and name in HOMOGENEOUS and place.dim <= 1 and not node.kwargs:
+        elif place is not None and len(tensors) == 1 and (name in HOMOGENEOUS or unpadded(node)) and place.dim <= 1 and not node.kwargs:
             self.places[node] = place
         elif place is not None and len(tensors) == 1 and (moved := self._moved(node, name, place)) is not None:
             self.places[node] = moved

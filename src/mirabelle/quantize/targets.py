@@ -15,18 +15,18 @@ class Target:
 
     activations: the dtype that the exported file holds, `uint8` or `int8`. unsigned: tensors that are never negative use all the levels
     for the positive side (0..255), else every tensor is symmetric.
-    weight_bits: 7 where kernels add pairs of products in 16 bits and would saturate with 8.
+    weight_bits: at most. pairs: kernels may add pairs of products in 16 bits, so that filters whose sums can reach further get a smaller range.
     """
 
     name: str
     activations: str = "uint8"
     unsigned: bool = True
     weight_bits: int = 8
+    pairs: bool = False
 
 
 TARGETS: dict[str, Target] = {
-    # pmaddubsw adds two u8*s8 products into int16: 2 * 255 * 63 fits, 2 * 255 * 127 does not.
-    "x86": Target("x86", weight_bits=7),
+    "x86": Target("x86", pairs=True),
     "x86-vnni": Target("x86-vnni"),
     "arm": Target("arm", activations="int8"),
     "symmetric": Target("symmetric", activations="int8", unsigned=False),
