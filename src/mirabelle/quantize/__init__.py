@@ -143,4 +143,4 @@ def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:
     return few
 
 
-__all__ = ["REPAIRS", "TARGETS", "THRESHOLDS", "Quantization", "inputs_in_order", "quantization", "quantize", "rebuild"]
+__all__ = ["REPAIRS", "TARGETS", "THRESHOLDS", "Quantization", "check_repairs", "inputs_in_order", "quantization", "quantize", "rebuild"]
