@@ -7,7 +7,7 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.errors import InputError
-from mirabelle.quantize import quantization, quantize, rebuild
+from mirabelle.quantize import quantization, quantize, rebuild, rounding
 from mirabelle.quantize.fallback import Judge, fewest, sensitivities
 from mirabelle.quantize.network import captured
 from tests.quantized_networks import Network, batches, build, conv, head
@@ -24,8 +24,8 @@ def fragile(layers: int = 1) -> nn.Module:
     ).eval()  # fmt: skip
     with torch.no_grad():
         for layer in [network.a, network.b, network.c][:layers]:
-            layer.weight[7] *= 600
-            layer.bias[7] = -1e6  # the channel itself is dead
+            layer.weight[7] *= 150
+            layer.bias[7] = -2e3  # the channel itself is dead
         network.fc.bias.zero_()
         x = torch.cat(batches(count=4))
         network.fc.bias.sub_(network(x).mean(0))  # no class is the largest everywhere
@@ -101,7 +101,7 @@ def test_sixteen_bits_instead_of_float():
     again = rebuild(network, described.to_dict())
     again.load_state_dict(q.state_dict())
     assert torch.equal(again(data[0]), q(data[0]))
-    with pytest.raises(InputError, match="input x has 16"):
+    with pytest.raises(InputError, match="a_weight has 16"):
         mb.export(q, "unused", inputs=data[0][:1])
 
 
@@ -112,17 +112,20 @@ def test_nothing_falls_back_where_nothing_has_to():
     assert found.layers == () and found.drop == found.all_quantized <= 0.2 and found.milliseconds is None and quantization(q).keep == ()
 
 
-def test_repaired_layers_keep_what_repairs_made_of_them():
+def test_repairs_are_done_again_for_the_layers_that_are_left(monkeypatch):
     network, data = fragile(), batches(count=4)
-    options = {**OPTIONS, "weight_bits": 6}
-    whole = quantize(network, data, **options, repair="bias")
-    q = quantize(network, data, **options, repair="bias", accuracy_drop=0.3, validation=data)
-    assert "a" in quantization(q).fallback.layers
-    state, folded = q.state_dict(), captured(network, as_batches(data)[0]).state_dict()
-    for layer in "bc":
-        if layer not in quantization(q).fallback.layers:
-            assert torch.equal(state[f"{layer}.bias"], whole.state_dict()[f"{layer}.bias"])
-    assert torch.equal(state["a.bias"], folded["a.bias"])
+    limit = {"accuracy_drop": 0.1, "validation": data}
+    q = quantize(network, data, **OPTIONS, repair="bias", **limit)
+    fallen = [f"{n}.weight" for n in quantization(q).fallback.layers]
+    assert "a.weight" in fallen
+    assert torch.equal(q(data[0]), quantize(network, data, **OPTIONS, repair="bias", keep=fallen)(data[0]))
+    monkeypatch.setattr(rounding, "STEPS", 20)
+    repairs = ["learned-rounding", "bias"]
+    whole, q = (quantize(network, data, **OPTIONS, repair=repairs, **more) for more in ({}, limit))
+    state, exact = q.state_dict(), network.state_dict()
+    for layer in "abc":
+        kept = layer in quantization(q).fallback.layers
+        assert torch.equal(state[f"{layer}.weight"], exact[f"{layer}.weight"] if kept else whole.state_dict()[f"{layer}.weight"])
 
 
 BAD = {

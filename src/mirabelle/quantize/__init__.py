@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mirabelle.errors import choose as choose_name
 from mirabelle.graph.rewrite import FORM
 from mirabelle.onnxin import network as network_of
 from mirabelle.plugins import resolve
-from mirabelle.quantize.build import Calibrated
+from mirabelle.quantize.build import Calibrated, adopt_weights
 from mirabelle.quantize.calibrate import observe
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.fallback import Judge, within
@@ -114,11 +114,24 @@ def quantize(
     )  # fmt: skip
     form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
     calibrated = Calibrated(network, histograms, described, choose, weight_threshold, {"histograms": histograms, FORM: form, "float_sizes": sizes})
-    result = calibrated.quantized()
+    result = _repaired(calibrated.quantized(), network, few, repairs)
+    if judge is None:
+        return result
+
+    def fallen_back(weights: Sequence[str]) -> fx.GraphModule:
+        other = calibrated.fallen_back(weights, fallback)
+        if "learned-rounding" in repairs:  # what layers learned stays good; biases make up for the layers before, and are corrected again
+            adopt_weights(other, result, weights)
+        return _repaired(other, network, few, [n for n in repairs if n != "learned-rounding"])
+
+    return within(model, result, network, fallen_back, judge, accuracy_drop or 0.0, fallback, few, runtime)
+
+
+def _repaired(network: fx.GraphModule, reference: fx.GraphModule, data: list[Batch], repairs: list[str]) -> fx.GraphModule:
     for name in repairs:
         if name not in BEFORE:
-            REPAIRS[name](result, network, few)
-    return result if judge is None else within(model, result, calibrated, judge, accuracy_drop or 0.0, fallback, few, runtime)
+            REPAIRS[name](network, reference, data)
+    return network
 
 
 def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int, runtime: str) -> None:

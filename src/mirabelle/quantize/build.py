@@ -71,3 +71,13 @@ class Calibrated:
         keys, sources = weight_keys(self.network, keep), {s.node: s.source or s.node for s in place(self.network.graph, keep)}
         readers = [n for n in contractions(self.network.graph, keep) if str(parameter_name(n.args[1])) in weights]
         return self.quantized((), dict.fromkeys((*(keys[w] for w in weights), *(sources[layer_input(n).name] for n in readers)), int(precision)))
+
+
+def adopt_weights(network: fx.GraphModule, other: fx.GraphModule, without: Sequence[str]) -> None:
+    """Gives `network` the weights of `other` and their steps, but for the weights of these names."""
+    own, found = network.state_dict(), other.state_dict()
+    for node in other.graph.nodes:
+        if node.op != "call_module" or node.args[0].op != "get_attr" or node.args[0].target in without:
+            continue
+        for name in [n for n in found if n == node.args[0].target or n.startswith(f"{node.target}.")]:
+            own[name].copy_(found[name])

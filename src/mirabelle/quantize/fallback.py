@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,12 @@ from torch import fx, nn
 
 from mirabelle.data import Batch, batches
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.graph.capture import parameter_name
 from mirabelle.measure.accuracy import METRICS, as_tensor, metric_name, paired_drop, predictor, sample_scores
 from mirabelle.measure.latency import alternate
 from mirabelle.onnxfile import write_artifact
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
-from mirabelle.quantize.build import Calibrated
 from mirabelle.quantize.description import Fallback, Sensitivity, quantization
 from mirabelle.quantize.fake import Quantizer
 from mirabelle.quantize.network import weight_keys
@@ -43,30 +42,28 @@ class Switchboard:
         sites = {s.node: f"quantizers.{s.source or s.node}" for s in described.sites}
         weights = weight_keys(reference, described.keep)
         self.needs: dict[str, set[str]] = {}  # by weight: the quantisers of what its layers read, of itself and of what they give
-        self.biases: dict[str, list[str]] = {}
         for node in contractions(reference.graph, described.keep):
             weight = str(parameter_name(node.args[1]))
             ends = {sites[n.name] for n in (layer_input(node), tail(node)) if n.name in sites}
             self.needs.setdefault(weight, {f"quantizers.{weights[weight]}"}).update(ends)
-            self.biases.setdefault(weight, []).extend(n for n in map(parameter_name, node.args[2:3]) if n is not None)
 
     @contextmanager
-    def only(self, weights: Collection[str]) -> Iterator[fx.GraphModule]:
-        """The network with only the layers of these weights quantised; the others have the float network's weights and biases."""
-        working = {q for w in weights for q in self.needs[w]}
-        before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    def only(self, weight: str | None) -> Iterator[fx.GraphModule]:
+        """The network with only the layers of this weight quantised. Everything else is the float network's, biases too: what repairs made of those makes up for layers
+        that are in float now."""
+        working = self.needs[weight] if weight is not None else ()
+        state = self.network.state_dict()
+        mended = {n: t.clone() for n, t in state.items()}
         try:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = name in working
-            for weight in set(self.needs) - set(weights):
-                for name in (weight, *self.biases[weight]):
-                    own = get_tensor(self.network, name).data
-                    before.append((own, own.clone()))
-                    own.copy_(get_tensor(self.reference, name))
+            for name, exact in self.reference.state_dict().items():
+                if name in state and name != weight:
+                    state[name].copy_(exact)
             yield self.network
         finally:
-            for own, was in reversed(before):
-                own.copy_(was)
+            for name, tensor in mended.items():
+                state[name].copy_(tensor)
             for quantizer in self.quantizers.values():
                 quantizer.enabled = True
 
@@ -82,13 +79,13 @@ def sensitivities(network: fx.GraphModule, reference: fx.GraphModule, data: Iter
         few.append(batch.head(FEW - sum(b.size for b in few)))
         if sum(b.size for b in few) >= FEW:
             break
-    with board.only(()):
+    with board.only(None):
         wanted = [predictor(network)(b).double() for b in few]
     signal = sum(float(w.square().sum()) for w in wanted)
     found: dict[str, float | None] = {}
     with bar("sensitivity of layers", len(board.needs)) as shown:
         for weight in board.needs:
-            with board.only([weight]):
+            with board.only(weight):
                 noise = sum(float((predictor(network)(b).double() - w).square().sum()) for b, w in zip(few, wanted))
             found[weight] = 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
             shown.advance()
@@ -153,7 +150,8 @@ def milliseconds(networks: Mapping[str, nn.Module], example: Batch, runtime: str
 def within(
     model: nn.Module,
     network: fx.GraphModule,
-    calibrated: Calibrated,
+    reference: fx.GraphModule,
+    fallen_back: Callable[[Sequence[str]], fx.GraphModule],
     judge: Judge,
     limit: float,
     precision: str | int,
@@ -162,11 +160,11 @@ def within(
 ) -> fx.GraphModule:
     """The network with the fewest layers fallen back, in the order of their sensitivity, whose metric falls by at most `limit`.
 
-    model: the float network. network: quantised, repaired. calibrated: what it was made from. data: for the sensitivities. Raises `InputError` where nothing would be left.
+    model: the float network. network: quantised, repaired. reference: its float graph. fallen_back: weights -> the network with their layers in `precision`, repaired.
+    data: for the sensitivities. Raises `InputError` where nothing would be left.
     """
     described = quantization(network)
     assert described is not None
-    reference = calibrated.network
     found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {0: (network, judge.drop(network))}
     order = sensitivities(network, reference, data)
     names = {w: w.rpartition(".")[0] or w for w in order}
@@ -178,8 +176,7 @@ def within(
                     f"accuracy_drop is {limit:g}, and even with all layers but {names[list(order)[-1]]} in float the {judge.metric} falls by more; "
                     "raise it, or take learned rounding or training to it"
                 )
-            other = calibrated.fallen_back(fallen, precision)
-            _adopt(other, network, reference, fallen)
+            other = fallen_back(fallen)
             found[len(fallen)] = (other, judge.drop(other))
         return found[len(fallen)][1][0] <= limit
 
@@ -200,15 +197,3 @@ def within(
     assert own is not None
     result.meta["quantization"] = replace(own, fallback=record)
     return result
-
-
-def _adopt(other: fx.GraphModule, network: fx.GraphModule, reference: fx.GraphModule, fallen: Sequence[str]) -> None:
-    """Gives `other` what repairs made of the layers that have not fallen back, and the float network's weights for those that have."""
-    board = Switchboard(network, reference)
-    own = {n for w in fallen for n in (w, *board.biases[w])}
-    fresh = tuple(f"{q}." for w in fallen for q in board.needs[w])
-    mended, exact = network.state_dict(), reference.state_dict()
-    state = {
-        n: exact[n] if n in own else t if n.startswith(fresh) or n not in mended else mended[n] for n, t in other.state_dict().items()
-    }  # fmt: skip
-    other.load_state_dict(state)
