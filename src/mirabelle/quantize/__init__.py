@@ -75,7 +75,7 @@ def quantize(
         model = network_of(model, first)
     network = captured(model, first)
     check_keep(network.graph, keep)
-    sites, layers = place(network.graph, keep), contractions(network.graph, keep)
+    sites, layers = place(network.graph, keep, goal), contractions(network.graph, keep)
     if not layers:
         inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
         raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")

@@ -117,7 +117,7 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
     """
     found = Quantization.from_dict(described)
     network = captured(model, example_of(described))
-    if [s.node for s in place(network.graph, found.keep)] != [s.node for s in found.sites]:
+    if [s.node for s in place(network.graph, found.keep, TARGETS[found.target])] != [s.node for s in found.sites]:
         raise InputError("this network has other layers than the one that was quantised; build the same one")
     goal = TARGETS[found.target]
     activations = {
