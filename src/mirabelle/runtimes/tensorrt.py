@@ -135,7 +135,15 @@ def open(path: Path, threads: int) -> Session:
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
-    types = {trt.float32: "float32", trt.float16: "float16", trt.int8: "int8", trt.int32: "int32", trt.int64: "int64", trt.bool: "bool", trt.uint8: "uint8"}
+    types = {
+        trt.float32: "float32",
+        trt.float16: "float16",
+        trt.int8: "int8",
+        trt.int32: "int32",
+        trt.int64: "int64",
+        trt.bool: "bool",
+        trt.uint8: "uint8",
+    }
     kinds = {n: types[engine.get_tensor_dtype(n)] for n in names}
 
     def spec(name: str) -> TensorSpec:

@@ -16,7 +16,21 @@ import numpy as np
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What TensorRT lets integers through: they commute with quantisation, or it has a kernel for them.
-INTEGER_READERS = (*WEIGHTED, "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+INTEGER_READERS = (
+    *WEIGHTED,
+    "Add",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Concat",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+)
+FUSED = ("BatchNormalization", "Relu", "Clip", "LeakyRelu")
 MOVES = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 
 
@@ -64,6 +78,13 @@ class Graph:
     def maker(self, name: str, kind: str | None = None) -> Any:
         node = self.makers.get(name)
         return node if node is not None and kind in (None, node.op_type) else None
+
+    def dequantized(self, name: str) -> Any:
+        """The DequantizeLinear that a value comes from, straight or by data movement; None where it is a float."""
+        node = self.makers.get(name)
+        while node is not None and node.op_type in MOVES:
+            node = self.makers.get(node.input[0])
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
 
     def is_weight(self, dequantize: Any) -> bool:
         """Whether a DequantizeLinear holds a constant: stored integers, or floats that a QuantizeLinear rounds."""
@@ -115,11 +136,21 @@ def signed_bytes(graph: Graph) -> Iterator[Violation]:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
         stored = graph.constants.get(node.input[0])
-        kind = zero.dtype if zero is not None else np.dtype("uint8") if node.op_type == "QuantizeLinear" else stored.dtype if stored is not None else None
+        kind = (
+            zero.dtype
+            if zero is not None
+            else np.dtype("uint8")
+            if node.op_type == "QuantizeLinear"
+            else stored.dtype
+            if stored is not None
+            else None
+        )
         kind = np.dtype("int8") if kind is not None and _attribute(node, "output_dtype") == 3 else kind
         if kind is not None and kind not in (np.dtype("int8"), np.dtype("int32")) and kind.kind in "iu":
             parser = "accepts" if kind == np.uint8 else "rejects"
-            yield Violation("int8", _name(node), f"it has {kind}" + ("" if zero is not None else ", as there is no zero point") + "; int8 is needed", parser)
+            yield Violation(
+                "int8", _name(node), f"it has {kind}" + ("" if zero is not None else ", as there is no zero point") + "; int8 is needed", parser
+            )
 
 
 def float_biases(graph: Graph) -> Iterator[Violation]:
@@ -147,7 +178,12 @@ def channel_axis(graph: Graph) -> Iterator[Violation]:
         rank = stored.ndim if stored is not None else None
         own = _axis(node) + (rank or 0) if _axis(node) < 0 else _axis(node)
         if scale is not None and scale.size > 1 and own != axis:
-            yield Violation("channel-axis", _name(node), f"the scales of {_name(layer)}'s weight run along axis {own}; its output channels are axis {axis}", "accepts")
+            yield Violation(
+                "channel-axis",
+                _name(node),
+                f"the scales of {_name(layer)}'s weight run along axis {own}; its output channels are axis {axis}",
+                "accepts",
+            )
 
 
 def channel_count(graph: Graph) -> Iterator[Violation]:
@@ -155,7 +191,9 @@ def channel_count(graph: Graph) -> Iterator[Violation]:
     for layer, node, axis in _weights(graph):
         scale, stored = graph.constants.get(node.input[1]), graph.constants.get(node.input[0])
         if scale is not None and stored is not None and scale.size not in (1, stored.shape[axis]):
-            yield Violation("channel-count", _name(node), f"{scale.size} scales for {stored.shape[axis]} output channels of {_name(layer)}", "rejects")
+            yield Violation(
+                "channel-count", _name(node), f"{scale.size} scales for {stored.shape[axis]} output channels of {_name(layer)}", "rejects"
+            )
 
 
 def symmetric_weights(graph: Graph) -> Iterator[Violation]:
@@ -169,7 +207,7 @@ def symmetric_weights(graph: Graph) -> Iterator[Violation]:
 def both_inputs(graph: Graph) -> Iterator[Violation]:
     """A layer runs in int8 when its activation and its weight are both quantised."""
     for layer in graph.of(*WEIGHTED):
-        quantised = [graph.maker(name, "DequantizeLinear") is not None for name in layer.input[:2]]
+        quantised = [graph.dequantized(name) is not None for name in layer.input[:2]]
         if any(quantised) and not all(quantised):
             missing = "activation" if not quantised[0] else "weight"
             yield Violation("both-inputs", _name(layer), f"its {missing} is not quantised, the other is; quantise both or none", "accepts")
@@ -184,7 +222,13 @@ def paired(graph: Graph) -> Iterator[Violation]:
         own = graph.constants.get(node.input[1])
         unequal = own is not None and any(s is not None and not np.array_equal(s, own) for s in scales)
         if others or not scales or unequal:
-            why = f"{others[0].op_type} reads its integers" if others else "nothing dequantises it" if not scales else "it is dequantised with another scale"
+            why = (
+                f"{others[0].op_type} reads its integers"
+                if others
+                else "nothing dequantises it"
+                if not scales
+                else "it is dequantised with another scale"
+            )
             yield Violation("pairs", _name(node), f"{why}; a QuantizeLinear needs its DequantizeLinear", "accepts")
 
 
@@ -195,10 +239,14 @@ def inputs_not_outputs(graph: Graph) -> Iterator[Violation]:
         maker = graph.maker(maker.input[0]) if maker is not None and maker.op_type in ("Relu", "Clip") else maker
         if maker is None or maker.op_type not in WEIGHTED:
             continue
-        last = [r for d in graph.readers.get(node.output[0], []) for r in graph.readers.get(d.output[0], [])]
-        if not any(r.op_type in INTEGER_READERS for r in last):
+        pairs = [d for d in graph.readers.get(node.output[0], []) if d.op_type == "DequantizeLinear"]
+        last = [r for d in pairs for r in graph.readers.get(d.output[0], [])]
+        fused = any(r.op_type in FUSED for r in last)  # another rule's
+        if pairs and not fused and not any(r.op_type in INTEGER_READERS for r in last):
             kinds = ", ".join(sorted({r.op_type for r in last})) or "the output"
-            yield Violation("inputs-not-outputs", _name(node), f"it rounds what {_name(maker)} gives, and only {kinds} reads that, in float", "accepts")
+            yield Violation(
+                "inputs-not-outputs", _name(node), f"it rounds what {_name(maker)} gives, and only {kinds} reads that, in float", "accepts"
+            )
 
 
 def residual_sums(graph: Graph) -> Iterator[Violation]:
@@ -212,11 +260,13 @@ def residual_sums(graph: Graph) -> Iterator[Violation]:
         if all(direct):
             yield Violation("residual-sum", _name(node), "it adds two layers' results, neither of them quantised; quantise one", "accepts")
         elif all(o.op_type == "DequantizeLinear" for o in operands) and any(rounded):
-            yield Violation("residual-sum", _name(node), "both operands are quantised, one right behind its layer; leave that one in float", "accepts")
+            yield Violation(
+                "residual-sum", _name(node), "both operands are quantised, one right behind its layer; leave that one in float", "accepts"
+            )
 
 
 def _runs_int8(graph: Graph, layer: Any) -> bool:
-    return all(graph.maker(name, "DequantizeLinear") is not None for name in layer.input[:2])
+    return all(graph.dequantized(name) is not None for name in layer.input[:2])
 
 
 def _layer_behind(graph: Graph, dequantize: Any) -> bool:
@@ -233,18 +283,22 @@ def no_simulated_fusion(graph: Graph) -> Iterator[Violation]:
         if maker is None or maker.op_type not in WEIGHTED:
             continue
         after = [r for d in graph.readers.get(node.output[0], []) for r in graph.readers.get(d.output[0], [])]
-        between = [r.op_type for r in after if r.op_type in ("BatchNormalization", "Relu", "Clip", "LeakyRelu")]
+        between = [r.op_type for r in after if r.op_type in FUSED]
         if between:
-            yield Violation("no-simulated-fusion", _name(node), f"it stands between {_name(maker)} and its {between[0]}; quantise behind that", "accepts")
+            yield Violation(
+                "no-simulated-fusion", _name(node), f"it stands between {_name(maker)} and its {between[0]}; quantise behind that", "accepts"
+            )
 
 
 def pooling_commutes(graph: Graph) -> Iterator[Violation]:
     """Moving data and taking the largest keeps the grid: behind it the same scale stands as before."""
     for node in graph.of(*MOVES):
-        before, after = graph.maker(node.input[0], "DequantizeLinear"), graph.readers.get(node.output[0], [])
-        for quantize in [r for r in after if r.op_type == "QuantizeLinear"] if before is not None else []:
-            scales = [graph.constants.get(n.input[1]) for n in (before, quantize)]
-            if None not in [s if s is None else 0 for s in scales] and not np.array_equal(*scales):
+        before = graph.maker(node.input[0], "DequantizeLinear")
+        if before is None:
+            continue
+        for quantize in [r for r in graph.readers.get(node.output[0], []) if r.op_type == "QuantizeLinear"]:
+            one, other = (graph.constants.get(n.input[1]) for n in (before, quantize))
+            if one is not None and other is not None and not np.array_equal(one, other):
                 yield Violation("pooling-commutes", _name(node), "it stands between two grids; it must keep the one that it reads", "accepts")
 
 
