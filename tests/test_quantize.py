@@ -274,6 +274,8 @@ GRID_OF = {  # target: (limits of the dtype, zero points of signed and rectified
     "x86": ((0, 255), 128, 0, 127),
     "x86-vnni": ((0, 255), 128, 0, 127),
     "arm": ((-128, 127), 0, -128, 127),
+    "openvino": ((0, 255), 128, 0, 127),
+    "tensorrt": ((-128, 127), 0, 0, 127),
     "symmetric": ((-128, 127), 0, 0, 127),
 }
 
@@ -287,7 +289,7 @@ def test_contract_targets(target):
     assert {(a.low, a.high) for a in found.values()} == {limits}
     assert found["x"].zero_point == signed and found["relu"].zero_point == rectified
     integers = {n: w.integers(q.get_parameter(n.replace("_weight", ".weight"))) for n, w in weights(q).items()}
-    assert all(largest // 2 <= int(i.abs().max()) <= largest and (target == "x86" or int(i.abs().max()) == largest) for i in integers.values())
+    assert all(largest // 2 <= int(i.abs().max()) <= largest and (TARGETS[target].pairs or int(i.abs().max()) == largest) for i in integers.values())
     with torch.no_grad():
         assert relative(network(x[0]), q(x[0])) < 0.04
 

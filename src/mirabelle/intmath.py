@@ -108,6 +108,18 @@ def add_fixed(a: Array, scale_a: float, b: Array, scale_b: float, scale: float, 
     return np.clip(shifted(total.astype(np.int64), shift) + zero_point, low, high).astype(np.int32)
 
 
+GUARD_BITS = 8
+
+
+def sum_fixed(parts: list[tuple[Array, Array | float]], scale: float, zero_point: int, low: int, high: int) -> Array:
+    """Tensors of integers in units of their own (accumulators among them), added on the grid of `scale` without floats: each goes to steps of 1 / 256, the sum to
+    whole ones."""
+    total = sum(
+        shifted(q.astype(np.int64) * m, s) for q, (m, s) in ((q, fixed_point(np.asarray(u, np.float64) / scale * 2.0**GUARD_BITS)) for q, u in parts)
+    )
+    return np.clip(shifted(np.asarray(total), np.asarray(GUARD_BITS)) + zero_point, low, high).astype(np.int32)
+
+
 # --- sums of products ----------------------------------------------------------------------------------------------------------------
 
 

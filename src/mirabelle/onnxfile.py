@@ -49,13 +49,18 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
                 return program.model_proto
             except Exception as error:
                 problem = error
-    raise CaptureError(f"torch.onnx cannot export this network: {str(problem).strip().splitlines()[0] if problem else ''}") from problem
+    cause: BaseException | None = problem
+    while cause is not None and cause.__cause__ is not None:  # the outer ones say only in which step it was
+        cause = cause.__cause__
+    reason = (str(cause).strip().splitlines() or [""])[0]
+    raise CaptureError(f"torch.onnx cannot export this network: {type(cause).__name__}: {reason}") from problem
 
 
 def write_onnx(proto: Any, path: str | Path) -> None:
     """Means as the pools that runtimes have kernels for, without doc strings and metadata (source paths among them), checked, whole or not at all."""
     _pool_for_means(proto)
     fold_pads(proto)
+    _turn_weights(proto)
     _name_nodes(proto)
     _strip(proto)
     save_onnx(proto, path)
@@ -140,6 +145,36 @@ def fold_pads(proto: Any) -> None:
             reader.attribute.append(helper.make_attribute("pads", [a + b for a, b in zip(before, spatial, strict=True)]))
         taken.add(node.output[0])
     kept = [n for n in graph.node if not taken & set(n.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _turn_weights(proto: Any) -> None:
+    """A stored matrix that is dequantised, turned and multiplied with is stored turned: runtimes look for integers right in front of the product."""
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    constants = {i.name: i for i in graph.initializer}
+    makers = {o: n for n in graph.node for o in n.output}
+    turned: set[str] = set()
+    for node in graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "Transpose" else None
+        if before is None or before.op_type != "DequantizeLinear" or before.input[0] not in constants:
+            continue
+        readers = [n for n in graph.node if node.output[0] in n.input or before.output[0] in n.input]
+        if [list(a.ints) for a in node.attribute] != [[1, 0]] or any(n.op_type != "MatMul" and n is not node for n in readers):
+            continue
+        stored = constants[before.input[0]]
+        stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored).T.copy(), stored.name))
+        for attribute in before.attribute:
+            if attribute.name == "axis":
+                attribute.i = 1 - attribute.i
+        for reader in readers:
+            for k, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[k] = before.output[0]
+        turned.add(node.output[0])
+    kept = [n for n in graph.node if not turned & set(n.output)]
     del graph.node[:]
     graph.node.extend(kept)
 

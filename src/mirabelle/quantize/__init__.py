@@ -96,7 +96,7 @@ def quantize(
     judge = None if accuracy_drop is None or validation is None else Judge(check_network(model), validation, metric)
     network = captured(model, first)
     check_keep(network.graph, keep)
-    sites, layers = place(network.graph, keep), contractions(network.graph, keep)
+    sites, layers = place(network.graph, keep, goal), contractions(network.graph, keep)
     if not layers:
         inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
         raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")

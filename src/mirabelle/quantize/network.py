@@ -17,7 +17,7 @@ from torch import fx, nn
 from mirabelle.checks import check_network
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import capture, get_tensor, parameter_name
+from mirabelle.graph.capture import capture, get_tensor, operator, parameter_name
 from mirabelle.quantize.description import Quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm
@@ -30,9 +30,18 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     graph_module = capture(check_network(model), first, dynamic_batch=True)
     network = fx.GraphModule(graph_module, graph_module.graph)
     _plain_signature(network)
+    _drop_dropout(network)
     fold_batchnorm(network)
     network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")
     return network.eval()
+
+
+def _drop_dropout(network: fx.GraphModule) -> None:
+    """Captured in eval mode, it does nothing."""
+    for node in list(network.graph.nodes):
+        if operator(node) in ("dropout", "dropout_", "feature_dropout") and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
 
 
 def _plain_signature(network: fx.GraphModule) -> None:
@@ -117,7 +126,7 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
     """
     found = Quantization.from_dict(described)
     network = captured(model, example_of(described))
-    if [s.node for s in place(network.graph, found.keep)] != [s.node for s in found.sites]:
+    if [s.node for s in place(network.graph, found.keep, TARGETS[found.target])] != [s.node for s in found.sites]:
         raise InputError("this network has other layers than the one that was quantised; build the same one")
     goal = TARGETS[found.target]
     activations = {

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import fx
 
 from mirabelle.errors import InputError, did_you_mean
 from mirabelle.graph.capture import module_path, operator, parameter_name
+from mirabelle.quantize.targets import TARGETS, Target
 
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 CONTRACTIONS = CONVOLUTIONS | {"linear"}
@@ -123,6 +124,8 @@ def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] 
         ends = tail(node).name in known
         if node in layers and grids:
             integer.add(node)
+        elif is_addition(node) and any(n in integer and n is summed(node, layers) for n in inputs) and any(n.name in known for n in inputs):
+            integer.add(node)
         elif name in RECTIFIERS and tail(inputs[0]) is node and inputs[0] in integer:
             integer.add(node)
         elif grids and unpadded(node) is not None:
@@ -144,18 +147,28 @@ def float_name(node: fx.Node) -> str:
     return operator(node).rstrip("_") if computed and isinstance(node.meta.get("val"), torch.Tensor) else ""
 
 
-def place(graph: fx.Graph, keep: Iterable[str] = ()) -> list[Site]:
+def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x86"]) -> list[Site]:
     """The sites in order of execution.
 
-    The inputs of every convolution and linear layer; its output, after the rectifier; additions whose operands are both quantised; averages and
-    data movement of quantised values. A linear layer whose result is the network's output ends in float: its accumulators are divided once.
-    What no rule names stays in float, and so do the layers that `keep` names.
+    The inputs of every convolution and linear layer. Where the target rounds what convolutions give: their outputs, after the rectifier, and additions whose operands
+    are both quantised; where it adds before it rounds: the operand of an addition that no convolution hands over directly. Averages over space of quantised values.
+    Data movement keeps the grid of what it moves. A value that only floats read is left in float, and so are the layers that `keep` names and
+    whatever no rule names.
     """
-    chosen: dict[fx.Node, Site] = {}
     layers = set(contractions(graph, keep))
+    chosen: dict[fx.Node, Site] = {}
 
-    def site(node: fx.Node, layer: fx.Node, source: str | None = None) -> None:
-        chosen.setdefault(node, Site(node.name, layer_name(layer), source))
+    def site(node: fx.Node, layer: fx.Node | None = None) -> None:
+        """node gets a grid; behind data movement, that of what was moved."""
+        if node in chosen:
+            return
+        inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
+        if operator(node) in PASSES and len(inputs) == 1 and inputs[0].op != "placeholder" and (inputs[0] in chosen or _computes(inputs[0])):
+            site(inputs[0])
+            before = chosen[inputs[0]]
+            chosen[node] = Site(node.name, layer_name(node), before.source or before.node)
+        else:
+            chosen[node] = Site(node.name, layer_name(layer or _before_rectifier(node)))
 
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -163,20 +176,42 @@ def place(graph: fx.Graph, keep: Iterable[str] = ()) -> list[Site]:
         name = operator(node)
         inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
         if node in layers:
-            source = layer_input(node)
-            site(source, source)
-            end = tail(node)
-            if name != "linear" or any(u.op != "output" for u in end.users):
-                site(end, node)
+            site(layer_input(node))
+            if target.rounded and name in CONVOLUTIONS:
+                site(tail(node), node)
+        elif is_addition(node) and target.sums:
+            fused = summed(node, layers)
+            other = next((i for i in inputs if i is not fused), None)
+            if fused is not None and other is not None and (other in chosen or _before_rectifier(other) in layers):
+                site(other)
         elif is_addition(node) and all(i in chosen for i in inputs):
             site(tail(node), node)
-        elif name in AVERAGES and inputs[0] in chosen and over_space(node):
-            site(node, node)
+        elif name in AVERAGES and over_space(node):
+            if target.averages and not target.rounded and (_before_rectifier(inputs[0]) in layers or is_addition(_before_rectifier(inputs[0]))):
+                site(inputs[0])
+            if inputs[0] in chosen:
+                site(node)
         elif name in PASSES and inputs and inputs[0] in chosen:
-            before = chosen[inputs[0]]
-            site(node, node, before.source or before.node)
+            site(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
     return [chosen[n] for n in sorted(chosen, key=order.__getitem__)]
+
+
+def _computes(node: fx.Node) -> bool:
+    return operator(node) in PASSES | AVERAGES | RECTIFIERS | CONTRACTIONS or is_addition(node)
+
+
+def _before_rectifier(node: fx.Node) -> fx.Node:
+    """The layer or addition whose rectified result this is; the node itself where it is none."""
+    before = node.args[0] if operator(node) in RECTIFIERS else None
+    return before if isinstance(before, fx.Node) and tail(before) is node else node
+
+
+def summed(node: fx.Node, layers: Collection[fx.Node]) -> fx.Node | None:
+    """The operand of an addition that a convolution computes for it alone, and can add to the other before it rounds; the later one of two."""
+    found = [i for i in node.all_input_nodes if i in layers and operator(i) in CONVOLUTIONS and len(i.users) == 1]
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    return max(found, key=order.__getitem__, default=None)
 
 
 def over_space(node: fx.Node) -> bool:

@@ -37,7 +37,7 @@ def to_qdq(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
     network = copy.deepcopy(model)
     dtype = DTYPES[TARGETS[described.target].activations]
     for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
-        _weight(network, node)
+        _weight(network, node, TARGETS[described.target].biases)
     order: list[str] = []
     for node in [n for n in network.graph.nodes if n.op == "call_module"]:
         quantizer = network.get_submodule(str(node.target))
@@ -109,7 +109,7 @@ def _stored(
     return network.graph.call_function(ops.dequantize_per_channel.default, (*nodes, 0, *limits, values.dtype))
 
 
-def _weight(network: fx.GraphModule, node: fx.Node) -> None:
+def _weight(network: fx.GraphModule, node: fx.Node, biases: bool) -> None:
     call = node.args[1]
     assert isinstance(call, fx.Node)
     quantizer = network.get_submodule(str(call.target))
@@ -121,7 +121,7 @@ def _weight(network: fx.GraphModule, node: fx.Node) -> None:
     with network.graph.inserting_before(node):
         weight = _stored(network, call.args[0].name, integers, scales, (-128, 127), quantizer.offset)
         new_bias = bias
-        if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
+        if biases and isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
             accumulator = scales * float(input_quantizer(network, node).scale.detach())
             stored = bias_integers(get_tensor(network, bias_name).detach(), accumulator)
             new_bias = _stored(network, f"{node.name}_bias", stored, accumulator, (-(2**31), 2**31 - 1))

@@ -99,7 +99,7 @@ class _Splicer:
         )
         return site
 
-    def layer(self, node: fx.Node) -> None:
+    def layer(self, node: fx.Node, biases: bool) -> None:
         """Weight and bias of a layer as integers behind DequantizeLinear."""
         i = self.index(node)
         assert i is not None
@@ -112,15 +112,22 @@ class _Splicer:
         scales = quantizer.scale.detach()
         zeros = np.broadcast_to(quantizer.offset.numpy(), scales.shape).astype(integers.dtype)
         self.nodes[i].input[1] = self.dequantized(i, f"{call.args[0].name}", integers.T if turned else integers, scales, zeros, 1 if turned else 0)
-        if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
+        if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None and (biases or bias_name not in self.source.constants):
+            if not biases:
+                self.reads_bias(i, self.constant(f"{node.name}_bias", get_tensor(self.model, bias_name).detach().numpy()))
+                return
             accumulator = scales * float(input_quantizer(self.model, node).scale.detach())
             stored = bias_integers(get_tensor(self.model, bias_name).detach(), accumulator)
             accumulator = accumulator.expand(len(stored))
             result = self.dequantized(i, f"{node.name}_bias", stored.numpy(), accumulator, np.zeros(len(stored), np.int32), 0)
-            if len(self.nodes[i].input) > 2:
-                self.nodes[i].input[2] = result
-            else:
-                self.nodes[i].input.append(result)
+            self.reads_bias(i, result)
+
+    def reads_bias(self, place: int, name: str) -> None:
+        node = self.nodes[place]
+        if len(node.input) > 2:
+            node.input[2] = name
+        else:
+            node.input.append(name)
 
     def dequantized(self, place: int, owner: str, integers: np.ndarray, scales: torch.Tensor, zeros: np.ndarray, axis: int) -> str:
         """A stored tensor of integers and its DequantizeLinear, in front of the node that reads it; written once for all of a tensor's readers."""
@@ -192,6 +199,6 @@ def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
             sites.append(splicer.activation(node, quantizer, values, TARGETS[described.target].activations))
     for node in model.graph.nodes:
         if is_contraction_of_quantized(node, model):
-            splicer.layer(node)
+            splicer.layer(node, TARGETS[described.target].biases)
     splicer.other_constants()
     return splicer.assemble(), sites

@@ -80,10 +80,11 @@ class Accumulated:
 
 @dataclass(frozen=True)
 class Sum:
-    """Two tensors of integers that are added when the grid of the result is known."""
+    """Two tensors of integers that are added when the grid of the result is known: both on grids, or one still in accumulators, which a convolution adds to
+    the other before it rounds."""
 
-    a: Quantized
-    b: Quantized
+    a: Quantized | Accumulated
+    b: Quantized | Accumulated
     bounds: Bounds = FREE
 
     def float(self) -> np.ndarray:
@@ -91,6 +92,11 @@ class Sum:
 
     def to(self, grid: Grid, fixed: bool) -> np.ndarray:
         a, b, limits = self.a, self.b, grid.within(self.bounds)
+        if not (isinstance(a, Quantized) and isinstance(b, Quantized)):
+            if fixed:
+                parts = [(v.centred, v.grid.scale) if isinstance(v, Quantized) else (v.q, v.scale) for v in (a, b)]
+                return intmath.sum_fixed(parts, grid.scale, grid.zero_point, *limits)
+            return np.clip(intmath.quantize(self.float(), grid.scale, grid.zero_point, grid.low, grid.high), *limits)
         if fixed:
             return intmath.add_fixed(a.centred, a.grid.scale, b.centred, b.grid.scale, grid.scale, grid.zero_point, *limits)
         return intmath.add(a.q, a.grid.scale, a.grid.zero_point, b.q, b.grid.scale, b.grid.zero_point, grid.scale, grid.zero_point, *limits)
@@ -182,8 +188,10 @@ class Reference:
             low, high = rectifier_bounds(node)
             if low == 0:
                 return replace(x, q=intmath.relu(x.q), bounds=(low, high)) if isinstance(x, Accumulated) else replace(x, bounds=(low, high))
-        if is_addition(node) and isinstance(x, Quantized) and isinstance(other := values.get(node.args[1]), Quantized):
-            return Sum(x, other)
+        if is_addition(node):
+            kinds = [type(values.get(a)) for a in node.args[:2]]
+            if Quantized in kinds and set(kinds) <= {Quantized, Accumulated}:
+                return Sum(*(values[a] for a in node.args[:2]))
         if name == "cat" and all(isinstance(values.get(p), Quantized) for p in node.args[0]):
             return Parts(tuple(values[p] for p in node.args[0]), node.args[1] if len(node.args) > 1 else 0)
         if name == "max_pool2d" and isinstance(x, Quantized):
