@@ -13,6 +13,7 @@ from mirabelle.quantize.network import captured
 from tests.quantized_networks import Network, batches, build, conv, head
 from tests.test_repair import as_batches
 
+
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
     monkeypatch.setattr(fallback, "SECONDS", 0.2)

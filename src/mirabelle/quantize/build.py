@@ -68,7 +68,10 @@ class Calibrated:
         if precision == "float":
             return self.quantized(tuple(weights))
         keep = self.described.keep
-        keys, sources = weight_keys(self.network, keep), {s.node: s.source or s.node for s in place(self.network.graph, keep, TARGETS[self.described.target])}
+        keys, sources = (
+            weight_keys(self.network, keep),
+            {s.node: s.source or s.node for s in place(self.network.graph, keep, TARGETS[self.described.target])},
+        )
         readers = [n for n in contractions(self.network.graph, keep) if str(parameter_name(n.args[1])) in weights]
         return self.quantized((), dict.fromkeys((*(keys[w] for w in weights), *(sources[layer_input(n).name] for n in readers)), int(precision)))
 
