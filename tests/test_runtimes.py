@@ -69,7 +69,10 @@ def data(batch, seed=1):
 
 @pytest.fixture(scope="module", params=sorted(RUNTIMES))
 def runtime(request):
-    pytest.importorskip(request.param)
+    try:
+        RUNTIMES[request.param].version()
+    except MissingRuntimeError as missing:
+        pytest.skip(str(missing))
     return request.param
 
 

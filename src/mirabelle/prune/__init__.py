@@ -22,6 +22,7 @@ from mirabelle.prune.reconstruct import Cut
 from mirabelle.prune.repair import REPAIRS
 from mirabelle.prune.stats import collect
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.sparsify import masks
 
 
 def prune(
@@ -96,6 +97,8 @@ def plan(
     """`prune`, with what was found in the network and the channels that were removed of each group."""
     check_network(model)
     what, fraction = check_budget(macs, params, latency)
+    if masks.blocks(model):
+        raise InputError("this network is sparse, and a repair after the cut would fill its zeros; prune channels first, then sparsify")
     if what == "latency":
         choose(runtime, RUNTIMES, "runtime").version()
     score = resolve(criterion, CRITERIA, "criterion")

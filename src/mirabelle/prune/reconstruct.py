@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mirabelle.checks import clone
-from mirabelle.data import Batch, batches
+from mirabelle.data import batches
 from mirabelle.graph.groups import Coupling
+from mirabelle.moments import flat, has_rows, moments, order, put_flat, ridge
 from mirabelle.progress import bar
-from mirabelle.prune.moments import has_rows, ridge, rows
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,6 @@ class Cut:
     original: nn.Module
     coupling: Coupling
     removed: Mapping[str, torch.Tensor]
-
-
-class _ReachedError(Exception):
-    """Stops a forward pass at the layer that was waited for."""
 
 
 def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
@@ -44,7 +40,7 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
     training = {n: m.training for n, m in small.named_modules()}
     result, reference = clone(small).eval(), clone(cut.original).eval()
     readers = [n for n in _readers(cut) if has_rows(reference.get_submodule(n))]
-    layers = _order(reference, readers, next(iter(batches(data, 1, what="data"))))
+    layers = order(reference, readers, next(iter(batches(data, 1, what="data"))))
     kept = _kept_outputs(cut)
     with torch.no_grad(), bar("least squares", len(layers)) as shown:
         for name in layers:
@@ -58,24 +54,6 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
 def _readers(cut: Cut) -> list[str]:
     """The modules that read channels of which some were removed."""
     return list(dict.fromkeys(s.module for g in cut.coupling.groups if len(cut.removed.get(g.name, ())) for s in g.with_role("in")))
-
-
-def _order(model: nn.Module, names: list[str], batch: Batch) -> list[str]:
-    """Those of `names` that run once, in the order in which they run."""
-    seen: list[str] = []
-    hooks = [model.get_submodule(n).register_forward_pre_hook(_append(seen, n)) for n in names]
-    try:
-        with torch.no_grad():
-            few = batch.head(1)
-            model(*few.args, **few.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [n for n in seen if seen.count(n) == 1]
-
-
-def _append(seen: list[str], name: str) -> Callable[[nn.Module, tuple], None]:
-    return lambda module, args: seen.append(name)
 
 
 def _kept_outputs(cut: Cut) -> dict[str, torch.Tensor]:
@@ -93,43 +71,8 @@ def _kept_outputs(cut: Cut) -> dict[str, torch.Tensor]:
     return {name: mask.nonzero()[:, 0] for name, mask in kept.items()}
 
 
-def _seen_by(model: nn.Module, name: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the layer `name` reads and gives; the rest of the network does not run."""
-    found: list[torch.Tensor] = []
-
-    def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        found.extend((args[0], output))
-        raise _ReachedError
-
-    handle = model.get_submodule(name).register_forward_hook(hook)
-    try:
-        model(*batch.args, **batch.kwargs)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    return found[0], found[1]
-
-
 def _solve(reference: nn.Module, result: nn.Module, name: str, kept: torch.Tensor | None, data: Iterable, count: int) -> None:
     module = result.get_submodule(name)
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    weight = module.weight.detach()
-    bias = module.bias.detach() if module.bias is not None else weight.new_zeros(len(weight))
-    w = torch.cat([weight.flatten(1), bias[:, None]], 1).T.double()
-    gram = torch.zeros(len(w), len(w), dtype=torch.float64, device=w.device)
-    moment = torch.zeros_like(w)
-    generator = torch.Generator().manual_seed(0)
-    for batch in batches(data, count, what="data"):
-        batch = batch.map(lambda t: t.to(weight.device))
-        inputs, _ = _seen_by(result, name, batch)
-        _, outputs = _seen_by(reference, name, batch)
-        if kept is not None:
-            outputs = outputs.index_select(1 if isinstance(module, nn.Conv2d) else -1, kept.to(outputs.device))
-        a, y = rows(module, inputs, outputs, generator)
-        gram += a.T @ a
-        moment += a.T @ y
-    solved = (w + torch.linalg.solve(gram + ridge(gram), moment - gram @ w)).T.to(weight.dtype)
-    module.weight.copy_(solved[:, :-1].reshape(weight.shape))
-    if module.bias is not None:
-        module.bias.copy_(solved[:, -1])
+    w = flat(module)
+    gram, moment = moments(reference, result, name, data, count, kept)
+    put_flat(module, w + torch.linalg.solve(gram + ridge(gram), moment - gram @ w))

@@ -10,13 +10,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from mirabelle.checks import clone, running
-from mirabelle.data import batches
 from mirabelle.errors import InputError
+from mirabelle.gradients import loss_gradients
 from mirabelle.graph.groups import Coupling, Slot
-from mirabelle.measure.accuracy import as_tensor
-from mirabelle.progress import track
-from mirabelle.prune.moments import has_rows, input_grams
+from mirabelle.moments import has_rows, input_grams
 
 MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
 
@@ -50,13 +47,7 @@ def per_channel(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 
 def collect(model: nn.Module, coupling: Coupling, data: Iterable | None, loss: Callable | None, count: int, needs_gradients: bool) -> Stats:
-    """The statistics for a criterion; with gradients, `count` labelled batches go forward and backward through the network in eval mode.
-
-    Eval mode, because the pruned network keeps BatchNorm's statistics fixed too: in train mode w * g summed over a filter before BatchNorm is zero.
-    It is a copy that runs: no step is taken, and the network's gradients, flags and buffers are left as they were.
-    """
-    if needs_gradients:
-        model = clone(model).eval()
+    """The statistics for a criterion; with gradients, `count` labelled batches go forward and backward through the network (`gradients.py`)."""
     tensors = {n: p.detach() for n, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
@@ -70,21 +61,9 @@ def collect(model: nn.Module, coupling: Coupling, data: Iterable | None, loss: C
         return stats
     if data is None:
         raise InputError("this criterion needs gradients: give data=, a loader of (inputs, targets), and loss=")
-    function = loss or nn.functional.cross_entropy
-    trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
-    device = next(iter(trained.values())).device
     changes: dict[str, list[torch.Tensor]] = {g.name: [] for g in coupling.groups}
     seen = 0
-    for p in trained.values():
-        p.requires_grad_(True)
-    for batch in track(batches(data, count, labelled=True, what="data"), "gradients", count):
-        batch = batch.map(lambda t: t.to(device))
-        with torch.enable_grad(), running(batch, f"batch {seen} of data"):
-            value = function(as_tensor(model(*batch.args, **batch.kwargs)), batch.target.to(device))
-            grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-        found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
-        if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:
-            raise InputError(f"the gradient of {bad[0]} is not finite on batch {seen} of data; look for NaN in the inputs or the loss")
+    for found in loss_gradients(model, data, loss, count):
         for name, grad in found.items():
             stats.gradients[name] = stats.gradients.get(name, 0) + grad
         for group in coupling.groups:

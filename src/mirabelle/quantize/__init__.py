@@ -29,6 +29,7 @@ from mirabelle.quantize.observe import Histogram
 from mirabelle.quantize.place import Site, float_operators, is_contraction, place
 from mirabelle.quantize.targets import TARGETS, Target, resolve_target
 from mirabelle.quantize.thresholds import THRESHOLDS
+from mirabelle.sparsify import masks
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def quantize(
     result.meta["histograms"] = histograms
     result.meta[FORM] = getattr(model, "meta", {}).get(FORM)
     result.meta["float_sizes"] = {n: list(t.shape) for n, t in model.state_dict().items()}
+    own = dict(result.named_parameters())
+    masks.mark(result, {n: block for n, block in masks.blocks(model).items() if n in own})  # a zero is the integer 0
     return result
 
 

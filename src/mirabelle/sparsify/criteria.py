@@ -1,0 +1,82 @@
+"""Criteria: how much each weight, or block of weights, of a layer matters. A function (layer) -> (units, columns) scores; larger stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mirabelle.moments import ridge
+from mirabelle.sparsify.layers import Layer, by_block
+
+
+def magnitude(layer: Layer) -> torch.Tensor:
+    """|w|; of a block the sum. Janowsky 1989; Han et al. 2015."""
+    return by_block(layer.weight.abs(), layer.block)
+
+
+def l2(layer: Layer) -> torch.Tensor:
+    """The Euclidean norm of a block; of a single weight |w|."""
+    return by_block(layer.weight.square(), layer.block).sqrt()
+
+
+def lamp(layer: Layer) -> torch.Tensor:
+    """The unit's squared norm over the sum of its own and all larger ones of its layer, so that layers can be compared. Lee et al. 2021 (LAMP), eq. 4."""
+    squares = by_block(layer.weight.square(), layer.block)
+    ordered, index = squares.flatten().sort(stable=True)
+    rest = ordered.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(ordered).index_copy_(0, index, ordered / rest.clamp_min(1e-300)).reshape(squares.shape)
+
+
+def taylor(layer: Layer) -> torch.Tensor:
+    """The mean over batches of (the sum of w * dL/dw over the unit) squared: the first-order change of the loss without it. Molchanov et al. 2019, eq. 8."""
+    assert layer.changes is not None
+    return layer.changes
+
+
+def _energy(layer: Layer) -> torch.Tensor:
+    """The energy of the layer's outputs about their mean, summed over the rows that were read. Layers are compared by what share of it a unit costs."""
+    assert layer.gram is not None
+    gram, w = layer.gram, layer.weight
+    about_mean = gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
+    return ((w @ about_mean) * w).sum().clamp_min(1e-30)
+
+
+def _share(layer: Layer) -> torch.Tensor:
+    """For a layer whose inputs are no rows: the unit's share of the squared weights."""
+    return by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)
+
+
+def wanda(layer: Layer) -> torch.Tensor:
+    """|w| times the norm of the input that it reads, over the root of the output's energy; of a block the root of the sum of squares.
+
+    Sun et al. 2024 (Wanda), eq. 1, with one order for a whole layer. No labels are needed.
+    """
+    if layer.gram is None:
+        return _share(layer).sqrt()
+    inputs = layer.gram.diagonal()[:-1].clamp_min(0)
+    return (by_block(layer.weight.square(), layer.block) * inputs / _energy(layer)).sqrt()
+
+
+def obs(layer: Layer) -> torch.Tensor:
+    """w² / (H⁻¹)_jj with H = A'A + r I: what the outputs suffer without the weight if all others of its row are fitted again, over the output's energy.
+
+    For a block the sum over its rows. Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of its own with the same H.
+    No labels are needed.
+    """
+    if layer.gram is None:
+        return _share(layer)
+    inverse = torch.linalg.inv(layer.gram + ridge(layer.gram)).diagonal()[:-1]
+    return by_block(layer.weight.square(), layer.block) / inverse / _energy(layer)
+
+
+def random(layer: Layer) -> torch.Tensor:
+    """Uniform scores from torch's generator: the baseline that a criterion has to beat."""
+    return torch.rand(by_block(layer.weight, layer.block).shape, dtype=torch.float64)
+
+
+CRITERIA: dict[str, Callable[[Layer], torch.Tensor]] = {
+    "magnitude": magnitude, "l1": magnitude, "l2": l2, "lamp": lamp, "taylor": taylor, "wanda": wanda, "obs": obs, "random": random,
+}  # fmt: skip
+NEEDS_GRADIENTS = {"taylor"}
+NEEDS_INPUTS = {"wanda", "obs"}
