@@ -237,4 +237,4 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return convert(onnx_path, folder)
 
 
-RUNTIME = Runtime("mnn", ".mnn", version, files, open, profile, save)
+RUNTIME = Runtime("mnn", ".mnn", version, files, open, profile, save, int8=False)

@@ -324,4 +324,4 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return choose(onnx_path, folder)
 
 
-RUNTIME = Runtime("sparse", ".sparse", version, files, open, profile, save)
+RUNTIME = Runtime("sparse", ".sparse", version, files, open, profile, save, int8=False)

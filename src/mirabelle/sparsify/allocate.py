@@ -1,6 +1,6 @@
-"""Allocation: how many units each layer keeps. A function (scores by layer, shapes of the weights, fraction kept) -> fraction kept of each layer.
+"""Allocation: how many units each layer keeps. A function (scores by layer, shapes of the weights, density, least) -> units kept of each layer.
 
-What a function gives is brought into [least, 1] by `counts`, which also sees to the total.
+density: the share of all units that is kept; the counts sum to it. least: the share of every layer that stays in any case.
 """
 
 from __future__ import annotations
@@ -28,6 +28,22 @@ def by_threshold(scores: Scores, shapes: Shapes, density: float, least: float) -
     kept[order[: max(_total(scores, density), sum(floors.values()))]] = True
     parts = kept.split([s.numel() for s in scores.values()])
     return {name: int(part.sum()) for name, part in zip(scores, parts)}
+
+
+def lamp(scores: Scores, shapes: Shapes, density: float, least: float) -> dict[str, int]:
+    """One order by the share that a unit's squared score has in its own and all larger ones of its layer, so that no layer is emptied before the others.
+
+    Lee et al. 2021 (LAMP), eq. 4, there with magnitudes. Zeros from before (scores of minus infinity) stay last.
+    """
+    return by_threshold({n: _relative(s) for n, s in scores.items()}, shapes, density, least)
+
+
+def _relative(scores: torch.Tensor) -> torch.Tensor:
+    ordered, index = scores.flatten().sort(stable=True)
+    squares = ordered.clamp_min(0).square()
+    rest = squares.flip(0).cumsum(0).flip(0)
+    shares = torch.where(ordered == -torch.inf, ordered, squares / rest.clamp_min(1e-300))
+    return torch.empty_like(ordered).index_copy_(0, index, shares)
 
 
 def uniform(scores: Scores, shapes: Shapes, density: float, least: float) -> dict[str, int]:
@@ -88,4 +104,4 @@ def check_reachable(scores: Scores, density: float, least: float) -> None:
         )
 
 
-ALLOCATIONS: dict[str, Callable[[Scores, Shapes, float, float], dict[str, int]]] = {"global": by_threshold, "uniform": uniform, "erk": erk}
+ALLOCATIONS: dict[str, Callable[[Scores, Shapes, float, float], dict[str, int]]] = {"global": by_threshold, "lamp": lamp, "uniform": uniform, "erk": erk}

@@ -1,4 +1,7 @@
-"""Criteria: how much each weight, or block of weights, of a layer matters. A function (layer) -> (units, columns) scores; larger stays."""
+"""Criteria: how much each weight, or block of weights, of a layer matters. A function (layer) -> (units, columns) scores; larger stays.
+
+Scores are amplitudes: their squares, not they themselves, are what adds up over units that go together.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,10 @@ def l2(layer: Layer) -> torch.Tensor:
     return by_block(layer.weight.square(), layer.block).sqrt()
 
 
-def lamp(layer: Layer) -> torch.Tensor:
-    """The unit's squared norm over the sum of its own and all larger ones of its layer, so that layers can be compared. Lee et al. 2021 (LAMP), eq. 4."""
-    squares = by_block(layer.weight.square(), layer.block)
-    ordered, index = squares.flatten().sort(stable=True)
-    rest = ordered.flip(0).cumsum(0).flip(0)
-    return torch.empty_like(ordered).index_copy_(0, index, ordered / rest.clamp_min(1e-300)).reshape(squares.shape)
-
-
 def taylor(layer: Layer) -> torch.Tensor:
-    """The mean over batches of (the sum of w * dL/dw over the unit) squared: the first-order change of the loss without it. Molchanov et al. 2019, eq. 8."""
+    """The root mean square over batches of the sum of w * dL/dw over the unit: the first-order change of the loss without it. Molchanov et al. 2019, eq. 8."""
     assert layer.changes is not None
-    return layer.changes
+    return layer.changes.sqrt()
 
 
 def _energy(layer: Layer) -> torch.Tensor:
@@ -43,8 +38,8 @@ def _energy(layer: Layer) -> torch.Tensor:
 
 
 def _share(layer: Layer) -> torch.Tensor:
-    """For a layer whose inputs are no rows: the unit's share of the squared weights."""
-    return by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)
+    """For a layer whose inputs are no rows: the root of the unit's share of the squared weights."""
+    return (by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)).sqrt()
 
 
 def wanda(layer: Layer) -> torch.Tensor:
@@ -53,21 +48,21 @@ def wanda(layer: Layer) -> torch.Tensor:
     Sun et al. 2024 (Wanda), eq. 1, with one order for a whole layer. No labels are needed.
     """
     if layer.gram is None:
-        return _share(layer).sqrt()
+        return _share(layer)
     inputs = layer.gram.diagonal()[:-1].clamp_min(0)
     return (by_block(layer.weight.square(), layer.block) * inputs / _energy(layer)).sqrt()
 
 
 def obs(layer: Layer) -> torch.Tensor:
-    """w² / (H⁻¹)_jj with H = A'A + r I: what the outputs suffer without the weight if all others of its row are fitted again, over the output's energy.
+    """The root of w² / (H⁻¹)_jj with H = A'A + r I, over the output's energy: what the outputs suffer without the weight if all others of its row are fitted again.
 
-    For a block the sum over its rows. Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of its own with the same H.
+    For a block the sum over its rows, under the root. Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of its own with the same H.
     No labels are needed.
     """
     if layer.gram is None:
         return _share(layer)
     inverse = torch.linalg.inv(layer.gram + ridge(layer.gram)).diagonal()[:-1]
-    return by_block(layer.weight.square(), layer.block) / inverse / _energy(layer)
+    return (by_block(layer.weight.square(), layer.block) / inverse / _energy(layer)).sqrt()
 
 
 def random(layer: Layer) -> torch.Tensor:
@@ -76,7 +71,7 @@ def random(layer: Layer) -> torch.Tensor:
 
 
 CRITERIA: dict[str, Callable[[Layer], torch.Tensor]] = {
-    "magnitude": magnitude, "l1": magnitude, "l2": l2, "lamp": lamp, "taylor": taylor, "wanda": wanda, "obs": obs, "random": random,
+    "magnitude": magnitude, "l1": magnitude, "l2": l2, "taylor": taylor, "wanda": wanda, "obs": obs, "random": random,
 }  # fmt: skip
 NEEDS_GRADIENTS = {"taylor"}
 NEEDS_INPUTS = {"wanda", "obs"}
