@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from mirabelle.batchnorm import reestimate_batchnorm
+from mirabelle.batchnorm import reestimate_batchnorm, reestimate_where_better
 from mirabelle.prune.reconstruct import Cut, reconstruct
 
 
@@ -16,8 +16,8 @@ def bn(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
 
 
 def least_squares(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
-    """The weights that read pruned channels, then BatchNorm's statistics."""
-    return reestimate_batchnorm(reconstruct(small, cut, data, count), data, count)
+    """The weights of the layers whose inputs have changed, then BatchNorm's statistics, where those bring the outputs nearer to the original's on the same data."""
+    return reestimate_where_better(reconstruct(small, cut, data, count), cut.original, data, count)
 
 
 # (the cut network, what was cut, data, batches to use) -> the mended network

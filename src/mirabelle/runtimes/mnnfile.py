@@ -72,7 +72,7 @@ class Table:
         struct.pack_into("<i", self.data, self.position, self.position - self._append(fields))
         struct.pack_into("<I", self.data, slot, self._append(content) - slot)
 
-    def _append(self, content: bytes) -> int:
+    def _append(self, content: bytes | bytearray) -> int:
         self.data.extend(bytes(-len(self.data) % 4))
         self.data.extend(content)
         return len(self.data) - len(content)

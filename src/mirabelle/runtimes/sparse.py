@@ -204,9 +204,9 @@ def example_arrays(onnx_path: Path) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     found = []
     for spec in session.inputs:
-        shape = None if spec.shape is None else tuple(1 if d is None and i == 0 else d for i, d in enumerate(spec.shape))
-        if shape is None or None in shape:
+        if spec.shape is None or None in spec.shape[1:]:
             raise InputError(f"{onnx_path.name} leaves the shape of {spec.name!r} open ({spec}); a choice that is timed needs an input of fixed size")
+        shape = [1 if d is None else d for d in spec.shape]
         array = generator.normal(size=shape) if spec.dtype.startswith("float") else np.zeros(shape)
         found.append(array.astype(spec.dtype))
     return found
@@ -233,18 +233,18 @@ def choose(onnx_path: Path, folder: Path, threads: int = 1, arrays: list[np.ndar
 
     onnx_path, folder = Path(onnx_path), Path(folder)
     mnn.version()
-    arrays = example_arrays(onnx_path) if arrays is None else arrays
+    given = example_arrays(onnx_path) if arrays is None else arrays
     with tempfile.TemporaryDirectory() as temporary:
         there = Path(temporary)
         files = _candidates(onnx_path, there)
         variants = Variants(onnx_path, there / "variants")
-        times = variants.time(there / "variants", arrays, threads) if variants.matched else {}
+        times = variants.time(there / "variants", given, threads) if variants.matched else {}
         forms = {name: fastest(by_form) for name, by_form in times.items()}
         if any(form != "dense" for form in forms.values()):
             files["sparse"] = variants.write(there / "sparse" / f"{onnx_path.stem}.mnn", forms)
         sessions = {name: DENSE.get(name, mnn.RUNTIME).open(path, threads) for name, path in files.items()}
-        _check_same(sessions, arrays, onnx_path)
-        latencies = alternate({n: lambda s=s: s.run(arrays) for n, s in sessions.items()}, 400, seconds=SECONDS, pin=threads == 1)
+        _check_same(sessions, given, onnx_path)
+        latencies = alternate({n: lambda s=s: s.run(given) for n, s in sessions.items()}, 400, seconds=SECONDS, pin=threads == 1)
         milliseconds = {n: latency.p50_ms for n, latency in latencies.items()}
         best = min(milliseconds, key=milliseconds.__getitem__)
         name = best if best in DENSE else "mnn"

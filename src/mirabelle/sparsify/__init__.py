@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.batchnorm import reestimate_batchnorm
+from mirabelle.batchnorm import reestimate_batchnorm, reestimate_where_better
 from mirabelle.checks import check_network, clone
+from mirabelle.data import batches as read
 from mirabelle.data import seed_everything
 from mirabelle.errors import InputError, choose
 from mirabelle.gradients import loss_gradients
-from mirabelle.moments import has_rows, input_grams
+from mirabelle.graph.reconstruct import reconstruct
+from mirabelle.moments import has_rows, layer_moments
 from mirabelle.plugins import resolve
 from mirabelle.sparsify import masks
 from mirabelle.sparsify.allocate import ALLOCATIONS, check_reachable
 from mirabelle.sparsify.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_INPUTS
 from mirabelle.sparsify.layers import Layer, as_matrix, by_block, candidates, spread
-from mirabelle.sparsify.refit import refit
 
 REPAIRS = ("bn", "least-squares")
 
@@ -136,7 +137,10 @@ def cut(
     masks.enforce(sparse, pruned)
     if repair is None or data is None:
         return sparse
-    return refit(sparse, original, pruned, data, batches) if repair == "least-squares" else reestimate_batchnorm(sparse, data, batches)
+    if repair == "bn":
+        return reestimate_batchnorm(sparse, data, batches)
+    example = next(read(data, 1, what="data")).head(1)._replace(target=None)
+    return reestimate_where_better(reconstruct(sparse, original, example, {}, data, batches, pruned), original, data, batches)
 
 
 def _layers(model: nn.Module, keep: Iterable[str], block: int) -> list[Layer]:
@@ -162,10 +166,10 @@ def _scores(
     if gradients:
         _collect_changes(model, layers, data, loss, count)  # type: ignore[arg-type]
     if inputs:
-        grams = input_grams(model, [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))], data, count)  # type: ignore[arg-type]
+        found = layer_moments(model, [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))], data, count)  # type: ignore[arg-type]
         for layer in layers:
-            layer.gram = grams[layer.module].cpu() if layer.module in grams else None
-    found = {}
+            layer.moments = found.get(layer.module)
+    scores = {}
     for layer in layers:
         units = by_block(layer.weight, layer.block).shape
         values = torch.as_tensor(score(layer)).detach().double().cpu()
@@ -173,8 +177,8 @@ def _scores(
             raise InputError(f"criterion {criterion!r} gave scores of shape {tuple(values.shape)} for {layer.name}; expected {tuple(units)}")
         if not bool(torch.isfinite(values).all()):
             raise InputError(f"criterion {criterion!r} gave NaN or infinite scores for {layer.name}")
-        found[layer.name] = values
-    return found
+        scores[layer.name] = values
+    return scores
 
 
 def _collect_changes(model: nn.Module, layers: list[Layer], data: Iterable, loss: Callable | None, count: int) -> None:

@@ -104,4 +104,9 @@ def check_reachable(scores: Scores, density: float, least: float) -> None:
         )
 
 
-ALLOCATIONS: dict[str, Callable[[Scores, Shapes, float, float], dict[str, int]]] = {"global": by_threshold, "lamp": lamp, "uniform": uniform, "erk": erk}
+ALLOCATIONS: dict[str, Callable[[Scores, Shapes, float, float], dict[str, int]]] = {
+    "global": by_threshold,
+    "lamp": lamp,
+    "uniform": uniform,
+    "erk": erk,
+}

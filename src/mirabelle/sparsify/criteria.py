@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from mirabelle.moments import ridge
+from mirabelle.moments import Moments, ridge
 from mirabelle.sparsify.layers import Layer, by_block
 
 
@@ -29,40 +29,47 @@ def taylor(layer: Layer) -> torch.Tensor:
     return layer.changes.sqrt()
 
 
-def _energy(layer: Layer) -> torch.Tensor:
-    """The energy of the layer's outputs about their mean, summed over the rows that were read. Layers are compared by what share of it a unit costs."""
-    assert layer.gram is not None
-    gram, w = layer.gram, layer.weight
-    about_mean = gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
-    return ((w @ about_mean) * w).sum().clamp_min(1e-30)
-
-
 def _share(layer: Layer) -> torch.Tensor:
     """For a layer whose inputs are no rows: the root of the unit's share of the squared weights."""
     return (by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)).sqrt()
 
 
+def _gram(moments: Moments) -> torch.Tensor:
+    """(columns + 1, columns + 1): of a layer without groups."""
+    return moments.gram[0].cpu()
+
+
+def _energy(layer: Layer, gram: torch.Tensor) -> torch.Tensor:
+    """The energy of the layer's outputs about their mean, summed over the rows that were read."""
+    about_mean = gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
+    return ((layer.weight @ about_mean) * layer.weight).sum().clamp_min(1e-30)
+
+
 def wanda(layer: Layer) -> torch.Tensor:
-    """|w| times the norm of the input that it reads, over the root of the output's energy; of a block the root of the sum of squares.
+    """|w| times the norm of the input that it reads, over the root of the output's energy, so that layers can be compared; of a block the root of the sum of squares.
 
     Sun et al. 2024 (Wanda), eq. 1, with one order for a whole layer. No labels are needed.
     """
-    if layer.gram is None:
+    if layer.moments is None:
         return _share(layer)
-    inputs = layer.gram.diagonal()[:-1].clamp_min(0)
-    return (by_block(layer.weight.square(), layer.block) * inputs / _energy(layer)).sqrt()
+    gram = _gram(layer.moments)
+    inputs = gram.diagonal()[:-1].clamp_min(0)
+    return (by_block(layer.weight.square(), layer.block) * inputs / _energy(layer, gram)).sqrt()
 
 
 def obs(layer: Layer) -> torch.Tensor:
-    """The root of w² / (H⁻¹)_jj with H = A'A + r I, over the output's energy: what the outputs suffer without the weight if all others of its row are fitted again.
+    """The root of S_oo w² / (H⁻¹)_jj with H = A'A + r I: by how much the network's outputs change without the weight if all others of its row are fitted again.
 
-    For a block the sum over its rows, under the root. Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of its own with the same H.
-    No labels are needed.
+    S says what depends on the layer's output o (`Moments.sensitivity`); where it is not known, one over the energy of the layer's outputs. For a block the sum over its
+    rows, under the root. Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of its own with the same H. No labels are needed.
     """
-    if layer.gram is None:
+    if layer.moments is None:
         return _share(layer)
-    inverse = torch.linalg.inv(layer.gram + ridge(layer.gram)).diagonal()[:-1]
-    return (by_block(layer.weight.square(), layer.block) / inverse / _energy(layer)).sqrt()
+    gram = _gram(layer.moments)
+    inverse = torch.linalg.inv(gram + ridge(gram, float(gram[-1, -1]))).diagonal()[:-1]
+    known = layer.moments.sensitivity
+    sensitivity = 1 / _energy(layer, gram) if known is None else known.cpu().diagonal().clamp_min(0)[:, None]
+    return (by_block(sensitivity * layer.weight.square(), layer.block) / inverse).sqrt()
 
 
 def random(layer: Layer) -> torch.Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mirabelle.errors import InputError, did_you_mean
+from mirabelle.moments import Moments
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Layer:
     """What a criterion may look at of one layer.
 
     name: of the weight. module: its path. weight: (outputs, columns) float64, one row an output. block: so many outputs share their zeros.
-    gram: A'A of the rows that the layer reads, with a column of ones behind (`moments.input_grams`), where it has rows and data was given.
+    moments: of what the layer reads and of what depends on what it gives (`moments.layer_moments`), where it has rows and data was given.
     changes: (units of outputs, columns), the mean over the batches of the squared first-order change of the loss without the unit, where the criterion needs gradients.
     """
 
@@ -24,8 +25,8 @@ class Layer:
     module: str
     weight: torch.Tensor
     block: int = 1
-    gram: torch.Tensor | None = None
-    changes: torch.Tensor | None = field(default=None)
+    moments: Moments | None = None
+    changes: torch.Tensor | None = None
 
 
 def by_block(values: torch.Tensor, block: int) -> torch.Tensor:
