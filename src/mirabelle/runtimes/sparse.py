@@ -224,9 +224,12 @@ def _candidates(onnx_path: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
-def choose(onnx_path: Path, folder: Path, threads: int = 1, arrays: list[np.ndarray] | None = None) -> Path:
-    """Writes `folder/<stem>.sparse` and the files of what is fastest with so many threads; see the module. arrays: an example input.
+def choose(
+    onnx_path: Path, folder: Path, threads: int = 1, arrays: list[np.ndarray] | None = None, rounds: int = ROUNDS, seconds: float = SECONDS
+) -> Path:
+    """Writes `folder/<stem>.sparse` and the files of what is fastest with so many threads; see the module.
 
+    arrays: an example input. rounds, seconds: of timing, for the layers and for the whole network.
     Raises `InputError` where a candidate's outputs are not those of ONNX Runtime to `SAME` of the largest.
     """
     from mirabelle.measure.latency import alternate  # the only import upwards: there is one clock
@@ -238,13 +241,13 @@ def choose(onnx_path: Path, folder: Path, threads: int = 1, arrays: list[np.ndar
         there = Path(temporary)
         files = _candidates(onnx_path, there)
         variants = Variants(onnx_path, there / "variants")
-        times = variants.time(there / "variants", given, threads) if variants.matched else {}
+        times = variants.time(there / "variants", given, threads, rounds) if variants.matched else {}
         forms = {name: fastest(by_form) for name, by_form in times.items()}
         if any(form != "dense" for form in forms.values()):
             files["sparse"] = variants.write(there / "sparse" / f"{onnx_path.stem}.mnn", forms)
         sessions = {name: DENSE.get(name, mnn.RUNTIME).open(path, threads) for name, path in files.items()}
         _check_same(sessions, given, onnx_path)
-        latencies = alternate({n: lambda s=s: s.run(given) for n, s in sessions.items()}, 400, seconds=SECONDS, pin=threads == 1)
+        latencies = alternate({n: lambda s=s: s.run(given) for n, s in sessions.items()}, 400, seconds=seconds, pin=threads == 1)
         milliseconds = {n: latency.p50_ms for n, latency in latencies.items()}
         best = min(milliseconds, key=milliseconds.__getitem__)
         name = best if best in DENSE else "mnn"

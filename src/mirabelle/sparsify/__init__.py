@@ -46,7 +46,8 @@ def sparsify(
     The zeros survive `mb.fit`, `mb.distill`, `mb.quantize`, `mb.save` and `mb.load`. They make a network faster only where a runtime leaves them out: export it with
     `runtime="sparse"`. Biases, normalisations and grouped convolutions are left alone and not counted.
 
-    block: None for single weights, or (n, 1): n neighbouring output channels share their zeros; the kernels like (4, 1).
+    block: None for single weights, or (n, 1): n neighbouring output channels share their zeros; the kernels like (4, 1). The last block of a layer may be smaller; the
+    sparsity is then that of blocks.
     criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores; larger stays. data, loss: a loader and the loss (cross entropy unless given):
     labelled batches for `taylor`, inputs alone for `wanda` and `obs`; `batches` of them are used.
     allocation: `global` sorts the units of all layers together, `uniform` takes the same share of every layer, `erk` leaves small layers more.

@@ -43,7 +43,7 @@ class Gradual:
                     f"sparsify with criterion={self.options['criterion']!r} and repair={self.options['repair']!r} reads the training data between steps, which a loader with "
                     "persistent_workers cannot give; name another loader: sparsify={..., 'data': loader}"
                 )
-        first, last = round(start * total), min(total - 1, round(end * total))
+        first, last = (min(total - 1, round(share * total)) for share in (start, end))
         self.steps: dict[int, float] = {}
         for i in range(1, cuts + 1):
             progress = i / cuts
