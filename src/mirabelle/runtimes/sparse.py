@@ -236,6 +236,8 @@ def choose(
 
     onnx_path, folder = Path(onnx_path), Path(folder)
     mnn.version()
+    if not onnx_path.is_file():
+        raise InputError(f"{onnx_path} is not there")
     given = example_arrays(onnx_path) if arrays is None else arrays
     with tempfile.TemporaryDirectory() as temporary:
         there = Path(temporary)

@@ -34,7 +34,7 @@ def sparsify(
     data: Iterable | None = None,
     loss: Callable | None = None,
     batches: int = 16,
-    allocation: str = "global",
+    allocation: str = "lamp",
     keep: Iterable[str] = (),
     least: float = 0.005,
     repair: str | None = "bn",
