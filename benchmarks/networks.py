@@ -183,10 +183,11 @@ def table(results: dict) -> str:
         masked = {True: "equal", False: "statistics"}.get(r.get("masked_weights"), "")  # type: ignore[call-overload]
         cells = [name, size, r.get("groups", ""), r.get("form", ""), r.get("macs", ""), masked, r.get("cpu_s", {}).get("prune", "")]
         lines.append("| " + " | ".join(map(str, [*cells, r.get("seconds", ""), r.get("peak_gb", ""), said])) + " |")
-    kinds = dict.fromkeys(n.partition("/")[0] for n in zoo.names())
-    counts = [
-        f"{k} {sum(rows.get(n, {'ok': False})['ok'] for n in of)} of {len(of)}" for k in kinds if (of := [n for n in zoo.names() if n.startswith(k)])
-    ]
+    counts = []
+    for kind in dict.fromkeys(n.partition("/")[0] for n in zoo.names()):
+        of = [n for n in zoo.names() if n.startswith(f"{kind}/")]
+        ran = [rows[n] for n in of if n in rows]
+        counts.append(f"{kind} {sum(r['ok'] for r in ran)} of {len(ran)} that ran ({len(of)} in all)")
     info = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     return f"Passed: {', '.join(counts)}. One core of {results['machine']['cpu']}, {info}.\n\n" + "\n".join(lines)
 

@@ -9,13 +9,14 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirabelle.errors import InputError
 from mirabelle.measure.latency import Latency, Speedup, alternate, speedup
+from mirabelle.measure.layers import LayerRow, advice, compare_layers
 from mirabelle.measure.machine import has_vnni, machine, versions
 from mirabelle.measure.macs import OnnxMacs, count_macs, count_onnx_macs, count_onnx_parameters, count_parameters, fvcore_macs
 from mirabelle.measure.memory import PeakMemory, peak_memory
@@ -58,6 +59,7 @@ class Measurement:
     uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were measured with.
     memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed alternately in the same run.
     forms: of a file for the `sparse` runtime, what was chosen for each layer. break_even: where it was asked for.
+    layers: where the baseline is a file of the same runtime, the time of each layer in both; advice: what that says is to be done.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Measurement:
     versions: dict[str, str | None]
     forms: Choice | None = None
     break_even: BreakEven | None = None
+    layers: list[LayerRow] | None = None
+    advice: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """Plain values: no samples, and None for the infinite ends of an interval, which JSON does not have."""
@@ -115,7 +119,14 @@ class Measurement:
             "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, {' '.join(self.machine['features']) or 'features unknown'}",
         }
         lines = [f"{key:<12} {value}" for key, value in rows.items() if value is not None]
-        return "\n".join([*lines, *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None)])
+        if self.layers:
+            width = max(len(r.layer) for r in self.layers)
+            lines += ["", f"{'layer':<{width}}  {'baseline, ms':>12}  {'this, ms':>8}  integers  executed as"]
+            flags = {True: "yes", False: "no", None: "?"}
+            lines += [
+                f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  {flags[r.int8]:<8}  {', '.join(r.operators)}" for r in self.layers
+            ]
+        return "\n".join([*lines, *self.advice, *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None)])
 
 
 def _network(model: Any) -> Artifact | nn.Module:
@@ -204,6 +215,18 @@ def _counts(network: Artifact | nn.Module, batch: Batch) -> tuple[int, int | Non
     return network.bytes, count_onnx_parameters(network.path), macs, uncounted
 
 
+def _layers(network: Artifact | nn.Module, other: Artifact | nn.Module | None, batch: Batch) -> list[LayerRow] | None:
+    """Both networks layer by layer, where both are files of one runtime and it has a profiler."""
+    from mirabelle.runtimes import Artifact
+
+    if not isinstance(network, Artifact) or not isinstance(other, Artifact) or network.runtime != other.runtime:
+        return None
+    try:
+        return compare_layers(other, network, *network.arrays(*batch.args, **batch.kwargs))
+    except InputError:  # this runtime's package does not tell
+        return None
+
+
 def measure(
     model: Artifact | nn.Module | str | Path,
     loader: Iterable | None = None,
@@ -238,6 +261,8 @@ def measure(
             calls["baseline"] = _timed(other, batch, stack)
         latency = alternate(calls, runs)
     size, parameters, macs, uncounted = _counts(network, batch)
+    layers = _layers(network, other, batch)
+    faster = None if other is None else speedup(latency["baseline"], latency["network"])
     memory = peak_memory(network, *network.arrays(*batch.args, **batch.kwargs)) if is_file and _peaks_readable() else None
     runtime = network.runtime if is_file else "torch"
     return Measurement(
@@ -254,10 +279,12 @@ def measure(
         score=evaluate(network.predict if is_file else predictor(network), loader, metric, "measuring") if loader is not None and labelled else None,
         baseline=None if other is None else _name(other),
         baseline_latency=latency.get("baseline"),
-        speedup=speedup(latency["baseline"], latency["network"]) if other is not None else None,
+        speedup=faster,
         machine=machine(),
         versions=versions("mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else []))
         | ({runtime: network.version} if is_file else {}),
+        layers=layers,
+        advice=[] if layers is None or not any(r.int8 for r in layers) else advice(layers, faster.value if faster else None),
         forms=_forms(network),
         break_even=None if break_even is False else _break_even(network, batch, break_even),
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mirabelle.data import Batch
 from mirabelle.errors import InputError
+from mirabelle.measure.layers import attribute, layer_names
+from mirabelle.quantize.place import Site
 from mirabelle.runtimes import load
 from mirabelle.runtimes.artifact import Artifact, require
 from mirabelle.runtimes.openvino import package
@@ -18,6 +22,13 @@ def exposed(artifact: Artifact, sites: list[str], folder: Path) -> Artifact:
     path = folder / artifact.path.name
     _WRITERS[artifact.runtime](artifact, sites, path)
     return load(path, artifact.runtime, artifact.threads)
+
+
+def run_in_float(artifact: Artifact, batch: Batch, sites: Mapping[str, Site]) -> dict[str, str]:
+    """The sites of layers of weights that the runtime executes in float, by its own account, with the operator that it names."""
+    by_layer = {s.layer: n for n, s in sites.items() if s.source is None}
+    times = attribute(artifact.profile(*batch.args, runs=1, **batch.kwargs), layer_names(artifact))
+    return {by_layer[layer]: t.operator for layer, t in times if layer in by_layer and t.int8 is False}
 
 
 def _missing(artifact: Artifact, site: str) -> InputError:
