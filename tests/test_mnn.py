@@ -159,7 +159,7 @@ def sparse_net(outputs=12, kernel=1, zeros=0.9, block=1, columns=40, linear=Fals
 def test_every_form_gives_the_same(tmp_path, linear, kernel, outputs, block):
     if linear and kernel == 3:
         pytest.skip("a linear layer has no kernel")
-    layer = sparse_net(outputs, kernel, 0.85, block, linear=linear)
+    layer = sparse_net(outputs, kernel, 0.85 if block == 4 else 0.75, block, linear=linear)  # 0.75 at random: few blocks of four are empty
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)) if linear else torch.randn(2, 40, 5, 5)
     artifact = mb.export(layer, tmp_path, inputs=x)
     variants = sparse.Variants(artifact.path, tmp_path / "variants")
