@@ -78,9 +78,9 @@ class Recipe:
 
 
 def _options(function: Callable, *given: str) -> dict[str, Any]:
-    """The keyword options of a function with their defaults, without those that the pipeline gives."""
+    """The keyword options of a function with their defaults (None where there is none), without those that the pipeline gives."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+    return {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
 
 _TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
