@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "sparsity.json"
 SPARSITIES = (0.9, 0.95, 0.98)
 BLOCKS = (1, 4)
 SEEDS = (0, 1, 2)
-STEPS, RATE, BATCHES = 150, 2e-3, 8
+STEPS, RATE, BATCHES, ROUNDS = 100, 2e-3, 4, 4
 
 
 # --- accuracy -------------------------------------------------------------------------------------------------------------------------
@@ -62,15 +62,19 @@ def by_torch(model: nn.Module, sparsity: float, block: int) -> nn.Module:
     return sparse
 
 
-def tuned_torch(model: nn.Module, loader: Any, sparsity: float, block: int, seed: int) -> nn.Module:
-    sparse = reestimate_batchnorm(by_torch(model, sparsity, block), loader, BATCHES)
-    return fit(sparse, loader, "cross_entropy", steps=STEPS, lr=RATE, seed=seed)
+def tuned_torch(steps: int) -> Callable[..., nn.Module]:
+    def run(model: nn.Module, loader: Any, sparsity: float, block: int, seed: int) -> nn.Module:
+        sparse = reestimate_batchnorm(by_torch(model, sparsity, block), loader, BATCHES)
+        return fit(sparse, loader, "cross_entropy", steps=steps, lr=RATE, seed=seed)
+
+    return run
 
 
 def tuned_after(criterion: str, allocation: str) -> Callable[..., nn.Module]:
     def run(model: nn.Module, loader: Any, sparsity: float, block: int, seed: int) -> nn.Module:
         sparse = mb.sparsify(
-            model, sparsity=sparsity, block=(block, 1), criterion=criterion, allocation=allocation, data=loader, batches=BATCHES, repair="least-squares", seed=seed
+            model, sparsity=sparsity, block=(block, 1), criterion=criterion, allocation=allocation, data=loader, batches=BATCHES, repair="least-squares", rounds=ROUNDS,
+            seed=seed,
         )  # fmt: skip
         return fit(sparse, loader, "cross_entropy", steps=STEPS, lr=RATE, seed=seed)
 
@@ -86,13 +90,23 @@ def tuned_during(criterion: str, allocation: str) -> Callable[..., nn.Module]:
 
 
 TUNED: dict[str, Callable[..., nn.Module]] = {
-    "torch.nn.utils.prune, then trained": tuned_torch,
-    "obs and least squares, then trained": tuned_after("obs", "lamp"),
-    "magnitude, growing during training": tuned_during("magnitude", "lamp"),
+    "torch.nn.utils.prune": tuned_torch(STEPS),
+    "magnitude, global, least squares in 4 rounds": tuned_after("magnitude", "global"),
+    "torch.nn.utils.prune, 2.5 times the steps": tuned_torch(STEPS * 5 // 2),  # about as long as least squares and STEPS together
+    "magnitude, global, growing in training": tuned_during("magnitude", "global"),
 }
 UNTRAINED: dict[str, dict[str, Any]] = {
-    **{f"{c}, {a}, BatchNorm": {"criterion": c, "allocation": a, "repair": "bn"} for c in ("magnitude", "taylor", "wanda", "obs") for a in ("uniform", "erk", "global", "lamp")},
-    **{f"{c}, {a}, least squares": {"criterion": c, "allocation": a, "repair": "least-squares"} for c, a in (("magnitude", "lamp"), ("obs", "lamp"), ("obs", "global"))},
+    f"{c}, {a}, {'BatchNorm' if r == 0 else f'least squares in {r} round' + 's' * (r > 1)}": {
+        "criterion": c, "allocation": a, "repair": "least-squares" if r else "bn", "rounds": max(1, r),
+    }
+    for r, criteria, allocations in (
+        (0, ("magnitude", "taylor", "wanda", "obs"), ("global", "lamp", "erk", "uniform")),
+        (1, ("magnitude", "wanda", "obs"), ("global", "lamp")),
+        (ROUNDS, ("magnitude", "wanda", "obs"), ("global",)),
+        (ROUNDS, ("magnitude",), ("lamp", "erk", "uniform")),
+    )
+    for c in criteria
+    for a in allocations
 }  # fmt: skip
 
 
