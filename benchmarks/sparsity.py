@@ -1,6 +1,7 @@
 """What sparsity costs and what it gains: `python -m benchmarks.sparsity`; one thread, resumable.
 
-Needs MNN (`pip install "mirabelle[mnn]"`) for the speeds. `--only` runs one of the tables, `--seed` and `--methods` a part of the tuned one, `--runs N` at most N runs more.
+Needs torchvision, and MNN (`pip install "mirabelle[mnn]"`) for the speeds. `--only` runs one of the tables, `--seed` and `--methods` a part of the tuned one,
+`--runs N` at most N runs more.
 
 - untrained: the demo's trained residual network on Fashion-MNIST right after the cut, by criterion and allocation; top-1 on the 10 000 test images, which choose nothing.
 - tuned: the same network after STEPS training steps, against `torch.nn.utils.prune` with the same steps, rate, schedule, batches and seed. PyTorch's function chooses the zeros,
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import mirabelle as mb
+from benchmarks import zoo
 from examples import fashion
 from mirabelle.batchnorm import reestimate_batchnorm
 from mirabelle.checks import clone
@@ -145,16 +147,10 @@ def mobilenet_v1() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000))
 
 
-def resnet18() -> nn.Module:
-    import torchvision
-
-    return torchvision.models.resnet18()
-
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "Fashion-MNIST's residual network": fashion.resnet,
     "MobileNetV1": mobilenet_v1,
-    "ResNet-18": resnet18,
+    "ResNet-18": lambda: zoo.build("torchvision/resnet18")[0],
 }
 
 
