@@ -17,7 +17,7 @@ from mirabelle.errors import InputError, RecipeError, did_you_mean
 from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
 from mirabelle.prune import AGGREGATIONS, ALLOCATIONS, CRITERIA, NORMALIZATIONS, REPAIRS, check_budget, check_steps, prune
-from mirabelle.quantize import TARGETS, THRESHOLDS, check_repairs, quantize
+from mirabelle.quantize import PLACEMENTS, TARGETS, THRESHOLDS, check_repairs, quantize
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.train import LOSSES, train
 from mirabelle.train.optim import OPTIMIZERS, SCHEDULES
@@ -91,7 +91,7 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "normalize": (NORMALIZATIONS, False), "aggregate": (AGGREGATIONS, False),
     "criterion": (CRITERIA, True), "allocation": (ALLOCATIONS, False), "repair": (REPAIRS, False), "threshold": (THRESHOLDS, True),
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
-    "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
+    "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "placement": (PLACEMENTS, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
 OWN = ("original", "float")  # teachers that are the run's own networks
 _POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top"}

@@ -14,6 +14,7 @@ from mirabelle.pipeline.steps import Stage, State, read_scores
 from mirabelle.version import __version__
 
 TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds")
+CLOCKED = ("fallback", "timing")  # parts of the quantisation that hold milliseconds
 
 
 def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -41,8 +42,9 @@ def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, A
     for _, f, t in facts:
         if "quantization" in f:
             report["quantization"] = f["quantization"]
-            if f["quantization"]["fallback"] is not None:
-                report["quantization"]["fallback"] = {**f["quantization"]["fallback"], "milliseconds": t.get("fallback")}
+            for name in CLOCKED:
+                if f["quantization"][name] is not None:
+                    report["quantization"][name] = {**f["quantization"][name], "milliseconds": t.get(name)}
     report["result"] = _result(stages, runtimes, first.name, last.name, folder)
     report["limits"] = _limits(state, report["result"])
     return report
@@ -124,8 +126,9 @@ def without_timings(report: dict[str, Any]) -> dict[str, Any]:
         for figures in stage["runtimes"].values():
             for key in TIMED:
                 figures.pop(key, None)
-    if (fallback := stripped.get("quantization", {}).get("fallback")) is not None:
-        fallback.pop("milliseconds", None)
+    for name in CLOCKED:
+        if (part := stripped.get("quantization", {}).get(name)) is not None:
+            part.pop("milliseconds", None)
     for training in stripped["training"]:
         training.pop("seconds", None)
     return stripped
