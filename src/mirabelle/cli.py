@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--input", type=_shape, help="shape of an example input, where there is no data")
     measure.add_argument("--metric", default="top1")
     measure.add_argument("--baseline", help="another network or file, timed alternately")
+    measure.add_argument(
+        "--break-even", action="store_true", help="from what share of zeros on sparse is faster than dense, by kind of layer (needs MNN)"
+    )
+    measure.add_argument("--html", help="also write the break-even curves as a page")
     measure.add_argument("--json", action="store_true")
 
     export = commands.add_parser("export", help="write a network as a file for a runtime")
@@ -146,16 +150,29 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    import torch
+
     from mirabelle.pipeline.facts import build_data
 
     if options.data is None and options.input is None:
         raise InputError("measure needs --data or --input")
+    if options.html and not options.break_even:
+        raise InputError("--html is the page of the break-even curves; add --break-even")
     loader = build_data(options.data).test if options.data else None
-    inputs = _example(options.input)
+    network, inputs = _network_or_file(options.model), _example(options.input)
     if inputs is not None and loader is None:
-        inputs = inputs.numpy() if str(options.model).endswith((".onnx", ".xml")) else inputs
+        inputs = inputs.numpy() if not isinstance(network, torch.nn.Module) else inputs
     baseline = _network_or_file(options.baseline) if options.baseline else None
-    return _say(mirabelle.measure(_network_or_file(options.model), loader, options.metric, inputs=inputs, baseline=baseline), options.json)
+    found = mirabelle.measure(network, loader, options.metric, inputs=inputs, baseline=baseline, break_even=options.break_even)
+    if options.html:
+        from mirabelle.files import write_text
+        from mirabelle.report import render
+
+        seen = found.to_dict()
+        write_text(
+            options.html, render({"title": f"{options.model}, sparse against dense", **{k: seen[k] for k in ("break_even", "machine", "versions")}})
+        )
+    return _say(found, options.json)
 
 
 def _loaded(options: argparse.Namespace) -> Any:
@@ -168,6 +185,10 @@ def _export(options: argparse.Namespace) -> int:
     model = Path(options.model) if options.model.endswith(".onnx") else _loaded(options)
     artifact = mirabelle.export(model, options.folder, runtime=options.runtime, inputs=_example(options.input))
     out.print(f"{artifact.path}: {artifact.bytes / 1e6:.2f} MB for {artifact.runtime} {artifact.version}")
+    if artifact.runtime == "sparse":
+        from mirabelle.runtimes.sparse import choice
+
+        out.print(str(choice(artifact.path)), highlight=False)
     return 0
 
 

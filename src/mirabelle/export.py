@@ -36,6 +36,8 @@ def export(
         return load(adapter.save(Path(model), folder), runtime, threads)
     if inputs is None:
         raise InputError("export needs inputs=, an example of what the network takes")
+    if quantization(model) is not None and not adapter.int8:
+        raise InputError(f"{runtime} does not run quantised networks; export the float network, or choose another runtime")
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / f"{name}.onnx"
         to_onnx(model, example_inputs(inputs), source)

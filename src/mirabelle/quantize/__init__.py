@@ -29,6 +29,7 @@ from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantize.timing import fastest
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.sparsify import masks
 
 REPAIR_NUMBERS = 2**25
 PLACEMENTS = {"all": None, "fastest": None}
@@ -96,7 +97,8 @@ def quantize(
     repairs = check_repairs(repair)
     _check_limit(accuracy_drop, validation, fallback)
     choose_name(placement, PLACEMENTS, "placement")
-    choose_name(runtime, RUNTIMES, "runtime")
+    if not choose_name(runtime, RUNTIMES, "runtime").int8:
+        raise InputError(f"runtime {runtime!r} does not run quantised networks; choose one of {', '.join(n for n, r in RUNTIMES.items() if r.int8)}")
     if placement == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
         raise InputError(f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, weight_bits={weight_bits}")
     stream = first_samples(data, samples, "the calibration set")
@@ -123,7 +125,8 @@ def quantize(
         tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), (), {}, symmetric, per_channel, weight_symmetric, keep, tuple(repairs),
     )  # fmt: skip
     form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
-    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, {"histograms": histograms, FORM: form, "float_sizes": sizes})
+    meta = {"histograms": histograms, FORM: form, "float_sizes": sizes}
+    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, meta, masks.blocks(model))
     if placement == "fastest":
         timing = fastest(model, calibrated, first, runtime)
         calibrated = replace(calibrated, described=replace(described, keep=(*keep, *timing.layers), timing=timing))

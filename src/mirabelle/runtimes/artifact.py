@@ -52,6 +52,7 @@ class Runtime:
     suffix: of the main file. version(): of the installed package. files(path): all files that belong to a main file.
     open(path, threads): a `Session`. profile(path, threads, arrays, runs): one `LayerTime` per executed node, in order.
     save(onnx_path, folder): this runtime's own file(s) made from an ONNX file; returns the main one.
+    int8: whether it runs quantised networks.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Runtime:
     open: Callable[[Path, int], Session]
     profile: Callable[[Path, int, list[np.ndarray], int], list[LayerTime]]
     save: Callable[[Path, Path], Path]
+    int8: bool = True
 
 
 def require(package: str, extra: str) -> ModuleType:

@@ -12,6 +12,7 @@ from mirabelle.measure.layers import attribute, layer_names
 from mirabelle.quantize.place import Site
 from mirabelle.runtimes import load
 from mirabelle.runtimes.artifact import Artifact, require
+from mirabelle.runtimes.openvino import package
 
 
 def exposed(artifact: Artifact, sites: list[str], folder: Path) -> Artifact:
@@ -50,7 +51,7 @@ def _write_onnx(artifact: Artifact, sites: list[str], path: Path) -> None:
 
 def _write_openvino(artifact: Artifact, sites: list[str], path: Path) -> None:
     """OpenVINO merges each pair of quantise and dequantise into one operator, so that the integers have no name in its files."""
-    openvino = require("openvino", "openvino")
+    openvino = package()
     model: Any = openvino.Core().read_model(artifact.path)
     ports = {name: port for node in model.get_ordered_ops() for port in node.outputs() for name in port.get_names()}
     for site in sites:
