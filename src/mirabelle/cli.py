@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true")
 
     measure = commands.add_parser("measure", help="size, MACs, latency, memory and accuracy of a network or an exported file")
-    measure.add_argument("model", help="module:callable, or a file for a runtime (.onnx, .xml)")
+    measure.add_argument("model", help="module:callable, or a file for a runtime (.onnx, .xml, .tflite)")
     measure.add_argument("--data", help="module:callable that returns train, calibration and test loaders; accuracy is measured on test")
     measure.add_argument("--input", type=_shape, help="shape of an example input, where there is no data")
     measure.add_argument("--metric", default="top1")
@@ -147,13 +147,14 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from mirabelle.pipeline.facts import build_data
+    from mirabelle.runtimes import RUNTIMES
 
     if options.data is None and options.input is None:
         raise InputError("measure needs --data or --input")
     loader = build_data(options.data).test if options.data else None
     inputs = _example(options.input)
     if inputs is not None and loader is None:
-        inputs = inputs.numpy() if str(options.model).endswith((".onnx", ".xml")) else inputs
+        inputs = inputs.numpy() if str(options.model).endswith(tuple(r.suffix for r in RUNTIMES.values())) else inputs
     baseline = _network_or_file(options.baseline) if options.baseline else None
     return _say(mirabelle.measure(_network_or_file(options.model), loader, options.metric, inputs=inputs, baseline=baseline), options.json)
 

@@ -1,6 +1,7 @@
 """What channels cost in milliseconds: the network's own layers, timed at several widths on the runtime that it will run on.
 
-The network is cut uniformly to a few widths, and each cut runs on the runtime with its profiler on. A layer's time is fitted over the widths as
+The network is cut uniformly to a few widths, and each cut runs on the runtime with its profiler on (without one, a layer's share of the time is
+its share of the work). A layer's time is fitted over the widths as
 
     t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
 
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from mirabelle.checks import clone
 from mirabelle.data import Batch, cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
+from mirabelle.graph.capture import program
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
@@ -117,9 +120,13 @@ def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _artifact(model: nn.Module, inputs: Batch, folder: Path, runtime: str, threads: int) -> Artifact:
     one = inputs.map(lambda t: t[:1] if t.ndim else t)
+    adapter = RUNTIMES[runtime]
+    if adapter.convert is not None:
+        return Artifact(adapter.convert(program(clone(model).eval(), one), [], folder / f"model{adapter.suffix}"), runtime, threads)
+    assert adapter.save is not None
     source = folder / "model.onnx"
     write_onnx(onnx_proto(model, one), source)
-    return Artifact(RUNTIMES[runtime].save(source, folder / runtime), runtime, threads)
+    return Artifact(adapter.save(source, folder / runtime), runtime, threads)
 
 
 def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]:
@@ -127,11 +134,15 @@ def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]
     import onnx
 
     one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
+    work = np.array([cost.macs for cost in coupling.costs])
+    if RUNTIMES[artifact.runtime].profile is None:  # the whole network's time, by the work of each layer
+        arrays = artifact.arrays(*one.args, **one.kwargs)
+        total = alternate({"network": lambda: artifact.session.run(arrays)}, 50, seconds=SECONDS)["network"].p50_ms
+        return total * work / max(1.0, work.sum()), 0.0
     seen = artifact.profile(*[t.numpy() for t in one.args], runs=30, **{k: v.numpy() for k, v in one.kwargs.items()})
     total = sum(layer.milliseconds for layer in seen)
     graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
     owner, count = _owners(graph)
-    work = np.array([cost.macs for cost in coupling.costs])
     if count != len(work):
         return total * work / max(1.0, work.sum()), 0.0
     layers = np.zeros(count)

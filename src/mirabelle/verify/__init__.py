@@ -29,8 +29,11 @@ from mirabelle.quantize import quantization
 from mirabelle.quantize.fake import ActivationQuantizer
 from mirabelle.quantize.place import Site
 from mirabelle.runtimes.artifact import Artifact
-from mirabelle.verify.expose import exposed
+from mirabelle.verify.expose import exposed, is_edited
 from mirabelle.verify.reference import Reference
+
+AGAIN = "The layers' values are those of a second file, made from the network; its outputs equal the artifact's in every bit."
+OTHER = "A second file, made from the network to see its layers, gives other outputs than the artifact: only the outputs are compared."
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. agreement: the share of samples to which runtime and reference give the same class."""
+    """What `verify` found. agreement: the share of samples to which runtime and reference give the same class.
+
+    note: where the layers' values come from, if not from the file itself.
+    """
 
     runtime: str
     samples: int
@@ -59,6 +65,7 @@ class Verification:
     sqnr_db: float | None
     simulation_sqnr_db: float | None
     float_operators: list[str]
+    note: str = ""
 
     @property
     def first_departure(self) -> LayerCheck | None:
@@ -84,6 +91,8 @@ class Verification:
         out = StringIO()
         console = Console(file=out, width=130)
         console.print(table)
+        if self.note:
+            console.print(self.note, markup=False)
         console.print(f"same class: {self.agreement}; output SQNR {'∞' if self.sqnr_db is None else f'{self.sqnr_db:.1f} dB'}", markup=False)
         return out.getvalue()
 
@@ -99,7 +108,8 @@ def verify(model: fx.GraphModule, artifact: Artifact, data: Iterable, *, samples
     """Compares `artifact` with the quantised network that it was exported from, on the first `samples` inputs of `data`.
 
     The runtime executes a copy of the artifact with the integers of every layer as outputs; each is compared with the integer reference.
-    The final outputs are compared on the artifact itself. Raises `InputError` where `model` is not quantised or does not fit the artifact.
+    Where the runtime's files cannot be edited, these come from a second file made from `model`, and are left out if that one gives other
+    outputs than the artifact. The final outputs are compared on the artifact itself. Raises `InputError` where `model` is not quantised or does not fit the artifact.
     """
     described = quantization(model)
     if described is None:
@@ -109,15 +119,20 @@ def verify(model: fx.GraphModule, artifact: Artifact, data: Iterable, *, samples
     layers = {s.node: s for s in described.sites}
     tallies: dict[str, list[float]] = {}
     outputs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    changed = False
     with tempfile.TemporaryDirectory() as folder, bar(f"verifying on {artifact.runtime}", samples) as shown:
-        copy = exposed(artifact, [n for n in layers if n not in ends], Path(folder))
+        copy, inside = exposed(model, artifact, [n for n in layers if n not in ends], Path(folder))
+        merged = [s.layer for n, s in layers.items() if n not in ends and n not in inside]
+        layers = {n: s for n, s in layers.items() if n in ends or n in inside}
         for batch in _pieces(data, samples):
             expected, result = reference.run(batch)
             values = copy.predict(batch)
             values = values if isinstance(values, tuple) else (values,)
             inner = iter(values[len(artifact.outputs) :])
             integers = [values[ends[n]] if n in ends else next(inner) for n in layers]
+            integers = [_reshaped(i, expected[n]) for n, i in zip(layers, integers, strict=True)]
             actual = as_tensor(artifact.predict(batch)).numpy()
+            changed = changed or (not is_edited(artifact) and not np.array_equal(actual, as_tensor(values[0]).numpy()))
             for what, got, want in [("output", actual, result), *((layers[n].layer, i, expected[n]) for n, i in zip(layers, integers, strict=True))]:
                 if got.shape != want.shape:
                     raise InputError(f"{what} has shape {got.shape} in {artifact}, {want.shape} in the network; it was exported from another network")
@@ -130,16 +145,26 @@ def verify(model: fx.GraphModule, artifact: Artifact, data: Iterable, *, samples
             shown.advance(batch.size)
     result, actual, simulated = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     checks = [LayerCheck(layers[n].layer, int(t[0]), t[2] / t[1], _db(t[3], t[4]), _note(t)) for n, t in tallies.items()]
+    note = "" if is_edited(artifact) else OTHER if changed else AGAIN
+    note += f"Not in the file, as its converter merged them with others: {', '.join(merged)}." if merged else ""
+    checks = [c for c, n in zip(checks, tallies, strict=True) if OTHER not in note or n in ends]
     same = (result.reshape(len(result), -1).argmax(1) == actual.reshape(len(actual), -1).argmax(1)).astype(np.float64)
     return Verification(
-        artifact.runtime, len(result), checks, score(same, "agreement"), sqnr(result, actual), sqnr(result, simulated), sorted(set(reference.floats))
-    )
+        artifact.runtime, len(result), checks, score(same, "agreement"), sqnr(result, actual), sqnr(result, simulated), sorted(set(reference.floats)),
+        note,
+    )  # fmt: skip
 
 
 def _pieces(data: Iterable, count: int) -> Iterable[Batch]:
     for batch in samples(data, count):
         for start in range(0, batch.size, 32):
             yield batch.map(lambda t, s=start: t[s : s + 32])._replace(target=None)
+
+
+def _reshaped(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Runtimes add and drop dimensions of size 1."""
+    same = [s for s in values.shape if s != 1] == [s for s in like.shape if s != 1]
+    return values.reshape(like.shape) if same else values
 
 
 def _outputs(model: fx.GraphModule) -> dict[str, int]:
