@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -23,8 +22,8 @@ DEQUANTIZE = (ops.dequantize_per_tensor.default, ops.dequantize_per_channel.defa
 def to_pt2e(model: fx.GraphModule, outputs: Sequence[str] = ()) -> tuple[fx.GraphModule, list[str]]:
     """The network in Q/DQ form with int8 activations, int8 weights and float biases, which hold only multiples of the accumulators' unit.
 
-    uint8 grids are moved down by 128: the same values, as int8. outputs: sites whose values, as floats on their grids, become outputs
-    behind the network's own. Returns the graph and the names of the sites in the order of their quantize operators.
+    uint8 grids are moved down by 128: the same values, as int8. outputs: sites whose integers become outputs behind the
+    network's own. Returns the graph and the names of the sites in the order of their quantize operators.
     """
     network, sites = to_qdq(model)
     for node in list(network.graph.nodes):
@@ -54,7 +53,7 @@ def _add_outputs(network: fx.GraphModule, sites: list[str], outputs: Sequence[st
     if not outputs:
         return
     quantizers = [n for n in network.graph.nodes if n.target is ops.quantize_per_tensor.default]
-    values: dict[str, Any] = {s: next(iter(q.users)) for s, q in zip(sites, quantizers, strict=True)}
+    values = dict(zip(sites, quantizers, strict=True))
     end = network.graph.output_node()
     end.args = ((*pytree.tree_leaves(end.args), *(values[s] for s in outputs)),)
     network.graph.set_codegen(fx.graph.CodeGen())

@@ -8,7 +8,15 @@ from mirabelle.report import units
 from mirabelle.report.svg import element, escape, marker
 from mirabelle.report.units import DASH, number
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT", "torch": "PyTorch", "tensorrt": "TensorRT"}
+RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
+    "onnxruntime-mobile": "ONNX Runtime (mobile format)",
+    "torch": "PyTorch",
+    "tensorrt": "TensorRT",
+}
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 

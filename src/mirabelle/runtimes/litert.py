@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,7 @@ from mirabelle.errors import CaptureError, InputError
 from mirabelle.files import atomic
 from mirabelle.muffle import silenced
 from mirabelle.runtimes import flatbuffer as tflite
+from mirabelle.runtimes import tflite_sparse
 from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, check_present, require, unreadable
 
 IDENTIFIER = b"TFL3"
@@ -88,6 +90,7 @@ def convert(program: Any, sites: Sequence[str], path: Path) -> Path:
     _name(model, graph, found)
     _float_ends(model, graph, batch.names)
     _small_weights(model, graph, weights)
+    _without_zeros(model, graph)
     tflite.prune(model, graph)
     tflite.sign(model, graph)
     with atomic(path) as temporary:
@@ -286,6 +289,12 @@ def _small_weights(model: Any, graph: Any, weights: dict[bytes, tuple[np.ndarray
         stored = tflite.add_tensor(model, graph, f"{name}_int8", value.shape, "INT8", known[0], grid)
         graph.tensors[index].buffer = 0
         tflite.add_operator(model, graph, "DEQUANTIZE", [stored], [index], 0)
+
+
+def _without_zeros(model: Any, graph: Any) -> None:
+    """Stores weights of zeros without them; warns where that saves bytes only, as XNNPACK would compute with the zeros."""
+    if tflite_sparse.encode(model, graph) and (reasons := tflite_sparse.reasons_for_dense(model, graph)):
+        warnings.warn(f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}", stacklevel=2)
 
 
 RUNTIME = Runtime("litert", ".tflite", version, files, open, None, convert=convert)

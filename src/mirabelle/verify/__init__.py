@@ -137,8 +137,11 @@ def verify(model: fx.GraphModule, artifact: Artifact, data: Iterable, *, samples
                 if got.shape != want.shape:
                     raise InputError(f"{what} has shape {got.shape} in {artifact}, {want.shape} in the network; it was exported from another network")
             for name, seen in zip(layers, integers, strict=True):
-                scale, zero_point = _grid(model, layers[name])
-                steps = seen.astype(np.int64) if seen.dtype.kind in "iu" else np.rint(seen / scale).astype(np.int64) + zero_point
+                scale, zero_point, low = _grid(model, layers[name])
+                if seen.dtype.kind in "iu":  # a file may hold a uint8 grid as int8, all of it lower by 128
+                    steps = seen.astype(np.int64) + 128 * int(seen.dtype == np.int8 and low == 0)
+                else:
+                    steps = np.rint(seen / scale).astype(np.int64) + zero_point
                 _tally(tallies.setdefault(name, [0, 0, 0, 0.0, 0.0]), expected[name], steps, zero_point)
             simulated = predictor(model)(batch).cpu().numpy()
             outputs.append((result, actual, simulated))
@@ -173,11 +176,11 @@ def _outputs(model: fx.GraphModule) -> dict[str, int]:
     return {r.args[0].name: i for i, r in enumerate(results) if isinstance(r, fx.Node) and r.op == "call_module"}
 
 
-def _grid(model: fx.GraphModule, site: Site) -> tuple[np.float32, int]:
-    """Scale and zero point of a site."""
+def _grid(model: fx.GraphModule, site: Site) -> tuple[np.float32, int, int]:
+    """Scale, zero point and smallest integer of a site."""
     quantizer = model.get_submodule(f"quantizers.{site.source or site.node}")
     assert isinstance(quantizer, ActivationQuantizer)
-    return np.float32(quantizer.scale.detach().abs()), quantizer.zero_point
+    return np.float32(quantizer.scale.detach().abs()), quantizer.zero_point, quantizer.low
 
 
 def _tally(tally: list, expected: np.ndarray, seen: np.ndarray, zero_point: int) -> None:

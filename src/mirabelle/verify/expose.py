@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.export import to_onnx, to_program
 from mirabelle.quantize import quantization
-from mirabelle.runtimes import RUNTIMES, load
+from mirabelle.runtimes import RUNTIMES, load, ncnnfile
 from mirabelle.runtimes import flatbuffer as tflite
 from mirabelle.runtimes.artifact import Artifact, require
 
@@ -115,4 +116,17 @@ def _write_litert(artifact: Artifact, sites: list[str], path: Path) -> list[str]
     return found
 
 
-_WRITERS = {"onnxruntime": _write_onnx, "openvino": _write_openvino, "litert": _write_litert}
+def _write_ncnn(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
+    """Adds a copy of each blob that bears a site's name: what no layer reads is an output."""
+    layers = ncnnfile.without_splits(ncnnfile.read_graph(artifact.path))
+    blobs = {o for layer in layers for o in layer.outputs}
+    for site in sites:
+        if f"{site}_quantized" not in blobs:
+            raise _missing(artifact, site)
+        layers.append(ncnnfile.Layer("Noop", f"copy_{site}", [f"{site}_quantized"], [f"{site}{ncnnfile.INTEGERS}"], {}))
+    path.write_text(ncnnfile.text(ncnnfile.with_splits(layers)), encoding="utf-8")
+    shutil.copyfile(artifact.path.with_suffix(".bin"), path.with_suffix(".bin"))
+    return sites
+
+
+_WRITERS = {"onnxruntime": _write_onnx, "openvino": _write_openvino, "litert": _write_litert, "ncnn": _write_ncnn}
