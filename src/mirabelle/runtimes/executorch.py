@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -34,32 +36,55 @@ def files(path: Path) -> list[Path]:
 
 
 def open(path: Path, threads: int) -> Session:
-    runtime = require("executorch.runtime", "executorch")
-    bindings = require("executorch.extension.pybindings.portable_lib", "executorch")
     if path.read_bytes()[4:8] != IDENTIFIER:
         raise InputError(f"{path} is not an ExecuTorch program; it was damaged or written by something else")
-    with silenced():
-        try:
-            program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
-            method = program.load_method("forward")
-            names = program.load_method(NAMES).execute([])[0].split("\n") if NAMES in program.method_names else []
-        except Exception as error:
-            raise unreadable(path, "executorch", error) from error
+    method, names = _load(path, threads)
     meta = method.metadata
     inputs = [_spec(meta.input_tensor_meta(i), names[i] if i < len(names) else f"input{i}") for i in range(meta.num_inputs())]
     outputs = [_spec(meta.output_tensor_meta(i), f"output{i or ''}") for i in range(meta.num_outputs())]
-    lock = Lock()  # a method serves one call at a time, and all methods share the process's threads
+    key = _Key()
+    _methods[key] = method
 
     def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
         import torch
 
-        with lock:
-            if bindings._threadpool_get_thread_count() != threads:
-                bindings._unsafe_reset_threadpool(threads)
+        with _lock:
+            if key not in _methods or _threads() != threads:
+                _methods[key] = _load(path, threads)[0]
             # The outputs lie in the method's own memory, which the next call overwrites.
-            return [o.numpy().copy() for o in method.execute([torch.from_numpy(a) for a in arrays])]
+            return [o.numpy().copy() for o in _methods[key].execute([torch.from_numpy(a) for a in arrays])]
 
     return Session(inputs, outputs, run)
+
+
+class _Key:
+    """Stands for an open file among `_methods`, and goes with it."""
+
+
+# All methods of a process share one pool of threads and break when it is made anew for another number; they are dropped before, and loaded again.
+_methods: WeakKeyDictionary[_Key, Any] = WeakKeyDictionary()
+_lock = RLock()
+
+
+def _threads() -> int:
+    return require("executorch.extension.pybindings.portable_lib", "executorch")._threadpool_get_thread_count()
+
+
+def _load(path: Path, threads: int) -> tuple[Any, list[str]]:
+    """The network of a file, ready to run with so many threads, and the names of its inputs."""
+    with _lock, silenced():
+        runtime = require("executorch.runtime", "executorch")
+        bindings = require("executorch.extension.pybindings.portable_lib", "executorch")
+        if _threads() != threads:
+            _methods.clear()
+            gc.collect()
+            bindings._unsafe_reset_threadpool(threads)
+        try:
+            program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
+            names = program.load_method(NAMES).execute([])[0].split("\n") if NAMES in program.method_names else []
+            return program.load_method("forward"), names
+        except Exception as error:
+            raise unreadable(path, "executorch", error) from error
 
 
 def _spec(meta: Any, name: str) -> TensorSpec:
@@ -110,23 +135,36 @@ def _fewer_logs() -> Iterator[None]:
 
 
 def _ready(program: Any) -> Any:
-    """The program with float weights where a layer's result has no grid."""
+    """A PT2E program as XNNPACK's partitioner takes it: float weights where a layer's result has no grid, one grid for all parts of a
+    concatenation, and a dequantize operator of its own for each reader (what one integer layer absorbs would be missing to the others)."""
     import torch
 
     ops = torch.ops.quantized_decomposed
-    stored = [n for n in program.graph.nodes if n.target is ops.dequantize_per_channel.default]
-    loose = [n for n in stored if not any(_has_grid(layer, ops.quantize_per_tensor.default) for layer in n.users)]
-    if not loose:
+    quantize, dequantize = ops.quantize_per_tensor.default, ops.dequantize_per_tensor.default
+    if not any(n.target is quantize for n in program.graph.nodes):
         return program
     module = program.module(check_guards=False)
-    for node in [n for n in module.graph.nodes if n.name in {m.name for m in loose}]:
-        tensors = [_tensor(module, str(a.target)) for a in node.args[:3]]
-        name = f"{str(node.args[0].target).replace('.', '_')}_as_float"
-        module.register_parameter(name, torch.nn.Parameter(node.target(*tensors, *node.args[3:]), requires_grad=False))
-        with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.get_attr(name))
-        module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
+    graph = module.graph
+    for node in [n for n in graph.nodes if n.target is ops.dequantize_per_channel.default]:
+        if not any(_has_grid(layer, quantize) for layer in node.users):
+            tensors = [_tensor(module, str(a.target)) for a in node.args[:3]]
+            name = f"{str(node.args[0].target).replace('.', '_')}_as_float"
+            module.register_parameter(name, torch.nn.Parameter(node.target(*tensors, *node.args[3:]), requires_grad=False))
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name))
+            graph.erase_node(node)
+    for node in [n for n in graph.nodes if n.target is torch.ops.aten.cat.default and len(n.users) == 1]:
+        after = next(iter(node.users))
+        for part in set(node.args[0]) if after.target is quantize else ():
+            if part.target is not dequantize or part.args[1:] != after.args[1:]:
+                with graph.inserting_before(node):
+                    moved = graph.call_function(dequantize, (graph.call_function(quantize, (part, *after.args[1:])), *after.args[1:]))
+                node.replace_input_with(part, moved)
+    for node in [n for n in graph.nodes if n.target is dequantize]:
+        for reader in list(node.users)[1:]:
+            with graph.inserting_before(reader):
+                reader.replace_input_with(node, graph.call_function(dequantize, node.args))
+    graph.eliminate_dead_code()
     module.recompile()
     args, kwargs = program.example_inputs
     return torch.export.export(module, args, kwargs)
