@@ -1,136 +1,218 @@
 """Prunes every network of `zoo.py` to half of its MACs and checks what came out: `python -m benchmarks.networks`.
 
-Each network runs in a process of its own with a limit on its time. Results are appended to a file as they come, so an interrupted run goes on;
-`--table` prints the table of `docs/networks.md`. Needs torchvision and timm (`pip install torchvision timm`, without their dependencies if need be).
+Each network runs in a process of its own with a limit on its time. Results are written as they come, so an interrupted run goes on with what is missing;
+named networks run anew, `--missing` prints the names of those without a row, `--table` the table of `docs/networks.md`. One thread.
+Needs torchvision, timm and transformers (without their dependencies if need be).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "networks.jsonl"
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from benchmarks import zoo
+from mirabelle.data import example_inputs
+from mirabelle.export import export
+from mirabelle.files import read_json, write_json
+from mirabelle.graph.groups import Coupling
+from mirabelle.graph.surgery import difference, indices, mask, reference
+from mirabelle.measure import count_macs, count_parameters
+from mirabelle.measure.machine import machine, versions
+from mirabelle.prune import plan, prune
+from mirabelle.prune.part import given
+from mirabelle.store import load, save
+
+RESULTS = Path(__file__).parent / "results" / "networks.json"
+SHARE, TOLERANCE = 0.5, 0.03
 LIMIT = 300
+PRUNING: dict[str, Any] = {"macs": SHARE, "criterion": "l1", "align": 1, "allocation": "uniform", "repair": None}
 
 
-def check(name: str, share: float, stages: str) -> dict:
-    """One row. A stage that fails ends it and says why."""
-    import torch
-    from torch.utils import _pytree as pytree
+class Row(dict):
+    """What is known of one network; a stage that fails ends it and says why."""
 
-    from benchmarks import zoo
-    from mirabelle.data import example_inputs
-    from mirabelle.graph.surgery import difference, indices, reference
-    from mirabelle.measure import count_macs, count_parameters
-    from mirabelle.prune import plan
-    from mirabelle.store import load, save
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self["stage"] = name
+        begun = time.process_time()
+        yield
+        self.setdefault("cpu_s", {})[name] = round(time.process_time() - begun, 2)
 
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    return [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
+
+
+def same(expected: Any, found: Any, what: str) -> None:
+    if wrong := difference(expected, found):
+        raise AssertionError(f"{what}: {wrong}")
+
+
+def check(row: Row, name: str) -> None:
+    """One network: cut, equivalence on inputs that it was not cut with, another batch, backward, files."""
+    model, x = zoo.build(name)
+    row["parameters"] = count_parameters(model)
+    with row.stage("prune"):
+        small, coupling, removed = plan(model, x, **PRUNING)
+    describe(row, small, coupling)
+    row["macs"] = round(count_macs(small, x) / count_macs(model, x), 4)
+    other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), row.stage("equivalence"):
+        found = small.eval()(other)
+        same(reference(coupling, indices(coupling, removed), example_inputs(other)), found, "not the masked network")
+        same([v.new_zeros(v.shape) for v in tensors(model(other))], [v.new_zeros(v.shape) for v in tensors(found)], "outputs")
+    row["masked_weights"] = difference(mask(model, coupling, removed)(other), found) is None
+    del coupling, removed, model
+    with torch.no_grad(), row.stage("batch"):
+        small(torch.randn(3, *x.shape[1:]))
+    with row.stage("backward"):
+        backward(small, sum(v.double().square().mean() for v in tensors(small.train()(other)) if v.is_floating_point()))
+    files(small.eval(), lambda: zoo.build(name)[0], other, row)
+
+
+def check_part(row: Row, name: str) -> None:
+    """A detector with non-maximum suppression inside: its backbone is cut and put back; files are those of the whole, and of the part for ONNX."""
+    model, x = zoo.build(name)
+    row["parameters"] = count_parameters(model)
+    with row.stage("prune"):
+        small = prune(model, x, part="backbone", **PRUNING)
+    seen = given(model, "backbone", example_inputs(x))
+    row["form"] = "graph" if isinstance(small.get_submodule("backbone"), torch.fx.GraphModule) else "module"
+    row["macs"] = round(count_macs(small.backbone, seen) / count_macs(model.backbone, seen), 4)
+    with torch.no_grad(), row.stage("equivalence"):
+        boxes = small.eval()(x)
+        shapes = [[tuple(t.shape) for t in tensors(m.backbone.eval()(seen))] for m in (model, small)]
+        if shapes[0] != shapes[1] or [set(b) for b in boxes] != [{"boxes", "scores", "labels"}] * len(x):
+            raise AssertionError(f"the part gives {shapes[1]}, expected {shapes[0]}; boxes {boxes}")
+    with row.stage("backward"):
+        target = [{"boxes": torch.tensor([[10.0, 10.0, 90.0, 90.0]]), "labels": torch.tensor([1])} for _ in x]
+        backward(small, sum(small.train()(x, target).values()))
+    small.eval()
+    with torch.no_grad(), row.stage("save"), tempfile.TemporaryDirectory() as folder:
+        save(small, folder)
+        same(small(x), load(folder, zoo.build(name)[0])(x), "loaded network")
+    onnx(small.backbone, seen, row)
+
+
+def describe(row: Row, small: nn.Module, coupling: Coupling) -> None:
+    reasons: dict[str, int] = {}
+    for f in coupling.frozen:
+        reasons[f.reason] = reasons.get(f.reason, 0) + f.count
+    row |= {
+        "groups": len(coupling.groups),
+        "unknown": sorted(coupling.unknown),
+        "frozen": dict(sorted(reasons.items(), key=lambda kv: -kv[1])[:6]),
+        "form": "graph" if isinstance(small, torch.fx.GraphModule) else "module",
+    }
+
+
+def backward(small: nn.Module, value: Any) -> None:
+    value.backward()
+    grads = [p.grad for p in small.parameters() if p.grad is not None]
+    if not grads or not all(bool(torch.isfinite(g).all()) for g in grads):
+        raise AssertionError(f"{len(grads)} gradients, of which some are not finite")
+    small.zero_grad()
+
+
+def files(small: nn.Module, build: Any, other: torch.Tensor, row: Row) -> None:
+    with torch.no_grad(), row.stage("save"), tempfile.TemporaryDirectory() as folder:
+        save(small, folder)
+        same(small(other), load(folder, build())(other), "loaded network")
+    onnx(small, other, row)
+
+
+def onnx(small: nn.Module, other: torch.Tensor, row: Row) -> None:
+    with torch.no_grad(), row.stage("onnx"), tempfile.TemporaryDirectory() as folder:
+        artifact = export(small, folder, runtime="onnxruntime", inputs=other)
+        same(tensors(small(other)), [torch.as_tensor(v) for v in pytree.tree_leaves(artifact(other.numpy()))], "ONNX Runtime")
+
+
+def run_one(name: str) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, x = zoo.build(name)
-    row: dict = {"name": name, "parameters": count_parameters(model), "stage": "prune"}
+    row = Row(name=name, stage="build")
+    begun = time.monotonic()
     try:
-        begun = time.process_time()
-        small, coupling, removed = plan(model, x, macs=share, criterion="l1", align=1, allocation="uniform", repair=None)
-        row["cpu_s"] = round(time.process_time() - begun, 2)
-        reasons: dict[str, int] = {}
-        for f in coupling.frozen:
-            reasons[f.reason] = reasons.get(f.reason, 0) + f.count
-        row |= {
-            "groups": len(coupling.groups),
-            "unknown": sorted(coupling.unknown),
-            "frozen": dict(sorted(reasons.items(), key=lambda kv: -kv[1])[:6]),
-        }
-        row["form"] = "graph" if isinstance(small, torch.fx.GraphModule) else "module"
-        row["macs"] = round(count_macs(small, x) / count_macs(model, x), 4)
-        row["stage"] = "equivalence"
-        torch.manual_seed(1)
-        other = torch.randn_like(x)
-        found = small.eval()(other)
-        if wrong := difference(reference(coupling, indices(coupling, removed), example_inputs(other)), found):
-            raise AssertionError(f"not equivalent: {wrong}")
-        row["stage"] = "batch"
-        small(torch.randn(3, *x.shape[1:]))
-        row["stage"] = "backward"
-        small.train()
-        sum(v.double().square().mean() for v in pytree.tree_leaves(small(other)) if isinstance(v, torch.Tensor)).backward()
-        small.eval()
-        if "save" in stages:
-            row["stage"] = "save"
-            with tempfile.TemporaryDirectory() as folder:
-                save(small, folder)
-                again = load(folder, zoo.build(name)[0])
-                if wrong := difference(small(other), again(other)):
-                    raise AssertionError(f"loaded network: {wrong}")
-        if "onnx" in stages:
-            from mirabelle.export import export
-
-            row["stage"] = "onnx"
-            begun = time.monotonic()
-            with tempfile.TemporaryDirectory() as folder:
-                artifact = export(small, folder, runtime="onnxruntime", inputs=x)
-                outputs = [v for v in pytree.tree_leaves(small(other)) if isinstance(v, torch.Tensor)]
-                ran = pytree.tree_leaves(artifact(other.numpy()))
-                if wrong := difference(outputs[0], torch.as_tensor(ran[0])):
-                    raise AssertionError(f"ONNX Runtime: {wrong}")
-            row["onnx_s"] = round(time.monotonic() - begun, 2)
+        (check_part if name.startswith("part/") else check)(row, name)
         row["stage"] = "done"
-        row["ok"] = abs(row["macs"] - share) <= 0.03
+        row["ok"] = abs(row["macs"] - SHARE) <= TOLERANCE
+        if not row["ok"]:
+            row["error"] = f"keeps {row['macs']} of the MACs"
     except Exception as error:
-        import traceback
-
         row |= {"ok": False, "error": f"{type(error).__name__}: {str(error)[:400]}", "trace": traceback.format_exc()[-900:]}
+    row["seconds"] = round(time.monotonic() - begun, 1)
+    row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
     return row
 
 
-def table(rows: list[dict]) -> str:
-    """A row per network, and what failed."""
-    lines = ["| network | parameters | groups | form | MACs kept | CPU seconds | checks passed |", "|---|---|---|---|---|---|---|"]
-    for r in sorted(rows, key=lambda r: r["name"]):
-        said = ("all" if "onnx_s" in r else "all without files") if r["ok"] else f"**{r['stage']}**: {r.get('error', '')[:110]}"
+def in_process(name: str) -> dict:
+    try:
+        line = [sys.executable, "-m", "benchmarks.networks", "--one", name]
+        ran = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return {"name": name, "ok": False, "stage": "time", "error": f"over {LIMIT} s"}
+    rows = [s[4:] for s in ran.stdout.splitlines() if s.startswith("ROW ")]
+    return json.loads(rows[0]) if rows else {"name": name, "ok": False, "stage": "process", "error": ran.stderr[-500:] or f"code {ran.returncode}"}
+
+
+def table(results: dict) -> str:
+    """How many passed, and a row per network."""
+    rows = results["networks"]
+    lines = [
+        "| network | parameters | groups | form | MACs kept | masked weights | analysis and surgery, s | all checks, s | peak, GB | checks |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in (n for n in zoo.names() if n in rows):
+        r = rows[name]
+        said = "all" if r["ok"] else f"**{r['stage']}**: {r.get('error', '')[:140]}"
         size = f"{r['parameters'] / 1e6:.1f} M" if "parameters" in r else ""
-        lines.append(f"| {r['name']} | {size} | {r.get('groups', '')} | {r.get('form', '')} | {r.get('macs', '')} | {r.get('cpu_s', '')} | {said} |")
-    good = [r for r in rows if r["ok"]]
-    counts = [f"{sum(r['name'].startswith(k) for r in good)} of {sum(r['name'].startswith(k) for r in rows)} of {k}" for k in ("torchvision", "timm")]
-    return f"Passed: {', '.join(counts)}.\n\n" + "\n".join(lines)
+        masked = {True: "equal", False: "statistics"}.get(r.get("masked_weights"), "")  # type: ignore[call-overload]
+        cells = [name, size, r.get("groups", ""), r.get("form", ""), r.get("macs", ""), masked, r.get("cpu_s", {}).get("prune", "")]
+        lines.append("| " + " | ".join(map(str, [*cells, r.get("seconds", ""), r.get("peak_gb", ""), said])) + " |")
+    counts = []
+    for kind in dict.fromkeys(n.partition("/")[0] for n in zoo.names()):
+        of = [n for n in zoo.names() if n.startswith(f"{kind}/")]
+        ran = [rows[n] for n in of if n in rows]
+        counts.append(f"{kind} {sum(r['ok'] for r in ran)} of {len(ran)} that ran ({len(of)} in all)")
+    info = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    return f"Passed: {', '.join(counts)}. One core of {results['machine']['cpu']}, {info}.\n\n" + "\n".join(lines)
 
 
 def main() -> None:
-    from benchmarks import zoo
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--stages", default="save,onnx", help="what is checked beside the cut: save, onnx or none")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--missing", action="store_true", help="only print the names of the networks that have no row yet")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print("ROW " + json.dumps(check(options.names[0], options.macs, options.stages)))
+        print("ROW " + json.dumps(run_one(options.names[0])))
         return
-    if options.table:
-        print(table([json.loads(line) for line in options.results.read_text().splitlines()]))
+    results = read_json(RESULTS) if RESULTS.exists() else {"networks": {}}
+    missing = [n for n in zoo.names() if n not in results["networks"]]
+    if options.table or options.missing:
+        print(table(results) if options.table else "\n".join(missing))
         return
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["name"] for line in options.results.read_text().splitlines()} if options.results.exists() else set()
-    for name in options.names or zoo.names():
-        if name in done and not options.names:
-            continue
-        line = [sys.executable, "-m", "benchmarks.networks", "--one", name, "--macs", str(options.macs), "--stages", options.stages]
-        try:
-            ran = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT, check=False)
-            rows = [s[4:] for s in ran.stdout.splitlines() if s.startswith("ROW ")]
-            row = json.loads(rows[0]) if rows else {"name": name, "ok": False, "stage": "process", "error": ran.stderr[-500:]}
-        except subprocess.TimeoutExpired:
-            row = {"name": name, "ok": False, "stage": "time", "error": f"over {LIMIT} s"}
-        with options.results.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+    for name in options.names or missing:
+        row = in_process(name)
+        results = read_json(RESULTS) if RESULTS.exists() else results  # another process may have added to it
+        results |= {"machine": machine(), "versions": versions("torch", "torchvision", "timm", "transformers", "onnxruntime")}
+        results["networks"][name] = row
+        write_json(RESULTS, results)
         print("ok  " if row["ok"] else "FAIL", name, row.get("macs"), row.get("form"), row["stage"], row.get("error", "")[:150], flush=True)
 
 

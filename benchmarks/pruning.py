@@ -1,21 +1,31 @@
-"""What is left before any training, against Torch-Pruning 1.6.1: `python -m benchmarks.pruning`; one thread, resumable. Needs `pip install torch-pruning`.
+"""What is left of a network before any training, and after a little, against Torch-Pruning 1.6.1: `python -m benchmarks.pruning`; one thread, resumable.
 
-The same trained network (that of the demo), the same MACs, the same batches; both sides get BatchNorm statistics re-estimated on the same 16 batches. Seeds draw the
-batches. Accuracies are top-1 on the 10 000 test images of Fashion-MNIST, which choose nothing; a drop is against the original on the same images.
+Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2` or `tuned` runs one of the
+three tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs more.
+
+- fashion: the demo's trained residual network on Fashion-MNIST; top-1 on the 10 000 test images, which choose nothing; a drop is against the original on the same images.
+- mobilenet_v2: MobileNetV2 with ImageNet weights on photographs, half of them for calibration and half for the comparison: agreement with the original's first class, and the
+  signal-to-noise ratio of the logits, at three sizes of each photograph.
+- tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
+
+Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
+from benchmarks import photographs
 from examples import fashion
 from mirabelle.data import seed_everything
 from mirabelle.files import read_json, write_json
@@ -24,19 +34,25 @@ from mirabelle.measure.accuracy import evaluate, predictor
 from mirabelle.measure.machine import machine, versions
 from mirabelle.prune import prune
 from mirabelle.prune.repair import reestimate_batchnorm
+from mirabelle.train import fit
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
-SHARES = (0.8, 0.65, 0.5, 0.4)
-BATCHES = 16
+SHARES = (0.8, 0.65, 0.5)
+SEEDS = (0, 1, 2)
+EPOCHS = (1, 3, 10)
+BATCHES = {"fashion": 8, "mobilenet_v2": 16}
+RATE = 1e-3
+Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int], nn.Module]
 
 
-def torch_pruning(importance: str, global_: bool) -> Callable[[nn.Module, torch.Tensor, float, DataLoader], nn.Module]:
+def torch_pruning(importance: str, global_: bool) -> Method:
     """Torch-Pruning's own loop: small steps until the MACs are reached; gradients of one batch before each step where its criterion reads them."""
 
-    def run(model: nn.Module, x: torch.Tensor, share: float, loader: DataLoader) -> nn.Module:
+    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int) -> nn.Module:
         import torch_pruning as tp
 
         small = copy.deepcopy(model)
+        last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1]
         pruner = tp.pruner.BasePruner(
             small,
             x,
@@ -44,28 +60,28 @@ def torch_pruning(importance: str, global_: bool) -> Callable[[nn.Module, torch.
             global_pruning=global_,
             pruning_ratio=0.95,
             iterative_steps=200,
-            ignored_layers=[small.fc],
+            ignored_layers=[last],
         )
         target, batches = share * count_macs(model, x), iter(loader)
         while count_macs(small, x) > target:
             if "Taylor" in importance:
-                images, labels = next(batches)
+                images, labels = next(batches, None) or next(batches := iter(loader))
                 small.zero_grad()
                 nn.functional.cross_entropy(small(images), labels).backward()
             pruner.step()
-        return reestimate_batchnorm(small, loader, BATCHES)
+        return reestimate_batchnorm(small, loader, count)
 
     return run
 
 
-def ours(criterion: str, allocation: str | None, repair: str) -> Callable[[nn.Module, torch.Tensor, float, DataLoader], nn.Module]:
-    def run(model: nn.Module, x: torch.Tensor, share: float, loader: DataLoader) -> nn.Module:
-        return prune(model, x, macs=share, criterion=criterion, allocation=allocation, data=loader, batches=BATCHES, align=1, repair=repair)
+def ours(criterion: str, allocation: str | None, repair: str) -> Method:
+    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int) -> nn.Module:
+        return prune(model, x, macs=share, criterion=criterion, allocation=allocation, data=loader, batches=count, align=1, repair=repair)
 
     return run
 
 
-METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, DataLoader], nn.Module]] = {
+METHODS: dict[str, Method] = {
     "Torch-Pruning, L2, global": torch_pruning("GroupMagnitudeImportance", True),
     "Torch-Pruning, L2, uniform": torch_pruning("GroupMagnitudeImportance", False),
     "Torch-Pruning, Taylor, global": torch_pruning("GroupTaylorImportance", True),
@@ -75,52 +91,119 @@ METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, DataLoader], nn.Mod
     "Mirabelle, Taylor, uniform, least squares": ours("taylor", "uniform", "least-squares"),
     "Mirabelle, brain surgeon, least squares": ours("brain_surgeon", None, "least-squares"),
 }
+TUNED = ("Torch-Pruning, L2, uniform", "Torch-Pruning, Taylor, uniform", "Mirabelle, brain surgeon, least squares")
+
+
+@lru_cache(maxsize=1)
+def _photographs(seed: int) -> tuple[nn.Module, list, torch.Tensor, torch.Tensor]:
+    """The network, batches of 32 calibration views with the classes that it gives them, the other photographs, and its logits on these."""
+    model = photographs.mobilenet_v2()
+    calibration, others = photographs.split(seed)
+    views = photographs.centres(others)
+    crops = photographs.crops(calibration, -(-32 * BATCHES["mobilenet_v2"] // len(calibration)), seed)[: 32 * BATCHES["mobilenet_v2"]]
+    return model, [(b, _logits(model, b).argmax(1)) for b in crops.split(32)], views, _logits(model, views)
+
+
+def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model.eval()(b) for b in x.split(64)])
+
+
+def run_fashion(method: str, share: float, seed: int) -> dict[str, Any]:
+    model, loaders, x = fashion.resnet(), fashion.data(), torch.zeros(2, 1, 28, 28)
+    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"])
+    return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(small), loaders.test).value}
+
+
+def run_mobilenet_v2(method: str, share: float, seed: int) -> dict[str, Any]:
+    model, loader, views, expected = _photographs(seed)
+    small = METHODS[method](model, views[:2], share, loader, len(loader))
+    found = _logits(small, views)
+    return {
+        "macs": count_macs(small, views[:2]) / count_macs(model, views[:2]), "n": len(views),
+        "agreement": float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        "sqnr": 10 * math.log10(float((expected - expected.mean(0)).square().mean() / (found - expected).square().mean())),
+    }  # fmt: skip
+
+
+def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, Any]:
+    model, loaders, x = fashion.resnet(), fashion.data(), torch.zeros(2, 1, 28, 28)
+    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"])
+    tuned = fit(small, loaders.train, "cross_entropy", epochs=epochs, lr=RATE, seed=seed)
+    return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(tuned), loaders.test).value}
+
+
+RUNS: dict[str, Callable[..., dict[str, Any]]] = {"fashion": run_fashion, "mobilenet_v2": run_mobilenet_v2, "tuned": run_tuned}
+
+
+def wanted() -> list[dict[str, Any]]:
+    """Every run, first seed first."""
+    runs: list[dict[str, Any]] = []
+    for seed in SEEDS:
+        for kind in ("fashion", "mobilenet_v2"):
+            runs += [{"kind": kind, "method": m, "share": s, "seed": seed} for s in SHARES for m in METHODS]
+        runs += [{"kind": "tuned", "method": m, "share": 0.5, "seed": seed, "epochs": e} for e in EPOCHS for m in TUNED]
+    return runs
+
+
+def _rows(results: dict, **known: Any) -> list[dict]:
+    return [r for r in results["runs"] if all(r.get(k) == v for k, v in known.items())]
+
+
+def _cell(values: list[float]) -> str:
+    return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f}; {len(values)})" if values else "not run"
 
 
 def table(results: dict) -> str:
-    seeds = sorted({r["seed"] for r in results["runs"]})
-    lines = [
-        "| before any training, points lost | " + " | ".join(f"{share:.0%} of the MACs" for share in SHARES) + " |",
-        "|---|" + "---|" * len(SHARES),
+    heads = " | ".join(f"{share:.0%} of the MACs" for share in SHARES)
+    columns = "|---|" + "---|" * len(SHARES)
+    original = results.get("original", math.nan)
+    parts = [f"| residual network, points lost before any training | {heads} |", columns]
+    for m in METHODS:
+        cells = [_cell([100 * (original - r["top1"]) for r in _rows(results, kind="fashion", method=m, share=s)]) for s in SHARES]
+        parts.append(f"| {m} | {' | '.join(cells)} |")
+    for key, title, factor in (("agreement", "agreement with the original, %", 100), ("sqnr", "SQNR of the logits, dB", 1)):
+        parts += ["", f"| MobileNetV2, {title} | {heads} |", columns]
+        for m in METHODS:
+            cells = [_cell([factor * r[key] for r in _rows(results, kind="mobilenet_v2", method=m, share=s)]) for s in SHARES]
+            parts.append(f"| {m} | {' | '.join(cells)} |")
+    parts += [
+        "",
+        "| residual network at 50 % of the MACs, points lost after training | " + " | ".join(f"{e} epochs" for e in EPOCHS) + " |",
+        "|---|" + "---|" * len(EPOCHS),
     ]
-    for method in METHODS:
-        cells = []
-        for share in SHARES:
-            drops = [100 * (results["original"] - r["top1"]) for r in results["runs"] if r["method"] == method and r["share"] == share]
-            cells.append(f"{mean(drops):.2f} ({min(drops):.2f} to {max(drops):.2f})" if drops else "not run")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    info = results["machine"]
-    lines.append(
-        f"\nMean and range of {len(seeds)} seeds; original {100 * results['original']:.2f} %, n = 10 000. {info['cpu']}, one thread, {results['versions']}."
-    )
-    return "\n".join(lines)
+    for m in TUNED:
+        cells = [_cell([100 * (original - r["top1"]) for r in _rows(results, kind="tuned", method=m, epochs=e)]) for e in EPOCHS]
+        parts.append(f"| {m} | {' | '.join(cells)} |")
+    info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
+    parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
+    return "\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--only", choices=RUNS, help="one table")
+    parser.add_argument("--methods", default="", help="only methods with this in their names")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--runs", type=int, help="at most so many runs more")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     options = parser.parse_args()
     results = read_json(RESULTS) if RESULTS.exists() else {"runs": []}
     if not options.table:
         torch.set_num_threads(1)
-        model, loaders = fashion.resnet(), fashion.data()
-        x = next(iter(loaders.test))[0][:2]
-        results |= {"machine": machine(), "versions": ", ".join(f"{k} {v}" for k, v in versions("torch", "torch-pruning").items())}
-        results["original"] = evaluate(predictor(model), loaders.test).value
-        done = {(r["method"], r["share"], r["seed"]) for r in results["runs"]}
-        for seed in range(options.seeds):
-            for share in SHARES:
-                for method, function in METHODS.items():
-                    if (method, share, seed) in done:
-                        continue
-                    seed_everything(seed)
-                    small = function(model, x, share, fashion.data().train)
-                    row = {"method": method, "share": share, "seed": seed, "macs": count_macs(small, x) / count_macs(model, x)}
-                    row["top1"] = evaluate(predictor(small), loaders.test).value
-                    results["runs"].append(row)
-                    write_json(RESULTS, results)
-                    print(row, flush=True)
+        asked = [r for r in wanted() if options.only in (None, r["kind"]) and options.methods in r["method"] and options.seed in (None, r["seed"])]
+        left = [r for r in asked if not _rows(results, **r)]
+        results |= {"machine": machine(), "versions": versions("torch", "torch-pruning")}
+        if "original" not in results:
+            results["original"] = evaluate(predictor(fashion.resnet()), fashion.data().test).value
+        for run in left[: options.runs]:
+            seed_everything(run["seed"])
+            row = {**run, **RUNS[run["kind"]](**{k: v for k, v in run.items() if k != "kind"})}
+            if RESULTS.exists():  # another process may have added to it
+                results = read_json(RESULTS) | {k: v for k, v in results.items() if k != "runs"}
+            results["runs"].append(row)
+            write_json(RESULTS, results)
+            print(row, flush=True)
     print(table(results))
 
 

@@ -1,4 +1,8 @@
-"""The networks of the pruning benchmark: torchvision's classifiers and segmenters, and one small network of each family of timm.
+"""The networks of the pruning benchmark: torchvision's classifiers, segmenters and one-stage detectors, one small network of each family of timm, and
+vision models of transformers.
+
+Detectors come without the choice of boxes behind them (`detection/`: backbone, pyramid and dense heads) and whole, with non-maximum suppression inside
+(`part/`), where `prune` is given `part="backbone"`.
 
 With a CPU build of torch, torchvision's own wheel lacks its compiled operators; declaring their schemas is enough for the architectures.
 """
@@ -110,6 +114,8 @@ TIMM = [
     "xception41p",
     "xcit_nano_12_p8_224",
 ]
+DETECTORS = ["retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large"]
+TRANSFORMERS = ["vit", "swin", "segformer", "detr"]
 _SCHEMAS = [
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -130,19 +136,51 @@ def _declare() -> list[torch.library.Library]:
     library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
         library.define(schema)
+    library.impl("nms", _nms, "CPU")
     return [library]
+
+
+def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The boxes that overlap none of higher score by more than `threshold`, by falling score: what the missing kernel does."""
+    from torchvision.ops import box_iou
+
+    overlap, left, kept = box_iou(boxes, boxes), scores.argsort(descending=True), []
+    while len(left):
+        kept.append(left[0])
+        left = left[1:][overlap[left[0], left[1:]] <= threshold]
+    return torch.stack(kept) if kept else left
 
 
 if not hasattr(torch.ops.torchvision, "nms"):
     _KEPT = _declare()  # a library that is collected takes its operators along
+    import torchvision.extension
+
+    torchvision.extension._has_ops = lambda: True
+
+
+class Dense(nn.Module):
+    """A one-stage detector up to the scores and offsets of every anchor."""
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.head(list(self.backbone(x).values()))
 
 
 def names() -> list[str]:
-    """`torchvision/NAME` and `timm/NAME`."""
+    """`LIBRARY/NAME`."""
     import torchvision.models as models
 
     classifiers = [n for n in models.list_models(module=models) if not n.startswith("quantized")]
-    return [f"torchvision/{n}" for n in [*classifiers, *models.list_models(module=models.segmentation)]] + [f"timm/{n}" for n in TIMM]
+    return [
+        *(f"torchvision/{n}" for n in [*classifiers, *models.list_models(module=models.segmentation)]),
+        *(f"timm/{n}" for n in TIMM),
+        *(f"transformers/{n}" for n in TRANSFORMERS),
+        *(f"detection/{n}" for n in DETECTORS),
+        *(f"part/{n}" for n in DETECTORS),
+    ]
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -151,16 +189,48 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     library, _, plain = name.partition("/")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if library == "torchvision":
-            import torchvision.models as models
-
-            options = {"weights_backbone": None} if plain in models.list_models(module=models.segmentation) else {}
-            options |= {"aux_logits": True, "init_weights": True} if plain in ("googlenet", "inception_v3") else {}
-            model = models.get_model(plain, weights=None, **options)
-            size = (3, 299, 299) if plain == "inception_v3" else (3, 224, 224)
-        else:
-            import timm
-
-            model = timm.create_model(plain, pretrained=False)
-            size = tuple(model.default_cfg.get("input_size") or (3, 224, 224))
+        model, size = _BUILDERS[library](plain)
     return model.eval(), torch.randn(1 if size[-1] > 500 else 2, *size)
+
+
+def _torchvision(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
+    import torchvision.models as models
+
+    options = {"weights_backbone": None} if plain in models.list_models(module=models.segmentation) else {}
+    options |= {"aux_logits": True, "init_weights": True} if plain in ("googlenet", "inception_v3") else {}
+    return models.get_model(plain, weights=None, **options), (3, 299, 299) if plain == "inception_v3" else (3, 224, 224)
+
+
+def _timm(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
+    import timm
+
+    model = timm.create_model(plain, pretrained=False)
+    return model, tuple(model.default_cfg.get("input_size") or (3, 224, 224))
+
+
+def _transformers(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
+    import transformers as t
+
+    if plain == "vit":
+        return t.ViTForImageClassification(t.ViTConfig()), (3, 224, 224)
+    if plain == "swin":
+        return t.SwinForImageClassification(t.SwinConfig()), (3, 224, 224)
+    if plain == "segformer":
+        return t.SegformerForSemanticSegmentation(t.SegformerConfig()), (3, 224, 224)
+    backbone = t.ResNetConfig(out_features=["stage4"])
+    return t.DetrForObjectDetection(t.DetrConfig(backbone_config=backbone, use_timm_backbone=False)), (3, 320, 320)
+
+
+def _detector(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
+    import torchvision.models as models
+
+    size = 320 if "320" in plain else 300 if "300" in plain else 320
+    return models.get_model(plain, weights=None, weights_backbone=None), (3, size, size)
+
+
+def _dense(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
+    detector, size = _detector(plain)
+    return Dense(detector), size
+
+
+_BUILDERS = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers, "detection": _dense, "part": _detector}

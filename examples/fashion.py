@@ -48,17 +48,17 @@ def _from_official(name: str) -> bytes:
         return gzip.decompress(answer.read())
 
 
-def _debian_package(folder: Path) -> Path:
-    """Downloads and unpacks the Debian package into `folder`, with package lists of its own, so that no root is needed."""
+def debian_package(name: str, folder: Path) -> Path:
+    """Downloads and unpacks a Debian package into `folder`, with package lists of its own, so that no root is needed. Returns where its files lie."""
     apt = ["apt-get", "-qq", "-o", f"Dir::State={folder}", "-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
     apt += ["-o", "Dir::State::status=/var/lib/dpkg/status", "-o", "APT::Sandbox::User="]
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "cache" / "archives" / "partial").mkdir(parents=True)
     subprocess.run([*apt, "update"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-    subprocess.run([*apt, "download", DEBIAN], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-    (package,) = folder.glob(f"{DEBIAN}_*.deb")
+    subprocess.run([*apt, "download", name], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    (package,) = folder.glob(f"{name}_*.deb")
     subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "root")], check=True)
-    return folder / "root" / "usr" / "share" / "datasets" / "fashion-mnist"
+    return folder / "root"
 
 
 def _store(folder: Path, name: str, content: bytes, source: str) -> None:
@@ -87,7 +87,7 @@ def fetch(folder: Path | None = None) -> Path:
         with tempfile.TemporaryDirectory() as temporary:
             source = installed if installed.is_dir() else None
             if source is None and shutil.which("apt-get"):
-                source = _debian_package(Path(temporary))
+                source = debian_package(DEBIAN, Path(temporary)) / "usr" / "share" / "datasets" / "fashion-mnist"
             if source is None:
                 failures.append(f"the Debian package {DEBIAN}: there is no apt-get here")
             else:

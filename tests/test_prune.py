@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from importlib import import_module
 
 import networks
 import pytest
@@ -15,12 +16,14 @@ from mirabelle.data import as_batch, example_inputs
 from mirabelle.errors import CaptureError, InputError
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Group, Slot, analyse
+from mirabelle.graph.surgery import remove
 from mirabelle.measure import count_macs, count_parameters
-from mirabelle.prune import prune
+from mirabelle.prune import plan, prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.brain_surgeon import Reader
-from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS
-from mirabelle.prune.reconstruct import Cut, reconstruct
+from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
+from mirabelle.prune.moments import Moments, layer_moments
+from mirabelle.prune.reconstruct import Cut, Pair, reconstruct
 from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
 from mirabelle.prune.stats import Stats, collect
 
@@ -44,32 +47,37 @@ def tiny() -> tuple[nn.Module, Group, Stats]:
     return model, group, collect(model, coupling, None, None, 1, needs_gradients=False)
 
 
+def scored(name: str, group: Group, stats: Stats, **options) -> torch.Tensor:
+    """The scores of a criterion with its defaults, or with `normalize` and `aggregate`."""
+    return group_scores(name, CRITERIA[name], group, stats, options.get("normalize"), options.get("aggregate"))
+
+
 # --- criteria -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_l1_by_hand():
     _, group, stats = tiny()
     # a: 7, 1 over their mean 4; b: 2, 4 over 3; the mean of the two.
-    torch.testing.assert_close(CRITERIA["l1"](group, stats), torch.tensor([(7 / 4 + 2 / 3) / 2, (1 / 4 + 4 / 3) / 2]))
+    torch.testing.assert_close(scored("l1", group, stats), torch.tensor([(7 / 4 + 2 / 3) / 2, (1 / 4 + 4 / 3) / 2]))
 
 
 def test_l2_by_hand():
     _, group, stats = tiny()
     r2, r8 = 2**0.5, 8**0.5
-    torch.testing.assert_close(CRITERIA["l2"](group, stats), torch.tensor([(5 / 3 + 2 * r2 / (r2 + r8)) / 2, (1 / 3 + 2 * r8 / (r2 + r8)) / 2]))
+    torch.testing.assert_close(scored("l2", group, stats), torch.tensor([(5 / 3 + 2 * r2 / (r2 + r8)) / 2, (1 / 3 + 2 * r8 / (r2 + r8)) / 2]))
 
 
 def test_geometric_median_by_hand():
     """Three filters on a line at 0, 3 and 4: distances 3+4, 3+1 and 4+1, of which the mean is 16/3."""
     weight = torch.tensor([[0.0, 0.0], [0.0, 3.0], [0.0, 4.0]])
     group = Group("fc", 3, (Slot("fc.weight", 0, "out", torch.arange(3)[:, None]), Slot("next.weight", 1, "in", torch.arange(3)[:, None])))
-    found = CRITERIA["geometric_median"](group, Stats({"fc.weight": weight}))
+    found = scored("geometric_median", group, Stats({"fc.weight": weight}))
     torch.testing.assert_close(found, torch.tensor([7.0, 4.0, 5.0]) * 3 / 16)
 
 
 def test_bn_scale_by_hand():
     _, group, stats = tiny()
-    torch.testing.assert_close(CRITERIA["bn_scale"](group, stats), torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(scored("bn_scale", group, stats), torch.tensor([0.5, 2.0]))
 
 
 def test_bn_scale_needs_batchnorm():
@@ -78,24 +86,110 @@ def test_bn_scale_needs_batchnorm():
         prune(model, image(), macs=0.5, criterion="bn_scale", align=1)
 
 
+@pytest.mark.parametrize(
+    ("normalize", "aggregate", "expected"),
+    [
+        ("none", "sum", [9.0, 5.0]),  # a: 7, 1; b: 2, 4
+        ("none", "mean", [4.5, 2.5]),
+        ("none", "max", [7.0, 4.0]),
+        ("max", "sum", [1 + 2 / 4, 1 / 7 + 1]),
+        ("norm", "max", [7 / 50**0.5, 4 / 20**0.5]),
+        ("mean", "sum", [7 / 4 + 2 / 3, 1 / 4 + 4 / 3]),
+    ],
+)
+def test_layers_are_made_comparable_and_put_together_by_hand(normalize, aggregate, expected):
+    _, group, stats = tiny()
+    torch.testing.assert_close(scored("l1", group, stats, normalize=normalize, aggregate=aggregate), torch.tensor(expected))
+
+
 def test_taylor_formulas_by_hand():
     group = Group("g", 2, tiny()[1].slots)
     stats = Stats({}, changes={"g": torch.tensor([[1.0, -2.0], [3.0, 2.0]])})
-    assert CRITERIA["taylor"](group, stats).tolist() == [5.0, 4.0]
+    assert scored("taylor", group, stats).tolist() == [5.0, 4.0]  # (1 + 9) / 2, (4 + 4) / 2
+    assert scored("fisher", group, stats).tolist() == [2.5, 2.0]  # half of that: the rows are samples then
+    # (1 + 3) / 2 and (2 + 2) / 2, over the root of their squares
+    torch.testing.assert_close(scored("taylor_activation", group, stats), torch.tensor([2.0, 2.0]) / 8**0.5)
     weights = {"a.weight": torch.tensor([[1.0, -2.0], [3.0, 1.0]]).view(2, 2, 1, 1), "b.weight": torch.ones(2, 2, 1, 1)}
     gradients = {
         "a.weight": torch.tensor([[2.0, 2.0], [0.5, -1.0]]).view(2, 2, 1, 1),
         "b.weight": torch.tensor([[0.0, -1.0], [0.0, 0.0]]).view(2, 2, 1, 1),
     }
     # |1*2| + |-2*2| + |0| + |-1| and |3*0.5| + |1*-1|
-    assert CRITERIA["taylor_weight"](group, Stats(weights, gradients)).tolist() == [7.0, 2.5]
+    assert scored("taylor_weight", group, Stats(weights, gradients)).tolist() == [7.0, 2.5]
+
+
+def test_the_sum_inside_and_outside_the_square_by_hand():
+    """One filter of the weights 1, -2 whose products with the gradients of two batches are 2, -4 and 1, 1; BatchNorm's are 3 and -1, 0 and 2."""
+    group = Group(
+        "a",
+        1,
+        (
+            Slot("a.weight", 0, "out", torch.zeros(1, 1, dtype=torch.int64)),
+            Slot("bn.weight", 0, "along", torch.zeros(1, 1, dtype=torch.int64)),
+            Slot("bn.bias", 0, "along", torch.zeros(1, 1, dtype=torch.int64)),
+        ),
+    )
+    key = {n: ("a", n, 0) for n in ("a.weight", "bn.weight", "bn.bias")}
+    stats = Stats(
+        {},
+        products={
+            key["a.weight"]: torch.tensor([[2.0 - 4.0], [1.0 + 1.0]]),
+            key["bn.weight"]: torch.tensor([[3.0], [0.0]]),
+            key["bn.bias"]: torch.tensor([[-1.0], [2.0]]),
+        },
+        squares={key["a.weight"]: torch.tensor([((4 + 16) + (1 + 1)) / 2])},
+        scales=frozenset({"bn.weight"}),
+    )
+    assert scored("taylor_filter", group, stats).tolist() == [4.0]  # ((2 - 4)² + (1 + 1)²) / 2
+    assert scored("taylor_squares", group, stats).tolist() == [11.0]
+    assert scored("taylor_bn", group, stats).tolist() == [4.0]  # ((3 - 1)² + (0 + 2)²) / 2
+
+
+def test_products_and_squares_are_those_of_weights_and_their_gradients():
+    model, x = make("residual")
+    model.eval()
+    data = labelled(count=2, dtype=torch.float64)
+    coupling = analyse(model, as_batch(x))
+    stats = collect(model, coupling, data, None, 2, needs_gradients=True)
+    group = next(g for g in coupling.groups if g.name == "b.0")
+    inside, outside, gate = [], [], []
+    for inputs, target in data:
+        loss = nn.functional.cross_entropy(model(inputs), target)
+        bn = model.b[1]
+        dw, dgamma, dbeta = torch.autograd.grad(loss, [model.b[0].weight, bn.weight, bn.bias])
+        product = model.b[0].weight * dw
+        inside.append(product.sum((1, 2, 3)) ** 2)
+        outside.append((product**2).sum((1, 2, 3)))
+        gate.append((bn.weight * dgamma + bn.bias * dbeta) ** 2)
+    for name, rows in (("taylor_filter", inside), ("taylor_squares", outside), ("taylor_bn", gate)):
+        torch.testing.assert_close(scored(name, group, stats), torch.stack(rows).mean(0).float(), rtol=1e-4, atol=1e-12)
+
+
+def test_fisher_is_summed_over_samples_and_not_overwritten():
+    """Each sample by itself, all of them counted, whatever the batches: the gradient of a batch of two would have cancelled."""
+    model, x = make("residual")
+    model.eval()
+    data = labelled(count=2, n=4, dtype=torch.float64)
+    coupling = analyse(model, as_batch(x))
+    stats = collect(model, coupling, data, None, 2, needs_gradients=True, by_sample=True)
+    gated, changes = Gated(model), []
+    for inputs, target in data:
+        for i in range(4):
+            loss = nn.functional.cross_entropy(gated(inputs[i : i + 1]), target[i : i + 1])
+            changes.append(torch.autograd.grad(loss, gated.gate)[0])
+    group = next(g for g in coupling.groups if g.name == "a.0")
+    torch.testing.assert_close(scored("fisher", group, stats), (torch.stack(changes) ** 2).mean(0).float() / 2, rtol=1e-4, atol=1e-12)
+    assert stats.changes["a.0"].shape == (8, 8)
+    one = [tuple(torch.cat(parts) for parts in zip(*data))]
+    again = collect(model, coupling, one, None, 1, needs_gradients=True, by_sample=True)
+    torch.testing.assert_close(scored("fisher", group, stats), scored("fisher", group, again))
 
 
 def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torch.Tensor:
     """The scores of channels that one output reads, which is also what gives the constant: inputs without a mean."""
-    moments = torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()
+    moments = 1000 * torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()  # of 1000 rows
     group = Group("g", len(weight), (Slot("fc.weight", 1, "in", torch.arange(len(weight))[:, None]),))
-    return CRITERIA["brain_surgeon"](group, Stats({"fc.weight": torch.tensor([weight])}, read=lambda: {"fc": moments}))
+    return CRITERIA["brain_surgeon"](group, Stats({"fc.weight": torch.tensor([weight])}, read=lambda: {"fc": Moments(moments[None])}))
 
 
 def test_brain_surgeon_by_hand():
@@ -145,6 +239,46 @@ def test_brain_surgeon_finds_what_others_can_stand_in_for():
     scores = CRITERIA["brain_surgeon"](group, collect(model, coupling, [x for x, _ in labelled()], None, 3, needs_gradients=False))
     low, *rest = scores.sort().values.tolist()
     assert int(scores.argmin()) in (1, 3) and low < 0.05 * rest[0]
+
+
+def test_sensitivities_are_those_of_a_linear_network():
+    """Outputs V y: an error e of y, independent of it, changes them by e' V'V e, over their energy."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    data = [torch.randn(500, 4) for _ in range(8)]
+    found = layer_moments(model, ["0"], data, 8)["0"]
+    v = model[1].weight.detach().double()
+    with torch.no_grad():
+        outputs = model(torch.cat(data)).double()
+    energy = (outputs - outputs.mean(0)).square().sum()
+    torch.testing.assert_close(found.sensitivity, v.T @ v / energy, rtol=0.15, atol=float((v.T @ v).max() / energy) * 0.1)
+    rows = torch.cat([torch.cat(data), torch.ones(4000, 1)], 1).double()
+    torch.testing.assert_close(found.gram[0], rows.T @ rows, rtol=1e-5, atol=1e-2)
+
+
+def test_a_trial_is_the_error_of_the_outputs_by_hand():
+    """Outputs 1, 3 become 0, 0: (1 + 9) over (1 + 1) about their mean 2."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0), model[2].weight.fill_(1.0)
+    data = [torch.tensor([[1.0], [3.0]])]
+    stats = collect(model, analyse(model, as_batch(data[0])), data, None, 1, needs_gradients=False)
+    assert stats.trial is not None and stats.trial({}) == 0
+    assert stats.trial({"2.weight": torch.zeros(1, 1)}) == pytest.approx(5.0)
+
+
+def test_scores_between_groups_are_those_of_the_outputs():
+    """The readers of two groups are alike, but the outputs hardly see the second: a trial says so, and its channels go first."""
+    torch.manual_seed(0)
+    model = Net(
+        lambda s, x: s.out(s.b(torch.relu(s.a(x)))) + 1e-3 * s.out(s.d(torch.relu(s.c(x)))),
+        a=nn.Linear(6, 8), b=nn.Linear(8, 4), c=nn.Linear(6, 8), d=nn.Linear(8, 4), out=nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    data = [torch.randn(64, 6) for _ in range(4)]
+    coupling = analyse(model, as_batch(data[0]))
+    stats = collect(model, coupling, data, None, 4, needs_gradients=False)
+    a, c = (CRITERIA["brain_surgeon"](next(g for g in coupling.groups if g.name == n), stats) for n in "ac")
+    assert c.max() < 1e-3 * a.min()
 
 
 def test_brain_surgeon_needs_data_but_no_labels():
@@ -213,13 +347,13 @@ def test_contract_of_criteria(name, network):
             tensor = model.get_parameter(slot.parameter) if "running" not in slot.parameter else None
             if tensor is not None:
                 tensor.data.index_fill_(slot.dim, slot.index[0], 0)
-    stats = collect(model, coupling, labelled(), None, 2, needs_gradients=name in NEEDS_GRADIENTS)
+    stats = collect(model, coupling, labelled(), None, 2, needs_gradients=name in NEEDS_GRADIENTS, by_sample=name in NEEDS_SAMPLES)
     for group in coupling.groups:
         torch.manual_seed(0)
-        scores = CRITERIA[name](group, stats)
+        scores = scored(name, group, stats)
         assert scores.shape == (group.channels,) and bool(torch.isfinite(scores).all())
         torch.manual_seed(0)
-        assert torch.equal(scores, CRITERIA[name](group, stats))
+        assert torch.equal(scores, scored(name, group, stats))
         if name != "random":
             assert int(scores.argmin()) == 0
     small = prune(model, x, macs=0.6, criterion=name, data=labelled(), batches=2, align=1)
@@ -244,6 +378,7 @@ def test_criteria_of_ones_own():
     ("criterion", "message"),
     [
         (lambda g, s: torch.ones(g.channels, 2), r"shape \(8, 2\).*expected \(8,\)"),
+        (lambda g, s: torch.ones(1, 2, g.channels), r"shape \(1, 2, 8\).*expected \(8,\)"),
         (lambda g, s: torch.full((g.channels,), float("nan")), "NaN or infinite"),
         ("tailor", "did you mean 'taylor'"),
         ("no_such_module:f", "no module 'no_such_module'"),
@@ -318,6 +453,31 @@ def test_a_global_order_takes_the_worst_channels():
     assert kept[a.name] == 8 and kept[b.name] == max(n for n in range(13) if coupling.macs({b.name: n}) <= 0.7 * coupling.macs())
     shares = ALLOCATIONS["uniform"](coupling, scores, coupling.macs, 0.5 * coupling.macs(), 1, 0.1)
     assert abs(shares[a.name] / 8 - shares[b.name] / 12) < 0.2
+
+
+def importance(scores: dict, kept: dict) -> float:
+    return sum(float(scores[name].sort(descending=True).values[:count].sum()) for name, count in kept.items())
+
+
+@pytest.mark.parametrize("network", ["plain", "dense"])
+def test_the_knapsack_is_close_to_the_best_of_all_widths(network):
+    """Against every combination of widths, for random scores and budgets: never 2 % worse, and no worse than sorting by worth."""
+    model, x = make(network, torch.float32)
+    coupling = analyse(model, as_batch(x))
+    names = [g.name for g in coupling.groups]
+    every = [dict(zip(names, widths)) for widths in itertools.product(*(range(1, g.channels + 1) for g in coupling.groups))]
+    costs = [coupling.macs(kept) for kept in every]
+    exact = 0
+    for seed, fraction in itertools.product(range(5), (0.3, 0.5, 0.7)):
+        generator = torch.Generator().manual_seed(seed)
+        scores = {g.name: torch.rand(g.channels, generator=generator) * (1 + i) for i, g in enumerate(coupling.groups)}
+        budget = fraction * coupling.macs()
+        best = max(importance(scores, kept) for kept, cost in zip(every, costs) if cost <= budget)
+        found = {a: ALLOCATIONS[a](coupling, scores, coupling.macs, budget, 1, 0.01) for a in ("knapsack", "worth")}
+        assert coupling.macs(found["knapsack"]) <= budget
+        assert importance(scores, found["knapsack"]) >= max(0.98 * best, importance(scores, found["worth"]))
+        exact += importance(scores, found["knapsack"]) >= best - 1e-5
+    assert exact >= 8
 
 
 def test_budgets_that_cannot_be_reached():
@@ -421,6 +581,13 @@ def wrong(kind: str) -> dict:
         ({"keep": ["aa"]}, r"'aa'.*did you mean 'a'"),
         ({"repair": "bm"}, "unknown repair 'bm'.*bn"),
         ({"allocation": "globl"}, "did you mean 'global'"),
+        ({"normalize": "means"}, "unknown normalization 'means'.*mean"),
+        ({"aggregate": "summ"}, "unknown aggregation 'summ'.*sum"),
+        ({"steps": 0}, "steps is the number of cuts.*got 0"),
+        ({"steps": 1.5}, "got 1.5"),
+        ({"train": 3}, "train is a int"),
+        ({"train": {"epochs": 1}, "data": None, "criterion": "l1"}, "train= needs data="),
+        ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
         ({"data": None}, "needs data="),
         ({"data": []}, "data yielded no batch"),
         ({"data": iter(labelled())}, "read only once"),
@@ -541,3 +708,131 @@ def test_least_squares_loses_less_than_the_statistics_alone():
         with torch.no_grad():
             errors[repair] = float((small(data[0]) - model(data[0])).norm())
     assert errors["least-squares"] < 0.7 * min(errors[None], errors["bn"])
+
+
+def error(model: nn.Module, other: nn.Module, data: list) -> float:
+    with torch.no_grad():
+        return float(sum((model.eval()(x) - other.eval()(x)).square().sum() for x, _ in data))
+
+
+@pytest.mark.parametrize("name", ["depthwise", "grouped", "residual", "dense", "flatten", "squeeze-excite", "bottlenecks", "shuffle after grouped"])
+def test_least_squares_mends_layers_of_every_kind(name):
+    model, x = make(name)
+    model.eval()
+    data = labelled(count=4, n=16, size=x.shape[-1], dtype=torch.float64)
+    small, coupling, removed = plan(model, x, macs=0.6, criterion="l1", align=1, repair=None)
+    mended = reconstruct(small, Cut(model, coupling, removed), data, 3)
+    assert error(mended, model, data[:3]) < 0.5 * error(small, model, data[:3])
+    assert error(mended, model, data[3:]) < 0.7 * error(small, model, data[3:])  # samples that it was not solved on
+
+
+def test_what_does_not_fit_into_memory_is_computed_again(monkeypatch):
+    model, x = make("bottlenecks")
+    data = labelled(count=2, size=16, dtype=torch.float64)
+    small, coupling, removed = plan(model.eval(), x, macs=0.6, criterion="l1", align=1, repair=None)
+    held = reconstruct(small, Cut(model, coupling, removed), data, 2)
+    monkeypatch.setattr(import_module("mirabelle.prune.reconstruct"), "MEMORY", 0)
+    again = reconstruct(small, Cut(model, coupling, removed), data, 2)
+    for k, v in held.state_dict().items():
+        torch.testing.assert_close(v, again.state_dict()[k])
+
+
+def test_a_residual_block_mends_what_came_before_it(monkeypatch):
+    """The stream d carries an error; the branch c, which is added to it, is solved so that the sum is right, not the branch."""
+
+    def forward(s, x):
+        y = s.d(torch.relu(s.a(x)))
+        return s.e(y + s.c(torch.relu(s.b(y))))
+
+    torch.manual_seed(0)
+    layers = {"a": conv_bn(3, 8), "d": nn.Conv2d(8, 6, 3, 1, 1), "b": conv_bn(6, 12), "c": nn.Conv2d(12, 6, 3, 1, 1), "e": nn.Conv2d(6, 2, 1)}
+    model = Net(forward, **layers).double().eval()
+    data = labelled(count=2, n=16, dtype=torch.float64)
+    coupling = analyse(model, as_batch(image().double()))
+    removed = {"a.0": torch.arange(5)}
+    small = remove(model, coupling, removed)
+    cut = Cut(model, coupling, removed)
+    together = reconstruct(small, cut, data, 2)
+    monkeypatch.setattr(Pair, "added_to", lambda self, node: None)
+    alone = reconstruct(small, cut, data, 2)
+
+    def sums(network: nn.Module) -> torch.Tensor:
+        seen = []
+        handle = network.e.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        with torch.no_grad():
+            for x, _ in data:
+                network(x)
+        handle.remove()
+        return torch.cat(seen)
+
+    expected = sums(model)
+    assert (sums(together) - expected).square().sum() < 0.9 * (sums(alone) - expected).square().sum()
+
+
+def test_least_squares_says_what_is_wrong_with_the_data():
+    model, x = make("plain", torch.float32)
+    options = {"macs": 0.6, "criterion": "l1", "align": 1, "repair": "least-squares"}
+    with pytest.raises(InputError, match=r"batch 0 of data.*\(1, 4, 8, 8\)"):
+        prune(model, x, data=[torch.randn(2, 4, 8, 8)], **options)
+    with pytest.raises(InputError, match="not finite on data"):
+        prune(model, x, data=[x * float("nan")], **options)
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_cutting_and_training_in_turn():
+    model, x = make("residual", torch.float32)
+    data, seen = labelled(), []
+
+    def tune(small):
+        seen.append(count_macs(small, x) / count_macs(model, x))
+        return small
+
+    prune(model, x, macs=0.49, criterion="l1", align=1, steps=2, train=tune)
+    assert len(seen) == 2 and 0.6 < seen[0] <= 0.7 and 0.4 < seen[1] <= 0.49
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    small = prune(model, x, macs=0.6, data=data, batches=2, align=1, steps=2, train={"epochs": 1, "lr": 1e-3})
+    assert count_macs(small, x) <= 0.6 * count_macs(model, x)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("network", ["residual", "chunk, one part changed"])
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
+    model, x = make(network, torch.float32)
+    data = labelled(size=x.shape[-1])
+    options = {"macs": 0.6, "data": data, "batches": 2, "align": 1, "steps": 2, "train": {"epochs": 1}}
+    expected = prune(model, x, **options)
+
+    class KilledError(Exception):
+        pass
+
+    def read(loader, left):
+        for batch in loader:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KilledError
+            yield batch
+
+    class Loader:
+        def __init__(self, left):
+            self.left = [left]
+
+        def __iter__(self):
+            return read(data, self.left)
+
+        def __len__(self):
+            return len(data)
+
+    done = False
+    for left in (6, 8, 12, 10**6):  # the criterion, the repair and training each read the data
+        try:
+            found = prune(model, x, **{**options, "data": Loader(left)}, checkpoint=tmp_path)
+            done = True
+        except KilledError:
+            assert not done
+    assert (tmp_path / "step2-trained.safetensors").is_file()
+    for k, v in expected.state_dict().items():
+        assert torch.equal(v, found.state_dict()[k]), k
+    with pytest.raises(InputError, match="of another network or of other settings"):
+        prune(model, x, **{**options, "macs": 0.5}, checkpoint=tmp_path)

@@ -67,8 +67,8 @@ def data(batch, seed=1):
     return np.random.default_rng(seed).normal(size=(batch, 3, 8, 8)).astype("float32")
 
 
-# Those whose files are made from ONNX files; `test_converted.py` has the others.
-FROM_ONNX = sorted(n for n, r in RUNTIMES.items() if r.save is not None)
+# Those whose files are made from ONNX files and leave the batch open; `test_phone_runtimes.py` has the others.
+FROM_ONNX = sorted(n for n, r in RUNTIMES.items() if r.save is not None and r.free_batch)
 
 
 @pytest.fixture(scope="module", params=FROM_ONNX)

@@ -87,6 +87,17 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def tensors_hash(tensors: Mapping[str, Any]) -> str:
+    """The SHA-256 of named tensors: names, shapes, types and values, in their order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
 def content_hash(value: Any) -> str:
     """The SHA-256 of a JSON-like value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -42,7 +42,11 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
                 return program.model_proto
             except Exception as error:
                 problem = error
-    raise CaptureError(f"torch.onnx cannot export this network: {str(problem).strip().splitlines()[0] if problem else ''}") from problem
+    cause: BaseException | None = problem
+    while cause is not None and cause.__cause__ is not None:  # the outer ones say only in which step it was
+        cause = cause.__cause__
+    reason = (str(cause).strip().splitlines() or [""])[0]
+    raise CaptureError(f"torch.onnx cannot export this network: {type(cause).__name__}: {reason}") from problem
 
 
 def write_onnx(proto: Any, path: str | Path) -> None:

@@ -16,7 +16,7 @@ from mirabelle.distill import FEATURE_LOSSES, check_cache, check_losses, check_m
 from mirabelle.errors import InputError, RecipeError, did_you_mean
 from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
-from mirabelle.prune import ALLOCATIONS, CRITERIA, REPAIRS, check_budget, prune
+from mirabelle.prune import AGGREGATIONS, ALLOCATIONS, CRITERIA, NORMALIZATIONS, REPAIRS, check_budget, check_steps, prune
 from mirabelle.quantize import TARGETS, THRESHOLDS, quantize
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.train import LOSSES, train
@@ -79,7 +79,7 @@ def _options(function: Callable, *given: str) -> dict[str, Any]:
 
 _TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "prune": _options(prune, "data", "loss", "seed"),
+    "prune": _options(prune, "data", "loss", "seed", "checkpoint"),
     "distill": {"teacher": "original", **_options(distill, "label_loss", "head"), **_TRAINING},
     "fit": dict(_TRAINING),
     "quantize": _options(quantize),
@@ -88,6 +88,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Values that are names, and the dicts that hold them; a `module:function` is taken where the function itself takes one.
 _NAMES: dict[str, tuple[dict, bool]] = {
+    "normalize": (NORMALIZATIONS, False), "aggregate": (AGGREGATIONS, False),
     "criterion": (CRITERIA, True), "allocation": (ALLOCATIONS, False), "repair": (REPAIRS, False), "threshold": (THRESHOLDS, True),
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
     "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
@@ -239,6 +240,18 @@ def _check_runtimes(options: Mapping[str, Any]) -> None:
         RUNTIMES[name].version()
 
 
+def _check_prune(options: Mapping[str, Any]) -> None:
+    check_budget(options.get("macs"), options.get("params"), options.get("latency"))
+    training = options.get("train")
+    if training is not None and not isinstance(training, dict):
+        raise InputError(f"train is {training!r}; expected options of training, such as {{epochs: 1}}")
+    check_steps(options.get("steps", 1), training, (), options.get("part"))
+    for key, value in (training or {}).items():
+        if key not in _TRAINING:
+            raise InputError(f"train has an unknown key {key!r}{did_you_mean(str(key), _TRAINING)}")
+        _check_value(key, value, _TRAINING[key])
+
+
 def _check_distill(options: Mapping[str, Any]) -> None:
     losses = options.get("losses") or {"dist": 1.0}
     if not isinstance(losses, dict):
@@ -267,7 +280,7 @@ def _check_quantize(options: Mapping[str, Any]) -> None:
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "prune": lambda o: check_budget(o.get("macs"), o.get("params"), o.get("latency")),
+    "prune": _check_prune,
     "distill": _check_distill,
     "quantize": _check_quantize,
     "export": _check_runtimes,

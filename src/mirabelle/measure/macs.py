@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -54,26 +55,25 @@ def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     batch = example_inputs(x)
-    training = {m: m.training for m in model.modules()}
-    model.eval()
     try:
+        meta = batch.map(lambda t: t.to("meta"))
+        shapes = {k: v.detach().to("meta") for k, v in [*model.named_parameters(), *model.named_buffers()]}
+        total = count(_same_tensors(model), meta.args, meta.kwargs, shapes, "meta")
+    except Exception:
+        device = next((p.device for p in model.parameters()), None)
+        here = batch if device is None else batch.map(lambda t: t.to(device))
+        buffers = {k: v.clone() for k, v in model.named_buffers()}  # the run may write into these, not into the network's
         try:
-            meta = batch.map(lambda t: t.to("meta"))
-            shapes = {k: v.detach().to("meta") for k, v in [*model.named_parameters(), *model.named_buffers()]}
-            total = count(model, meta.args, meta.kwargs, shapes, "meta")
+            total = count(_same_tensors(model), here.args, here.kwargs, buffers, None)
         except Exception:
-            device = next((p.device for p in model.parameters()), None)
-            here = batch if device is None else batch.map(lambda t: t.to(device))
-            buffers = {k: v.clone() for k, v in model.named_buffers()}  # the run may write into these, not into the network's
-            try:
-                total = count(model, here.args, here.kwargs, buffers, None)
-            except Exception:
-                check_runs(model, here, "the example input")  # says what is wrong
-                raise
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+            check_runs(model, here, "the example input")  # says what is wrong
+            raise
     return -(-total // batch.size)
+
+
+def _same_tensors(model: nn.Module) -> nn.Module:
+    """A copy of the modules in eval mode, with the same tensors: what forward keeps for itself stays in the copy."""
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]}).eval()
 
 
 def count_macs(model: nn.Module, x: Any) -> int:

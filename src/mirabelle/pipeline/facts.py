@@ -18,7 +18,7 @@ from mirabelle.distill.features import FEATURE_LOSSES, Taps
 from mirabelle.distill.losses import ANY_WIDTH, PROJECTED
 from mirabelle.distill.teachers import Teachers, teacher_files
 from mirabelle.errors import InputError, RecipeError
-from mirabelle.files import content_hash, sha256
+from mirabelle.files import content_hash, sha256, tensors_hash
 from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measure.machine import versions
 from mirabelle.plugins import load, resolve
@@ -195,16 +195,8 @@ def _source(reference: str) -> str | None:
     return _file_hash(Path(file)) if file else None
 
 
-def _tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
 def _weights_hash(model: nn.Module) -> str:
-    return _tensors_hash((n, t.reshape(-1)) for n, t in model.state_dict().items())
+    return tensors_hash(model.state_dict())
 
 
 def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
@@ -215,7 +207,7 @@ def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
     if isinstance(batch.target, torch.Tensor):
         tensors.append(("target", batch.target))
     length = getattr(loader, "__len__", lambda: None)()
-    return f"{length} {_tensors_hash((n, t.reshape(-1)) for n, t in tensors)}"
+    return f"{length} {tensors_hash(dict(tensors))}"
 
 
 def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:

@@ -80,7 +80,7 @@ class Outcome:
 
 def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     loss = resolve(state.recipe.loss, LOSSES, "loss")
-    return Outcome(model=prune(state.model, state.inputs, data=state.loaders.train, loss=loss, seed=state.recipe.seed, **options))
+    return Outcome(model=prune(state.model, state.inputs, data=state.loaders.train, loss=loss, seed=state.recipe.seed, checkpoint=work, **options))
 
 
 def _trained(trained: Trained) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,18 @@ from mirabelle.data import example_inputs, seed_everything
 from mirabelle.errors import InputError, choose
 from mirabelle.graph.groups import Coupling, analyse
 from mirabelle.graph.surgery import remove
+from mirabelle.measure.macs import count_macs, count_parameters
 from mirabelle.plugins import resolve
 from mirabelle.prune.allocate import ALLOCATIONS, check_feasible
-from mirabelle.prune.criteria import ADDITIVE, CRITERIA, NEEDS_DATA, NEEDS_GRADIENTS
-from mirabelle.prune.latency import latency_model, until_measured
+from mirabelle.prune.criteria import ADDITIVE, AGGREGATIONS, CRITERIA, NEEDS_DATA, NEEDS_GRADIENTS, NEEDS_SAMPLES, NORMALIZATIONS, group_scores
+from mirabelle.prune.latency import latency_model, latency_share, until_measured
 from mirabelle.prune.part import prune_part
 from mirabelle.prune.reconstruct import Cut
 from mirabelle.prune.repair import REPAIRS
 from mirabelle.prune.stats import collect
+from mirabelle.prune.steps import in_steps
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.train import fit
 
 
 def prune(
@@ -33,6 +37,8 @@ def prune(
     latency: float | None = None,
     runtime: str = "onnxruntime",
     criterion: str | Callable = "taylor",
+    normalize: str | None = None,
+    aggregate: str | None = None,
     data: Iterable | None = None,
     loss: Callable | None = None,
     batches: int = 16,
@@ -42,6 +48,9 @@ def prune(
     allocation: str | None = None,
     least: float = 0.1,
     repair: str | None = "bn",
+    steps: int = 1,
+    train: Mapping[str, Any] | Callable[[nn.Module], nn.Module] | None = None,
+    checkpoint: str | Path | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """A smaller copy of `model`, of the same class, without its least important channels.
@@ -49,29 +58,61 @@ def prune(
     x: example inputs. macs, params or latency: the fraction of the multiply-accumulates, of the parameters or of the milliseconds that is KEPT, in
     (0, 1]; of the first two the result is at most that. A latency is that of one sample on one thread of `runtime`: the network's own layers are
     timed there, and what is cut is measured and corrected until it is within 3 % of what was asked, if five tries suffice.
-    criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) scores. data, loss: labelled batches and
+    criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) or (coupled layers, C) scores. normalize, aggregate: how the
+    scores of coupled layers are made comparable (`NORMALIZATIONS`) and put together (`AGGREGATIONS`); None is what suits the criterion. data, loss: labelled batches and
     the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used. align: kept counts are multiples of it.
     keep: modules or parameters left alone. part: the path of the only module that is pruned, where `torch.export` refuses the whole (a detector's `backbone`): it
     is cut on what it is given when the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a loss cannot be used then.
     allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
-    `uniform` takes the same share of each group; None is `worth` for `taylor` and `brain_surgeon`, whose scores add up, and `global` for the others.
+    `uniform` takes the same share of each group; None is `worth` for criteria whose scores add up (`ADDITIVE`), and `global` for the others.
     least: the fraction of each group that always stays. repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
-    `least-squares` first solves for the weights that read pruned channels; both are skipped without data; None does nothing.
+    `least-squares` first solves for the weights of the layers whose inputs have changed; both are skipped without data; None does nothing.
+    steps: so many cuts, each by the same factor; after each, `train` is carried out: options of `mb.fit` on `data` and `loss`, or a callable that returns the
+    trained network. checkpoint: a folder that keeps what steps and their training have done, so that a run that was interrupted goes on from there.
 
     Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything is computed that takes long;
     `SurgeryError` where the network's forward has sizes written into it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
+    what, fraction = check_budget(macs, params, latency)
+    options: dict[str, Any] = dict(
+        runtime=runtime, criterion=criterion, normalize=normalize, aggregate=aggregate, data=data, loss=loss, batches=batches, align=align, keep=keep,
+        allocation=allocation, least=least, repair=repair, seed=seed,
+    )  # fmt: skip
+    check_steps(steps, train, data, part)
     if part is not None:
-        options: dict[str, Any] = dict(
-            macs=macs, params=params, latency=latency, runtime=runtime, criterion=criterion, loss=loss, batches=batches, align=align, keep=keep,
-            allocation=allocation, least=least, repair=repair, seed=seed,
-        )  # fmt: skip
-        return prune_part(model, x, part, data, NEEDS_GRADIENTS, lambda inner, inputs, seen: plan(inner, inputs, data=seen, **options)[0], criterion)
-    return plan(
-        model, x, macs=macs, params=params, latency=latency, runtime=runtime,
-        criterion=criterion, data=data, loss=loss, batches=batches, align=align, keep=keep, allocation=allocation,
-        least=least, repair=repair, seed=seed,
-    )[0]  # fmt: skip
+        return prune_part(
+            model,
+            x,
+            part,
+            data,
+            NEEDS_GRADIENTS,
+            lambda inner, inputs, seen: plan(inner, inputs, **{**options, what: fraction, "data": seen})[0],
+            criterion,
+        )
+    if steps == 1 and train is None:
+        return plan(model, x, **{**options, what: fraction})[0]
+    inputs = example_inputs(x)
+    check_network(model)
+
+    def tune(small: nn.Module, folder: Path | None) -> nn.Module:
+        if not isinstance(train, Mapping):
+            return train(small)  # type: ignore[misc]
+        return fit(small, data, loss or "cross_entropy", **{"seed": seed, "checkpoint": folder, **train})  # type: ignore[arg-type]
+
+    measured = {
+        "macs": lambda m: count_macs(m, x) / whole,
+        "params": lambda m: count_parameters(m) / whole,
+        "latency": lambda m: latency_share(model, m, inputs, runtime),
+    }
+    whole = {"macs": lambda: count_macs(model, x), "params": lambda: count_parameters(model), "latency": lambda: 1}[what]()
+    options["least"] = least ** (1 / steps)
+    settings = {k: v if isinstance(v, (str, int, float, list, type(None))) else None for k, v in options.items()} | {
+        what: fraction, "steps": steps, "train": dict(train) if isinstance(train, Mapping) else train is not None,
+    }  # fmt: skip
+    return in_steps(
+        model, inputs, fraction, steps, lambda small, share: plan(small, x, **{**options, what: share}), None if train is None else tune,
+        lambda m: 1.0 if m is model else measured[what](m), keep, checkpoint, settings,
+    )  # fmt: skip
 
 
 def plan(
@@ -83,6 +124,8 @@ def plan(
     latency: float | None = None,
     runtime: str = "onnxruntime",
     criterion: str | Callable = "taylor",
+    normalize: str | None = None,
+    aggregate: str | None = None,
     data: Iterable | None = None,
     loss: Callable | None = None,
     batches: int = 16,
@@ -93,7 +136,7 @@ def plan(
     repair: str | None = "bn",
     seed: int = 0,
 ) -> tuple[nn.Module, Coupling, Mapping[str, torch.Tensor]]:
-    """`prune`, with what was found in the network and the channels that were removed of each group."""
+    """`prune` in one cut, with what was found in the network and the channels that were removed of each group."""
     check_network(model)
     what, fraction = check_budget(macs, params, latency)
     if what == "latency":
@@ -101,6 +144,9 @@ def plan(
     score = resolve(criterion, CRITERIA, "criterion")
     mend = None if repair is None else choose(repair, REPAIRS, "repair")
     allocate = choose(allocation or ("worth" if criterion in ADDITIVE else "global"), ALLOCATIONS, "allocation")
+    for name, table, kind in ((normalize, NORMALIZATIONS, "normalization"), (aggregate, AGGREGATIONS, "aggregation")):
+        if name is not None:
+            choose(name, table, kind)
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (align, batches)) or not 0 < least <= 1:
         raise InputError(
             f"align and batches are whole numbers of at least 1 and least is in (0, 1]; got align={align}, batches={batches}, least={least}"
@@ -120,8 +166,9 @@ def plan(
     check_feasible(coupling, cost, fraction * cost({}), cost({}), align, least, what)
 
     seed_everything(seed)
-    stats = collect(model, coupling, data, loss, batches, needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS))
-    scores = {g.name: _checked(score(g, stats), g.name, g.channels, criterion) for g in coupling.groups}
+    gradients = data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS)
+    stats = collect(model, coupling, data, loss, batches, needs_gradients=gradients, by_sample=criterion in NEEDS_SAMPLES)
+    scores = {g.name: group_scores(criterion, score, g, stats, normalize, aggregate) for g in coupling.groups}
 
     def cut(share: float) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
         kept = allocate(coupling, scores, cost, share * cost({}), align, least)
@@ -151,13 +198,17 @@ def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str
     return lambda kept: coupling.parameters(kept, trained)
 
 
-def _checked(scores: Any, group: str, channels: int, criterion: Any) -> torch.Tensor:
-    scores = torch.as_tensor(scores).detach().float().cpu()
-    if scores.shape != (channels,):
-        raise InputError(f"criterion {criterion!r} gave scores of shape {tuple(scores.shape)} for group {group!r}; expected ({channels},)")
-    if not bool(torch.isfinite(scores).all()):
-        raise InputError(f"criterion {criterion!r} gave NaN or infinite scores for group {group!r}")
-    return scores
+def check_steps(steps: int, train: Any, data: Any, part: str | None) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps is the number of cuts, a whole number of at least 1; got {steps!r}")
+    if train is not None and not isinstance(train, Mapping) and not callable(train):
+        raise InputError(
+            f"train is a {type(train).__name__}; expected options of mb.fit, such as {{'epochs': 1}}, or a callable that returns the trained network"
+        )
+    if isinstance(train, Mapping) and data is None:
+        raise InputError("train= needs data=, a loader of (inputs, targets)")
+    if part is not None and (steps > 1 or train is not None):
+        raise InputError("a part is cut in one step; give steps= and train= without part=, or train the network yourself between calls")
 
 
-__all__ = ["ALLOCATIONS", "CRITERIA", "REPAIRS", "check_budget", "prune"]
+__all__ = ["AGGREGATIONS", "ALLOCATIONS", "CRITERIA", "NORMALIZATIONS", "REPAIRS", "check_budget", "check_steps", "prune"]

@@ -90,7 +90,58 @@ def uniform(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]],
     return {g.name: _limits(g, align, least)[0] for g in coupling.groups}
 
 
-ALLOCATIONS: dict[str, Callable[..., dict[str, int]]] = {"global": by_threshold, "worth": by_worth, "uniform": uniform}
+def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float) -> dict[str, int]:
+    """The widths that keep the most importance for the budget: the multiple-choice knapsack over groups, by Lagrangian relaxation.
+
+    At a price for the unit of cost each group takes the width whose importance less its price is highest, given the others' widths, in turn until none changes;
+    the price is bisected until the cost fits. Costs are products of widths, of degree two at most in one group, so three widths give all of a group's. Where costs add
+    up (no layer lies between two groups) each choice is exact, and the result keeps the most that any choice of its cost keeps (Everett 1963, theorem 1); what the
+    budget still holds is then spent block by block. The better of this and `worth` is taken.
+    """
+    widths = {}
+    for g in coupling.groups:
+        low, high = _limits(g, align, least)
+        widths[g.name] = torch.tensor(sorted({low, high, *range(-(-low // align) * align, high, align)}))
+    kept_sum = {g.name: torch.cat([torch.zeros(1), scores[g.name].sort(descending=True).values]).double().cumsum(0) for g in coupling.groups}
+    gains = {name: kept_sum[name][w] for name, w in widths.items()}
+    whole = cost({})
+
+    def prices(name: str, kept: dict[str, int]) -> torch.Tensor:
+        """The share of the whole cost at each width of the group, the others' as they are."""
+        w = widths[name].double()
+        ends = torch.stack([w[0], (w[0] + w[-1]) / 2, w[-1]]) if len(w) > 2 else w
+        seen = torch.tensor([cost({**kept, name: float(e)}) / whole for e in ends], dtype=torch.float64)  # type: ignore[dict-item]
+        basis = torch.stack([ends**k for k in range(len(ends))], 1)
+        return torch.stack([w**k for k in range(len(ends))], 1) @ torch.linalg.solve(basis, seen)
+
+    def at(price: float, kept: dict[str, int]) -> dict[str, int]:
+        for _ in range(4):
+            before = dict(kept)
+            for name, w in widths.items():
+                kept = {**kept, name: int(w[int((gains[name] - price * prices(name, kept)).argmax())])}
+            if kept == before:
+                break
+        return kept
+
+    def importance(kept: dict[str, int]) -> float:
+        return sum(float(kept_sum[name][count]) for name, count in kept.items())
+
+    best = by_worth(coupling, scores, cost, budget, align, least)
+    high = sum(float(total[-1]) for total in kept_sum.values()) * 10 / max(1e-9, 1 - cost({n: int(w[0]) for n, w in widths.items()}) / whole)
+    low, kept = 0.0, {n: int(w[0]) for n, w in widths.items()}
+    for _ in range(16):
+        price = (low + high) / 2
+        found = at(price, {n: int(w[-1]) for n, w in widths.items()})
+        if cost(found) <= budget:
+            high = price
+            kept = found
+        else:
+            low = price
+    kept = _spend_rest(coupling, scores, cost, budget, align, kept)
+    return kept if cost(kept) <= budget and importance(kept) > importance(best) else best
+
+
+ALLOCATIONS: dict[str, Callable[..., dict[str, int]]] = {"global": by_threshold, "worth": by_worth, "uniform": uniform, "knapsack": knapsack}
 
 
 def check_feasible(

@@ -174,6 +174,21 @@ def _owners(graph: object) -> tuple[dict[str, int], int]:
     return owner, len(contractions)
 
 
+def latency_share(model: nn.Module, small: nn.Module, inputs: Batch, runtime: str, threads: int = 1) -> float:
+    """What `small` takes of the milliseconds of `model` for one sample; the two alternate in one run on one core."""
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = _artifact(model, inputs, Path(temporary) / "whole", runtime, threads)
+        return _share(whole, _artifact(small, inputs, Path(temporary) / "small", runtime, threads), inputs, threads)
+
+
+def _share(whole: Artifact, small: Artifact, inputs: Batch, threads: int) -> float:
+    one = inputs.map(lambda t: t[:1] if t.ndim else t)
+    arrays, named = [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
+    calls = {k: lambda a=a: a(*arrays, **named) for k, a in (("whole", whole), ("small", small))}
+    times = alternate(calls, 400, seconds=SECONDS, pin=threads == 1)
+    return times["small"].p50_ms / times["whole"].p50_ms
+
+
 def until_measured(
     model: nn.Module, coupling: Coupling, fraction: float, cut: Callable[[float], tuple[nn.Module, Removed]], runtime: str, threads: int = 1
 ) -> tuple[nn.Module, Removed]:
@@ -183,18 +198,13 @@ def until_measured(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
-        arrays, named = [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
         whole = _artifact(model, coupling.inputs, folder / "whole", runtime, threads)
         low, high, asked = 0.0, 2.0, fraction
         best: tuple[float, tuple[nn.Module, Removed]] | None = None
         for step in range(TRIES):
             made = cut(asked)
             artifact = _artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
-            times = alternate(
-                {"whole": lambda: whole(*arrays, **named), "small": lambda a=artifact: a(*arrays, **named)}, 400, seconds=SECONDS, pin=threads == 1
-            )
-            share = times["small"].p50_ms / times["whole"].p50_ms
+            share = _share(whole, artifact, coupling.inputs, threads)
             if best is None or abs(share - fraction) < abs(best[0] - fraction):
                 best = (share, made)
             if abs(share / fraction - 1) <= TOLERANCE:

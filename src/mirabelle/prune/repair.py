@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from mirabelle.checks import clone, running
+from mirabelle.checks import check_runs, clone, running
 from mirabelle.data import batches
+from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 from mirabelle.prune.reconstruct import Cut, reconstruct
 
@@ -48,8 +49,24 @@ def bn(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
 
 
 def least_squares(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
-    """The weights that read pruned channels, then BatchNorm's statistics."""
-    return reestimate_batchnorm(reconstruct(small, cut, data, count), data, count)
+    """The weights of the layers whose inputs have changed, then BatchNorm's statistics, where those bring the outputs nearer to the original's on the same data.
+
+    The least squares reckon with the statistics that there were; whether the spread that they take away is worth more than what they fitted depends on the network.
+    """
+    mended = reconstruct(small, cut, data, count)
+    statistics = reestimate_batchnorm(mended, data, count)
+    return min((mended, statistics), key=lambda m: _distance(m, cut.original, data, count))
+
+
+def _distance(model: nn.Module, original: nn.Module, data: Iterable, count: int) -> float:
+    """The squared error of the outputs, summed over `count` batches."""
+    total = 0.0
+    device = next(original.parameters()).device
+    for batch in batches(data, count, what="data"):
+        batch = batch.map(lambda t: t.to(device))
+        found, expected = (as_tensor(check_runs(m, batch, "data")) for m in (model, original))
+        total += float((found - expected).double().square().sum())
+    return total
 
 
 # (the cut network, what was cut, data, batches to use) -> the mended network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from mirabelle.checks import clone, running
-from mirabelle.data import batches
+from mirabelle.data import Batch, batches, samples
 from mirabelle.errors import InputError
 from mirabelle.graph.groups import Coupling, Slot
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
-from mirabelle.prune.moments import has_rows, input_grams
+from mirabelle.prune.moments import Moments, has_rows, layer_moments
 
+TRIAL = 16  # samples on which a cut is tried; the moments are those of others
 MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
 
 
@@ -26,19 +27,25 @@ class Stats:
     """What a criterion may look at.
 
     tensors: every parameter and buffer of the network by name. gradients: the loss's gradient by parameter, the mean over the batches seen.
-    changes: by group, (batches, C): for each batch the first-order change of the loss if the channel's contributions were zero.
-    scales: the names of BatchNorm's gamma. grams: see there; computed when first looked at.
+    changes: by group, (batches, C): for each batch the first-order change of the loss if the channel's contributions were zero; for each sample
+    where the criterion is one of `NEEDS_SAMPLES`, and likewise below.
+    products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the channel has there. squares: the same keys, (C,): the
+    sum of (weight x gradient) squared, the mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when first looked at.
+    trial: parameters that take the places of the network's -> the squared error of its outputs relative to their energy about the mean, on TRIAL samples.
     """
 
     tensors: dict[str, torch.Tensor]
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     changes: dict[str, torch.Tensor] = field(default_factory=dict)
+    products: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    squares: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     scales: frozenset[str] = frozenset()
-    read: Callable[[], dict[str, torch.Tensor]] = dict
+    read: Callable[[], dict[str, Moments]] = dict
+    trial: Callable[[dict[str, torch.Tensor]], float] | None = None
 
     @cached_property
-    def grams(self) -> dict[str, torch.Tensor]:
-        """A'A by layer, with A the rows that the layer reads and a column of ones behind (`moments.input_grams`), on the same batches."""
+    def moments(self) -> dict[str, Moments]:
+        """By layer, what it reads and what depends on what it gives, on the same batches."""
         return self.read()
 
 
@@ -49,8 +56,12 @@ def per_channel(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
     return moved[index.reshape(-1)].reshape(index.shape[0], -1)
 
 
-def collect(model: nn.Module, coupling: Coupling, data: Iterable | None, loss: Callable | None, count: int, needs_gradients: bool) -> Stats:
+def collect(
+    model: nn.Module, coupling: Coupling, data: Iterable | None, loss: Callable | None, count: int, needs_gradients: bool, by_sample: bool = False
+) -> Stats:
     """The statistics for a criterion; with gradients, `count` labelled batches go forward and backward through the network in eval mode.
+
+    by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a mean, in which those of its samples cancel.
 
     Eval mode, because the pruned network keeps BatchNorm's statistics fixed too: in train mode w * g summed over a filter before BatchNorm is zero.
     It is a copy that runs: no step is taken, and the network's gradients, flags and buffers are left as they were.
@@ -60,12 +71,17 @@ def collect(model: nn.Module, coupling: Coupling, data: Iterable | None, loss: C
     tensors = {n: p.detach() for n, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
-    def read() -> dict[str, torch.Tensor]:
+    def read() -> dict[str, Moments]:
         if data is None:
             raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
-        return input_grams(model, _readers(model, coupling), data, count)
+        return layer_moments(model, _readers(model, coupling), data, count, skip=TRIAL)
 
-    stats = Stats(tensors, scales=frozenset(f"{n}.weight" for n in norms), read=read)
+    stats = Stats(
+        tensors,
+        scales=frozenset(f"{n}.weight" for n in norms),
+        read=read,
+        trial=None if data is None or isinstance(data, Iterator) else _trial(model, data),
+    )
     if not needs_gradients:
         return stats
     if data is None:
@@ -73,30 +89,60 @@ def collect(model: nn.Module, coupling: Coupling, data: Iterable | None, loss: C
     function = loss or nn.functional.cross_entropy
     trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     device = next(iter(trained.values())).device
-    changes: dict[str, list[torch.Tensor]] = {g.name: [] for g in coupling.groups}
+    products: dict[tuple[str, str, int], list[torch.Tensor]] = {}
     seen = 0
     for p in trained.values():
         p.requires_grad_(True)
-    for batch in track(batches(data, count, labelled=True, what="data"), "gradients", count):
-        batch = batch.map(lambda t: t.to(device))
-        with torch.enable_grad(), running(batch, f"batch {seen} of data"):
-            value = function(as_tensor(model(*batch.args, **batch.kwargs)), batch.target.to(device))
-            grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-        found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
-        if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:
-            raise InputError(f"the gradient of {bad[0]} is not finite on batch {seen} of data; look for NaN in the inputs or the loss")
-        for name, grad in found.items():
-            stats.gradients[name] = stats.gradients.get(name, 0) + grad
-        for group in coupling.groups:
-            change = torch.zeros(group.channels)
-            for s in group.with_role("in"):
-                if s.parameter in found:
-                    change -= (per_channel(tensors[s.parameter], s) * per_channel(found[s.parameter], s)).sum(1).cpu()
-            changes[group.name].append(change)
-        seen += 1
+    for i, batch in enumerate(track(batches(data, count, labelled=True, what="data"), "gradients", count)):
+        for part in _singles(batch) if by_sample else [batch]:
+            part = part.map(lambda t: t.to(device))
+            with torch.enable_grad(), running(part, f"batch {i} of data"):
+                value = function(as_tensor(model(*part.args, **part.kwargs)), part.target.to(device))
+                grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+            found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
+            if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:
+                raise InputError(f"the gradient of {bad[0]} is not finite on batch {i} of data; look for NaN in the inputs or the loss")
+            for name, grad in found.items():
+                stats.gradients[name] = stats.gradients.get(name, 0) + grad
+            for group in coupling.groups:
+                for s in (s for s in group.slots if s.parameter in found):
+                    product = per_channel(tensors[s.parameter] * found[s.parameter], s)
+                    key = (group.name, s.parameter, s.dim)
+                    products.setdefault(key, []).append(product.sum(1).cpu())
+                    stats.squares[key] = stats.squares.get(key, 0) + product.square().sum(1).cpu()
+            seen += 1
     stats.gradients = {n: g / seen for n, g in stats.gradients.items()}
-    stats.changes = {n: torch.stack(c) for n, c in changes.items()}
+    stats.products = {key: torch.stack(rows) for key, rows in products.items()}
+    stats.squares = {key: sums / seen for key, sums in stats.squares.items()}
+    for g in coupling.groups:
+        read_by = [stats.products[key] for s in g.with_role("in") if (key := (g.name, s.parameter, s.dim)) in products]
+        stats.changes[g.name] = -torch.stack(read_by).sum(0) if read_by else torch.zeros(seen, g.channels)
     return stats
+
+
+def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:
+    """`Stats.trial`; the data is read when it is first called."""
+    known: list[tuple[nn.Module, Batch, torch.Tensor]] = []
+
+    def error(changes: dict[str, torch.Tensor]) -> float:
+        with torch.no_grad():
+            if not known:
+                network = clone(model).eval()
+                device = next(network.parameters()).device
+                few = next(samples(data, TRIAL, what="data"))._replace(target=None).map(lambda t: t.to(device))
+                with running(few, "batch 0 of data"):
+                    known.append((network, few, as_tensor(network(*few.args, **few.kwargs)).double()))
+            network, few, expected = known[0]
+            found = as_tensor(torch.func.functional_call(network, changes, few.args, few.kwargs)).double()
+            energy = (expected - expected.mean(0)).square().sum() if len(expected) > 1 else expected.square().sum()
+            return float((found - expected).square().sum() / energy.clamp_min(1e-30))
+
+    return error
+
+
+def _singles(batch: Batch) -> list[Batch]:
+    """The samples of a batch, each a batch of one."""
+    return [batch.map(lambda t, i=i: t[i : i + 1] if t.ndim else t)._replace(target=batch.target[i : i + 1]) for i in range(batch.size)]
 
 
 def _readers(model: nn.Module, coupling: Coupling) -> list[str]:

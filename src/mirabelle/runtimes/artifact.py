@@ -60,7 +60,7 @@ class Runtime:
     their quantize operators; what the file can name, it names `<site>_quantized`.
 
     int8: whether it runs quantised networks. off_by: how many integer steps a value may be away from the integer reference, by rounding
-    that differs and what it hands on.
+    that differs and what it hands on. free_batch: whether its files leave the batch size open where the network does.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Runtime:
     convert: Callable[[Any, Sequence[str], Path], Path] | None = None
     int8: bool = True
     off_by: int = 1
+    free_batch: bool = True
 
 
 def require(package: str, extra: str) -> ModuleType:

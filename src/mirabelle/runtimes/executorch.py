@@ -183,4 +183,4 @@ def _has_grid(layer: Any, quantize: Any) -> bool:
     return len(users) == 1 and users[0].target is quantize
 
 
-RUNTIME = Runtime("executorch", ".pte", version, files, open, None, convert=convert)
+RUNTIME = Runtime("executorch", ".pte", version, files, open, None, convert=convert, free_batch=False)

@@ -297,4 +297,4 @@ def _without_zeros(model: Any, graph: Any) -> None:
         warnings.warn(f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}", stacklevel=2)
 
 
-RUNTIME = Runtime("litert", ".tflite", version, files, open, None, convert=convert)
+RUNTIME = Runtime("litert", ".tflite", version, files, open, None, convert=convert, free_batch=False)

@@ -138,4 +138,4 @@ def _check_layers(text: str) -> None:
             raise CaptureError(f"ncnn does not have all operators of this network: {'; '.join(said().strip().splitlines())}")
 
 
-RUNTIME = Runtime("ncnn", ".param", version, files, open, None, save=save)
+RUNTIME = Runtime("ncnn", ".param", version, files, open, None, save, free_batch=False)
