@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,7 +89,7 @@ def time(folder: Path, names: list[str], results: dict) -> None:
     for name in names:
         for kind in ("float", "int8") if RUNTIMES[name].int8 else ("float",):
             artifact = load(folder / name / kind / f"model{RUNTIMES[name].suffix}", name)
-            calls[name, kind] = lambda run=artifact.session.run, arrays=artifact.arrays(x): run(arrays)
+            calls[name, kind] = partial(artifact.session.run, artifact.arrays(x))
     seen = alternate({f"{n}/{k}": c for (n, k), c in calls.items()}, 2000, seconds=SECONDS * len(calls) / 4, pin=True)
     base = seen["onnxruntime/float"]
     for (name, kind), key in ((k, f"{k[0]}/{k[1]}") for k in calls):

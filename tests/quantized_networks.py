@@ -163,7 +163,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "hardtanh": (lambda: Network(lambda n, x: head(n, n.b(F.hardtanh(n.a(x)))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)), {"hardtanh"}),
     "hardswish": (
         lambda: Network(lambda n, x: head(n, F.hardswish(n.b(F.hardswish(n.a(x))))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)),
-        {"hardswish", "adaptive_avg_pool2d", "flatten"},
+        {"hardswish", "adaptive_avg_pool2d"},
     ),
     "squeeze_excite": (
         lambda: Network(_squeeze_excite, a=conv(3, 8), b=conv(8, 8), e1=conv(8, 4, 1), e2=conv(4, 8, 1), fc=nn.Linear(8, 5)),
@@ -189,7 +189,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "tokens": (
         lambda: Network(lambda n, x: n.fc(F.relu(n.bn(n.a(x)))).flatten(1), a=nn.Linear(16, 8), bn=nn.BatchNorm1d(8), fc=nn.Linear(8, 5)),
-        {"batch_norm", "relu"},
+        {"batch_norm", "relu", "flatten"},
     ),
 }
 SHAPES = {"conv1d": (3, 16), "tokens": (8, 16)}

@@ -194,6 +194,6 @@ def test_unsound_requests(tmp_path):
         mb.export(network, tmp_path)
     with pytest.raises(InputError, match=r"\(1, 5, 4, 4\)"):
         mb.export(network, tmp_path, inputs=torch.zeros(1, 5, 4, 4))
-    with pytest.raises(InputError, match="this network has 4; quantise it with bits=8"):
+    with pytest.raises(InputError, match="input x has 4; quantise the network with bits=8"):
         mb.export(quantize(network, x, bits=4), tmp_path, inputs=x[0])
     assert not list(tmp_path.iterdir()), "nothing is left behind"

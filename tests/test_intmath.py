@@ -107,9 +107,89 @@ def test_an_overflow_is_found():
         intmath.global_average(np.full((1, 1, 2, 2), 2**30, np.int32))
 
 
-def test_relu_and_add():
+def test_relu():
     assert intmath.relu(np.array([-3, 0, 5]), 2).tolist() == [2, 2, 5]
-    assert intmath.add(np.array([2, -4]), 0.5, np.array([1, 1]), 0.25).tolist() == [1.25, -1.75]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_depthwise(bits):
+    rng = np.random.default_rng(0)
+    x, w = integers(rng, (2, 3, 5, 4), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1), integers(rng, (3, 1, 3, 2), -(2 ** (bits - 1)) + 1)
+    b = integers(rng, 3, -1000, 1000)
+    y = intmath.conv2d(x, w, b, (2, 1), (1, 1), (1, 2), 3, 64 if bits == 16 else 32)
+    assert (y == naive_conv(x, w, b, (2, 1), (1, 1), (1, 2), 3)).all()
+
+
+@pytest.mark.parametrize("depth, largest", [(3, 127), (2000, 127), (40000, 255), (7, 2**15 - 1)])
+def test_products_are_exact_whatever_their_length(depth, largest):
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(-largest, largest + 1, (2, depth)), rng.integers(-largest, largest + 1, (depth, 3))
+    rows[0], columns[:, 0] = largest, largest
+    assert (intmath.product(rows, columns) == rows @ columns).all() and intmath.product(rows, columns)[0, 0] == depth * largest**2
+
+
+# --- one grid to another ---------------------------------------------------------------------------------------------------------------
+
+
+def test_fixed_point_by_hand():
+    """0.3 = 1288490189 * 2^-32 to 31 bits: 0.3 * 2^32 = 1288490188.8. And 1 is 2^30 * 2^-30; 0.75 with 3 bits is 6 / 8."""
+    multiplier, shift = intmath.fixed_point(np.array([0.3, 1.0, 2.0**-20]))
+    assert multiplier.tolist() == [1288490189, 2**30, 2**30] and shift.tolist() == [32, 30, 50]
+    assert [int(v) for v in intmath.fixed_point(0.75, 3)] == [6, 3]
+    assert [int(v) for v in intmath.fixed_point(1 - 2**-9, 3)] == [4, 2], "7.98 eighths round up to one"
+    assert [int(v) for v in intmath.fixed_point(1e-30)] == [0, 0]
+    for wrong in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="positive and finite"):
+            intmath.fixed_point(wrong)
+    with pytest.raises(ValueError, match="does not fit"):
+        intmath.fixed_point(2.0**31)
+
+
+@settings(deadline=None, max_examples=200)
+@given(accumulator=st.integers(-(2**31), 2**31 - 1), factor=st.floats(2.0**-24, 1.0), zero_point=st.integers(-128, 255))
+def test_requantize_fixed(accumulator, factor, zero_point):
+    """Halves upwards, of the product with a multiplier that is off by at most 2^-31 of itself."""
+    multiplier, shift = intmath.fixed_point(factor)
+    assert 2**30 <= multiplier < 2**31 and abs(Fraction(int(multiplier), 2 ** int(shift)) / Fraction(factor) - 1) <= Fraction(1, 2**31)
+    exact = Fraction(accumulator) * int(multiplier) / 2 ** int(shift) + Fraction(1, 2)
+    expected = min(255, max(-128, exact.__floor__() + zero_point))
+    assert intmath.requantize_fixed(np.array([accumulator], np.int32), multiplier, shift, zero_point, -128, 255)[0] == expected
+
+
+def test_fixed_and_float_requantisation_differ_by_rounding_alone():
+    accumulator = np.random.default_rng(0).integers(-(2**20), 2**20, (4, 5000)).astype(np.int32)
+    factor = np.array([0.001, 1 / 3, 0.0173, 2e-4], np.float32)[:, None]
+    floats = intmath.requantize(accumulator, factor, 3, -(2**20), 2**20)
+    fixed = intmath.requantize_fixed(accumulator, *intmath.fixed_point(factor), 3, -(2**20), 2**20)
+    assert np.abs(floats - fixed).max() <= 1 and (floats == fixed).mean() > 0.995
+
+
+def test_add_by_hand():
+    """q = round(2 (a - 1) + 0.5 (b - 3) + 10) with s_a = 1, s_b = 0.25, s = 0.5: for (2, 4) 12.5, which rounds to even; for (1, 7) 12."""
+    a, b = np.array([2, 1, 200, 0]), np.array([4, 7, 200, 0])
+    assert intmath.add(a, 1.0, 1, b, 0.25, 3, 0.5, 10, 0, 255).tolist() == [12, 12, 255, 6]
+    assert intmath.add_fixed(a - 1, 1.0, b - 3, 0.25, 0.5, 10, 0, 255).tolist() == [13, 12, 255, 7], "halves upwards: 12.5 and 6.5"
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, scales=st.tuples(*[st.floats(1e-3, 10)] * 2), share=st.floats(0.2, 2))
+def test_additions_in_both_forms(seed, scales, share):
+    a, b = np.random.default_rng(seed).integers(0, 256, (2, 500))
+    scale = share * max(scales)
+    exact = ((a - 128) * scales[0] + (b - 7) * scales[1]) / scale + 128
+    for q in (
+        intmath.add(a, scales[0], 128, b, scales[1], 7, scale, 128, 0, 255),
+        intmath.add_fixed(a - 128, scales[0], b - 7, scales[1], scale, 128, 0, 255),
+    ):
+        assert (np.abs(q - np.clip(exact, 0, 255)) <= 0.5 + 1e-3).all()
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_concatenation_rescales_each_part(fixed):
+    """[10, -4] in units of 0.5 and [3] in units of 2, in units of 1 from 100: 105, 98, 106."""
+    parts = [(np.array([[10, -4]]), 0.5), (np.array([[3]]), 2.0)]
+    assert intmath.concatenate(parts, 1, 1.0, 100, 0, 255, fixed).tolist() == [[105, 98, 106]]
+    assert intmath.concatenate(parts, 1, 0.02, 100, 0, 255, fixed).tolist() == [[255, 0, 255]]
 
 
 @settings(deadline=None, max_examples=30)
@@ -124,3 +204,13 @@ def test_max_pool(seed, kernel, stride, padding, dilation):
 def test_global_average_is_a_sum():
     q = np.arange(12, dtype=np.int32).reshape(1, 2, 2, 3)
     assert intmath.global_average(q).tolist() == [[[[15]], [[51]]]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS, kernel=st.integers(1, 3), stride=st.integers(1, 2), padding=st.integers(0, 1))
+def test_sums_of_windows(seed, kernel, stride, padding):
+    padding = min(padding, kernel // 2)
+    q = integers(np.random.default_rng(seed), (2, 3, 7, 6))
+    total = intmath.sum_pool2d(q, (kernel, kernel), (stride, stride), (padding, padding))
+    expected = torch.nn.functional.avg_pool2d(torch.from_numpy(q).double(), kernel, stride, padding).numpy() * kernel**2
+    assert np.allclose(total, expected, atol=1e-6)

@@ -51,7 +51,9 @@ def test_round_trip(networks, name, tmp_path):
 def test_no_pickle(networks, tmp_path):
     mb.save(networks["quantised"], tmp_path)
     for file in tmp_path.iterdir():
-        assert file.suffix in (".json", ".safetensors") and not file.read_bytes().startswith((b"PK", b"\x80"))
+        assert file.suffix in (".json", ".safetensors") and not file.read_bytes().startswith(
+            (b"PK", *(bytes([0x80, protocol]) for protocol in range(6)))
+        )
 
 
 def test_damaged(networks, tmp_path):

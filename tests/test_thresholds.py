@@ -9,7 +9,22 @@ from hypothesis.extra.numpy import arrays
 
 from mirabelle.errors import InputError
 from mirabelle.quantize.observe import BINS, Histogram
-from mirabelle.quantize.thresholds import THRESHOLDS, absmax, entropy, mse, percentile
+from mirabelle.quantize.thresholds import (
+    RANGES,
+    THRESHOLDS,
+    absmax,
+    entropy,
+    gauss,
+    gauss_range,
+    laplace,
+    laplace_range,
+    mse,
+    mse_range,
+    percentile,
+    percentile_range,
+    rows_absmax,
+    rows_mse,
+)  # fmt: skip
 
 VALUES = arrays(np.float32, st.integers(1, 60), elements=st.floats(-1000, 1000, width=32))
 LEVELS = [1, 7, 63, 127, 255]
@@ -170,6 +185,87 @@ def test_entropy_does_not_collapse(kind):
         threshold = entropy(histogram(x), levels)
         assert (np.abs(x) > threshold).mean() <= 0.001
         assert threshold >= np.quantile(np.abs(x), 0.999)
+
+
+# Banner et al. 2019: the optimal clipping values in units of b and of σ for 2, 3 and 4 bits, which are 2, 4 and 8 levels on either side.
+@pytest.mark.parametrize(("levels", "by_b", "by_sigma"), [(2, 2.83, 1.71), (4, 3.89, 2.15), (8, 5.03, 2.55)])
+def test_closed_forms_give_the_papers_values(levels, by_b, by_sigma):
+    # Values of ±1 only: b = 1 and σ = 1 to half a bin. A value far out makes room and weighs nothing beside so many.
+    h = histogram([1.0] * 500 + [-1.0] * 500)
+    h.low, h.high = -50.0, 50.0
+    assert laplace(h, levels) == pytest.approx(by_b, rel=0.005)
+    assert gauss(h, levels) == pytest.approx(by_sigma, rel=0.005)
+
+
+@pytest.mark.parametrize("levels", [3, 15, 127])
+@pytest.mark.parametrize(("rule", "draw"), [(laplace, np.random.default_rng(3).laplace), (gauss, np.random.default_rng(4).normal)])
+@pytest.mark.parametrize("rectified", [False, True])
+def test_closed_forms_are_best_for_their_distribution(rule, draw, levels, rectified):
+    x = draw(size=200000).astype(np.float32)
+    x = np.maximum(x, 0) if rectified else x
+
+    def error(threshold: float) -> float:
+        step = threshold / levels
+        return float(np.square(np.clip(np.rint(x / step), -levels, levels) * step - x).sum())
+
+    least = min(error(t) for t in np.abs(x).max() * np.geomspace(1 / 16, 1, 200))
+    assert error(rule(histogram(x), levels)) <= 1.15 * least
+
+
+def test_ranges_by_hand():
+    # 998 values of 0.25, one of -1 and one of 1.5; reach 2, bins 2 / 2048 wide. Leaving out a thousandth on each side leaves the bin of 0.25, and zero.
+    h = histogram([0.25] * 998 + [-1.0, 1.5])
+    assert percentile_range(h, 255, share=0.998) == (0.0, 0.25 + 2 / BINS)
+    assert percentile_range(h, 255) == (-1.0, 1.5)
+    # Mean 0.5 of 0 and 1 in equal parts: both deviations are 0.5. The ends are cut at what was seen.
+    half = histogram([0.0] * 500 + [1.0] * 500)
+    assert laplace_range(half, 255) == (0.0, 1.0) and gauss_range(half, 255) == (0.0, 1.0)
+    half.low, half.high = -50.0, 50.0
+    assert laplace_range(half, 16) == pytest.approx((0.5 - 5.03 / 2, 0.5 + 5.03 / 2), rel=0.01)
+    assert gauss_range(half, 16) == pytest.approx((0.5 - 2.55 / 2, 0.5 + 2.55 / 2), rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [15, 255])
+def test_an_affine_grid_pays_where_one_side_is_short(steps):
+    x = torch.nn.functional.hardswish(2 * torch.randn(50000, generator=torch.Generator().manual_seed(0))).numpy()
+    low, high = mse_range(histogram(x), steps)
+    threshold = mse(histogram(x), steps // 2)
+
+    def error(low: float, high: float, steps: int) -> float:
+        step = (high - low) / steps
+        zero = round(-low / step)
+        return float(np.square((np.clip(np.rint(x / step) + zero, 0, steps) - zero) * step - x).sum())
+
+    found = error(low, high, steps)
+    assert found < 0.5 * error(-threshold, threshold, 2 * (steps // 2))
+    assert found < 1.1 * min(error(a, b, steps) for a in np.linspace(-0.4, -0.05, 15) for b in x.max() * np.geomspace(0.2, 1, 60))
+
+
+def test_rows_are_searched_exactly():
+    # One level: a row of ones and a 3. A step of 1 leaves an error of (3 - 1)^2 = 4; one of 3 makes the ones zeros: 4 again at four ones, 8 at eight.
+    rows = torch.tensor([[1.0, 1, 1, 1, 1, 1, 1, 1, 3.0], [0.0] * 9])
+    found = rows_mse(rows, 1)
+    # Between these, t: 8 (t - 1)^2 + (3 - t)^2 is least at t = 11 / 9, where it is 3.56.
+    assert float(found[0]) == pytest.approx(11 / 9, rel=0.03) and float(found[1]) == 0
+    assert rows_absmax(rows, 1).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("name", RANGES)
+@settings(deadline=None, max_examples=25)
+@given(values=VALUES, steps=st.sampled_from([3, 15, 255]), power=st.integers(-8, 8))
+def test_contract_ranges(name, values, steps, power):
+    h = histogram(values)
+    if 0 < h.maximum < 1e-20:
+        return
+    low, high = RANGES[name](h, steps)
+    assert h.low <= low <= 0 <= high <= h.high
+    assert (low < high) == (h.maximum > 0)
+    scaled = RANGES[name](histogram(values * np.float32(2.0**power)), steps)
+    assert scaled == (low * 2.0**power, high * 2.0**power)
+
+
+def test_every_rule_has_both_forms():
+    assert list(RANGES) == list(THRESHOLDS)
 
 
 # --- every rule -----------------------------------------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from mirabelle.errors import InputError
 from mirabelle.quantize import quantize
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.verify import sqnr
-from mirabelle.verify.expose import _WRITERS
+from mirabelle.verify.diagnose import diagnose
+from mirabelle.verify.expose import _WRITERS, run_in_float
 from mirabelle.verify.reference import Reference
 from tests.quantized_networks import NETWORKS, batches, build
 
 # Its float transposed convolution: ONNX Runtime quantises the weights by itself.
 ON_THE_RUNTIME = [n for n in NETWORKS if n != "transposed"]
+AFFINE = {"symmetric": False, "weight_symmetric": False}
 
 
 def ties(q, data) -> int:
@@ -39,6 +41,24 @@ def test_the_reference_is_close_to_the_simulation(name):
         grid = q.get_submodule(f"quantizers.{site.source or site.node}")
         assert sites[site.node].min() >= grid.low and sites[site.node].max() <= grid.high
         assert sites[site.node].dtype.kind == "i"
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits": 2}, {"bits": 4}, {"bits": 12}, {"bits": 16}, {"bits": 16, "weight_bits": 4}, {"per_channel": False}], ids=str
+)
+@pytest.mark.parametrize("name", ["residual", "depthwise", "conv1d"])
+def test_the_reference_takes_all_bits(name, options):
+    q, x = quantize(build(name), batches(name, 2), target="x86-vnni", **options), batches(name, 1, seed=5)[0]
+    _, result = Reference(q).run(Batch((x,), {}, None))
+    # Where steps are coarse, one value that is rounded the other way is a large difference; and the reference's biases are integers of such steps too.
+    assert sqnr(q(x).detach().numpy(), result) > {2: 8, 4: 20}.get(options.get("bits"), 35)
+
+
+@pytest.mark.parametrize("options", [{"per_channel": False}, {"weight_bits": 4}, {"symmetric": False}], ids=str)
+def test_onnxruntime_takes_other_weights(options, tmp_path):
+    q, data = quantize(build("residual"), batches("residual", 2), **options), batches("residual", 2, seed=5)
+    found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0][:1]), data)
+    assert all(c.max_off_by <= 1 and c.exact >= 0.99 for c in found.layers)
 
 
 @pytest.mark.parametrize("name", ON_THE_RUNTIME)
@@ -118,3 +138,52 @@ def test_samples_and_report(tmp_path):
 def test_sqnr_by_hand():
     assert sqnr(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(20.0)
     assert sqnr(np.ones(3), np.ones(3)) is None and sqnr(np.zeros(3), np.ones(3)) is None
+
+
+def test_a_rounding_that_a_runtime_leaves_out_is_recognised():
+    q, x = quantize(build("residual"), batches()), batches(count=1)[0]
+    batch, names = Batch((x,), {}, None), {s.node: s.layer for s in q.meta["quantization"].sites}
+    fused, _ = Reference(q).run(batch, unrounded={"conv2d_2"})
+    exact = Reference(q).run(batch)[0]
+    seen = {n: fused[n] if n in list(names)[list(names).index("relu_2") :] else exact[n] for n in names}
+    causes = diagnose(q, "openvino", batch, seen, {}, names)
+    assert list(causes) == ["relu_2"] and causes["relu_2"].name == "fusion" and "c2 is not rounded" in str(causes["relu_2"])
+
+
+def test_what_the_file_as_shipped_does_otherwise_is_found(tmp_path):
+    """OpenVINO adds a convolution's sums to the residual before it rounds, unless the convolution's own value is asked for."""
+    q, data = quantize(build("residual"), batches(), target="x86-vnni"), batches(count=1)
+    found = mb.verify(q, mb.export(q, tmp_path, runtime="openvino", inputs=data[0][:1]), data)
+    assert found.shipped is None or (found.shipped["cause"] == "fusion" and found.shipped["layer"] == "network (add)")
+    assert found.shipped is not None or found.sqnr_db is None or found.sqnr_db > 50
+
+
+def test_a_layer_in_float_is_named(tmp_path):
+    """ONNX Runtime fuses no convolution whose float result is asked for."""
+    q, data = quantize(build("residual"), batches()), batches(count=1)
+    path = mb.export(q, tmp_path, inputs=data[0][:1]).path
+    proto = onnx.load(path)
+    node = next(n for n in proto.graph.node if n.name == "c1/Conv")
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], 1, None))
+    onnx.save(proto, path)
+    artifact = load(path, "onnxruntime")
+    assert run_in_float(artifact, Batch((data[0][:1],), {}, None), {s.node: s for s in q.meta["quantization"].sites}) == {"relu_1": "Conv"}
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "concatenation", "sequential", "two_readers", "mean"])
+def test_the_reference_without_floats_differs_by_rounding_alone(name):
+    q, batch = quantize(build(name), batches(name, 2)), Batch((batches(name, 1, seed=5)[0],), {}, None)
+    floats, _ = Reference(q).run(batch)
+    fixed, _ = Reference(q, requantisation="fixed").run(batch, floats)  # each layer from the same integers before it
+    for site, expected in floats.items():
+        off = np.abs(expected - fixed[site])
+        assert off.max() <= 1 and (off == 0).mean() > 0.99, site
+    with pytest.raises(InputError, match="did you mean 'fixed'"):
+        Reference(q, requantisation="fixd")
+
+
+def test_rectifiers_with_a_ceiling_stay_integers():
+    q, batch = quantize(build("depthwise"), batches()), Batch((3 * batches(count=1)[0],), {}, None)
+    reference = Reference(q)
+    sites, _ = reference.run(batch)
+    assert not reference.floats and max(int(v.max()) for v in sites.values()) == 255

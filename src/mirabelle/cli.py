@@ -165,7 +165,8 @@ def _measure(options: argparse.Namespace) -> int:
     inputs = _example(options.input)
     if inputs is not None and loader is None:
         inputs = inputs.numpy() if is_file else inputs
-    network, baseline = (_network_or_file(m, options.threads) if m else None for m in (options.model, options.baseline))
+    network = _network_or_file(options.model, options.threads)
+    baseline = _network_or_file(options.baseline, options.threads) if options.baseline else None
     found = mirabelle.measure(
         network, loader, options.metric, inputs=inputs, runs=options.runs, baseline=baseline, device=options.device, core=options.core,
         binary=options.benchmark, serial=options.serial,

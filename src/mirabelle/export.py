@@ -14,10 +14,11 @@ from mirabelle.checks import check_network, check_runs, clone
 from mirabelle.data import Batch, example_inputs
 from mirabelle.errors import CaptureError, InputError, choose
 from mirabelle.graph.capture import program
-from mirabelle.onnxfile import onnx_proto, write_onnx
+from mirabelle.onnxfile import fold_pads, onnx_proto, save_onnx, write_onnx
 from mirabelle.quantize import quantization
 from mirabelle.quantize.pt2e import to_pt2e
 from mirabelle.quantize.qdq import to_qdq
+from mirabelle.quantize.splice import spliced
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
 
@@ -72,6 +73,11 @@ def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
     are left out. Returns the names of the sites in order.
     """
     check_runs(check_network(model), inputs, "the example input")
+    if quantization(model) is not None and model.meta.get("onnx") is not None:  # type: ignore[union-attr]
+        proto, sites = spliced(model)  # type: ignore[arg-type]
+        fold_pads(proto)
+        save_onnx(proto, path)
+        return sites
     network, sites = to_qdq(model) if quantization(model) is not None else (model, [])  # type: ignore[arg-type]
     proto = onnx_proto(network, inputs)
     _rename_sites(proto, sites)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
+from mirabelle.graph.capture import program
 from mirabelle.muffle import muffled
+from mirabelle.runtimes import RUNTIMES, Artifact
 
 OPSET = 20
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
 
 
 def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
@@ -51,13 +56,37 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
 
 def write_onnx(proto: Any, path: str | Path) -> None:
     """Means as the pools that runtimes have kernels for, without doc strings and metadata (source paths among them), checked, whole or not at all."""
+    _pool_for_means(proto)
+    fold_pads(proto)
+    _turn_weights(proto)
+    _name_nodes(proto)
+    _strip(proto)
+    save_onnx(proto, path)
+
+
+def save_onnx(proto: Any, path: str | Path) -> None:
+    """Checked, whole or not at all."""
     import onnx
 
-    _pool_for_means(proto)
-    _strip(proto)
     onnx.checker.check_model(proto)
     with atomic(path) as temporary:
         onnx.save(proto, str(temporary))
+
+
+def write_artifact(
+    network: nn.Module, inputs: Batch, folder: Path, runtime: str = "onnxruntime", threads: int = 1, sites: Sequence[str] = ()
+) -> Artifact:
+    """The network as a file of `runtime` in `folder`, for one sample: to be timed there. Where it is made from an ONNX file, that is `folder/model.onnx`.
+
+    A quantised network is in the form that the runtime's files are made from; sites: the names of its quantised values.
+    """
+    adapter, one = RUNTIMES[runtime], inputs.head(1)
+    if adapter.convert is not None:
+        return Artifact(adapter.convert(program(clone(network).eval(), one), sites, folder / f"model{adapter.suffix}"), runtime, threads)
+    assert adapter.save is not None
+    source = folder / "model.onnx"
+    write_onnx(onnx_proto(network, one), source)
+    return Artifact(adapter.save(source, folder / runtime), runtime, threads)
 
 
 def _pool_for_means(proto: Any) -> None:
@@ -76,6 +105,92 @@ def _pool_for_means(proto: Any) -> None:
             node.op_type = "GlobalAveragePool"
             del node.input[1:]
             del node.attribute[:]
+
+
+def fold_pads(proto: Any) -> None:
+    """Paddings of images with zeros go into the convolutions that alone read them: runtimes have no integer kernel for a padding by itself."""
+    from onnx import helper, numpy_helper
+
+    graph = proto.graph
+    constants = {i.name: i for i in graph.initializer}
+    taken: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type != "Pad" or len(node.input) > 3 or node.input[1] not in constants or node.output[0] in {o.name for o in graph.output}:
+            continue
+        mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+        value = node.input[2] if len(node.input) > 2 else ""
+        zero = not value or (value in constants and not numpy_helper.to_array(constants[value]).any())
+        around = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        readers = [n for n in graph.node if node.output[0] in n.input]
+        plain = all(
+            n.op_type == "Conv" and n.input[0] == node.output[0] and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute)
+            for n in readers
+        )
+        half = len(around) // 2
+        if mode != b"constant" or not zero or not plain or not readers or any(around[:2] + around[half : half + 2]) or min(around) < 0:
+            continue
+        for reader in readers:
+            reader.input[0] = node.input[0]
+            own = next((a for a in reader.attribute if a.name == "pads"), None)
+            spatial = around[2:half] + around[half + 2 :]
+            before = list(own.ints) if own is not None else [0] * len(spatial)
+            if own is not None:
+                reader.attribute.remove(own)
+            reader.attribute.append(helper.make_attribute("pads", [a + b for a, b in zip(before, spatial, strict=True)]))
+        taken.add(node.output[0])
+    kept = [n for n in graph.node if not taken & set(n.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _turn_weights(proto: Any) -> None:
+    """A stored matrix that is dequantised, turned and multiplied with is stored turned: runtimes look for integers right in front of the product."""
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    constants = {i.name: i for i in graph.initializer}
+    makers = {o: n for n in graph.node for o in n.output}
+    turned: set[str] = set()
+    for node in graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "Transpose" else None
+        if before is None or before.op_type != "DequantizeLinear" or before.input[0] not in constants:
+            continue
+        readers = [n for n in graph.node if node.output[0] in n.input or before.output[0] in n.input]
+        if [list(a.ints) for a in node.attribute] != [[1, 0]] or any(n.op_type != "MatMul" and n is not node for n in readers):
+            continue
+        stored = constants[before.input[0]]
+        stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored).T.copy(), stored.name))
+        for attribute in before.attribute:
+            if attribute.name == "axis":
+                attribute.i = 1 - attribute.i
+        for reader in readers:
+            for k, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[k] = before.output[0]
+        turned.add(node.output[0])
+    kept = [n for n in graph.node if not turned & set(n.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _name_nodes(proto: Any) -> None:
+    """Nodes get the paths of the modules that they come from, `layer1.0.conv1/Conv`: runtimes report by these names, and the files of a network in float
+    and in integers can be laid side by side. A convolution that took in its BatchNorm is called after its own weight."""
+    taken: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scopes = next((e.value for e in node.metadata_props if e.key == SCOPES), "[]")
+        path = ast.literal_eval(scopes)[-2:-1]
+        weight = node.input[1] if len(node.input) > 1 else ""
+        owner = weight.removesuffix(".weight") if weight.endswith(".weight") else path[0] if path else ""
+        name = base = f"{owner}/{node.op_type}" if owner else node.op_type
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        node.name = name
 
 
 def _strip(proto: Any) -> None:

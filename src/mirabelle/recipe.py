@@ -17,7 +17,7 @@ from mirabelle.errors import InputError, RecipeError, did_you_mean
 from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
 from mirabelle.prune import AGGREGATIONS, ALLOCATIONS, CRITERIA, NORMALIZATIONS, REPAIRS, check_budget, check_steps, prune
-from mirabelle.quantize import TARGETS, THRESHOLDS, quantize
+from mirabelle.quantize import TARGETS, THRESHOLDS, check_repairs, quantize
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.train import LOSSES, train
 from mirabelle.train.optim import OPTIMIZERS, SCHEDULES
@@ -80,9 +80,9 @@ def _options(function: Callable, *given: str) -> dict[str, Any]:
 _TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
 OPTIONS: dict[str, dict[str, Any]] = {
     "prune": _options(prune, "data", "loss", "seed", "checkpoint"),
-    "distill": {"teacher": "original", **_options(distill, "label_loss", "head"), **_TRAINING},
+    "distill": {"teacher": None, **_options(distill, "label_loss", "head"), **_TRAINING},
     "fit": dict(_TRAINING),
-    "quantize": _options(quantize),
+    "quantize": _options(quantize, "validation", "metric"),
     "export": {"runtimes": ["onnxruntime"], "threads": 1},
     "verify": {"samples": 256},
 }
@@ -93,8 +93,9 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
     "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
+OWN = ("original", "float")  # teachers that are the run's own networks
 _POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top"}
-_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "bits", "views", "cache_top"}
+_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "views", "cache_top"}
 _FRACTIONS = {"least", "warmup", "ema"}
 
 
@@ -185,7 +186,7 @@ def _steps(content: Any) -> tuple[Step, ...]:
         _known_keys(options, OPTIONS[name], f"{where} ({name})")
         for key, value in options.items():
             try:
-                _check_value(key, value, OPTIONS[name][key])
+                _check_value(name, key, value, OPTIONS[name][key])
             except InputError as error:
                 raise RecipeError(f"{where} ({name}), {key}: {error}") from None
         try:
@@ -196,8 +197,10 @@ def _steps(content: Any) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _check_value(key: str, value: Any, default: Any) -> None:
-    if key in _NAMES:
+def _check_value(step: str, key: str, value: Any, default: Any) -> None:
+    if step == "quantize" and key == "repair":
+        check_repairs(value)
+    elif key in _NAMES:
         table, references = _NAMES[key]
         if (value is None and default is None) or (key == "repair" and value is None):
             return
@@ -249,7 +252,7 @@ def _check_prune(options: Mapping[str, Any]) -> None:
     for key, value in (training or {}).items():
         if key not in _TRAINING:
             raise InputError(f"train has an unknown key {key!r}{did_you_mean(str(key), _TRAINING)}")
-        _check_value(key, value, _TRAINING[key])
+        _check_value("fit", key, value, _TRAINING[key])
 
 
 def _check_distill(options: Mapping[str, Any]) -> None:
@@ -261,22 +264,34 @@ def _check_distill(options: Mapping[str, Any]) -> None:
         losses = {**losses, "features": 1.0}
     check_losses(losses, options.get("temperature", 1.0), features)
     check_cache(losses, options.get("cache"), options.get("cache_precision", "float32"), options.get("cache_top"))
-    teachers = options.get("teacher", "original")
+    teachers = options.get("teacher")
+    teachers = "original" if teachers is None else teachers
     if teachers == []:
         raise InputError("teacher is an empty list; name at least one, such as 'original'")
-    names = teachers if isinstance(teachers, list) else [teachers]
+    names = _listed(teachers)
     if len(names) > 1 and features:
         raise InputError("features needs a single teacher; of an ensemble it is not clear which layer is meant")
     for teacher in names:
-        if teacher != "original" and (not isinstance(teacher, str) or not (":" in teacher or teacher.endswith((".onnx", ".safetensors")))):
-            raise InputError(f"teacher is {teacher!r}; expected 'original', 'module:callable', a file (.onnx, .safetensors), or a list of these")
+        if teacher not in OWN and (not isinstance(teacher, str) or not (":" in teacher or teacher.endswith((".onnx", ".safetensors")))):
+            raise InputError(
+                f"teacher is {teacher!r}; expected 'original', 'float', 'module:callable', a file (.onnx, .safetensors), or a list of these"
+            )
     check_mixture(len(names), options.get("ensemble") or default_ensemble(losses), options.get("weights"), options.get("teacher_temperatures"))
 
 
 def _check_quantize(options: Mapping[str, Any]) -> None:
-    bits = options.get("bits", 8)
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise InputError(f"bits is {bits!r}; expected 2 to 8")
+    for key in ("bits", "weight_bits"):
+        bits = options.get(key)
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
+            raise InputError(f"{key} is {bits!r}; expected 2 to 16")
+    drop, fallback = options.get("accuracy_drop"), options.get("fallback", "float")
+    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop < 1):
+        raise InputError(f"accuracy_drop is {drop!r}; expected a fraction of at least 0 and below 1, such as 0.005 for half a point")
+    if fallback not in ("float", 16):
+        raise InputError(f"fallback is {fallback!r}; expected float or 16")
+    for key in ("symmetric", "weight_symmetric", "per_channel"):
+        if not isinstance(options.get(key, True), bool):
+            raise InputError(f"{key} is {options[key]!r}; expected true or false")
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -285,6 +300,10 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "quantize": _check_quantize,
     "export": _check_runtimes,
 }
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_order(steps: tuple[Step, ...]) -> None:
@@ -301,9 +320,17 @@ def _check_order(steps: tuple[Step, ...]) -> None:
             raise RecipeError(f"step {i + 1} ({name}) comes after export and would not be in the files; move export behind it")
     if "verify" in positions and ("quantize" not in positions or positions.get("export", len(names)) > positions["verify"]):
         raise RecipeError("verify compares a quantised network with its exported files: put quantize and export before it")
-    bits = next((s.options.get("bits", 8) for s in steps if s.name == "quantize"), 8)
-    if bits != 8 and "export" in positions:
-        raise RecipeError(f"quantize has bits: {bits} and export writes files for runtimes, which take 8; drop one of them")
+    options = next((s.options for s in steps if s.name == "quantize"), {})
+    for key, bits in (("bits", options.get("bits", 8)), ("weight_bits", options.get("weight_bits") or 8)):
+        if "export" in positions and (bits > 8 or (key == "bits" and bits < 8)):
+            raise RecipeError(f"quantize has {key}: {bits} and export writes files for runtimes, which take 8; drop one of them")
+    if "export" in positions and options.get("accuracy_drop") is not None and options.get("fallback") == 16:
+        raise RecipeError("quantize has fallback: 16 and export writes files for runtimes, which take 8 bits; let layers fall back to float")
+    for i, step in enumerate(steps):
+        if step.name == "distill" and "float" in _listed(step.options.get("teacher")) and i < positions.get("quantize", len(names)):
+            raise RecipeError(
+                f"step {i + 1} (distill) has the teacher 'float', the network before it was quantised, and nothing is quantised before it"
+            )
 
 
 def _limits(content: Any) -> Limits:

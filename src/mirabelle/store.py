@@ -12,7 +12,9 @@ from mirabelle.errors import InputError, did_you_mean
 from mirabelle.files import read_json, read_tensors, sha256, write_json, write_tensors
 from mirabelle.graph.rewrite import FORM, rebuild_graph_form
 from mirabelle.graph.sizes import replace_tensors
+from mirabelle.onnxin import network as network_of
 from mirabelle.quantize import quantization, rebuild
+from mirabelle.quantize.network import example_of
 
 FORMAT = 1
 
@@ -37,8 +39,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, model: nn.Module) -> nn.Module:
-    """The network saved in `folder`. model: the original, unpruned network, freshly built; it stays as it is and its weights do not matter.
+def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
+    """The network saved in `folder`. model: the original, unpruned network, freshly built; it stays as it is and its weights do not matter. The path of the ONNX
+    file where the network came from one.
 
     Raises `InputError` where the files are damaged or do not belong together, and where `model` is another network.
     """
@@ -57,6 +60,10 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     if sha256(folder / "model.safetensors") != described["sha256"]:
         raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
     tensors, _ = read_tensors(folder / "model.safetensors")
+    if isinstance(model, (str, Path)):
+        if described["quantization"] is None:
+            raise InputError(f"{folder} holds a float network; load it with the network that it was made from, not with {model}")
+        model = network_of(model, example_of(described["quantization"]))
     result = clone(model)
     form = described.get("graph_form")
     known = form["sizes"] if form else described["float_sizes"] or {n: t.shape for n, t in tensors.items()}

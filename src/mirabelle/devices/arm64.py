@@ -77,7 +77,7 @@ def run(artifact: Artifact, arrays: Sequence[np.ndarray], core: str = "cortex-a7
         job, inputs, outputs, counted = (Path(folder) / name for name in ("job.json", "inputs.npz", "outputs.npz", "counted"))
         settings = {"path": str(artifact.path.resolve()), "runtime": artifact.runtime, "threads": 1, "runs": runs}
         job.write_text(json.dumps(settings), encoding="utf-8")
-        np.savez(inputs, **{f"input_{i}": a for i, a in enumerate(arrays)})  # type: ignore[arg-type]
+        np.savez(inputs, *arrays)
         prefix = _prefix(Path(folder), setup.root, known)
         guest = Path(__file__).with_name("guest.py")
         command = [setup.emulator, "-L", prefix, "-cpu", core, "-plugin", f"{setup.plugin},out={counted}", setup.python, guest, job, inputs, outputs]
@@ -96,7 +96,7 @@ def run(artifact: Artifact, arrays: Sequence[np.ndarray], core: str = "cortex-a7
             raise InputError(f"{artifact.runtime} fails on 64-bit Arm with {artifact.path.name}: {words[-1]}")
         marks = [int(line) for line in counted.read_text(encoding="utf-8").split()]
         with np.load(outputs) as file:
-            results = [file[f"output_{i}"] for i in range(len(file.files))]
+            results = [file[f"arr_{i}"] for i in range(len(file.files))]
         told = json.loads(ran.stdout.strip().splitlines()[-1])
     counts, spread = _counts(marks)
     here = artifact.session.run(list(arrays))

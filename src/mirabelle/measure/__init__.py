@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from mirabelle.errors import InputError, choose
 from mirabelle.measure.latency import Latency, Speedup, alternate, speedup
+from mirabelle.measure.layers import LayerRow, advice, compare_layers
 from mirabelle.measure.machine import has_vnni, machine, versions
 from mirabelle.measure.macs import OnnxMacs, count_macs, count_onnx_macs, count_onnx_parameters, count_parameters, fvcore_macs
 from mirabelle.measure.memory import PeakMemory, peak_memory
@@ -59,6 +60,7 @@ class Measurement:
     bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample; None for files that do not tell.
     uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were measured with.
     memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed alternately in the same run.
+    layers: where the baseline is a file of the same runtime, the time of each layer in both; advice: what that says is to be done.
     device: `here`, `arm64` (then `instructions` in place of the latency; they are not milliseconds) or the phone.
     """
 
@@ -78,6 +80,8 @@ class Measurement:
     speedup: Speedup | None
     machine: dict
     versions: dict[str, str | None]
+    layers: list[LayerRow] | None = None
+    advice: list[str] = field(default_factory=list)
     device: str = "here"
     instructions: Instructions | None = None
     baseline_instructions: Instructions | None = None
@@ -125,7 +129,15 @@ class Measurement:
             "score": self.score,
             "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, {' '.join(self.machine['features']) or 'features unknown'}",
         }
-        return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value is not None)
+        lines = [f"{key:<12} {value}" for key, value in rows.items() if value is not None]
+        if self.layers:
+            width = max(len(r.layer) for r in self.layers)
+            lines += ["", f"{'layer':<{width}}  {'baseline, ms':>12}  {'this, ms':>8}  integers  executed as"]
+            flags = {True: "yes", False: "no", None: "?"}
+            lines += [
+                f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  {flags[r.int8]:<8}  {', '.join(r.operators)}" for r in self.layers
+            ]
+        return "\n".join([*lines, *self.advice])
 
 
 def _network(model: Any) -> Artifact | nn.Module:
@@ -224,6 +236,18 @@ def _counts(network: Artifact | nn.Module, batch: Batch) -> tuple[int, int | Non
     return network.bytes, count_onnx_parameters(network.path), macs, uncounted
 
 
+def _layers(network: Artifact | nn.Module, other: Artifact | nn.Module | None, batch: Batch) -> list[LayerRow] | None:
+    """Both networks layer by layer, where both are files of one runtime and it has a profiler."""
+    from mirabelle.runtimes import Artifact
+
+    if not isinstance(network, Artifact) or not isinstance(other, Artifact) or network.runtime != other.runtime:
+        return None
+    try:
+        return compare_layers(other, network, *network.arrays(*batch.args, **batch.kwargs))
+    except InputError:  # this runtime's package does not tell
+        return None
+
+
 def measure(
     model: Artifact | nn.Module | str | Path,
     loader: Iterable | None = None,
@@ -263,6 +287,8 @@ def measure(
             calls["baseline"] = _timed(other, batch, stack)
         latency = alternate(calls, runs)
     size, parameters, macs, uncounted = _counts(network, batch)
+    layers = _layers(network, other, batch)
+    faster = None if other is None else speedup(latency["baseline"], latency["network"])
     memory = peak_memory(network, *network.arrays(*batch.args, **batch.kwargs)) if is_file and _peaks_readable() else None
     runtime = network.runtime if is_file else "torch"
     return Measurement(
@@ -279,10 +305,12 @@ def measure(
         score=evaluate(network.predict if is_file else predictor(network), loader, metric, "measuring") if loader is not None and labelled else None,
         baseline=None if other is None else _name(other),
         baseline_latency=latency.get("baseline"),
-        speedup=speedup(latency["baseline"], latency["network"]) if other is not None else None,
+        speedup=faster,
         machine=machine(),
         versions=versions("mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else []))
         | ({runtime: network.version} if is_file else {}),  # packages are not always called like their runtime
+        layers=layers,
+        advice=[] if layers is None or not any(r.int8 for r in layers) else advice(layers, faster.value if faster else None),
     )
 
 
@@ -302,8 +330,8 @@ def _elsewhere(network: Any, other: Any, batch: Batch, device: str, core: str, b
     if device == "arm64":
         from mirabelle.devices import arm64
 
-        for i, (n, a) in enumerate(zip((network, other), arrays)):
-            instructions[i] = arm64.run(n, a, core)[0]
+        for i, n in enumerate(n for n in (network, other) if n is not None):
+            instructions[i] = arm64.run(n, arrays[i], core)[0]
         where = f"arm64: {core}, {instructions[0].emulator}"
     else:
         from mirabelle.devices import adb

@@ -23,16 +23,23 @@ from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measure.machine import versions
 from mirabelle.plugins import load, resolve
 from mirabelle.prune.criteria import NEEDS_GRADIENTS
-from mirabelle.recipe import Recipe, Step
+from mirabelle.recipe import OWN, Recipe, Step
 from mirabelle.train import LOSSES
 from mirabelle.train.loop import seed_epoch
 
 
 @dataclass(frozen=True)
 class Loaders:
+    """validation: what may choose, where the data has it; the test data may not."""
+
     train: Iterable
     calibration: Iterable
     test: Iterable
+    validation: Iterable | None = None
+
+    @property
+    def given(self) -> list[str]:
+        return [n for n, loader in vars(self).items() if loader is not None]
 
 
 def build_model(reference: str) -> nn.Module:
@@ -46,32 +53,35 @@ def build_model(reference: str) -> nn.Module:
 
 
 def build_data(reference: str) -> Loaders:
-    """Calls `module:callable`, which returns train, calibration and test loaders: an object with these names, a dict, or a tuple in this order."""
+    """Calls `module:callable`, which returns train, calibration and test loaders: an object with these names, a dict, or a tuple in this order;
+    a validation loader too, if there is one."""
     try:
         found = load(reference, "data")()
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{reference} failed: {type(error).__name__}: {error}") from error
-    names = ("train", "calibration", "test")
+    names = ("train", "calibration", "test", "validation")
     if isinstance(found, Mapping):
         found = {n: found.get(n) for n in names}
-    elif all(hasattr(found, n) for n in names):
-        found = {n: getattr(found, n) for n in names}
+    elif all(hasattr(found, n) for n in names[:3]):
+        found = {n: getattr(found, n, None) for n in names}
     elif isinstance(found, (tuple, list)) and len(found) >= 3:
-        found = dict(zip(names, found, strict=False))
+        found = {**dict.fromkeys(names), **dict(zip(names, found, strict=False))}
     else:
         raise InputError(
             f"data {reference!r} returned a {type(found).__name__}; expected train, calibration and test loaders: a tuple, a dict or an object with these names"
         )
     for name, loader in found.items():
+        if loader is None and name == "validation":
+            continue
         if loader is None or not hasattr(loader, "__iter__"):
             raise InputError(f"data {reference!r} gives no {name} loader")
         if iter(loader) is loader:
             raise InputError(
                 f"data {reference!r}: the {name} loader is an iterator, which is empty after one pass; give a list, a DataLoader or another iterable"
             )
-    return Loaders(**found)
+    return Loaders(**found)  # pyright: ignore[reportArgumentType]
 
 
 def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
@@ -99,7 +109,8 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
     try:
         example: Batch | None = None
         shapes: dict[str, list] = {}
-        for name, labelled in (("train", labels_needed), ("calibration", False), ("test", True)):
+        for name in loaders.given:
+            labelled = name == "test" or (name == "train" and labels_needed)
             seed_epoch(getattr(loaders, name), recipe.seed)
             batch = first_batch(getattr(loaders, name), name, labelled)
             few = batch.head(4)
@@ -145,7 +156,7 @@ def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelle
     assert example is not None
     ours = as_tensor(check_runs(model, example, "an example")).shape
     losses = step.options.get("losses") or {"dist": 1.0}
-    for teacher in build_teachers(step.options.get("teacher", "original"), model):
+    for teacher in build_teachers(step.options.get("teacher"), model, model):
         features = step.options.get("features")
         if isinstance(teacher, Path):
             if features:
@@ -169,16 +180,17 @@ def depends(step: Step) -> dict[str, Any]:
         for name in value if isinstance(value, (list, dict)) else [value]:
             if key in ("criterion", "threshold", "weight_threshold", "losses", "teacher") and isinstance(name, str) and ":" in name:
                 found[name] = [_source(name), _weights_hash(build_model(name)) if key == "teacher" else None]
-            elif key == "teacher" and name != "original":
+            elif key == "teacher" and name is not None and name not in OWN:
                 found[name] = sorted(sha256(f) for f in teacher_files(Path(name)))
     return found
 
 
-def build_teachers(names: str | list[str], original: nn.Module) -> list[nn.Module | Path]:
-    """Networks, and the paths of teachers that are files."""
+def build_teachers(names: str | list[str] | None, original: nn.Module, before: nn.Module | None = None) -> list[nn.Module | Path]:
+    """Networks, and the paths of teachers that are files. before: for a quantised student, the float network that it was, which is then the teacher by default."""
     found: list[nn.Module | Path] = []
-    for name in [names] if isinstance(names, str) else names:
-        found.append(original if name == "original" else build_model(name) if ":" in name else Path(name))
+    for name in ["original" if before is None else "float"] if names is None else [names] if isinstance(names, str) else names:
+        own = {"original": original, "float": before}.get(name)
+        found.append(own if own is not None else build_model(name) if ":" in name else Path(name))
     return found
 
 
@@ -215,7 +227,7 @@ def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
     package = Path(__file__).parents[1]
     parts = {
         "model": [recipe.model, _source(recipe.model), _weights_hash(model)],
-        "data": [recipe.data, _source(recipe.data), *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in ("train", "calibration", "test"))],
+        "data": [recipe.data, _source(recipe.data), *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in loaders.given)],
         "seed": recipe.seed, "metric": [recipe.metric, _source(recipe.metric) if ":" in recipe.metric else None],
         "loss": [recipe.loss, _source(recipe.loss) if ":" in recipe.loss else None], "threads": torch.get_num_threads(),
         "code": _file_hash(*package.rglob("*.py")), "versions": versions("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> 
 
 def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     options = dict(options)
-    teachers = build_teachers(options.pop("teacher", "original"), state.stages[0].model)
+    floats = [s.model for s in state.stages if quantization(s.model) is None]
+    teachers = build_teachers(options.pop("teacher", None), floats[0], floats[-1] if quantization(state.model) is not None else None)
     return _trained(
         run_distillation(
             state.model,
@@ -110,11 +111,19 @@ def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path)
 
 
 def _quantize(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
-    model = quantize(state.model, state.loaders.calibration, **options)
+    limited = options.get("accuracy_drop") is not None
+    judged = {"validation": state.loaders.validation or state.loaders.calibration, "metric": state.recipe.metric} if limited else {}
+    model = quantize(state.model, state.loaders.calibration, **options, **judged)
     described = quantization(model)
     assert described is not None
-    facts = {"bits": described.bits, "threshold": described.threshold, "target": described.target, "samples": described.samples}
-    return Outcome({"quantization": {**facts, "float_operators": described.float_operators, "tensors": describe_tensors(model)}}, {}, model)
+    timings: dict[str, Any] = {}
+    if described.fallback is not None:  # what the clock says is no fact, and stays out of the saved network
+        timings["fallback"] = described.fallback.milliseconds
+        described = replace(described, fallback=replace(described.fallback, milliseconds=None))
+        model.meta["quantization"] = described
+    kept = ("bits", "weight_bits", "threshold", "target", "samples", "repair", "keep", "precision", "float_operators", "fallback")
+    facts = {n: v for n, v in described.to_dict().items() if n in kept}
+    return Outcome({"quantization": {**facts, "tensors": describe_tensors(model)}}, timings, model)
 
 
 def _export(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:

@@ -38,9 +38,11 @@ def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, A
         "verification": next((f["verification"] for _, f, _ in facts if "verification" in f), []),
         "profile": measured["timings"].get("profile", {}), "timings": {name: t.get("wall") for name, _, t in facts},
     }  # fmt: skip
-    quantized = next((f["quantization"] for _, f, _ in facts if "quantization" in f), None)
-    if quantized is not None:
-        report["quantization"] = quantized
+    for _, f, t in facts:
+        if "quantization" in f:
+            report["quantization"] = f["quantization"]
+            if f["quantization"]["fallback"] is not None:
+                report["quantization"]["fallback"] = {**f["quantization"]["fallback"], "milliseconds": t.get("fallback")}
     report["result"] = _result(stages, runtimes, first.name, last.name, folder)
     report["limits"] = _limits(state, report["result"])
     return report
@@ -122,6 +124,8 @@ def without_timings(report: dict[str, Any]) -> dict[str, Any]:
         for figures in stage["runtimes"].values():
             for key in TIMED:
                 figures.pop(key, None)
+    if (fallback := stripped.get("quantization", {}).get("fallback")) is not None:
+        fallback.pop("milliseconds", None)
     for training in stripped["training"]:
         training.pop("seconds", None)
     return stripped

@@ -21,16 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mirabelle.checks import clone
 from mirabelle.data import Batch, cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
-from mirabelle.graph.capture import program
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
 from mirabelle.measure.machine import machine
-from mirabelle.onnxfile import onnx_proto, write_onnx
+from mirabelle.onnxfile import write_artifact
 from mirabelle.progress import bar
 from mirabelle.runtimes import RUNTIMES, Artifact
 
@@ -91,7 +89,7 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
             kept = {g.name: max(1, round(g.channels * width)) for g in coupling.groups}
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
             with tempfile.TemporaryDirectory() as folder:
-                layers, other = _profile(_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
+                layers, other = _profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
             shares.append(_shares(coupling, kept))
             times.append(layers)
             rest.append(other)
@@ -116,17 +114,6 @@ def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
             return result
         used.pop(int(found.argmin()))
     return np.zeros(features.shape[1])
-
-
-def _artifact(model: nn.Module, inputs: Batch, folder: Path, runtime: str, threads: int) -> Artifact:
-    one = inputs.map(lambda t: t[:1] if t.ndim else t)
-    adapter = RUNTIMES[runtime]
-    if adapter.convert is not None:
-        return Artifact(adapter.convert(program(clone(model).eval(), one), [], folder / f"model{adapter.suffix}"), runtime, threads)
-    assert adapter.save is not None
-    source = folder / "model.onnx"
-    write_onnx(onnx_proto(model, one), source)
-    return Artifact(adapter.save(source, folder / runtime), runtime, threads)
 
 
 def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]:
@@ -177,8 +164,8 @@ def _owners(graph: object) -> tuple[dict[str, int], int]:
 def latency_share(model: nn.Module, small: nn.Module, inputs: Batch, runtime: str, threads: int = 1) -> float:
     """What `small` takes of the milliseconds of `model` for one sample; the two alternate in one run on one core."""
     with tempfile.TemporaryDirectory() as temporary:
-        whole = _artifact(model, inputs, Path(temporary) / "whole", runtime, threads)
-        return _share(whole, _artifact(small, inputs, Path(temporary) / "small", runtime, threads), inputs, threads)
+        whole = write_artifact(model, inputs, Path(temporary) / "whole", runtime, threads)
+        return _share(whole, write_artifact(small, inputs, Path(temporary) / "small", runtime, threads), inputs, threads)
 
 
 def _share(whole: Artifact, small: Artifact, inputs: Batch, threads: int) -> float:
@@ -198,12 +185,12 @@ def until_measured(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        whole = _artifact(model, coupling.inputs, folder / "whole", runtime, threads)
+        whole = write_artifact(model, coupling.inputs, folder / "whole", runtime, threads)
         low, high, asked = 0.0, 2.0, fraction
         best: tuple[float, tuple[nn.Module, Removed]] | None = None
         for step in range(TRIES):
             made = cut(asked)
-            artifact = _artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
+            artifact = write_artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
             share = _share(whole, artifact, coupling.inputs, threads)
             if best is None or abs(share - fraction) < abs(best[0] - fraction):
                 best = (share, made)

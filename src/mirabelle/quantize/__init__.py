@@ -1,281 +1,159 @@
 """Quantisation: `mb.quantize`."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
-
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from pathlib import Path
 
-import torch
 from torch import fx, nn
 
 from mirabelle.checks import check_network
-from mirabelle.data import Batch, samples
+from mirabelle.data import Batch
+from mirabelle.data import samples as first_samples
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import capture, get_tensor, parameter_name
+from mirabelle.errors import choose as choose_name
 from mirabelle.graph.rewrite import FORM
+from mirabelle.onnxin import network as network_of
 from mirabelle.plugins import resolve
-from mirabelle.progress import bar
-from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
-from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm
-from mirabelle.quantize.observe import Histogram
-from mirabelle.quantize.place import Site, float_operators, is_contraction, place
-from mirabelle.quantize.targets import TARGETS, Target, resolve_target
-from mirabelle.quantize.thresholds import THRESHOLDS
+from mirabelle.quantize.build import Calibrated, adopt_weights
+from mirabelle.quantize.calibrate import observe
+from mirabelle.quantize.description import Quantization, quantization
+from mirabelle.quantize.fallback import Judge, within
+from mirabelle.quantize.network import captured, inputs_in_order, rebuild
+from mirabelle.quantize.place import check_keep, contractions, place
+from mirabelle.quantize.repair import BEFORE, REPAIRS, check_repairs
+from mirabelle.quantize.saturate import channel_axes
+from mirabelle.quantize.targets import TARGETS, resolve_target
+from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
+from mirabelle.runtimes import RUNTIMES
 
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a network was quantised: all that is needed to build its structure again, but the numbers, which are its state.
-
-    inputs: name ('' for a positional one), shape and dtype of each part of the example that it was captured with.
-    float_operators: what stays in float, with the number of calls.
-    """
-
-    target: str
-    bits: int
-    weight_bits: int
-    threshold: str
-    samples: int
-    inputs: tuple
-    sites: tuple[Site, ...]
-    float_operators: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def quantization(model: object) -> Quantization | None:
-    """The description of a quantised network; None for any other."""
-    found = getattr(model, "meta", {}).get("quantization") if isinstance(model, fx.GraphModule) else None
-    return found if isinstance(found, Quantization) else None
+REPAIR_NUMBERS = 2**25
 
 
 def quantize(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     data: Iterable,
     *,
-    threshold: str | Callable[[Histogram, int], float] = "mse",
-    weight_threshold: str = "absmax",
+    threshold: str | Callable = "mse",
+    weight_threshold: str | Callable = "absmax",
     bits: int = 8,
+    weight_bits: int | None = None,
+    symmetric: bool = True,
+    per_channel: bool = True,
+    weight_symmetric: bool = True,
     samples: int = 512,
     target: str = "auto",
+    repair: str | Iterable[str] | None = None,
+    keep: Iterable[str] = (),
+    accuracy_drop: float | None = None,
+    validation: Iterable | None = None,
+    metric: str | Callable = "top1",
+    fallback: str | int = "float",
+    runtime: str = "onnxruntime",
 ) -> fx.GraphModule:
-    """A network that computes with integers of `bits` bits, simulated in float: symmetric, weights per output channel, activations per tensor.
+    """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
 
+    model: a network, or the path of an ONNX file; then `export` writes that file with integers in it.
     data: the calibration set, inputs with or without targets; `samples` of them are used, in one pass whose memory does not grow with their number.
-    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations.
-    bits: of weights and activations, 2 to 8; files for runtimes need 8. target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`).
+    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations; `weight_threshold` for weights.
+    bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the weights alone.
+    symmetric: grids of activations around zero (tensors that are never negative use all of it for the positive side where the target can), else affine ones:
+    the zero point lies where the tensor's two ends put it, and a callable gives (low, high), as in `RANGES`. weight_symmetric: the same for weights.
+    per_channel: a scale for each output channel of a weight, else one for all.
+    target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or parameters whose layers stay in float.
+    repair: names of `REPAIRS`, which mend without labels what quantisation breaks; applied in the order of that dict, on at most so many of the samples as hold 32 million
+    numbers.
+    accuracy_drop: where given, layers fall back to `fallback` (`float`, or 16 for bits), the most sensitive first and no more than it takes, until `metric` on `validation` has
+    fallen by at most so much, as a fraction; without labels it is agreement with the float network's classes. What that took, and what it costs in milliseconds
+    on `runtime`, is in `quantization(q).fallback`.
     BatchNorm is folded. The result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and saved.
 
     Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's S is 1 / scale.
     Raises `InputError` for an empty or unsound calibration set, and where the network has nothing to quantise.
     """
-    if not 2 <= bits <= 8:
-        raise InputError(f"bits must be between 2 and 8, got {bits!r}")
+    for name, value in (("bits", bits), ("weight_bits", bits if weight_bits is None else weight_bits)):
+        if not 2 <= value <= 16:
+            raise InputError(f"{name} must be between 2 and 16, got {value!r}")
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples!r}")
     if quantization(model) is not None:
         raise InputError("this network is quantised already; quantise the float network it came from")
-    choose_threshold = resolve(threshold, THRESHOLDS, "threshold")
-    choose_weight_threshold = resolve(weight_threshold, THRESHOLDS, "weight threshold")
+    choose = resolve(threshold, THRESHOLDS if symmetric else RANGES, "threshold")
+    resolve(weight_threshold, THRESHOLDS if weight_symmetric else RANGES, "weight threshold")
     goal = resolve_target(target)
-    stream = _calibration(data, samples)
+    if not symmetric and not goal.unsigned:
+        raise InputError(
+            f"target {goal.name!r} is for kernels without zero points, which symmetric=False needs; choose another of {', '.join(TARGETS)}"
+        )
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    repairs = check_repairs(repair)
+    _check_limit(accuracy_drop, validation, fallback, runtime)
+    stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
-    network = _captured(model, first)
-    sites = place(network.graph)
-    if not any(is_contraction(n) for n in network.graph.nodes):
-        raise InputError("this network has no convolution or linear layer with a weight of its own; there is nothing to quantise")
-    histograms, seen = observe(network, sites, chain([first], stream), samples)
-    weight_bits = min(bits, goal.weight_bits)
-    activation_quantizers = {s.node: _activation_quantizer(histograms[s.node], choose_threshold, bits, goal) for s in sites if s.source is None}
-    weight_quantizers = {}
-    for node in network.graph.nodes:
-        if is_contraction(node):
-            name = str(parameter_name(node.args[1]))
-            quantizer = _weight_quantizer(get_tensor(network, name), choose_weight_threshold, weight_bits, name)
-            weight_quantizers[name] = _bias_fits(network, node, sites, activation_quantizers, weight_quantizers.get(name, quantizer))
+    if isinstance(model, (str, Path)):
+        model = network_of(model, first)
+    judge = None if accuracy_drop is None or validation is None else Judge(check_network(model), validation, metric)
+    network = captured(model, first)
+    check_keep(network.graph, keep)
+    sites, layers = place(network.graph, keep, goal), contractions(network.graph, keep)
+    if not layers:
+        inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
+        raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
+    few = _enough(first, stream) if repairs or judge is not None else [first]
+    for name in repairs:
+        if name in BEFORE:
+            REPAIRS[name](network, network, few)
+    histograms, seen = observe(network, sites, chain(few, stream), samples, channel_axes(layers) if goal.pairs and bits <= 8 else {})
+    # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
+    weight_bits = min(bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16)
     named = [*(("", t) for t in first.args), *first.kwargs.items()]
     described = Quantization(
         goal.name, bits, weight_bits, threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"), seen,
-        tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), tuple(sites), float_operators(network.graph, sites),
+        tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), (), {}, symmetric, per_channel, weight_symmetric, keep, tuple(repairs),
     )  # fmt: skip
-    result = _insert(network, activation_quantizers, weight_quantizers, described)
-    result.meta["histograms"] = histograms
-    result.meta[FORM] = getattr(model, "meta", {}).get(FORM)
-    result.meta["float_sizes"] = {n: list(t.shape) for n, t in model.state_dict().items()}
-    return result
+    form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
+    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, {"histograms": histograms, FORM: form, "float_sizes": sizes})
+    result = _repaired(calibrated.quantized(), network, few, repairs)
+    if judge is None:
+        return result
+
+    def fallen_back(weights: Sequence[str]) -> fx.GraphModule:
+        other = calibrated.fallen_back(weights, fallback)
+        if "learned-rounding" in repairs:  # what layers learned stays good; biases make up for the layers before, and are corrected again
+            adopt_weights(other, result, weights)
+        return _repaired(other, network, few, [n for n in repairs if n != "learned-rounding"])
+
+    return within(model, result, network, fallen_back, judge, accuracy_drop or 0.0, fallback, few, runtime)
 
 
-def _calibration(data: Iterable, count: int) -> Iterator[Batch]:
-    return samples(data, count, "the calibration set")
+def _repaired(network: fx.GraphModule, reference: fx.GraphModule, data: list[Batch], repairs: list[str]) -> fx.GraphModule:
+    for name in repairs:
+        if name not in BEFORE:
+            REPAIRS[name](network, reference, data)
+    return network
 
 
-def _captured(model: nn.Module, first: Batch) -> fx.GraphModule:
-    """Captured for any batch size, BatchNorm folded, rebuilt so that train() and eval() work and the first batch is not kept alive."""
-    captured = capture(check_network(model), first, dynamic_batch=True)
-    network = fx.GraphModule(captured, captured.graph)
-    _plain_signature(network)
-    fold_batchnorm(network)
-    return network.eval()
-
-
-def _plain_signature(network: fx.GraphModule) -> None:
-    """Inputs and outputs without torch's descriptions of nested containers, which warn whenever they are copied; nested outputs keep theirs."""
-    output = network.graph.output_node()
-    spec = network.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-    if spec.is_leaf():
-        output.args = (output.args[0][0],)  # type: ignore[index]
-    elif spec.type is not tuple or not all(child.is_leaf() for child in spec.children()):
+def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int, runtime: str) -> None:
+    if limit is None:
         return
-    network.graph.set_codegen(fx.graph.CodeGen())
-    network.recompile()
+    if not 0 <= limit < 1:
+        raise InputError(f"accuracy_drop is a fraction of at least 0 and below 1, got {limit!r}; 0.005 is half a point")
+    if validation is None:
+        raise InputError("accuracy_drop needs validation=, the data on which it is measured; without labels it is agreement with the float network")
+    if isinstance(validation, Iterator):
+        raise InputError("validation is an iterator, which can be read only once; give a list, a DataLoader or any iterable")
+    if fallback not in ("float", 16):
+        raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
+    choose_name(runtime, RUNTIMES, "runtime")
 
 
-def observe(network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int) -> tuple[dict[str, Histogram], int]:
-    """A histogram for every site, and how many samples there were; `count` of them are expected."""
-    histograms = {s.node: Histogram() for s in sites}
-    layers = {s.node: s.layer for s in sites}
-
-    class Observer(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n.name in histograms:
-                histograms[n.name].add(value, layers[n.name])
-            return value
-
-    seen = 0
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with torch.no_grad(), bar("calibrating", count) as shown:
-        for batch in data:
-            observer = Observer(network, garbage_collect_values=True)
-            observer.extra_traceback = False
-            try:
-                observer.run(*inputs_in_order(network.graph, batch.map(lambda t: t.to(device))))
-            except InputError:
-                raise
-            except Exception as error:
-                shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-                raise InputError(
-                    f"the network does not run on a calibration batch of shape {shapes}: {str(error).strip().splitlines()[0]}"
-                ) from error
-            seen += batch.size
-            shown.advance(batch.size)
-    return histograms, seen
+def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:
+    """Batches for repairs, taken from the stream: those of its samples that together hold REPAIR_NUMBERS, but no fewer than 32."""
+    few, enough = [first], max(32, REPAIR_NUMBERS // max(1, sum(t[:1].numel() for t in first.tensors)))
+    while sum(b.size for b in few) < enough and (batch := next(stream, None)) is not None:
+        few.append(batch)
+    return few
 
 
-def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
-    """One tensor for every placeholder: named inputs by name, whatever order the loader's dict has."""
-    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"][len(batch.args) :]
-    return [*batch.args, *(batch.kwargs[n] if n in batch.kwargs else value for n, value in zip(names, batch.kwargs.values(), strict=True))]
-
-
-def _activation_quantizer(histogram: Histogram, choose: Callable, bits: int, target: Target) -> ActivationQuantizer:
-    rectified = target.unsigned and not histogram.signed
-    levels = 2**bits - 1 if rectified else 2 ** (bits - 1) - 1
-    threshold = float(choose(histogram, levels))
-    if not 0 <= threshold < float("inf"):
-        raise InputError(f"the threshold rule gave {threshold!r}; expected a number in (0, {histogram.maximum:g}]")
-    low = 0 if target.activations == "uint8" else -(2 ** (bits - 1))
-    zero_point = low if rectified else low + 2 ** (bits - 1)
-    return ActivationQuantizer(threshold / levels if threshold > 0 else 1.0, zero_point, low, low + 2**bits - 1)
-
-
-def _weight_quantizer(weight: torch.Tensor, choose: Callable, bits: int, name: str) -> WeightQuantizer:
-    levels = 2 ** (bits - 1) - 1
-    rows = weight.detach().reshape(len(weight), -1)
-    if choose is THRESHOLDS["absmax"]:
-        thresholds = rows.abs().amax(1)
-    else:
-        found = []
-        for row in rows:
-            histogram = Histogram()
-            histogram.add(row, name)
-            found.append(choose(histogram, levels))
-        thresholds = torch.tensor(found)
-    # A filter of zeros has no scale of its own: a small one, which its bias is stored in units of (see `_bias_fits`).
-    return WeightQuantizer(torch.where(thresholds > 0, thresholds / levels, 2.0**-40), 0, levels)
-
-
-def _bias_fits(network: fx.GraphModule, node: fx.Node, sites: list[Site], activations: dict, quantizer: WeightQuantizer) -> WeightQuantizer:
-    """Widens the scales of filters so small that their bias, in units of input scale times weight scale, would not fit 31 bits.
-
-    Filters of zeros get a scale at which their bias takes 20 bits: fine steps, with room for training.
-    """
-    bias = node.args[2] if len(node.args) > 2 else None
-    if bias is None or parameter_name(bias) is None:
-        return quantizer
-    site = next(s for s in sites if s.node == node.args[0].name)
-    weight = get_tensor(network, str(parameter_name(node.args[1]))).detach()
-    units = torch.where(weight.flatten(1).any(1), 2.0**30, 2.0**20)
-    smallest = get_tensor(network, str(bias.target)).detach().abs() / (float(activations[site.source or site.node].scale.detach()) * units)
-    with torch.no_grad():
-        quantizer.scale.copy_(torch.maximum(quantizer.scale, smallest.to(quantizer.scale)))
-    return quantizer
-
-
-def _insert(network: fx.GraphModule, activations: dict, weights: dict, described: Quantization) -> fx.GraphModule:
-    """Puts the quantisers into the graph: behind each site, and between each weight and its layer."""
-    by_name = {n.name: n for n in network.graph.nodes}
-    # Names of nodes are unique in the graph, which parameter paths with their dots replaced are not.
-    keys: dict[str, str] = {}
-    for node in network.graph.nodes:
-        if node.op == "get_attr" and str(node.target) in weights:
-            keys.setdefault(str(node.target), node.name)
-    for name, quantizer in [*activations.items(), *((keys[n], q) for n, q in weights.items())]:
-        if hasattr(getattr(network, "quantizers", None), name) or not isinstance(getattr(network, "quantizers", network), nn.Module):
-            raise InputError(f"the network has something called 'quantizers' of its own, where quantizers.{name} would go; rename it")
-        network.add_submodule(f"quantizers.{name}", quantizer)
-    for site in described.sites:
-        _call_after(network, by_name[site.node], f"quantizers.{site.source or site.node}")
-    for node in list(network.graph.nodes):
-        if node.op == "get_attr" and str(node.target) in weights:
-            readers = [u for u in node.users if is_contraction(u) and u.args[1] is node]
-            _call_after(network, node, f"quantizers.{keys[str(node.target)]}", readers)
-    drop_unused_tensors(network)
-    result = fx.GraphModule(network, network.graph)
-    result.meta["quantization"] = described
-    return result.eval()
-
-
-def _call_after(network: fx.GraphModule, node: fx.Node, target: str, readers: list[fx.Node] | None = None) -> None:
-    with network.graph.inserting_after(node):
-        call = network.graph.call_module(target, (node,))
-    call.meta = {k: node.meta[k] for k in ("val", "nn_module_stack") if k in node.meta}
-    for user in list(node.users) if readers is None else readers:
-        if user is not call:
-            user.replace_input_with(node, call)
-
-
-def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
-    """The structure of a quantised network, from its float network (of the pruned sizes) and `Quantization.to_dict()`.
-
-    The numbers come with its state.
-    """
-    sites = tuple(Site(**s) for s in described["sites"])
-    inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in described["inputs"])
-    fields = {**described, "sites": sites, "inputs": inputs}
-    zeros = [(name, torch.zeros(shape, dtype=getattr(torch, dtype))) for name, shape, dtype in inputs]
-    network = _captured(model, Batch(tuple(t for name, t in zeros if not name), {name: t for name, t in zeros if name}, None))
-    if [s.node for s in place(network.graph)] != [s.node for s in sites]:
-        raise InputError("this network has other layers than the one that was quantised; build the same one")
-    goal, bits = TARGETS[described["target"]], described["bits"]
-    levels = 2 ** (described["weight_bits"] - 1) - 1
-    low = 0 if goal.activations == "uint8" else -(2 ** (bits - 1))
-    activations = {s.node: ActivationQuantizer(1.0, 0, low, low + 2**bits - 1) for s in sites if s.source is None}
-    weights = {}
-    for node in network.graph.nodes:
-        if is_contraction(node):
-            name = str(parameter_name(node.args[1]))
-            weights[name] = WeightQuantizer(torch.ones(get_tensor(network, name).shape[0]), 0, levels)
-    return _insert(network, activations, weights, Quantization(**fields))
-
-
-__all__ = ["TARGETS", "THRESHOLDS", "Quantization", "quantization", "quantize", "rebuild"]
+__all__ = ["REPAIRS", "TARGETS", "THRESHOLDS", "Quantization", "check_repairs", "inputs_in_order", "quantization", "quantize", "rebuild"]

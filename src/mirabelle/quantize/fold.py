@@ -48,6 +48,8 @@ def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
                 bias_node = graph_module.graph.get_attr(bias_name)
             bias_node.meta["val"] = node.args[3].meta["val"]
         layer.args = (layer.args[0], layer.args[1], bias_node, *layer.args[3:])
+        # Mean and standard deviation of each channel, as BatchNorm left them: what repairs without data go by.
+        layer.meta["moments"] = (torch.zeros_like(mean) if beta is None else beta, torch.ones_like(mean) if gamma is None else gamma.abs())
         node.replace_all_uses_with(layer)
         graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()

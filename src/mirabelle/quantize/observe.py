@@ -11,6 +11,8 @@ import torch
 from mirabelle.errors import InputError
 
 BINS = 2048
+# Values of one sample that are counted in a histogram: 300 samples make ten million, and the rest would only cost time. The extremes are those of all values.
+COUNTED = 1 << 15
 
 
 @dataclass
@@ -19,15 +21,19 @@ class Histogram:
 
     The reach is a power of two above every value. It doubles when a value falls outside: neighbouring bins merge in pairs. Both the bins' edges and
     the arithmetic that finds a value's bin are exact, so that the order of the data and its batches make no difference.
+
+    axis: the dimension whose indices are channels, whose own extremes are wanted as well: `channels`, the least and the largest value of each.
     """
 
     reach: float = 0.0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
     low: float = 0.0
     high: float = 0.0
+    axis: int | None = None
+    channels: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, values: torch.Tensor, place: str = "a tensor") -> None:
-        """Counts `values` (any shape). NaN and infinity raise `InputError` with the place."""
+        """Counts `values`, whose first dimension is samples: all of them, or `COUNTED` or so of each sample. NaN and infinity raise `InputError` with the place."""
         if values.numel() == 0:
             return
         values = values.detach().float()
@@ -36,8 +42,12 @@ class Histogram:
         if not np.isfinite(largest) or np.isnan(low):
             raise InputError(f"{place} holds NaN or infinite values on the calibration data; look for them in the data or in the weights before it")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.axis is not None:
+            others = [d for d in range(values.ndim) if d != self.axis % values.ndim]
+            own = values.amin(others).cpu().numpy(), values.amax(others).cpu().numpy()
+            self.channels = own if self.channels is None else (np.minimum(self.channels[0], own[0]), np.maximum(self.channels[1], own[1]))
         if largest == 0.0 and self.reach == 0.0:
-            self.counts[BINS] += values.numel()
+            self.counts[BINS] += _thinned(values).numel()
             return
         if self.reach == 0.0:
             zeros = self.counts[BINS]
@@ -47,7 +57,7 @@ class Histogram:
             self.counts[BINS] = zeros
         while largest >= self.reach:
             self._double()
-        bins = (values.flatten() * (BINS / self.reach)).floor_().to(torch.int64) + BINS
+        bins = (_thinned(values) * (BINS / self.reach)).floor_().to(torch.int64) + BINS
         self.counts += torch.bincount(bins, minlength=2 * BINS).cpu().numpy()
 
     def _double(self) -> None:
@@ -80,3 +90,15 @@ class Histogram:
         centres = (np.arange(2 * BINS) - BINS + 0.5) * self.reach / BINS
         counts, _ = np.histogram(np.clip(centres, low, high), bins=bins, range=(low, high), weights=self.counts)
         return {"low": low, "high": high, "counts": [int(c) for c in counts]}
+
+
+def _thinned(values: torch.Tensor) -> torch.Tensor:
+    """Every k-th value of each sample, flat; which ones does not depend on how samples are batched. k has no divisor in common with any dimension, so
+    that no row, column or channel is left out."""
+    each = values.numel() // len(values) if values.ndim else 1
+    step = -(-each // COUNTED)
+    if step <= 1:
+        return values.flatten()
+    while math.gcd(step, each) > 1:
+        step += 1
+    return values.reshape(len(values), -1)[:, ::step].flatten()

@@ -9,15 +9,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from mirabelle.errors import InputError, did_you_mean
 from mirabelle.graph.capture import module_path, operator, parameter_name
+from mirabelle.quantize.targets import TARGETS, Target
 
-CONTRACTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+CONTRACTIONS = CONVOLUTIONS | {"linear"}
 RECTIFIERS = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}
 AVERAGES = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 # Operators that hand on the integers that they are given, on the same grid.
@@ -51,6 +54,42 @@ def is_contraction(node: fx.Node) -> bool:
     return operator(node) in CONTRACTIONS and parameter_name(node.args[1]) is not None
 
 
+def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
+    """The layers that are quantised: those whose weight is a parameter, without those that `keep` names by module or parameter."""
+    return [n for n in graph.nodes if is_contraction(n) and not is_kept(n, keep)]
+
+
+def is_kept(node: fx.Node, keep: Iterable[str]) -> bool:
+    """Whether `keep` names a layer's module, one around it, or its weight."""
+    paths = (str(parameter_name(node.args[1])), module_path(node))
+    return any(path == name or path.startswith(f"{name}.") for name in keep for path in paths)
+
+
+def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
+    """`InputError` with the nearest names where `keep` names something without a convolution or linear layer."""
+    layers = contractions(graph)
+    for name in keep:
+        if not any(is_kept(n, (name,)) for n in layers):
+            known = dict.fromkeys(module_path(n) for n in layers)
+            raise InputError(f"keep names {name!r}, which is no convolution or linear layer and has none inside{did_you_mean(name, known)}")
+
+
+def unpadded(node: fx.Node) -> fx.Node | None:
+    """What a padding of images with zeros pads, if convolutions alone read it: they can pad as well. None for any other node."""
+    if operator(node) not in ("pad", "constant_pad_nd") or not all(operator(u) in CONVOLUTIONS and u.args[0] is node for u in node.users):
+        return None
+    settings = dict(zip(("mode", "value"), node.args[2:])) if operator(node) == "pad" else {"value": node.args[2] if len(node.args) > 2 else 0}
+    spatial = len(node.args[1]) <= 2 * (node.meta["val"].ndim - 2)
+    return (
+        node.args[0] if spatial and settings.get("mode", "constant") == "constant" and not settings.get("value") and min(node.args[1]) >= 0 else None
+    )
+
+
+def layer_input(node: fx.Node) -> fx.Node:
+    """What a layer reads, before a padding that it can do itself: the value that is quantised for it."""
+    return unpadded(node.args[0]) or node.args[0]
+
+
 def tail(node: fx.Node) -> fx.Node:
     """The rectifier that alone reads this node, or the node itself: kernels apply it to their accumulators."""
     users = list(node.users)
@@ -74,58 +113,105 @@ def is_addition(node: fx.Node) -> bool:
     return operator(node) in ("add", "add_") and not node.kwargs and len(shapes) == 2 and shapes[0] == shapes[1]
 
 
-def float_operators(graph: fx.Graph, sites: Iterable[Site]) -> dict[str, int]:
+def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = ()) -> dict[str, int]:
     """The operators on tensors that have no integer form in this placement, with the number of calls."""
     known = {s.node for s in sites}
+    layers = set(contractions(graph, keep))
     integer: set[fx.Node] = set()
     for node in graph.nodes:
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
-        name, grids = operator(node), all(n.name in known for n in inputs)
+        name, grids = operator(node), all((unpadded(n) or n).name in known for n in inputs)
         ends = tail(node).name in known
-        if is_contraction(node) and grids:
+        if node in layers and grids:
+            integer.add(node)
+        elif is_addition(node) and any(n in integer and n is summed(node, layers) for n in inputs) and any(n.name in known for n in inputs):
             integer.add(node)
         elif name in RECTIFIERS and tail(inputs[0]) is node and inputs[0] in integer:
+            integer.add(node)
+        elif grids and unpadded(node) is not None:
             integer.add(node)
         elif grids and ends and (is_addition(node) or name == "cat" or name in PASSES or (name in AVERAGES and over_space(node))):
             integer.add(node)
     found: dict[str, int] = {}
     for node in graph.nodes:
-        if (name := operator(node).rstrip("_")) and node not in integer and isinstance(node.meta.get("val"), torch.Tensor):
+        if (name := float_name(node)) and node not in integer:
             found[name] = found.get(name, 0) + 1
     return found
 
 
-def place(graph: fx.Graph) -> list[Site]:
+def float_name(node: fx.Node) -> str:
+    """What an operator on tensors is called where it stays in float; '' for anything that is none. Operators of ONNX files that run as they are keep theirs."""
+    if operator(node) == "onnx_node":
+        return str(node.args[1]).partition(":")[0]
+    computed = any(n.op != "get_attr" for n in node.all_input_nodes)
+    return operator(node).rstrip("_") if computed and isinstance(node.meta.get("val"), torch.Tensor) else ""
+
+
+def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x86"]) -> list[Site]:
     """The sites in order of execution.
 
-    The inputs of every convolution and linear layer; its output, after the rectifier; additions whose operands are both quantised; averages and
-    data movement of quantised values. A linear layer whose result is the network's output ends in float: its accumulators are divided once.
-    What no rule names stays in float.
+    The inputs of every convolution and linear layer. Where the target rounds what convolutions give: their outputs, after the rectifier, and additions whose operands
+    are both quantised; where it adds before it rounds: the operand of an addition that no convolution hands over directly. Averages over space of quantised values.
+    Data movement keeps the grid of what it moves. A value that only floats read is left in float, and so are the layers that `keep` names and
+    whatever no rule names.
     """
+    layers = set(contractions(graph, keep))
     chosen: dict[fx.Node, Site] = {}
 
-    def site(node: fx.Node, layer: fx.Node, source: str | None = None) -> None:
-        chosen.setdefault(node, Site(node.name, layer_name(layer), source))
+    def site(node: fx.Node, layer: fx.Node | None = None) -> None:
+        """node gets a grid; behind data movement, that of what was moved."""
+        if node in chosen:
+            return
+        inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
+        if operator(node) in PASSES and len(inputs) == 1 and inputs[0].op != "placeholder" and (inputs[0] in chosen or _computes(inputs[0])):
+            site(inputs[0])
+            before = chosen[inputs[0]]
+            chosen[node] = Site(node.name, layer_name(node), before.source or before.node)
+        else:
+            chosen[node] = Site(node.name, layer_name(layer or _before_rectifier(node)))
 
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         name = operator(node)
         inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
-        if is_contraction(node):
-            site(inputs[0], inputs[0])
-            end = tail(node)
-            if name != "linear" or any(u.op != "output" for u in end.users):
-                site(end, node)
+        if node in layers:
+            site(layer_input(node))
+            if target.rounded and name in CONVOLUTIONS:
+                site(tail(node), node)
+        elif is_addition(node) and target.sums:
+            fused = summed(node, layers)
+            other = next((i for i in inputs if i is not fused), None)
+            if fused is not None and other is not None and (other in chosen or _before_rectifier(other) in layers):
+                site(other)
         elif is_addition(node) and all(i in chosen for i in inputs):
             site(tail(node), node)
-        elif name in AVERAGES and inputs[0] in chosen and over_space(node):
-            site(node, node)
+        elif name in AVERAGES and over_space(node):
+            if target.averages and not target.rounded and (_before_rectifier(inputs[0]) in layers or is_addition(_before_rectifier(inputs[0]))):
+                site(inputs[0])
+            if inputs[0] in chosen:
+                site(node)
         elif name in PASSES and inputs and inputs[0] in chosen:
-            before = chosen[inputs[0]]
-            site(node, node, before.source or before.node)
+            site(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
     return [chosen[n] for n in sorted(chosen, key=order.__getitem__)]
+
+
+def _computes(node: fx.Node) -> bool:
+    return operator(node) in PASSES | AVERAGES | RECTIFIERS | CONTRACTIONS or is_addition(node)
+
+
+def _before_rectifier(node: fx.Node) -> fx.Node:
+    """The layer or addition whose rectified result this is; the node itself where it is none."""
+    before = node.args[0] if operator(node) in RECTIFIERS else None
+    return before if isinstance(before, fx.Node) and tail(before) is node else node
+
+
+def summed(node: fx.Node, layers: Collection[fx.Node]) -> fx.Node | None:
+    """The operand of an addition that a convolution computes for it alone, and can add to the other before it rounds; the later one of two."""
+    found = [i for i in node.all_input_nodes if i in layers and operator(i) in CONVOLUTIONS and len(i.users) == 1]
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    return max(found, key=order.__getitem__, default=None)
 
 
 def over_space(node: fx.Node) -> bool:

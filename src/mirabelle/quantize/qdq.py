@@ -17,10 +17,11 @@ from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noq
 
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, parameter_name
-from mirabelle.quantize import quantization
-from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
+from mirabelle.quantize.description import Quantization, quantization
+from mirabelle.quantize.fake import ActivationQuantizer, Quantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors
-from mirabelle.quantize.place import is_contraction
+from mirabelle.quantize.place import is_contraction, unpadded
+from mirabelle.quantize.targets import TARGETS
 
 ops: Any = torch.ops.quantized_decomposed
 DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
@@ -32,26 +33,37 @@ def to_qdq(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
     Biases have the scale of the accumulators (input scale times weight scale) and so are added without rescaling.
     Returns the graph and the names of the sites in the order of their quantize operators.
     """
-    described = quantization(model)
-    if described is None:
-        raise InputError("this network is not quantised; call mb.quantize first")
-    if described.bits != 8:
-        raise InputError(f"runtimes take 8 bits, this network has {described.bits}; quantise it with bits=8 to export it")
+    described = check_exportable(model)
     network = copy.deepcopy(model)
-    dtype = torch.uint8 if all(m.low == 0 for m in network.modules() if isinstance(m, ActivationQuantizer)) else torch.int8
+    dtype = DTYPES[TARGETS[described.target].activations]
+    for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
+        _weight(network, node, TARGETS[described.target].biases)
     order: list[str] = []
     for node in [n for n in network.graph.nodes if n.op == "call_module"]:
         quantizer = network.get_submodule(str(node.target))
         if isinstance(quantizer, ActivationQuantizer):
             order.append(node.args[0].name)
             _activation(network, node, quantizer, dtype)
-    for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
-        _weight(network, node)
     drop_unused_tensors(network)
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     network.recompile()
     return network, order
+
+
+def check_exportable(model: fx.GraphModule) -> Quantization:
+    """The description of a quantised network that files can hold: activations of 8 bits, weights of at most 8. `InputError` for any other."""
+    described = quantization(model)
+    if described is None:
+        raise InputError("this network is not quantised; call mb.quantize first")
+    layers = {f"quantizers.{s.node}": s.layer for s in described.sites}
+    for name, quantizer in model.named_modules():
+        if isinstance(quantizer, Quantizer) and (quantizer.bits > 8 or (isinstance(quantizer, ActivationQuantizer) and quantizer.bits < 8)):
+            what = layers.get(name, name.removeprefix("quantizers."))
+            raise InputError(
+                f"runtimes take activations of 8 bits and weights of at most 8, {what} has {quantizer.bits}; quantise the network with bits=8 to export it"
+            )
+    return described
 
 
 def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -71,7 +83,7 @@ def _replace(network: fx.GraphModule, node: fx.Node, build: Any) -> None:
 
 
 def _activation(network: fx.GraphModule, node: fx.Node, quantizer: ActivationQuantizer, dtype: torch.dtype) -> None:
-    grid = (float(quantizer.scale.detach().abs()), quantizer.zero_point, quantizer.low, quantizer.high, dtype)
+    grid = (float(quantizer.scale.detach()), quantizer.zero_point, quantizer.low, quantizer.high, dtype)
 
     def build() -> fx.Node:
         quantized = network.graph.call_function(ops.quantize_per_tensor.default, (node.args[0], *grid))
@@ -80,30 +92,37 @@ def _activation(network: fx.GraphModule, node: fx.Node, quantizer: ActivationQua
     _replace(network, node, build)
 
 
-def _stored(network: fx.GraphModule, owner: str, values: torch.Tensor, scales: torch.Tensor, limits: tuple[int, int]) -> fx.Node:
-    """A dequantize of integers stored under the name of a node, per channel of dimension 0."""
+def _stored(
+    network: fx.GraphModule, owner: str, values: torch.Tensor, scales: torch.Tensor, limits: tuple[int, int], zero_points: torch.Tensor | None = None
+) -> fx.Node:
+    """A dequantize of integers stored under the name of a node, per channel of dimension 0 where there is more than one scale."""
+    zeros = torch.zeros(len(scales), dtype=torch.int64) if zero_points is None or zero_points.ndim == 0 else zero_points
+    if len(scales) == 1:
+        network.register_buffer(f"{owner}_quantized", values)
+        stored = network.graph.get_attr(f"{owner}_quantized")
+        return network.graph.call_function(ops.dequantize_per_tensor.default, (stored, float(scales), int(zeros), *limits, values.dtype))
     nodes = []
-    for suffix, tensor in (("", values), ("_scale", scales), ("_zero_point", torch.zeros(len(scales), dtype=torch.int64))):
+    for suffix, tensor in (("", values), ("_scale", scales), ("_zero_point", zeros)):
         key = f"{owner}_quantized{suffix}"
         network.register_buffer(key, tensor)
         nodes.append(network.graph.get_attr(key))
     return network.graph.call_function(ops.dequantize_per_channel.default, (*nodes, 0, *limits, values.dtype))
 
 
-def _weight(network: fx.GraphModule, node: fx.Node) -> None:
+def _weight(network: fx.GraphModule, node: fx.Node, biases: bool) -> None:
     call = node.args[1]
     assert isinstance(call, fx.Node)
     quantizer = network.get_submodule(str(call.target))
     assert isinstance(quantizer, WeightQuantizer)
     name = str(parameter_name(call.args[0]))
-    scales = quantizer.scale.detach().abs()
+    scales = quantizer.scale.detach()
     integers = quantizer.integers(get_tensor(network, name).detach())
     bias = node.args[2] if len(node.args) > 2 else None
     with network.graph.inserting_before(node):
-        weight = _stored(network, call.args[0].name, integers, scales, (-128, 127))
+        weight = _stored(network, call.args[0].name, integers, scales, (-128, 127), quantizer.offset)
         new_bias = bias
-        if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
-            accumulator = scales * _input_scale(node)
+        if biases and isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
+            accumulator = scales * float(input_quantizer(network, node).scale.detach())
             stored = bias_integers(get_tensor(network, bias_name).detach(), accumulator)
             new_bias = _stored(network, f"{node.name}_bias", stored, accumulator, (-(2**31), 2**31 - 1))
     node.args = (node.args[0], weight, *([new_bias] if len(node.args) > 2 else []), *node.args[3:])
@@ -116,10 +135,13 @@ def bias_integers(bias: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (bias.double() / scales.double()).round().clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
 
 
-def _input_scale(node: fx.Node) -> float:
+def input_quantizer(network: fx.GraphModule, node: fx.Node) -> ActivationQuantizer:
+    """The grid of what a layer reads, through a padding with zeros."""
     source = node.args[0]
-    assert isinstance(source, fx.Node) and source.target is ops.dequantize_per_tensor.default, f"{node} reads a float"
-    return float(source.args[1])  # type: ignore[arg-type]
+    source = unpadded(source) or source
+    found = network.get_submodule(str(source.target)) if source.op == "call_module" else None
+    assert isinstance(found, ActivationQuantizer), f"{node} reads a float"
+    return found
 
 
 __all__ = ["bias_integers", "is_contraction", "to_qdq"]

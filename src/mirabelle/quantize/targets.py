@@ -11,24 +11,33 @@ from mirabelle.measure.machine import has_vnni
 
 @dataclass(frozen=True)
 class Target:
-    """The grids of one kind of machine.
+    """The grids and the placement that one runtime's kernels want on one kind of machine.
 
     activations: the dtype that the exported file holds, `uint8` or `int8`. unsigned: tensors that are never negative use all the levels
     for the positive side (0..255), else every tensor is symmetric.
-    weight_bits: 7 where kernels add pairs of products in 16 bits and would saturate with 8.
+    weight_bits: at most. pairs: kernels may add pairs of products in 16 bits, so that filters whose sums can reach further get a smaller range.
+    rounded: what a convolution gives is rounded wherever it goes, as there is no kernel that leaves it in float; else only where integers are read.
+    sums: a convolution adds its result to another tensor before it rounds, so that of the operands of an addition only the other one is rounded.
+    averages: what an average over space reads is rounded. biases: stored as integers in units of the accumulators, else as floats.
     """
 
     name: str
     activations: str = "uint8"
     unsigned: bool = True
     weight_bits: int = 8
+    pairs: bool = False
+    rounded: bool = True
+    sums: bool = False
+    averages: bool = True
+    biases: bool = True
 
 
 TARGETS: dict[str, Target] = {
-    # pmaddubsw adds two u8*s8 products into int16: 2 * 255 * 63 fits, 2 * 255 * 127 does not.
-    "x86": Target("x86", weight_bits=7),
+    "x86": Target("x86", pairs=True),
     "x86-vnni": Target("x86-vnni"),
     "arm": Target("arm", activations="int8"),
+    "openvino": Target("openvino", pairs=True, rounded=False, sums=True),
+    "tensorrt": Target("tensorrt", activations="int8", unsigned=False, rounded=False, sums=True, averages=False, biases=False),
     "symmetric": Target("symmetric", activations="int8", unsigned=False),
 }
 

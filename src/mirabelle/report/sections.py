@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from mirabelle.report import svg, units
-from mirabelle.report.parts import METRICS, child, fold, items, legend, runtime_name, section, show_score, table
+from mirabelle.report.parts import METRICS, child, fold, items, legend, runtime_name, section, show_score, table, texts
+from mirabelle.report.picture import figure, most_clipped
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
+CLIPPING = (
+    "Grey: the tensor's values. Columns: the steps that they are rounded to, as high as what falls to each; orange: what saturates at an end. "
+    "With the threshold (dashed) inside, steps are finer where the values are. The tensor that gained most."
+)
 MANY = 24  # a longer list of layers starts folded
 
 
@@ -78,6 +83,8 @@ def halves(rows: list[dict], label: str, title: str) -> str:
 
 def thresholds(tensor: dict) -> list[float]:
     """Where a tensor is clipped, in its own units: [t] where its integers begin at 0, else [-t, t]. Of many channels, the largest."""
+    if ends := [e for e in units.numbers(tensor.get("range")) if e]:
+        return ends
     t = max((abs(v) for v in units.numbers(tensor.get("threshold"))), default=0.0)
     if not t:
         return []
@@ -115,15 +122,72 @@ def quantization(part: dict) -> str:
         f"for {part['target']}" if part.get("target") else None,
         f"calibrated on {units.digits(part['samples'])} samples" if number(part.get("samples")) is not None else None,
     ]
+    facts += [f"repaired by {', '.join(names)}" for names in [texts(part.get("repair"))] if names]
+    facts += [f"left in float by name: {', '.join(names)}" for names in [texts(part.get("keep"))] if names and not child(part, "fallback")]
     kinds = list(dict.fromkeys(kind_of(t) for t in tensors))
     folds = ""
     for i, kind in enumerate(kinds):
         mine = [t for t in tensors if kind_of(t) == kind]
         figures = element("div", *(tensor_figure(t) for t in mine), class_="tensors")
         folds += fold(f"{kind.capitalize()}s", f"{len(mine)} tensors", figures, i == 0 and len(mine) <= MANY)
+    shown = most_clipped(tensors)
+    clipping = titled(f"What clipping does: {shown.get('name')}", element("p", escape(CLIPPING), class_="note") + figure(shown)) if shown else ""
     hint = element("p", "Log counts of the values. Dashed: the clipping threshold; what lies beyond it, tinted, saturates.", class_="note")
     note = ", ".join(f for f in facts if f)
-    return section("Quantisation", note[:1].upper() + note[1:] + "." if note else "", hint, folds, tensor_errors(tensors, kinds))
+    return section(
+        "Quantisation",
+        note[:1].upper() + note[1:] + "." if note else "",
+        fell_back(child(part, "fallback")),
+        clipping,
+        hint,
+        folds,
+        tensor_errors(tensors, kinds),
+    )
+
+
+def fell_back(part: dict) -> str:
+    """What a limit on the accuracy brought about: which layers are not quantised, what that costs in milliseconds, and how sensitive each layer is."""
+    layers = texts(part.get("layers"))
+    if not part:
+        return ""
+    ends = part.get("interval")
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    drop = f"{percent_points(part.get('drop'))} [{percent_points(low)}, {percent_points(high)}], n = {units.digits(part.get('n'))}"
+    to = "in float" if part.get("precision") == "float" else f"in {part.get('precision')} bits"
+    metric = METRICS.get(str(part.get("metric")), str(part.get("metric")))
+    said = f"The {metric} may fall by {percent_points(part.get('limit'))}; with every layer quantised it falls by {percent_points(part.get('all_quantized'))}. "
+    kept = f"{len(layers)} of {len(items(part, 'sensitivity'))} layers stay {to}: {', '.join(layers)}; it falls by {drop}."
+    said += kept if layers else "So every layer is quantised."
+    times = child(part, "milliseconds")
+    if times:
+        steps = [
+            f"{name} {units.milliseconds(times.get(key))}"
+            for name, key in (("float", "float"), ("all quantised", "all_quantized"), ("as it is", "fallback"))
+        ]
+        said += f" One call on {runtime_name(part.get('runtime'))}: {', '.join(steps)}."
+    rows = [
+        {
+            "name": s.get("layer"),
+            "value": units.decibels(s.get("sqnr_db")),
+            "bars": [{"value": number(s.get("sqnr_db")), "class": "s1" if s.get("layer") in layers else "s0"}],
+        }
+        for s in items(part, "sensitivity")
+    ]
+    note = element(
+        "p",
+        "The output's signal over what quantising one layer alone changes in it, in dB: shorter is more sensitive. Orange: fell back.",
+        class_="note",
+    )
+    bars = fold(
+        "Sensitivity of layers", f"{len(rows)} layers", note + halves(rows, "Sensitivity of each layer, dB", "every layer"), len(rows) <= MANY
+    )
+    return element("h3", "Accuracy limit") + element("p", escape(said)) + (bars if rows else "")
+
+
+def percent_points(value: Any) -> str:
+    """A fraction as points: 0.005 is `0.50 points`."""
+    n = number(value)
+    return units.DASH if n is None else f"{100 * n:.2f}{NBSP}points".replace("-", "−")
 
 
 def tensor_errors(tensors: list[dict], kinds: list[str]) -> str:

@@ -73,6 +73,7 @@ svg text.name { fill: currentColor; font-weight: 600; paint-order: stroke; strok
 .track { fill: var(--track); } .bar { fill: currentColor; } .bar.before { color: var(--soft); opacity: .55; }
 .kept { fill: var(--c0); } .clipped { fill: var(--c1); } .outside { fill: var(--c1); opacity: .16; }
 .threshold { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 4 2; fill: none; }
+.ghost { fill: var(--soft); opacity: .28; } .column { stroke: var(--c0); stroke-width: 2.2; fill: none; } .column.clipped { stroke: var(--c1); stroke-width: 3.4; }
 .tensors { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 150px), 1fr)); gap: 14px 20px; margin: 10px 0 16px; }
 .tensors figure { margin: 0; min-width: 0; } .tensors svg { display: block; width: 100%; height: auto; }
 .tensors figcaption { font-size: .75rem; line-height: 1.35; color: var(--soft); overflow-wrap: anywhere; }

@@ -239,3 +239,58 @@ def histogram(counts: Sequence[float], low: float, high: float, thresholds: Sequ
     if left < 0 < right and width / 4 < x(0) < 3 * width / 4:
         parts.append(text("0", x(0), 88, "middle"))
     return drawing(label, *parts, class_="histogram", width=width, height=92)
+
+
+def clipping(counts: Sequence[float], low: float, high: float, start: float, end: float, steps: int, label: str) -> str:
+    """A distribution and what a grid makes of it: counts over equal bins of [low, high], and `steps` + 1 values evenly from `start` to `end`.
+
+    Grey: the histogram. Columns: the grid's values, as high as the counts that are rounded to them, those from beyond the ends at the ends, in another colour.
+    Heights are log(1 + count); the columns' counts are taken for the width of a bin, so that a column reaches the histogram where nothing is clipped.
+    Of more than 48 steps, every k-th is drawn, and the label says so. Dashed: the ends, where they lie inside of what was seen.
+    """
+    width, height, bottom, top = 360.0, 190.0, 150.0, 14.0
+    n = len(counts)
+    values = [max(number(c) or 0.0, 0.0) for c in counts]
+    if not n or not high > low or not end > start or steps < 1:
+        return ""
+    x = linear(min(low, start), max(high, end), 6.0, width - 6)
+    bin_width, step = (high - low) / n, (end - start) / steps
+    totals, clipped = [0.0] * (steps + 1), [0.0] * (steps + 1)
+    parts = max(1, math.ceil(2 * bin_width / step))  # a bin may be wider than a step: its count is spread
+    for i, c in enumerate(values):
+        for j in range(parts):
+            v = low + (i + (j + 0.5) / parts) * bin_width
+            k = min(max(round((v - start) / step), 0), steps)
+            (totals if start - step / 2 <= v <= end + step / 2 else clipped)[k] += c / parts
+    scale = bin_width / step  # a step's count per bin's width
+    y = linear(0.0, max(math.log1p(v) for v in (*values, *(scale * t for t in totals), *clipped)) or 1.0, bottom, top)
+    outline = "".join(
+        f"M{x(low + i * bin_width):.5g} {bottom:g}V{y(math.log1p(c)):.5g}H{x(low + (i + 1) * bin_width):.5g}V{bottom:g}Z"
+        for i, c in enumerate(values)
+        if c
+    )
+    every = math.ceil(steps / 48)
+    columns = {"column": "", "column clipped": ""}
+    zero = round(-start / step)
+    for k in range(steps + 1):
+        if (k - zero) % every and k not in (0, steps):
+            continue
+        for name, count in (("column", scale * totals[k]), ("column clipped", clipped[k])):
+            if count:
+                columns[name] += f"M{x(start + k * step):.5g} {bottom:g}V{y(math.log1p(count)):.5g}"
+    marks = "".join(f"M{x(start + k * step):.5g} {bottom:g}v5" for k in range(steps + 1) if not (k - zero) % every or k in (0, steps))
+    ends = [
+        element("path", titled(digits(v)), d=f"M{x(v):.5g} {top - 8:g}V{bottom:g}", class_="threshold")
+        for v in (start, end)
+        if low < v < high and v != 0
+    ]
+    body = [
+        element("path", d=outline, class_="ghost"), *(element("path", d=d, class_=c) for c, d in columns.items() if d), *ends,
+        element("path", d=f"M4 {bottom:g}H{width - 4:g}{marks}", class_="tick"),
+    ]  # fmt: skip
+    shown = f"{steps} steps of {digits(step)}" + (f", every {every}{'th' if every > 3 else ('nd', 'rd')[every - 2]} drawn" if every > 1 else "")
+    left, right = min(low, start), max(high, end)
+    body += [text(digits(left), 6, bottom + 18), text(digits(right), width - 6, bottom + 18, "end"), text(shown, width / 2, bottom + 34, "middle")]
+    if left < 0 < right and width / 8 < x(0) < 7 * width / 8:
+        body.append(text("0", x(0), bottom + 18, "middle"))
+    return drawing(f"{label}: {shown}", *body, class_="plot clipping", width=width, height=height)

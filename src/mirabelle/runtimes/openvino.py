@@ -111,9 +111,14 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
     ]
 
 
-def _stable(model: Any, names: set[str]) -> None:
-    """Takes out of the graph what differs from run to run: names counted up over the whole process, and the path of the source."""
+def _stable(model: Any, names: set[str], makers: dict[str, str]) -> None:
+    """Takes out of the graph what differs from run to run: names counted up over the whole process, and the path of the source.
+
+    What makes an output is called after its node in the ONNX file, as everything else is. makers: that name, by the output's.
+    """
     for i, node in enumerate(model.get_ordered_ops()):
+        if node.get_type_name() != "Result" and makers.get(node.get_friendly_name()):
+            node.set_friendly_name(makers[node.get_friendly_name()])
         if node.get_friendly_name() not in names and re.search(r"_\d+$", node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}.{i}")
     model.set_rt_info("", ["conversion_parameters", "input_model"])
@@ -131,7 +136,10 @@ def save(onnx_path: Path, folder: Path) -> Path:
     except Exception as error:
         raise unreadable(onnx_path, "openvino", error) from error
     values = [*graph.node, *graph.initializer, *graph.input]
-    _stable(model, {v.name for v in values} | {o for n in graph.node for o in n.output})
+    ends = {o.name for o in graph.output}
+    _stable(
+        model, {v.name for v in values} | {o for n in graph.node for o in n.output}, {o: n.name for n in graph.node for o in n.output if o in ends}
+    )
     target = Path(folder) / f"{onnx_path.stem}.xml"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import fx
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.export import to_onnx, to_program
+from mirabelle.measure.layers import attribute, layer_names
 from mirabelle.quantize import quantization
+from mirabelle.quantize.place import Site
 from mirabelle.runtimes import RUNTIMES, load, ncnnfile
 from mirabelle.runtimes import flatbuffer as tflite
 from mirabelle.runtimes.artifact import Artifact, require
@@ -57,6 +60,15 @@ def _again(model: fx.GraphModule, artifact: Artifact, sites: list[str], folder: 
     onnx = load(source, "onnxruntime")
     _write_onnx(onnx, sites, source)
     return adapter.save(source, folder / "again")
+
+
+def run_in_float(artifact: Artifact, batch: Batch, sites: Mapping[str, Site]) -> dict[str, str]:
+    """The sites of layers of weights that the runtime executes in float, by its own account, with the operator that it names."""
+    if RUNTIMES[artifact.runtime].profile is None:  # its package does not tell
+        return {}
+    by_layer = {s.layer: n for n, s in sites.items() if s.source is None}
+    times = attribute(artifact.profile(*batch.args, runs=1, **batch.kwargs), layer_names(artifact))
+    return {by_layer[layer]: t.operator for layer, t in times if layer in by_layer and t.int8 is False}
 
 
 def _missing(artifact: Artifact, site: str) -> InputError:

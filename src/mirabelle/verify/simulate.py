@@ -1,0 +1,58 @@
+"""The values of a quantised network's sites in float: with its grids, and without."""
+
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
+# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOptionalIterable=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from mirabelle.data import Batch
+from mirabelle.quantize.fake import ActivationQuantizer, Quantizer
+from mirabelle.quantize.network import inputs_in_order
+
+
+class _Watch(fx.Interpreter):
+    """Runs the graph and keeps what every site holds. rounded: on its grid; else quantisers let everything through as it is."""
+
+    def __init__(self, model: fx.GraphModule, rounded: bool):
+        super().__init__(model)
+        self.extra_traceback = False
+        self.rounded = rounded
+        self.sites: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_module":
+            return super().run_node(n)
+        quantizer = self.module.get_submodule(str(n.target))
+        value = super().run_node(n) if self.rounded or not isinstance(quantizer, Quantizer) else self.env[n.args[0]]
+        if isinstance(quantizer, ActivationQuantizer):
+            self.sites[n.args[0].name] = value
+        return value
+
+
+def simulate(model: fx.GraphModule, batch: Batch, rounded: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What each site holds and the network's first output, float32: simulated on the grids, or (`rounded` False) the same network in float."""
+    watch = _Watch(model, rounded)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        result = watch.run(*inputs_in_order(model.graph, batch.map(lambda t: t.to(device))))
+    output = torch.utils._pytree.tree_leaves(result)[0]
+    return {n: v.cpu().numpy() for n, v in watch.sites.items()}, output.cpu().numpy()
+
+
+def elements(model: fx.GraphModule) -> int:
+    """Numbers that the sites of one sample hold together."""
+    total = 0
+    for node in model.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_module" and isinstance(value, torch.Tensor) and value.ndim:
+            total += int(np.prod([int(s) for s in value.shape[1:]], dtype=np.int64))
+    return total
