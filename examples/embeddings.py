@@ -90,7 +90,7 @@ class LargeEmbedder(nn.Module):
 class ArcFace(nn.Module):
     """An embedding network with its classifier, for training on labels: scores are `scale` times cosines, the target's angle enlarged by `margin`.
 
-    Gives (embedding, cosines with the class centres); `loss` reads the cosines. Deng et al. 2019, eq. 3.
+    Gives the cosines with the class centres, (N, classes), which `arcface_loss` reads. Deng et al. 2019, eq. 3.
     """
 
     def __init__(self, network: nn.Module, classes: int, embedding: int = 128):
@@ -98,8 +98,8 @@ class ArcFace(nn.Module):
         self.network = network
         self.centres = nn.Parameter(torch.randn(classes, embedding, generator=torch.Generator().manual_seed(0)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.network(x)) @ F.normalize(self.centres).T
+    def forward(self, *args: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.network(*args, **inputs)) @ F.normalize(self.centres).T
 
 
 def arcface_loss(cosines: torch.Tensor, target: torch.Tensor, scale: float = 16.0, margin: float = 0.2) -> torch.Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -18,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from examples.debian import unpacked
 from mirabelle.data import cache_folder
 from mirabelle.errors import InputError
 from mirabelle.files import atomic
@@ -48,19 +47,6 @@ def _from_official(name: str) -> bytes:
         return gzip.decompress(answer.read())
 
 
-def debian_package(name: str, folder: Path) -> Path:
-    """Downloads and unpacks a Debian package into `folder`, with package lists of its own, so that no root is needed. Returns where its files lie."""
-    apt = ["apt-get", "-qq", "-o", f"Dir::State={folder}", "-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
-    apt += ["-o", "Dir::State::status=/var/lib/dpkg/status", "-o", "APT::Sandbox::User="]
-    (folder / "lists" / "partial").mkdir(parents=True)
-    (folder / "cache" / "archives" / "partial").mkdir(parents=True)
-    subprocess.run([*apt, "update"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-    subprocess.run([*apt, "download", name], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-    (package,) = folder.glob(f"{name}_*.deb")
-    subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "root")], check=True)
-    return folder / "root"
-
-
 def _store(folder: Path, name: str, content: bytes, source: str) -> None:
     if (found := hashlib.sha256(content).hexdigest()) != FILES[name]:
         raise InputError(f"{name} from {source} has SHA-256 {found}, expected {FILES[name]}; it is damaged or has been changed")
@@ -85,17 +71,12 @@ def fetch(folder: Path | None = None) -> Path:
     installed = Path("/usr/share/datasets/fashion-mnist")
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            source = installed if installed.is_dir() else None
-            if source is None and shutil.which("apt-get"):
-                source = debian_package(DEBIAN, Path(temporary)) / "usr" / "share" / "datasets" / "fashion-mnist"
-            if source is None:
-                failures.append(f"the Debian package {DEBIAN}: there is no apt-get here")
-            else:
-                for name in missing:
-                    _store(folder, name, gzip.decompress((source / f"{name}.gz").read_bytes()), DEBIAN)
-                return folder
-    except (OSError, EOFError, InputError, subprocess.CalledProcessError) as error:
-        failures.append(f"the Debian package {DEBIAN}: {error}")
+            source = installed if installed.is_dir() else unpacked(DEBIAN, Path(temporary)) / installed.relative_to("/")
+            for name in missing:
+                _store(folder, name, gzip.decompress((source / f"{name}.gz").read_bytes()), DEBIAN)
+            return folder
+    except (OSError, EOFError, InputError) as error:
+        failures.append(str(error))
     raise InputError("Fashion-MNIST could not be fetched:\n  " + "\n  ".join(failures) + f"\nput {', '.join(FILES)} (uncompressed) into {folder}")
 
 
@@ -165,6 +146,13 @@ def data(batch_size: int = 128, erase: bool = False) -> Loaders:
         test=DataLoader(Plain(test_images, test_labels), 250, collate_fn=_as_is),
         validation=DataLoader(Plain(images[55000:], labels[55000:]), 250, collate_fn=_as_is),
     )
+
+
+def plain(batch_size: int = 128) -> Loaders:
+    """The same without augmentation: a network that was trained with it and is only cut and taught again learns faster from images as they are."""
+    loaders = data(batch_size)
+    seen = Plain(loaders.train.dataset.images, loaders.train.dataset.labels)  # type: ignore[attr-defined]
+    return loaders._replace(train=DataLoader(seen, batch_size, shuffle=True, drop_last=True, collate_fn=_as_is))
 
 
 # --- the network ----------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def test_interval_by_hand():
 
 
 def test_differences_are_paired_by_seed():
-    results = {f"few/{n}/{s}": {"top1": v + 0.1 * s} for n, v in (("cross-entropy", 0.7), ("kd", 0.75)) for s in (0, 1, 2)}
+    results = {f"few/{n}/{s}": {"top1": v + 0.1 * s} for n, v in (("cross-entropy, lr 0.03", 0.7), ("kd", 0.75)) for s in (0, 1, 2)}
     results["labels/teacher"] = {"top1": 0.947}
     assert by_name(results, "labels", "top1")["teacher"] == {"": 0.947}
     assert "| kd | 3 | 85.00 ± 24.84 | 5.00 ± 0.00 |" in tables(results)

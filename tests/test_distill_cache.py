@@ -130,6 +130,21 @@ def test_another_teacher_never_finds_the_first_ones_outputs(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_a_teacher_in_lower_precision_is_recognised(tmp_path):
+    """What is compared with the cache runs in the precision that the training runs in; a warning would be an error."""
+    deep = nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 4)).eval()
+    for p in deep.parameters():  # sensitive to rounding
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
+    data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    few = {"losses": {"mse": 1.0}, "epochs": 1, "precision": "bfloat16", "cache": tmp_path}
+    first = run(nn.Linear(8, 4), deep, data, **few)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = deep(data[0]).float()
+    assert (rounded - deep(data[0])).norm() > 0.02 * deep(data[0]).norm(), "the precision makes no difference here"
+    again = run(nn.Linear(8, 4), deep, data, **few)
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 1 and len(first.history) == len(again.history) == 1
+
+
 class Scaled(nn.Module):
     """Says something else when its code changes, which neither weights nor structure show."""
 

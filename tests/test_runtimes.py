@@ -286,6 +286,28 @@ def test_profile_int8(runtime, tmp_path):
     np.testing.assert_allclose(net(data(1)), simulated, atol=1.01 * step)  # one step: ties, and sums in another order
 
 
+SIGNALLED = """
+import signal, sys
+from mirabelle.runtimes import load
+import numpy as np
+load(sys.argv[1], sys.argv[2])(np.zeros((1, 3, 8, 8), "float32"))
+seen = []
+def handler(*_):
+    seen.append(1)
+signal.signal(signal.SIGUSR1, handler)
+signal.raise_signal(signal.SIGUSR1)
+from mirabelle.runtimes.signals import ROOM, alternate_stack
+print(len(seen), alternate_stack() == 0 or alternate_stack() >= ROOM)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="alternate stacks are looked at on Linux only")
+def test_signals_have_room_beside_a_runtime(runtime, saved):
+    """Too small a stack for them ends the process at the next signal: a DataLoader's worker that leaves is one."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(saved), runtime], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "True"]), done.stderr
+
+
 def test_the_runtime_that_is_not_installed(net, monkeypatch):
     monkeypatch.setitem(sys.modules, net.runtime, None)
     with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{net.runtime}\]"):

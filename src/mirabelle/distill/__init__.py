@@ -127,9 +127,10 @@ def _cached(
     objective: Distillation, teachers: Teachers, first: Batch, loader: Views, folder: str | Path, encoding: Encoding, options: Mapping[str, Any]
 ) -> Cache:
     """Puts a cache between the objective and the teachers."""
-    precision = str(autocast_type(options.get("precision", "auto"), teachers.device))  # the teachers run in it too
-    kept = Cache(folder, teachers, {**teachers.identity, "precision of teachers": precision}, encoding, teachers.device)
-    kept.check(first.map(lambda t: t.to(teachers.device)))
+    dtype = autocast_type(options.get("precision", "auto"), teachers.device)  # the teachers run in it too
+    kept = Cache(folder, teachers, {**teachers.identity, "precision of teachers": str(dtype)}, encoding, teachers.device)
+    with torch.autocast(teachers.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        kept.check(first.map(lambda t: t.to(teachers.device)))
     warned = begun = False
 
     def teach(batch: Batch, position: tuple[int, int]) -> torch.Tensor:

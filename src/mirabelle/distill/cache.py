@@ -149,7 +149,8 @@ class Cache:
             return
         said = self._read(known)
         says = self.encoding.decode(self.encoding.encode(self.teach(batch, position)), tuple(said.shape[1:]))
-        if said.shape == says.shape and torch.allclose(said, says, rtol=1e-2, atol=1e-2 * float(says.abs().max())):
+        # Kernels round otherwise for another batch or memory format, in bfloat16 by a thousandth of the whole; single elements by more.
+        if said.shape == says.shape and float((said - says).norm()) <= 1e-2 * float(says.norm()):
             return
         warnings.warn(f"the teacher no longer says what {self.folder} holds; the cache is made anew", stacklevel=2)
         for path in self.folder.glob("*.safetensors"):

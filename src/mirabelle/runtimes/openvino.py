@@ -15,6 +15,7 @@ import numpy as np
 
 from mirabelle.errors import InputError
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
+from mirabelle.runtimes.signals import enough_signal_stack
 
 # A shape left open costs much of the speed, so every shape that is asked for is compiled; this many stay.
 COMPILED_SHAPES = 4
@@ -69,7 +70,9 @@ def _compile(core: Any, model: Any, arrays: list[np.ndarray], settings: dict[str
     if any(port.get_partial_shape().is_dynamic for port in model.inputs):
         model = model.clone()
         model.reshape({i: list(a.shape) for i, a in enumerate(arrays)})
-    return core.compile_model(model, "CPU", settings).create_infer_request()
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    enough_signal_stack()
+    return request
 
 
 def _infer(request: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
