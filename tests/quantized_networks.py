@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from mirabelle.errors import MissingRuntimeError
+from mirabelle.runtimes import RUNTIMES
+
+
+def needs(runtime: str) -> None:
+    """Skips the test where a runtime is not installed."""
+    try:
+        RUNTIMES[runtime].version()
+    except MissingRuntimeError as error:
+        pytest.skip(str(error))
 
 
 class Network(nn.Module):

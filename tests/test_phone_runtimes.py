@@ -16,28 +16,21 @@ import mirabelle as mb
 from mirabelle.errors import InputError, MissingRuntimeError
 from mirabelle.quantize import quantize
 from mirabelle.runtimes import RUNTIMES, Artifact, load
-from tests.quantized_networks import Network, batches, build
+from tests.quantized_networks import Network, batches, build, needs
 
 PHONES = sorted(n for n, r in RUNTIMES.items() if not r.free_batch)
 INT8 = [n for n in PHONES if RUNTIMES[n].int8]
 
 
-def skip_unless_installed(name: str) -> None:
-    try:
-        RUNTIMES[name].version()
-    except MissingRuntimeError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module", params=PHONES)
 def runtime(request):
-    skip_unless_installed(request.param)
+    needs(request.param)
     return request.param
 
 
 @pytest.fixture(scope="module", params=INT8)
 def int8_runtime(request):
-    skip_unless_installed(request.param)
+    needs(request.param)
     return request.param
 
 
@@ -146,6 +139,9 @@ def test_saving_twice_gives_the_same_bytes(net8, q, tmp_path):
         [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(p.iterdir())] for p in (net8.path.parent, again.path.parent, tmp_path / "b")
     ]
     assert contents[0] == contents[1] == contents[2]
+    content = b"".join(f.read_bytes() for f in net8.files)
+    for word in (b"/work", b"/tmp", b"/root", b"/home", b"site-packages", b".py", str(tmp_path).encode()):
+        assert word not in content
 
 
 def test_integers_are_those_of_the_reference(net8, q):
@@ -208,7 +204,7 @@ def test_other_files(runtime, tmp_path):
 
 
 def test_ncnn_says_what_it_cannot_take(tmp_path):
-    skip_unless_installed("ncnn")
+    needs("ncnn")
     x = batches(count=1)
     with pytest.raises(InputError, match=r"no zero point, and the grid of 'relu.*quantise with target=.symmetric"):
         mb.export(quantize(build("residual"), x, target="arm"), tmp_path, runtime="ncnn", inputs=x[0][:1])

@@ -17,7 +17,7 @@ from mirabelle.verify import sqnr
 from mirabelle.verify.diagnose import diagnose
 from mirabelle.verify.expose import _WRITERS, run_in_float
 from mirabelle.verify.reference import Reference
-from tests.quantized_networks import NETWORKS, batches, build
+from tests.quantized_networks import NETWORKS, batches, build, needs
 
 # Its float transposed convolution: ONNX Runtime quantises the weights by itself.
 ON_THE_RUNTIME = [n for n in NETWORKS if n != "transposed"]
@@ -84,7 +84,8 @@ def test_openvino_nearly_equals_the_reference(name, tmp_path):
 
 @pytest.mark.parametrize("runtime", [n for n in RUNTIMES if n in _WRITERS])
 def test_one_changed_weight_is_found_where_it_is(runtime, tmp_path):
-    q, data = quantize(build("residual"), batches()), batches(count=1)
+    needs(runtime)
+    q, data = quantize(build("residual"), batches(), target="symmetric"), batches(count=1)
     changed = copy.deepcopy(q)
     with torch.no_grad():
         weight = changed.get_parameter("c1.weight")[3].view(-1)
@@ -97,7 +98,8 @@ def test_one_changed_weight_is_found_where_it_is(runtime, tmp_path):
 
 @pytest.mark.parametrize("runtime", [n for n, r in RUNTIMES.items() if r.save is not None])
 def test_an_altered_scale_is_found(runtime, tmp_path):
-    q, data = quantize(build("residual"), batches()), batches(count=1)
+    needs(runtime)
+    q, data = quantize(build("residual"), batches(), target="symmetric"), batches(count=1)
     path = mb.export(q, tmp_path, inputs=data[0][:1]).path
     proto = onnx.load(path)
     quantizer = next(n for n in proto.graph.node if n.output[0] == "relu_1_quantized")

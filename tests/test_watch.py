@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mirabelle.errors import MissingRuntimeError
 from mirabelle.runtimes import RUNTIMES
+from tests.quantized_networks import needs
 
 # The converters that runtimes' own packages are: programs of theirs, and of torch, that write files and nothing else.
 OWN = {"pnnx", "flatc", "lscpu", "ldconfig", "gcc", "cc", "c++", "g++", "uname", "file"}
@@ -31,10 +31,7 @@ def test_the_watch_kills_what_opens_a_socket():
 
 @pytest.mark.parametrize("runtime", sorted(RUNTIMES))
 def test_a_runtime_installs_nothing_and_tells_nobody(runtime, tmp_path):
-    try:
-        RUNTIMES[runtime].version()
-    except MissingRuntimeError as error:
-        pytest.skip(str(error))
+    needs(runtime)
     ran = watched(runtime, str(tmp_path))
     assert ran.returncode != -signal.SIGSYS, f"{runtime} opened a socket of the internet"
     assert ran.returncode == 0, ran.stderr[-2000:]
