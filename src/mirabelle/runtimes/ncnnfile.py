@@ -191,7 +191,7 @@ def _bytes(tag: int | None, values: np.ndarray) -> bytes:
 
 
 def _integers(layers: list[Layer], found: Grids, ends: set[str]) -> list[Layer]:
-    """Quantize and Dequantize layers in place of ONNX's, integer convolutions and linear layers, and what they make unnecessary left out."""
+    """Layers of ncnn in place of ONNX's Quantize and Dequantize, integer convolutions and linear layers, and what they make unnecessary left out."""
     constants = {o for layer in layers if layer.kind == "pnnx.Expression" and not layer.inputs for o in layer.outputs}
     layers = [layer for layer in layers if not (layer.outputs and set(layer.outputs) <= constants)]
     quantizers = [layer for layer in layers if layer.kind == "QuantizeLinear"]
@@ -207,19 +207,30 @@ def _integers(layers: list[Layer], found: Grids, ends: set[str]) -> list[Layer]:
         layer.inputs = [renamed.get(i, i) for i in layer.inputs if i not in constants]
         layer.outputs = [renamed.get(o, o) for o in layer.outputs]
         if layer.kind == "QuantizeLinear":
-            _become(layer, "Quantize", {0: "1"}, 1 / scales[layer.outputs[0]])
+            layer.kind, layer.parameters = "Quantize", {0: "1"}
+            layer.blobs = [(None, np.array([1 / scales[layer.outputs[0]]], np.float32))]
         elif layer.kind == "DequantizeLinear":
             integer_of[layer.outputs[0]] = layer.inputs[0]
-            _become(layer, "Dequantize", {0: "1", 1: "0"}, scales[layer.inputs[0]])
     for layer in layers:
         _contract(layer, integer_of, scales, found)
     layers = _fuse_requantize(layers, scales)
     needed = ends | {i for layer in layers for i in layer.inputs}
-    return [layer for layer in layers if layer.kind != "Dequantize" or layer.outputs[0] in needed]
+    result = []
+    for layer in layers:
+        if layer.kind != "DequantizeLinear":
+            result.append(layer)
+        elif layer.outputs[0] in needed:
+            result += _to_floats(layer, scales[layer.inputs[0]])
+    return result
 
 
-def _become(layer: Layer, kind: str, parameters: Mapping[int, str], scale: float) -> None:
-    layer.kind, layer.parameters, layer.blobs = kind, dict(parameters), [(None, np.array([scale], np.float32))]
+def _to_floats(layer: Layer, scale: float) -> list[Layer]:
+    """int8 -> float -> times the scale. ncnn's own Dequantize takes the 32-bit sums of a layer: on int8 it reads beyond their end."""
+    plain = f"{layer.outputs[0]}_unscaled"
+    return [
+        Layer("Cast", f"{layer.name}_cast", layer.inputs, [plain], {0: "3", 1: "1"}),
+        Layer("BinaryOp", layer.name, [plain], layer.outputs, {0: "2", 1: "1", 2: f"{np.float32(scale):.9e}"}),
+    ]
 
 
 def _contract(layer: Layer, integer_of: Mapping[str, str], scales: Mapping[str, float], found: Grids) -> None:
