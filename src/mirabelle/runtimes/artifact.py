@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mirabelle.errors import InputError, MissingRuntimeError, choose
+from mirabelle.muffle import muffled
 
 
 class TensorSpec(NamedTuple):
@@ -79,7 +81,10 @@ class Runtime:
 def require(package: str, extra: str) -> ModuleType:
     """The imported package; `MissingRuntimeError` names the pip extra where it is not installed."""
     try:
-        return importlib.import_module(package)
+        if package in sys.modules:
+            return importlib.import_module(package)
+        with muffled():  # some warn about themselves, or about others, when they are imported
+            return importlib.import_module(package)
     except ImportError as error:
         raise MissingRuntimeError(f"{package} is needed and cannot be imported ({error}); pip install mirabelle[{extra}]") from error
 
