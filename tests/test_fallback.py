@@ -7,11 +7,17 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.errors import InputError
-from mirabelle.quantize import quantization, quantize, rebuild, rounding
+from mirabelle.quantize import fallback, quantization, quantize, rebuild, rounding
 from mirabelle.quantize.fallback import Judge, fewest, sensitivities
 from mirabelle.quantize.network import captured
 from tests.quantized_networks import Network, batches, build, conv, head
 from tests.test_repair import as_batches
+
+
+@pytest.fixture(autouse=True)
+def _short_timings(monkeypatch):
+    monkeypatch.setattr(fallback, "SECONDS", 0.2)
+
 
 OPTIONS = {"target": "x86-vnni", "threshold": "absmax", "per_channel": False}
 
@@ -119,7 +125,7 @@ def test_repairs_are_done_again_for_the_layers_that_are_left(monkeypatch):
     fallen = [f"{n}.weight" for n in quantization(q).fallback.layers]
     assert "a.weight" in fallen
     assert torch.equal(q(data[0]), quantize(network, data, **OPTIONS, repair="bias", keep=fallen)(data[0]))
-    monkeypatch.setattr(rounding, "STEPS", 20)
+    monkeypatch.setattr(rounding, "STEPS", 5)
     repairs = ["learned-rounding", "bias"]
     whole, q = (quantize(network, data, **OPTIONS, repair=repairs, **more) for more in ({}, limit))
     state, exact = q.state_dict(), network.state_dict()

@@ -20,7 +20,8 @@ def test_both_files_are_laid_side_by_side_by_layer(name, layers, runtime, target
     found = mb.measure(after, inputs=x[:1], baseline=before, runs=5)
     rows = {r.layer: r for r in found.layers}
     assert {n for n in rows if not n.startswith("(")} == layers
-    assert all(rows[n].before_ms > 0 and rows[n].after_ms > 0 and rows[n].int8 and rows[n].operators for n in layers)
+    assert all(rows[n].int8 and rows[n].operators for n in layers)
+    assert sum(rows[n].before_ms for n in layers) > 0 and sum(rows[n].after_ms for n in layers) > 0  # whole microseconds: a small layer may take none
     assert ("executed as" in str(found) and "c1" in str(found)) or name != "residual"
     assert found.to_dict()["layers"][0]["layer"] == found.layers[0].layer
 

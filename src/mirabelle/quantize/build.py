@@ -43,7 +43,7 @@ class Calibrated:
         """Quantised but for the layers that `keep` names beside those kept anyway. precision: bits by the name of a quantiser, where these are others."""
         d, bits = replace(self.described, keep=(*self.described.keep, *keep)), precision or {}
         network, goal = copy.deepcopy(self.network), TARGETS[d.target]
-        sites, layers, keys = place(network.graph, d.keep), contractions(network.graph, d.keep), weight_keys(network, d.keep)
+        sites, layers, keys = place(network.graph, d.keep, goal), contractions(network.graph, d.keep), weight_keys(network, d.keep)
         activations = {
             s.node: activation_quantizer(self.histograms[s.node], self.choose, bits.get(s.node, d.bits), goal, d.symmetric)
             for s in sites
@@ -68,7 +68,10 @@ class Calibrated:
         if precision == "float":
             return self.quantized(tuple(weights))
         keep = self.described.keep
-        keys, sources = weight_keys(self.network, keep), {s.node: s.source or s.node for s in place(self.network.graph, keep)}
+        keys, sources = (
+            weight_keys(self.network, keep),
+            {s.node: s.source or s.node for s in place(self.network.graph, keep, TARGETS[self.described.target])},
+        )
         readers = [n for n in contractions(self.network.graph, keep) if str(parameter_name(n.args[1])) in weights]
         return self.quantized((), dict.fromkeys((*(keys[w] for w in weights), *(sources[layer_input(n).name] for n in readers)), int(precision)))
 

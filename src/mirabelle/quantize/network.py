@@ -54,6 +54,8 @@ def _plain_signature(network: fx.GraphModule) -> None:
         return
     network.graph.set_codegen(fx.graph.CodeGen())
     network.recompile()
+    for name in ("_in_spec", "_out_spec"):  # the same, where torch.export left them
+        network.__dict__.pop(name, None)
 
 
 def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
