@@ -198,7 +198,8 @@ def test_other_files(runtime, tmp_path):
     suffix = RUNTIMES[runtime].suffix
     with pytest.raises(InputError, match="is not there"):
         load(tmp_path / f"none{suffix}", runtime)
-    (tmp_path / f"text{suffix}").write_text("<html>" * 20)
+    for ending in {suffix, ".bin"}:
+        (tmp_path / f"text{ending}").write_text("<html>" * 20)
     with pytest.raises(InputError, match="damaged"):
         Artifact(tmp_path / f"text{suffix}", runtime)(np.zeros(1, "float32"))
 
