@@ -27,13 +27,13 @@ from torch import nn
 
 from benchmarks import photographs
 from examples import fashion
+from mirabelle.batchnorm import reestimate_batchnorm
 from mirabelle.data import seed_everything
 from mirabelle.files import read_json, write_json
 from mirabelle.measure import count_macs
 from mirabelle.measure.accuracy import evaluate, predictor
 from mirabelle.measure.machine import machine, versions
 from mirabelle.prune import prune
-from mirabelle.prune.repair import reestimate_batchnorm
 from mirabelle.train import fit
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"

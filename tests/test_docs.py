@@ -84,6 +84,7 @@ def test_every_limit_is_described_with_its_default():
     ("step", "option", "names"),
     [
         ("prune", "criterion", recipe.CRITERIA), ("prune", "allocation", recipe.ALLOCATIONS), ("prune", "repair", recipe.REPAIRS),
+        ("sparsify", "criterion", recipe.SPARSE_CRITERIA), ("sparsify", "allocation", recipe.SPARSE_ALLOCATIONS), ("sparsify", "repair", recipe.SPARSE_REPAIRS),
         ("quantize", "threshold", recipe.THRESHOLDS), ("quantize", "target", recipe.TARGETS), ("distill", "optimizer", recipe.OPTIMIZERS),
         ("distill", "schedule", recipe.SCHEDULES), ("distill", "ensemble", ENSEMBLES), ("export", "runtimes", recipe.RUNTIMES),
     ],

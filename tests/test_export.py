@@ -73,8 +73,10 @@ def test_structure(name, target, tmp_path):
     assert rectified and all(int(constants[n.input[2]]) == {"x86-vnni": 0, "arm": -128, "symmetric": 0}[target] for n in rectified)
 
 
-@pytest.mark.parametrize("runtime", [n for n, r in RUNTIMES.items() if r.free_batch])
-@pytest.mark.parametrize("quantised", [True, False])
+# What `sparse` writes depends on the clock.
+@pytest.mark.parametrize(
+    ("runtime", "quantised"), [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n != "sparse" and r.free_batch and (r.int8 or not q)]
+)
 def test_the_same_network_gives_the_same_bytes(runtime, quantised, tmp_path):
     def files(folder, size):
         network = quantize(build("residual"), batches(count=1)) if quantised else build("residual")

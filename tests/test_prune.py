@@ -12,19 +12,21 @@ from hypothesis import strategies as st
 from networks import Head, Net, conv_bn, image, make
 from torch import nn
 
+from mirabelle.batchnorm import reestimate_batchnorm
 from mirabelle.data import as_batch, example_inputs
 from mirabelle.errors import CaptureError, InputError
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Group, Slot, analyse
+from mirabelle.graph.reconstruct import Pair
 from mirabelle.graph.surgery import remove
 from mirabelle.measure import count_macs, count_parameters
+from mirabelle.moments import Moments, layer_moments
 from mirabelle.prune import plan, prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.brain_surgeon import Reader
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
-from mirabelle.prune.moments import Moments, layer_moments
-from mirabelle.prune.reconstruct import Cut, Pair, reconstruct
-from mirabelle.prune.repair import REPAIRS, reestimate_batchnorm
+from mirabelle.prune.reconstruct import Cut, reconstruct
+from mirabelle.prune.repair import REPAIRS
 from mirabelle.prune.stats import Stats, collect
 
 
@@ -731,7 +733,7 @@ def test_what_does_not_fit_into_memory_is_computed_again(monkeypatch):
     data = labelled(count=2, size=16, dtype=torch.float64)
     small, coupling, removed = plan(model.eval(), x, macs=0.6, criterion="l1", align=1, repair=None)
     held = reconstruct(small, Cut(model, coupling, removed), data, 2)
-    monkeypatch.setattr(import_module("mirabelle.prune.reconstruct"), "MEMORY", 0)
+    monkeypatch.setattr(import_module("mirabelle.graph.reconstruct"), "MEMORY", 0)
     again = reconstruct(small, Cut(model, coupling, removed), data, 2)
     for k, v in held.state_dict().items():
         torch.testing.assert_close(v, again.state_dict()[k])

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mirabelle.data import as_batch
 from mirabelle.errors import InputError, MissingRuntimeError
 from mirabelle.runtimes import RUNTIMES, Artifact, artifact, load
+from mirabelle.runtimes.sparse import choice
 
 WEIGHT = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype("float32")
 
@@ -73,7 +74,10 @@ FROM_ONNX = sorted(n for n, r in RUNTIMES.items() if r.save is not None and r.fr
 
 @pytest.fixture(scope="module", params=FROM_ONNX)
 def runtime(request):
-    pytest.importorskip(request.param)
+    try:
+        RUNTIMES[request.param].version()
+    except MissingRuntimeError as missing:
+        pytest.skip(str(missing))
     return request.param
 
 
@@ -162,11 +166,13 @@ def test_several_inputs_and_outputs(runtime, tmp_path):
 def test_bytes_count_all_files(runtime, tmp_path):
     saved = RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", external=True), tmp_path / "out")
     files = list((tmp_path / "out").iterdir())
-    assert len(files) == 2  # nothing temporary is left
+    assert not any(f.name.startswith(".") for f in files)  # nothing temporary is left
     net = load(saved, runtime)
     assert net.bytes == sum(f.stat().st_size for f in files) > WEIGHT.nbytes
     np.testing.assert_allclose(net(data(2)), reference(data(2)), atol=1e-5)
-    data_file = next(f for f in files if f != saved)
+    if len(files) == 1:
+        return
+    data_file = net.files[1]
     data_file.unlink()
     with pytest.raises(InputError, match=data_file.name):
         _ = net.bytes
@@ -184,7 +190,9 @@ def test_weights_outside_of_the_folder_are_refused(tmp_path):
 
 
 def test_saving_twice_gives_the_same_bytes(runtime, tmp_path):
-    source = conv_file(tmp_path / "net.onnx", quantized=True)
+    if runtime == "sparse":
+        pytest.skip("its file holds timings")
+    source = conv_file(tmp_path / "net.onnx", quantized=RUNTIMES[runtime].int8)
     # In two processes and twice in one of them: OpenVINO numbers its names over a whole process.
     program = "import sys; from mirabelle.runtimes import RUNTIMES; [RUNTIMES[sys.argv[1]].save(*sys.argv[2:4]) for _ in range(3)]"
     (tmp_path / "there").mkdir()
@@ -197,6 +205,8 @@ def test_saving_twice_gives_the_same_bytes(runtime, tmp_path):
 
 
 def test_saving_keeps_the_names_of_layers(runtime, tmp_path):
+    if runtime in ("mnn", "sparse"):
+        pytest.skip("MNN names layers by their outputs")
     model = onnx.load(conv_file(tmp_path / "net.onnx"))
     model.graph.node[0].name = "Conv_12"  # looks like a name made up by OpenVINO
     onnx.save(model, tmp_path / "net.onnx")
@@ -274,6 +284,8 @@ def test_profile_float(net):
 
 
 def test_profile_int8(runtime, tmp_path):
+    if not RUNTIMES[runtime].int8:
+        pytest.skip(f"{runtime} does not run quantised networks")
     net = load(RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", quantized=True), tmp_path / "out"), runtime)
     layers = net.profile(data(1), runs=3)
     assert [layer.int8 for layer in layers if "conv" in layer.operator.lower()] == [True]
@@ -309,8 +321,9 @@ def test_signals_have_room_beside_a_runtime(runtime, saved):
 
 
 def test_the_runtime_that_is_not_installed(net, monkeypatch):
-    monkeypatch.setitem(sys.modules, net.runtime, None)
-    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{net.runtime}\]"):
+    runtime = choice(net.path).runtime if net.runtime == "sparse" else net.runtime
+    monkeypatch.setitem(sys.modules, "MNN" if runtime == "mnn" else runtime, None)
+    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{runtime}\]"):
         load(net.path, net.runtime)
 
 

@@ -58,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--benchmark", help="for --device adb: the runtime's own benchmark program for the phone")
     measure.add_argument("--serial", help="for --device adb: which phone")
     measure.add_argument("--runs", type=int, default=100)
+    measure.add_argument(
+        "--break-even", action="store_true", help="from what share of zeros on sparse is faster than dense, by kind of layer (needs MNN)"
+    )
+    measure.add_argument("--html", help="also write the break-even curves as a page")
     measure.add_argument("--json", action="store_true")
 
     arm = commands.add_parser("setup-arm64", help="fetch and build what `measure --device arm64` needs, into the cache folder")
@@ -161,6 +165,8 @@ def _measure(options: argparse.Namespace) -> int:
     is_file = str(options.model).endswith(tuple(r.suffix for r in RUNTIMES.values()))
     if options.data is None and options.input is None and not is_file:
         raise InputError("measure needs --data or --input")
+    if options.html and not options.break_even:
+        raise InputError("--html is the page of the break-even curves; add --break-even")
     loader = build_data(options.data).test if options.data else None
     inputs = _example(options.input)
     if inputs is not None and loader is None:
@@ -169,8 +175,16 @@ def _measure(options: argparse.Namespace) -> int:
     baseline = _network_or_file(options.baseline, options.threads) if options.baseline else None
     found = mirabelle.measure(
         network, loader, options.metric, inputs=inputs, runs=options.runs, baseline=baseline, device=options.device, core=options.core,
-        binary=options.benchmark, serial=options.serial,
+        binary=options.benchmark, serial=options.serial, break_even=options.break_even,
     )  # fmt: skip
+    if options.html:
+        from mirabelle.files import write_text
+        from mirabelle.report import render
+
+        seen = found.to_dict()
+        write_text(
+            options.html, render({"title": f"{options.model}, sparse against dense", **{k: seen[k] for k in ("break_even", "machine", "versions")}})
+        )
     return _say(found, options.json)
 
 
@@ -192,6 +206,10 @@ def _export(options: argparse.Namespace) -> int:
     model = Path(options.model) if options.model.endswith(".onnx") else _loaded(options)
     artifact = mirabelle.export(model, options.folder, runtime=options.runtime, inputs=_example(options.input))
     out.print(f"{artifact.path}: {artifact.bytes / 1e6:.2f} MB for {artifact.runtime} {artifact.version}")
+    if artifact.runtime == "sparse":
+        from mirabelle.runtimes.sparse import choice
+
+        out.print(str(choice(artifact.path)), highlight=False)
     return 0
 
 

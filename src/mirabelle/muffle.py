@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -25,23 +26,46 @@ def muffled() -> Iterator[None]:
         logging.disable(before)
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    try:
+        ctypes.CDLL(None).fflush(None)  # C's own buffers: what is left in them would come out later
+    except (OSError, AttributeError, TypeError):  # no such handle on Windows
+        pass
+
+
 @contextmanager
-def silenced() -> Iterator[Callable[[], str]]:
-    """`muffled`, and what is written to the standard streams, by native code too, is kept instead; the yielded function reads it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    with tempfile.TemporaryFile() as file, muffled(), redirect_stdout(StringIO()):
+def captured() -> Iterator[Callable[[], str]]:
+    """Keeps what the process writes to its standard output and standard error from them; the function that is yielded returns it so far.
+
+    Both streams are put back at the end. Meanwhile other threads' output is kept too, so only short pieces of work belong inside.
+    """
+    with tempfile.TemporaryFile() as kept:
+
+        def said() -> str:
+            _flush()
+            kept.seek(0)
+            text = kept.read().decode(errors="replace")
+            kept.seek(0, os.SEEK_END)
+            return text
+
+        _flush()
+        saved = [(number, os.dup(number)) for number in (1, 2)]
         try:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-
-            def said() -> str:
-                file.seek(0)
-                return file.read().decode(errors="replace")
-
+            for number, _ in saved:
+                os.dup2(kept.fileno(), number)
             yield said
         finally:
-            for number, saved in enumerate(kept, 1):
-                os.dup2(saved, number)
-                os.close(saved)
+            _flush()
+            for number, copy in saved:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+@contextmanager
+def silenced() -> Iterator[Callable[[], str]]:
+    """`muffled`, and `captured`; the yielded function reads what was written."""
+    with captured() as said, muffled(), redirect_stdout(StringIO()):
+        yield said

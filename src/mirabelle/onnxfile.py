@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
-from mirabelle.graph.capture import program
 from mirabelle.muffle import muffled
-from mirabelle.runtimes import RUNTIMES, Artifact
 
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
@@ -71,22 +68,6 @@ def save_onnx(proto: Any, path: str | Path) -> None:
     onnx.checker.check_model(proto)
     with atomic(path) as temporary:
         onnx.save(proto, str(temporary))
-
-
-def write_artifact(
-    network: nn.Module, inputs: Batch, folder: Path, runtime: str = "onnxruntime", threads: int = 1, sites: Sequence[str] = ()
-) -> Artifact:
-    """The network as a file of `runtime` in `folder`, for one sample: to be timed there. Where it is made from an ONNX file, that is `folder/model.onnx`.
-
-    A quantised network is in the form that the runtime's files are made from; sites: the names of its quantised values.
-    """
-    adapter, one = RUNTIMES[runtime], inputs.head(1)
-    if adapter.convert is not None:
-        return Artifact(adapter.convert(program(clone(network).eval(), one), sites, folder / f"model{adapter.suffix}"), runtime, threads)
-    assert adapter.save is not None
-    source = folder / "model.onnx"
-    write_onnx(onnx_proto(network, one), source)
-    return Artifact(adapter.save(source, folder / runtime), runtime, threads)
 
 
 def _pool_for_means(proto: Any) -> None:

@@ -19,6 +19,12 @@ from mirabelle.plugins import resolve
 from mirabelle.prune import AGGREGATIONS, ALLOCATIONS, CRITERIA, NORMALIZATIONS, REPAIRS, check_budget, check_steps, prune
 from mirabelle.quantize import TARGETS, THRESHOLDS, check_repairs, quantize
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.sparsify import ALLOCATIONS as SPARSE_ALLOCATIONS
+from mirabelle.sparsify import CRITERIA as SPARSE_CRITERIA
+from mirabelle.sparsify import REPAIRS as SPARSE_REPAIRS
+from mirabelle.sparsify import check_options, sparsify
+from mirabelle.sparsify.gradual import OPTIONS as GRADUAL
+from mirabelle.sparsify.gradual import check as check_gradual
 from mirabelle.train import LOSSES, train
 from mirabelle.train.optim import OPTIMIZERS, SCHEDULES
 
@@ -72,14 +78,15 @@ class Recipe:
 
 
 def _options(function: Callable, *given: str) -> dict[str, Any]:
-    """The keyword options of a function with their defaults, without those that the pipeline gives."""
+    """The keyword options of a function with their defaults (None where there is none), without those that the pipeline gives."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+    return {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
 
 _TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
 OPTIONS: dict[str, dict[str, Any]] = {
     "prune": _options(prune, "data", "loss", "seed", "checkpoint"),
+    "sparsify": _options(sparsify, "data", "loss", "seed"),
     "distill": {"teacher": None, **_options(distill, "label_loss", "head"), **_TRAINING},
     "fit": dict(_TRAINING),
     "quantize": _options(quantize, "validation", "metric"),
@@ -93,9 +100,13 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
     "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
+# Those that are other names in a certain step.
+_NAMES_OF: dict[str, dict[str, tuple[dict, bool]]] = {
+    "sparsify": {"criterion": (SPARSE_CRITERIA, True), "allocation": (SPARSE_ALLOCATIONS, False), "repair": (dict.fromkeys(SPARSE_REPAIRS), False)},
+}
 OWN = ("original", "float")  # teachers that are the run's own networks
-_POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top"}
-_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "views", "cache_top"}
+_POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top", "rounds"}
+_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "views", "cache_top", "rounds"}
 _FRACTIONS = {"least", "warmup", "ema"}
 
 
@@ -198,10 +209,11 @@ def _steps(content: Any) -> tuple[Step, ...]:
 
 
 def _check_value(step: str, key: str, value: Any, default: Any) -> None:
+    names = {**_NAMES, **_NAMES_OF.get(step, {})}
     if step == "quantize" and key == "repair":
         check_repairs(value)
-    elif key in _NAMES:
-        table, references = _NAMES[key]
+    elif key in names:
+        table, references = names[key]
         if (value is None and default is None) or (key == "repair" and value is None):
             return
         if references and isinstance(value, str):
@@ -225,10 +237,25 @@ def _check_value(step: str, key: str, value: Any, default: Any) -> None:
             torch.device(str(value))
         except (RuntimeError, TypeError):
             raise InputError(f"got {value!r}; expected a device such as cpu or cuda") from None
-    if value is None and default is not None and key not in _NAMES:
+    if key == "sparsify" and value is not None:
+        _check_gradual(value)
+    if value is None and default is not None and key not in names:
         raise InputError(f"has no value; leave the key out for its default, {default!r}")
     if key in _WHOLE and value is not None and isinstance(value, float):
         raise InputError(f"got {value!r}; expected an integer")
+
+
+def _check_gradual(options: Any) -> None:
+    if isinstance(options, dict):
+        _known_keys(options, [k for k in GRADUAL if k not in ("data", "loss")], "sparsify")
+    check_gradual(options)
+
+
+def _check_sparsify(options: Mapping[str, Any]) -> None:
+    given = {**OPTIONS["sparsify"], **options}
+    if "sparsity" not in options:
+        raise InputError("it needs sparsity: the share of weights that become zero")
+    check_options(*(given[k] for k in ("sparsity", "block", "criterion", "allocation", "least", "repair", "rounds", "batches")))
 
 
 def _check_runtimes(options: Mapping[str, Any]) -> None:
@@ -249,10 +276,11 @@ def _check_prune(options: Mapping[str, Any]) -> None:
     if training is not None and not isinstance(training, dict):
         raise InputError(f"train is {training!r}; expected options of training, such as {{epochs: 1}}")
     check_steps(options.get("steps", 1), training, (), options.get("part"))
+    known = {k: v for k, v in _TRAINING.items() if k != "sparsify"}  # whose zeros the next cut would fill
     for key, value in (training or {}).items():
-        if key not in _TRAINING:
-            raise InputError(f"train has an unknown key {key!r}{did_you_mean(str(key), _TRAINING)}")
-        _check_value("fit", key, value, _TRAINING[key])
+        if key not in known:
+            raise InputError(f"train has an unknown key {key!r}{did_you_mean(str(key), known)}")
+        _check_value("fit", key, value, known[key])
 
 
 def _check_distill(options: Mapping[str, Any]) -> None:
@@ -296,6 +324,7 @@ def _check_quantize(options: Mapping[str, Any]) -> None:
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "prune": _check_prune,
+    "sparsify": _check_sparsify,
     "distill": _check_distill,
     "quantize": _check_quantize,
     "export": _check_runtimes,
@@ -306,6 +335,10 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
+def _makes_sparse(step: Step) -> bool:
+    return step.name == "sparsify" or step.options.get("sparsify") is not None
+
+
 def _check_order(steps: tuple[Step, ...]) -> None:
     """Orders that cannot work."""
     names = [s.name for s in steps]
@@ -313,10 +346,15 @@ def _check_order(steps: tuple[Step, ...]) -> None:
         if names.count(name) > 1:
             raise RecipeError(f"the recipe has {names.count(name)} {name} steps; one is enough")
     positions = {n: i for i, n in enumerate(names)}
+    sparse = min((i for i, s in enumerate(steps) if _makes_sparse(s)), default=len(steps))
     for i, name in enumerate(names):
         if name == "prune" and i > positions.get("quantize", i):
             raise RecipeError(f"step {i + 1} prunes a quantised network; prune first, then quantize")
-        if name in ("prune", "distill", "fit", "quantize") and i > positions.get("export", i):
+        if name == "prune" and i > sparse:
+            raise RecipeError(f"step {i + 1} prunes channels of a sparse network, whose zeros would not stay; prune first, then sparsify")
+        if _makes_sparse(steps[i]) and i > positions.get("quantize", i):
+            raise RecipeError(f"step {i + 1} ({name}) makes a quantised network sparse; sparsify first, then quantize")
+        if name in ("prune", "sparsify", "distill", "fit", "quantize") and i > positions.get("export", i):
             raise RecipeError(f"step {i + 1} ({name}) comes after export and would not be in the files; move export behind it")
     if "verify" in positions and ("quantize" not in positions or positions.get("export", len(names)) > positions["verify"]):
         raise RecipeError("verify compares a quantised network with its exported files: put quantize and export before it")
@@ -326,6 +364,10 @@ def _check_order(steps: tuple[Step, ...]) -> None:
             raise RecipeError(f"quantize has {key}: {bits} and export writes files for runtimes, which take 8; drop one of them")
     if "export" in positions and options.get("accuracy_drop") is not None and options.get("fallback") == 16:
         raise RecipeError("quantize has fallback: 16 and export writes files for runtimes, which take 8 bits; let layers fall back to float")
+    if "quantize" in positions:
+        for runtime in next((s.options.get("runtimes", []) for s in steps if s.name == "export"), []):
+            if not RUNTIMES[runtime].int8:
+                raise RecipeError(f"export has {runtime!r}, which does not run quantised networks; drop it, or the quantize step")
     for i, step in enumerate(steps):
         if step.name == "distill" and "float" in _listed(step.options.get("teacher")) and i < positions.get("quantize", len(names)):
             raise RecipeError(
@@ -361,7 +403,7 @@ def _check_limits(limits: Limits, steps: tuple[Step, ...]) -> None:
     # The cut ends just under its target: far below it would be another recipe.
     if limits.macs is not None and limits.macs < kept:
         raise RecipeError(f"limits.macs is {limits.macs:g} and the prune steps keep {kept:g}: the limit contradicts them; lower macs in the step")
-    if limits.size_ratio is not None and "prune" not in names:
+    if limits.size_ratio is not None and "prune" not in names and not any(_makes_sparse(s) for s in steps):
         most = 4.0 if "quantize" in names else 1.0
         if limits.size_ratio > most:
             raise RecipeError(f"limits.size_ratio is {limits.size_ratio:g}; without a prune step the file can shrink at most {most:g} times")

@@ -1,13 +1,15 @@
-"""`mb.save` and `mb.load`: pruned and quantised networks as safetensors and JSON; no pickle."""
+"""`mb.save` and `mb.load`: pruned, sparse and quantised networks as safetensors and JSON; no pickle."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from mirabelle.checks import clone
+from mirabelle.compact import decode, encode
 from mirabelle.errors import InputError, did_you_mean
 from mirabelle.files import read_json, read_tensors, sha256, write_json, write_tensors
 from mirabelle.graph.rewrite import FORM, rebuild_graph_form
@@ -15,6 +17,7 @@ from mirabelle.graph.sizes import replace_tensors
 from mirabelle.onnxin import network as network_of
 from mirabelle.quantize import quantization, rebuild
 from mirabelle.quantize.network import example_of
+from mirabelle.sparsify import masks
 
 FORMAT = 1
 
@@ -22,17 +25,20 @@ FORMAT = 1
 def save(model: nn.Module, folder: str | Path) -> Path:
     """Writes `folder/model.safetensors` (weights and buffers, with their sizes) and `folder/model.json` (what else is needed to build it again).
 
+    Of weights that `mb.sparsify` made sparse only those that are not zero are written (`compact.py`).
     The weights are written first, the JSON with their checksum last: an interrupted save leaves no folder that loads as something else.
     """
     folder = Path(folder)
     described = quantization(model)
-    write_tensors(folder / "model.safetensors", model.state_dict())
+    tensors, sparse = _compact(model)
+    write_tensors(folder / "model.safetensors", tensors)
     content = {
         "format": FORMAT,
         "network": type(model).__name__ if described is None else "quantised",
         "quantization": None if described is None else described.to_dict(),
         "graph_form": getattr(model, "meta", {}).get(FORM),
         "float_sizes": None if described is None else model.meta["float_sizes"],  # type: ignore[index]
+        "sparse": sparse,
         "sha256": sha256(folder / "model.safetensors"),
     }
     write_json(folder / "model.json", content)
@@ -59,7 +65,8 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
         raise InputError(f"{folder} holds no weights: there is no model.safetensors")
     if sha256(folder / "model.safetensors") != described["sha256"]:
         raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
-    tensors, _ = read_tensors(folder / "model.safetensors")
+    sparse = described.get("sparse") or {}  # files from before there were sparse networks have none
+    tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder)
     if isinstance(model, (str, Path)):
         if described["quantization"] is None:
             raise InputError(f"{folder} holds a float network; load it with the network that it was made from, not with {model}")
@@ -86,7 +93,35 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
         result.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{folder} holds another network: {str(error).splitlines()[-1].strip()}") from None
+    masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})
     return result.eval()
+
+
+def _compact(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+    """The state to write, sparse weights as `<name>/<part>`, and block and shape of each of them."""
+    tensors, sparse = model.state_dict(), {}
+    for name, block in masks.blocks(model).items():
+        sparse[name] = {"block": block, "shape": list(tensors[name].shape)}
+        if parts := encode(tensors[name], block):
+            del tensors[name]
+            tensors |= {f"{name}/{part}": t for part, t in parts.items()}
+    return tensors, sparse
+
+
+def _whole(tensors: dict[str, torch.Tensor], sparse: Any, folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        for name, entry in sparse.items():
+            block, shape = entry["block"], entry["shape"]
+            parts = {p: tensors.pop(f"{name}/{p}") for p in ("values", "gaps", "bits") if f"{name}/{p}" in tensors}
+            if parts:
+                tensors[name] = decode(parts, shape, block, f"{name} in {folder}")
+            elif name not in tensors:
+                raise KeyError(name)
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder / 'model.json'} describes no sparse weights ({type(error).__name__}: {error}); it was damaged") from error
+    return tensors
 
 
 def _resize(model: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:

@@ -25,7 +25,7 @@ from mirabelle.errors import InputError, did_you_mean
 from mirabelle.plugins import resolve
 from mirabelle.train import train
 from mirabelle.train.loop import LOSSES as LABEL_LOSSES
-from mirabelle.train.loop import Trained, autocast_type
+from mirabelle.train.loop import Trained, autocast_type, with_loss
 
 Teacher = nn.Module | str | Path
 
@@ -101,6 +101,8 @@ def run(
     student = check_network(student, "student")
     if head is not None:
         check_network(head, "head")
+    if isinstance(options.get("sparsify"), Mapping):  # it reads between the steps, where `Views` would lose its place
+        options = with_loss({**options, "sparsify": {"data": data, **options["sparsify"]}}, resolve(label_loss, LABEL_LOSSES, "label loss"))
     seed, steps, accumulate = options.get("seed", 0), options.get("steps"), options.get("accumulate", 1)
     loader = Views(data, seed, views, None if steps is None else steps * accumulate)
     device = torch.device(options.get("device") or next((p.device for p in student.parameters()), torch.device("cpu")))

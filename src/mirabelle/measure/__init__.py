@@ -6,7 +6,8 @@ Importing this imports neither torch nor a runtime, so that `probe` can measure 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from mirabelle.data import Batch
     from mirabelle.devices.arm64 import Instructions
     from mirabelle.measure.accuracy import Score
+    from mirabelle.measure.breakeven import BreakEven
     from mirabelle.runtimes.artifact import Artifact
+    from mirabelle.runtimes.sparse import Choice
 
 DEVICES = ("here", "arm64", "adb")
 
@@ -60,6 +63,7 @@ class Measurement:
     bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample; None for files that do not tell.
     uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were measured with.
     memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed alternately in the same run.
+    forms: of a file for the `sparse` runtime, what was chosen for each layer. break_even: where it was asked for.
     layers: where the baseline is a file of the same runtime, the time of each layer in both; advice: what that says is to be done.
     device: `here`, `arm64` (then `instructions` in place of the latency; they are not milliseconds) or the phone.
     """
@@ -80,6 +84,8 @@ class Measurement:
     speedup: Speedup | None
     machine: dict
     versions: dict[str, str | None]
+    forms: Choice | None = None
+    break_even: BreakEven | None = None
     layers: list[LayerRow] | None = None
     advice: list[str] = field(default_factory=list)
     device: str = "here"
@@ -103,7 +109,10 @@ class Measurement:
                 return [plain(v) for v in value]
             return None if isinstance(value, float) and not math.isfinite(value) else value
 
-        return plain(asdict(self))
+        found = asdict(self)
+        for name in ("forms", "break_even"):
+            found[name] = None if getattr(self, name) is None else getattr(self, name).to_dict()
+        return plain(found)
 
     def __str__(self) -> str:
         version = self.versions.get(self.runtime) or "?"
@@ -137,7 +146,7 @@ class Measurement:
             lines += [
                 f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  {flags[r.int8]:<8}  {', '.join(r.operators)}" for r in self.layers
             ]
-        return "\n".join([*lines, *self.advice])
+        return "\n".join([*lines, *self.advice, *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None)])
 
 
 def _network(model: Any) -> Artifact | nn.Module:
@@ -256,6 +265,7 @@ def measure(
     inputs: Any = None,
     runs: int = 100,
     baseline: Artifact | nn.Module | str | Path | None = None,
+    break_even: bool | Sequence[float] = False,
     device: str = "here",
     core: str = "cortex-a76",
     binary: str | Path | None = None,
@@ -267,6 +277,8 @@ def measure(
     loader, if labelled; its first sample is what latency and memory are measured with, unless `inputs` is given (batch as given). A file whose shapes
     are known needs neither.
     metric: as for `measure.accuracy.evaluate`. runs: rounds of timing. baseline: a second network, timed in turn with the first.
+    break_even: also measure from what share of zeros on this network is faster sparse than dense, here (`measure.breakeven`): True, or the shares to measure.
+    Needs MNN, and a network or an .onnx file; takes minutes.
     device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after `mirabelle setup-arm64`; `adb` times on the phone
     `serial` with `binary`, the runtime's own benchmark program. The last two take artifacts and give no score and no memory.
     Raises `InputError` where there is nothing to run on, or the network does not take it. Neither network is changed.
@@ -276,6 +288,8 @@ def measure(
 
     choose(device, dict.fromkeys(DEVICES), "device")
     network = _network(model)
+    if break_even is not False:
+        _check_break_even(network, break_even)
     other = None if baseline is None else _network(baseline)
     batch, loader, labelled = _example(network, loader, inputs)
     is_file = isinstance(network, Artifact)
@@ -311,6 +325,8 @@ def measure(
         | ({runtime: network.version} if is_file else {}),  # packages are not always called like their runtime
         layers=layers,
         advice=[] if layers is None or not any(r.int8 for r in layers) else advice(layers, faster.value if faster else None),
+        forms=_forms(network),
+        break_even=None if break_even is False else _break_even(network, batch, break_even),
     )
 
 
@@ -363,6 +379,38 @@ def _elsewhere(network: Any, other: Any, batch: Batch, device: str, core: str, b
         instructions=instructions[0],
         baseline_instructions=instructions[1],
     )
+
+
+def _forms(network: Artifact | nn.Module) -> Choice | None:
+    from mirabelle.runtimes import Artifact
+    from mirabelle.runtimes.sparse import choice
+
+    return choice(network.path) if isinstance(network, Artifact) and network.runtime == "sparse" else None
+
+
+def _check_break_even(network: Artifact | nn.Module, asked: bool | Sequence[float]) -> None:
+    from mirabelle.measure.breakeven import check_sparsities
+    from mirabelle.runtimes import RUNTIMES, Artifact
+
+    RUNTIMES["mnn"].version()
+    if asked is not True:
+        check_sparsities(asked)
+    if isinstance(network, Artifact) and network.path.suffix != ".onnx":
+        raise InputError(f"break_even changes the weights, and {network.path.name} is no .onnx file; give the network, or its .onnx file")
+
+
+def _break_even(network: Artifact | nn.Module, batch: Batch, asked: bool | Sequence[float]) -> BreakEven:
+    from mirabelle.measure import breakeven
+    from mirabelle.onnxfile import onnx_proto, write_onnx
+    from mirabelle.runtimes import Artifact
+
+    points = breakeven.SPARSITIES if isinstance(asked, bool) else asked
+    if isinstance(network, Artifact):
+        return breakeven.break_even(network.path, network.arrays(*batch.args, **batch.kwargs), points, network.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        write_onnx(onnx_proto(network, batch.map(lambda t: t.cpu())), path)
+        return breakeven.break_even(path, [t.detach().cpu().numpy() for t in batch.tensors], points)
 
 
 def _peaks_readable() -> bool:

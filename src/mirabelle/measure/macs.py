@@ -204,6 +204,15 @@ def _batch_one(model: Any) -> int:
 def count_onnx_macs(path: str | Path) -> OnnxMacs:
     """Multiply-accumulates of one sample of an ONNX file, as `count_macs` defines them; an open batch is taken as 1, a fixed one divides.
 
+    See `onnx_macs_by_value`.
+    """
+    found, uncounted, batch = onnx_macs_by_value(path)
+    return OnnxMacs(-(-sum(found.values()) // batch), uncounted)
+
+
+def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int]:
+    """The multiply-accumulates of a whole batch by the name of what they compute, the operators that could not be counted, and the batch.
+
     Counts convolutions and matrix products in floating point, in Q/DQ form (weights behind a DequantizeLinear) and as integer operators
     (QLinearConv and the like). Raises `InputError` for a file that is missing or damaged.
     """
@@ -221,18 +230,19 @@ def count_onnx_macs(path: str | Path) -> OnnxMacs:
             dims = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
             if value.name not in shapes and min(dims, default=0) >= 0:
                 shapes[value.name] = dims
-    total, uncounted = 0, []
+    counted: dict[str, int] = {}
+    uncounted = []
     for node in graph.node:
         function, which = COUNTED.get(node.op_type, (None, ()))
         if function is not None:
             found = [shapes.get(node.input[i]) for i in which] + [shapes.get(node.output[0])]
             if None not in found:
-                total += function(*found)  # type: ignore[arg-type]
+                counted[node.output[0]] = function(*found)  # type: ignore[arg-type]
                 continue
         foreign = node.domain not in ("", "ai.onnx", "ai.onnx.ml") and node.op_type not in LIGHT
         if function is not None or foreign or node.op_type in COMPUTE:
             uncounted.append(f"{node.op_type} ({node.name or node.output[0]})")
-    return OnnxMacs(-(-total // batch), uncounted)
+    return counted, uncounted, batch
 
 
 def _scales(nodes: Iterable[Any]) -> set[str]:

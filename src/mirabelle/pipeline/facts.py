@@ -23,7 +23,8 @@ from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measure.machine import versions
 from mirabelle.plugins import load, resolve
 from mirabelle.prune.criteria import NEEDS_GRADIENTS
-from mirabelle.recipe import OWN, Recipe, Step
+from mirabelle.recipe import OPTIONS, OWN, Recipe, Step
+from mirabelle.sparsify.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
 from mirabelle.train import LOSSES
 from mirabelle.train.loop import seed_epoch
 
@@ -94,10 +95,17 @@ def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
 
 
 def _needs_labels(step: Step) -> bool:
-    criterion = step.options.get("criterion", "taylor")
+    criterion = step.options.get("criterion", OPTIONS[step.name].get("criterion"))
+    if criterion_of_cuts(step) in SPARSE_GRADIENTS or (step.name == "sparsify" and criterion in SPARSE_GRADIENTS):
+        return True
     if step.name == "prune":
         return criterion in NEEDS_GRADIENTS or ":" in criterion
     return step.name == "fit" or "labels" in (step.options.get("losses") or {})
+
+
+def criterion_of_cuts(step: Step) -> Any:
+    """The criterion of the sparsity that grows during a training step, if there is one."""
+    return (step.options.get("sparsify") or {}).get("criterion")
 
 
 def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
@@ -139,7 +147,7 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
             raise InputError("the loaders yield different shapes: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
         known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
         for i, step in enumerate(recipe.steps, 1):
-            for name in step.options.get("keep") or ():
+            for name in [*(step.options.get("keep") or ()), *((step.options.get("sparsify") or {}).get("keep") or ())]:
                 if name not in known:
                     raise InputError(f"step {i} ({step.name}): keep names {name!r}, which is no module or parameter of the network")
             if features := step.options.get("features"):
@@ -176,7 +184,7 @@ def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelle
 def depends(step: Step) -> dict[str, Any]:
     """What a step's result hangs on besides its options: the code and the weights behind the references in them."""
     found: dict[str, Any] = {}
-    for key, value in step.options.items():
+    for key, value in [*step.options.items(), ("criterion", criterion_of_cuts(step))]:
         for name in value if isinstance(value, (list, dict)) else [value]:
             if key in ("criterion", "threshold", "weight_threshold", "losses", "teacher") and isinstance(name, str) and ":" in name:
                 found[name] = [_source(name), _weights_hash(build_model(name)) if key == "teacher" else None]
@@ -230,6 +238,6 @@ def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
         "data": [recipe.data, _source(recipe.data), *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in loaders.given)],
         "seed": recipe.seed, "metric": [recipe.metric, _source(recipe.metric) if ":" in recipe.metric else None],
         "loss": [recipe.loss, _source(recipe.loss) if ":" in recipe.loss else None], "threads": torch.get_num_threads(),
-        "code": _file_hash(*package.rglob("*.py")), "versions": versions("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino"),
+        "code": _file_hash(*package.rglob("*.py")), "versions": versions("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN"),
     }  # fmt: skip
     return content_hash(parts)

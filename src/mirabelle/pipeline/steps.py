@@ -26,9 +26,10 @@ from mirabelle.quantize.describe import describe_tensors
 from mirabelle.recipe import Recipe
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
+from mirabelle.sparsify import sparsify
 from mirabelle.store import save
 from mirabelle.train import LOSSES, train
-from mirabelle.train.loop import Trained, labels_objective, seed_epoch
+from mirabelle.train.loop import Trained, labels_objective, seed_epoch, with_loss
 from mirabelle.verify import verify
 
 LATENCY_SECONDS = 12.0
@@ -83,13 +84,21 @@ def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -
     return Outcome(model=prune(state.model, state.inputs, data=state.loaders.train, loss=loss, seed=state.recipe.seed, checkpoint=work, **options))
 
 
+def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    loss = resolve(state.recipe.loss, LOSSES, "loss")
+    return Outcome(model=sparsify(state.model, data=state.loaders.train, loss=loss, seed=state.recipe.seed, **options))
+
+
 def _trained(trained: Trained) -> Outcome:
     return Outcome({"history": trained.history}, {"training": trained.seconds}, trained.model)
 
 
 def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
-    objective = labels_objective(resolve(state.recipe.loss, LOSSES, "loss"))
-    return _trained(train(state.model, state.loaders.train, objective, seed=state.recipe.seed, checkpoint=work, checkpoint_seconds=10, **options))
+    loss = resolve(state.recipe.loss, LOSSES, "loss")
+    options = with_loss(options, loss)
+    return _trained(
+        train(state.model, state.loaders.train, labels_objective(loss), seed=state.recipe.seed, checkpoint=work, checkpoint_seconds=10, **options)
+    )
 
 
 def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
@@ -145,8 +154,16 @@ def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
 
 
 StepFunction = Callable[[State, Mapping[str, Any], Path, Path], Outcome]
-STEPS: dict[str, StepFunction] = {"prune": _prune, "fit": _fit, "distill": _distill, "quantize": _quantize, "export": _export, "verify": _verify}
-LABELS = {"prune": "pruned", "fit": "fine-tuned", "distill": "distilled", "quantize": "quantised"}
+STEPS: dict[str, StepFunction] = {
+    "prune": _prune,
+    "sparsify": _sparsify,
+    "fit": _fit,
+    "distill": _distill,
+    "quantize": _quantize,
+    "export": _export,
+    "verify": _verify,
+}
+LABELS = {"prune": "pruned", "sparsify": "sparsified", "fit": "fine-tuned", "distill": "distilled", "quantize": "quantised"}
 
 
 def execute(name: str, state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:

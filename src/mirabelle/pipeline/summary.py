@@ -11,9 +11,11 @@ from torch import nn
 from mirabelle.measure import count_macs, count_parameters, machine, versions
 from mirabelle.measure.accuracy import paired_drop, score
 from mirabelle.pipeline.steps import Stage, State, read_scores
+from mirabelle.runtimes.sparse import choice
+from mirabelle.sparsify import share_of_zeros
 from mirabelle.version import __version__
 
-TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds")
+TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms")
 
 
 def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, A
     facts = [(r["name"], r["facts"], r["timings"]) for r in records]
     report: dict[str, Any] = {
         "format": 1, "mirabelle": __version__, "title": Path(state.recipe.path).name, "recipe": state.recipe.to_dict(), "machine": machine(),
-        "versions": versions("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"),
+        "versions": versions("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN", "numpy"),
         "network": {
             "name": state.recipe.model,
             "inputs": [
@@ -43,6 +45,10 @@ def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, A
             report["quantization"] = f["quantization"]
             if f["quantization"]["fallback"] is not None:
                 report["quantization"]["fallback"] = {**f["quantization"]["fallback"], "milliseconds": t.get("fallback")}
+    if zeros := share_of_zeros(last.model):
+        report["sparsity"] = {"layers": [{"layer": name.removesuffix(".weight"), **seen} for name, seen in zeros.items()]}
+        if "sparse" in runtimes:
+            report["forms"] = choice(state.artifact(last.name, "sparse").path).to_dict()
     report["result"] = _result(stages, runtimes, first.name, last.name, folder)
     report["limits"] = _limits(state, report["result"])
     return report

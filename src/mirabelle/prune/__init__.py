@@ -25,6 +25,7 @@ from mirabelle.prune.repair import REPAIRS
 from mirabelle.prune.stats import collect
 from mirabelle.prune.steps import in_steps
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.sparsify import masks
 from mirabelle.train import fit
 
 
@@ -139,6 +140,8 @@ def plan(
     """`prune` in one cut, with what was found in the network and the channels that were removed of each group."""
     check_network(model)
     what, fraction = check_budget(macs, params, latency)
+    if masks.blocks(model):
+        raise InputError("this network is sparse, and a repair after the cut would fill its zeros; prune channels first, then sparsify")
     if what == "latency":
         choose(runtime, RUNTIMES, "runtime").version()
     score = resolve(criterion, CRITERIA, "criterion")

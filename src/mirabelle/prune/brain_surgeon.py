@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mirabelle.graph.groups import Group, Slot
-from mirabelle.prune.moments import Moments, ridge
+from mirabelle.moments import Moments, ridge
 from mirabelle.prune.stats import Stats, per_channel
 
 STEPS = 128  # at least so many removals one after the other for a group; larger groups lose several channels at once

@@ -24,11 +24,11 @@ from torch import nn
 from mirabelle.data import Batch, cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
+from mirabelle.graph.artifacts import write_artifact
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
 from mirabelle.measure.machine import machine
-from mirabelle.onnxfile import write_artifact
 from mirabelle.progress import bar
 from mirabelle.runtimes import RUNTIMES, Artifact
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from mirabelle.checks import clone, running
-from mirabelle.data import Batch, batches, samples
+from mirabelle.data import Batch, samples
 from mirabelle.errors import InputError
+from mirabelle.gradients import loss_gradients
 from mirabelle.graph.groups import Coupling, Slot
 from mirabelle.measure.accuracy import as_tensor
-from mirabelle.progress import track
-from mirabelle.prune.moments import Moments, has_rows, layer_moments
+from mirabelle.moments import Moments, has_rows, layer_moments
 
 TRIAL = 16  # samples on which a cut is tried; the moments are those of others
 MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
@@ -62,12 +62,7 @@ def collect(
     """The statistics for a criterion; with gradients, `count` labelled batches go forward and backward through the network in eval mode.
 
     by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a mean, in which those of its samples cancel.
-
-    Eval mode, because the pruned network keeps BatchNorm's statistics fixed too: in train mode w * g summed over a filter before BatchNorm is zero.
-    It is a copy that runs: no step is taken, and the network's gradients, flags and buffers are left as they were.
     """
-    if needs_gradients:
-        model = clone(model).eval()
     tensors = {n: p.detach() for n, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
@@ -86,31 +81,18 @@ def collect(
         return stats
     if data is None:
         raise InputError("this criterion needs gradients: give data=, a loader of (inputs, targets), and loss=")
-    function = loss or nn.functional.cross_entropy
-    trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
-    device = next(iter(trained.values())).device
     products: dict[tuple[str, str, int], list[torch.Tensor]] = {}
     seen = 0
-    for p in trained.values():
-        p.requires_grad_(True)
-    for i, batch in enumerate(track(batches(data, count, labelled=True, what="data"), "gradients", count)):
-        for part in _singles(batch) if by_sample else [batch]:
-            part = part.map(lambda t: t.to(device))
-            with torch.enable_grad(), running(part, f"batch {i} of data"):
-                value = function(as_tensor(model(*part.args, **part.kwargs)), part.target.to(device))
-                grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-            found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
-            if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:
-                raise InputError(f"the gradient of {bad[0]} is not finite on batch {i} of data; look for NaN in the inputs or the loss")
-            for name, grad in found.items():
-                stats.gradients[name] = stats.gradients.get(name, 0) + grad
-            for group in coupling.groups:
-                for s in (s for s in group.slots if s.parameter in found):
-                    product = per_channel(tensors[s.parameter] * found[s.parameter], s)
-                    key = (group.name, s.parameter, s.dim)
-                    products.setdefault(key, []).append(product.sum(1).cpu())
-                    stats.squares[key] = stats.squares.get(key, 0) + product.square().sum(1).cpu()
-            seen += 1
+    for found in loss_gradients(model, data, loss, count, by_sample):
+        for name, grad in found.items():
+            stats.gradients[name] = stats.gradients.get(name, 0) + grad
+        for group in coupling.groups:
+            for s in (s for s in group.slots if s.parameter in found):
+                product = per_channel(tensors[s.parameter] * found[s.parameter], s)
+                key = (group.name, s.parameter, s.dim)
+                products.setdefault(key, []).append(product.sum(1).cpu())
+                stats.squares[key] = stats.squares.get(key, 0) + product.square().sum(1).cpu()
+        seen += 1
     stats.gradients = {n: g / seen for n, g in stats.gradients.items()}
     stats.products = {key: torch.stack(rows) for key, rows in products.items()}
     stats.squares = {key: sums / seen for key, sums in stats.squares.items()}
@@ -138,11 +120,6 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
             return float((found - expected).square().sum() / energy.clamp_min(1e-30))
 
     return error
-
-
-def _singles(batch: Batch) -> list[Batch]:
-    """The samples of a batch, each a batch of one."""
-    return [batch.map(lambda t, i=i: t[i : i + 1] if t.ndim else t)._replace(target=batch.target[i : i + 1]) for i in range(batch.size)]
 
 
 def _readers(model: nn.Module, coupling: Coupling) -> list[str]:

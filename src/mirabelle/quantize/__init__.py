@@ -27,6 +27,7 @@ from mirabelle.quantize.saturate import channel_axes
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.sparsify import masks
 
 REPAIR_NUMBERS = 2**25
 
@@ -113,7 +114,8 @@ def quantize(
         tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), (), {}, symmetric, per_channel, weight_symmetric, keep, tuple(repairs),
     )  # fmt: skip
     form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
-    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, {"histograms": histograms, FORM: form, "float_sizes": sizes})
+    meta = {"histograms": histograms, FORM: form, "float_sizes": sizes}
+    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, meta, masks.blocks(model))
     result = _repaired(calibrated.quantized(), network, few, repairs)
     if judge is None:
         return result

@@ -22,6 +22,7 @@ from mirabelle.quantize.observe import Histogram
 from mirabelle.quantize.place import contractions, float_operators, layer_input, place
 from mirabelle.quantize.saturate import limit_all
 from mirabelle.quantize.targets import TARGETS
+from mirabelle.sparsify import masks
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Calibrated:
     """A captured float network and what calibration saw in it.
 
     described: how it is to be quantised; its sites, float operators and what else depends on the layers are filled in by `quantized`. histograms: by node.
-    choose, choose_weight: the rules for thresholds. meta: what the quantised network is to remember besides.
+    choose, choose_weight: the rules for thresholds. meta: what the quantised network is to remember besides. sparse: its weights that are marked as sparse (`sparsify.masks`).
     """
 
     network: fx.GraphModule
@@ -38,6 +39,7 @@ class Calibrated:
     choose: Callable
     choose_weight: str | Callable
     meta: Mapping[str, object]
+    sparse: Mapping[str, int]
 
     def quantized(self, keep: tuple[str, ...] = (), precision: Mapping[str, int] | None = None) -> fx.GraphModule:
         """Quantised but for the layers that `keep` names beside those kept anyway. precision: bits by the name of a quantiser, where these are others."""
@@ -61,6 +63,8 @@ class Calibrated:
         d = replace(d, sites=tuple(sites), float_operators=float_operators(network.graph, sites, d.keep), precision=dict(bits), pair_sums=sums)
         result = insert(network, activations, {keys[n]: q for n, q in weights.items()}, d)
         result.meta |= self.meta
+        own = dict(result.named_parameters())
+        masks.mark(result, {n: block for n, block in self.sparse.items() if n in own})  # a zero is the integer 0
         return result
 
     def fallen_back(self, weights: Sequence[str], precision: str | int) -> fx.GraphModule:

@@ -15,10 +15,10 @@ from torch import fx, nn
 
 from mirabelle.data import Batch, batches
 from mirabelle.errors import InputError
+from mirabelle.graph.artifacts import write_artifact
 from mirabelle.graph.capture import parameter_name
 from mirabelle.measure.accuracy import METRICS, as_tensor, metric_name, paired_drop, predictor, sample_scores
 from mirabelle.measure.latency import alternate
-from mirabelle.onnxfile import write_artifact
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.description import Fallback, Sensitivity, quantization

@@ -37,7 +37,8 @@ class Rounded(nn.Module):
     """A layer on rows, with weights between the two integers around them.
 
     weight: (groups, outputs, columns) in steps. scale: (groups, outputs, 1) or one for all. bias: (outputs,). clip: of the rectifier behind.
-    `up()` is the share of a step that each weight is above its lower integer: h(V) of Nagel et al. 2020 (AdaRound), eq. 23.
+    `up()` is the share of a step that each weight is above its lower integer: h(V) of Nagel et al. 2020 (AdaRound), eq. 23. A weight that is an integer, as the
+    zeros of a sparse network are, stays what it is.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Rounded(nn.Module):
         super().__init__()
         low, high = STRETCH
         self.floor, self.scale, self.bias, self.limits, self.clip = weight.floor(), scale, bias, limits, clip
+        self.open = weight != self.floor
         share = (weight - self.floor - low) / (high - low)
         self.v = nn.Parameter(torch.log(share / (1 - share)))
 
     def up(self) -> torch.Tensor:
         low, high = STRETCH
-        return (torch.sigmoid(self.v) * (high - low) + low).clamp(0, 1)
+        return (torch.sigmoid(self.v) * (high - low) + low).clamp(0, 1) * self.open
 
     def steps(self, up: torch.Tensor) -> torch.Tensor:
         return torch.maximum(torch.minimum(self.floor + up, self.limits[1]), self.limits[0])
@@ -142,7 +144,7 @@ def _learn(layer: Layer) -> None:
             rounded, _Rows(rows, targets), objective, steps=STEPS, lr=LR, weight_decay=0.0, schedule="constant", precision="float32"
         ).model
     with torch.no_grad():
-        integers = rounded.steps((rounded_module(trained).v > 0).float())
+        integers = rounded.steps((rounded_module(trained).up() > 0.5).float())
         get_tensor(network, name).copy_((integers * scale).reshape(weight.shape))
 
 

@@ -24,6 +24,8 @@ def render(report: dict) -> str:
         before_after(report),
         sections.trade_off(items(report, "stages")),
         sections.channels(items(report, "channels")),
+        sections.sparsity(items(child(report, "sparsity"), "layers"), child(report, "forms")),
+        sections.break_even(child(report, "break_even")),
         sections.quantization(child(report, "quantization")),
         sections.verification(items(report, "verification")),
         sections.profile(child(report, "profile")),

@@ -10,10 +10,11 @@ from mirabelle.report.units import DASH, number
 
 RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
+    "onnxruntime-mobile": "ONNX Runtime (mobile format)",
     "openvino": "OpenVINO",
     "litert": "LiteRT",
     "executorch": "ExecuTorch",
-    "onnxruntime-mobile": "ONNX Runtime (mobile format)",
+    "mnn": "MNN",
     "torch": "PyTorch",
     "tensorrt": "TensorRT",
 }

@@ -158,26 +158,27 @@ def scatter(points: list[dict], kind: int, all_points: list[dict], x_label: str,
     return drawing(label, frame, element("g", trail, *marks, *labels, class_=f"s{kind % 6}"))
 
 
-def lines(series: list[dict], x_label: str, y_label: str, y_format=digits) -> str:
-    """Curves over 1, 2, 3, ...; None is a gap. series: {"name", "values": [number or None]}."""
+def lines(series: list[dict], x_label: str, y_label: str, y_format=digits, at: Sequence[float] | None = None, x_format=digits) -> str:
+    """Curves; None is a gap. series: {"name", "values": [number or None]}. at: where the values stand, ascending; 1, 2, 3, ... unless given."""
     known = [v for s in series for v in s["values"] if v is not None]
     if not known:
         return ""
     longest = max(len(s["values"]) for s in series)
-    frame, x, y = axes(
-        (1.0, max(float(longest), 1.0)), padded(known), x_label, y_label, y_format=y_format, x_format=lambda v: f"{v:g}" if v == int(v) else ""
-    )
+    places = [float(p) for p in (at or range(1, longest + 1))]
+    whole = x_format if at else lambda v: f"{v:g}" if v == int(v) else ""
+    frame, x, y = axes((places[0], max(places[-1], places[0])), padded(known), x_label, y_label, y_format=y_format, x_format=whole)
     parts = []
     for i, s in enumerate(series):
         runs: list[list[str]] = [[]]
         dots = []
-        for epoch, v in enumerate(s["values"], 1):
+        for place, v in zip(places, s["values"]):
             if v is None:
                 runs.append([])
                 continue
-            runs[-1].append(f"{x(epoch):.6g},{y(v):.6g}")
+            runs[-1].append(f"{x(place):.6g},{y(v):.6g}")
             if longest <= 30:
-                dots.append(element("circle", titled(f"{s['name']}, {x_label} {epoch}: {y_format(v)}"), cx=x(epoch), cy=y(v), r=3, class_="mark"))
+                title = f"{s['name']}, {x_label} {whole(place)}: {y_format(v)}"
+                dots.append(element("circle", titled(title), cx=x(place), cy=y(v), r=3, class_="mark"))
         curves = [element("polyline", points=" ".join(r), class_="curve") for r in runs if len(r) > 1]
         parts.append(element("g", titled(s["name"]), *curves, *dots, class_=f"s{i % 6} dash{i % 3}"))
     return drawing(f"{y_label} by {x_label}: {', '.join(str(s['name']) for s in series)}", frame, *parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
@@ -22,12 +23,20 @@ COMPILED_SHAPES = 4
 WARM_UP = 5
 
 
-def _openvino() -> Any:
-    return require("openvino", "openvino")
+def package() -> Any:
+    """OpenVINO without its telemetry, which reports from a process of its own that it was imported, and what is converted."""
+    telemetry = "openvino_telemetry"
+    if "openvino" in sys.modules or telemetry in sys.modules:
+        return require("openvino", "openvino")
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # not to be imported: OpenVINO then has a stand-in that does nothing
+    try:
+        return require("openvino", "openvino")
+    finally:
+        del sys.modules[telemetry]
 
 
 def version() -> str:
-    return _openvino().__version__.split("-")[0]
+    return package().__version__.split("-")[0]
 
 
 def files(path: Path) -> list[Path]:
@@ -43,7 +52,7 @@ def options(threads: int) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    core = _openvino().Core()
+    core = package().Core()
     files(path)
     with path.open("rb") as f:
         if not f.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
@@ -129,7 +138,7 @@ def _stable(model: Any, names: set[str], makers: dict[str, str]) -> None:
 
 def save(onnx_path: Path, folder: Path) -> Path:
     """Converts an ONNX file to OpenVINO's own .xml and .bin, weights as they are (not halved). The same file gives the same bytes."""
-    ov, onnx = _openvino(), require("onnx", "openvino")
+    ov, onnx = package(), require("onnx", "openvino")
     onnx_path = Path(onnx_path)
     if not onnx_path.is_file():
         raise InputError(f"{onnx_path} is not there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from mirabelle.data import Batch, as_batch, batches, seed_everything
 from mirabelle.errors import InputError, MirabelleError, choose
 from mirabelle.measure.accuracy import as_tensor, evaluate, predictor
 from mirabelle.progress import bar
+from mirabelle.sparsify import masks
+from mirabelle.sparsify.gradual import Gradual
 from mirabelle.train import distributed
 from mirabelle.train.checkpoint import load_checkpoint, save_checkpoint
 from mirabelle.train.optim import OPTIMIZERS, SCHEDULES, learning_rate, parameter_groups
@@ -108,6 +110,7 @@ def train(
     checkpoint_seconds: float = 30.0,
     device: str | torch.device | None = None,
     extra: nn.Module | None = None,
+    sparsify: Mapping[str, Any] | None = None,
     progress: str = "training",
 ) -> Trained:
     """Minimises `objective` over the loader and returns a trained copy; `model` is left as it was.
@@ -122,6 +125,8 @@ def train(
     checkpoint: a folder; training goes on from what is there, to the same weights as without the interruption.
     Order and augmentation follow torch's, NumPy's and Python's generators, seeded per epoch from `seed`.
     extra: a module trained along (projections of a distillation), not returned.
+    sparsify: options of `mb.sparsify`; weights are then made zero little by little while the others are trained (`mirabelle.sparsify.gradual`).
+    The zeros of a network that is sparse already stay zeros.
     Under `torchrun` every process takes its share of each batch, so any number of processes sees the same global batches.
 
     Raises `InputError` for options out of range, a loader that is empty or does not fit the network, and `MirabelleError` where the loss is not finite.
@@ -160,7 +165,13 @@ def train(
         "total": total, "seed": seed, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "ema": ema,
         "clip": clip, "accumulate": accumulate, "precision": str(dtype), "patience": patience,
     }  # fmt: skip
+    gradual = Gradual(sparsify, model, loader, total, seed) if sparsify is not None else None
+    if gradual is not None:
+        identity["sparsify"] = gradual.identity()
     resumed = load_checkpoint(checkpoint, step_module, optim, average, scaler, identity)
+    if gradual is not None:
+        gradual.resume(model, resumed.done)
+    pruned = masks.zeros(model)
     done, history, best, stale = resumed.done, resumed.history, resumed.best, resumed.stale
     saved_at = time.monotonic()
 
@@ -180,6 +191,11 @@ def train(
                         # Before the next batch is read: reading it may draw, for augmentation.
                         resumed.restore_generators()
                     continue
+                if gradual is not None and not waiting and gradual.before_step(model, done):
+                    pruned = masks.zeros(model)
+                    if average is not None:
+                        masks.mark(average.module, masks.blocks(model))
+                        masks.enforce(average.module, pruned)
                 batch = as_batch(item, f"batch {i} of the training loader")
                 size = batch.size
                 batch, share = distributed.share(batch, world)
@@ -205,12 +221,14 @@ def train(
                 waiting = 0
                 for group in optim.param_groups:
                     group["lr"] = learning_rate(done, total, lr, shape, warmup)
+                masks.enforce_gradients(model, pruned)
                 if clip is not None:
                     scaler.unscale_(optim)
                     nn.utils.clip_grad_norm_(step_module.parameters(), clip)
                 scaler.step(optim)
                 scaler.update()
                 optim.zero_grad(set_to_none=True)
+                masks.enforce(model, pruned)
                 if average is not None:
                     average.update_parameters(model)
                 done += 1
@@ -272,11 +290,21 @@ def fit(model: nn.Module, loader: Iterable, loss: str | Callable = "cross_entrop
 
     loss: a name of `LOSSES` or a callable (output, target) -> scalar. options: those of `mirabelle.train.train`.
     """
-    return train(model, loader, labels_objective(loss), **options).model
+    return train(model, loader, labels_objective(loss), **with_loss(options, loss)).model
+
+
+def with_loss(options: Mapping[str, Any], loss: str | Callable) -> dict[str, Any]:
+    """The options of `train`, with the loss that the criterion of a gradual sparsity looks at, unless it has its own."""
+    sparse = options.get("sparsify")
+    return {**options, "sparsify": {"loss": _function(loss), **sparse}} if isinstance(sparse, Mapping) else dict(options)
+
+
+def _function(loss: str | Callable) -> Callable:
+    return choose(loss, LOSSES, "loss") if isinstance(loss, str) else loss
 
 
 def labels_objective(loss: str | Callable) -> Objective:
-    function = choose(loss, LOSSES, "loss") if isinstance(loss, str) else loss
+    function = _function(loss)
 
     def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         if batch.target is None:

@@ -20,6 +20,7 @@ from mirabelle.quantize.place import Site
 from mirabelle.runtimes import RUNTIMES, load, ncnnfile
 from mirabelle.runtimes import flatbuffer as tflite
 from mirabelle.runtimes.artifact import Artifact, require
+from mirabelle.runtimes.openvino import package
 
 
 def exposed(model: fx.GraphModule, artifact: Artifact, sites: list[str], folder: Path) -> tuple[Artifact, list[str]]:
@@ -92,7 +93,7 @@ def _write_onnx(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
 
 def _write_openvino(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
     """OpenVINO merges each pair of quantise and dequantise into one operator, so that the integers have no name in its files."""
-    openvino = require("openvino", "openvino")
+    openvino = package()
     model: Any = openvino.Core().read_model(artifact.path)
     ports = {name: port for node in model.get_ordered_ops() for port in node.outputs() for name in port.get_names()}
     for site in sites:

@@ -19,6 +19,10 @@ ROWS_PER_SAMPLE = 32
 RIDGE = 1e-3  # of the mean of the diagonal of A'A, where there are ten rows or more for each column
 
 
+ITERATIONS = 100
+TOLERANCE = 1e-4  # of the first residual, for each output
+
+
 @dataclass
 class Moments:
     """Of one layer. gram: (groups, columns + 1, columns + 1) A'A in float64, A the rows that it reads and a column of ones behind.
@@ -72,6 +76,35 @@ def ridge(gram: torch.Tensor, rows: float) -> torch.Tensor:
     columns = gram.shape[-1]
     size = (RIDGE * max(1.0, 10 * columns / max(rows, 1.0)) * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-12)
     return size[..., None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
+def solve_on_support(gram: torch.Tensor, moment: torch.Tensor, weights: torch.Tensor, support: torch.Tensor, rows: float) -> torch.Tensor:
+    """W' = W + argmin over D on the support of ||A (W + D) - Y||² + r ||D||²: for each output (a column) a ridge regression on the inputs that it still reads.
+
+    gram: A'A (..., d, d). moment: A'Y (..., d, outputs). weights, support: (..., d, outputs), weights zero off the support. All float64. rows: those of A.
+    Every output has a support, and so a matrix, of its own; conjugate gradients need only the one product with A'A for all of them (Hestenes & Stiefel 1952), with
+    the diagonal as the preconditioner, until the residual is TOLERANCE of the first or ITERATIONS are over; each iteration lessens the error.
+    The solution is Optimal Brain Surgeon's for removing all that is off the support at once (Hassibi & Stork 1993, eq. 3), which SparseGPT approaches column by column.
+    """
+    matrix = gram + ridge(gram, rows)
+    scale = matrix.diagonal(dim1=-2, dim2=-1)[..., None]
+    change = torch.zeros_like(weights)
+    residual = (moment - gram @ weights) * support
+    direction = residual / scale
+    size = first = (residual * direction).sum(-2, keepdim=True)
+    for _ in range(ITERATIONS):
+        open_ = size > TOLERANCE**2 * first
+        if not bool(open_.any()):
+            break
+        product = (matrix @ direction) * support
+        step = torch.where(open_, size / (direction * product).sum(-2, keepdim=True).clamp_min(1e-300), 0.0)
+        change += step * direction
+        residual -= step * product
+        scaled = residual / scale
+        following = (residual * scaled).sum(-2, keepdim=True)
+        direction = scaled + torch.where(open_, following / size.clamp_min(1e-300), 0.0) * direction
+        size = torch.where(open_, following, size)
+    return weights + change
 
 
 def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0) -> dict[str, Moments]:
