@@ -82,6 +82,8 @@ def test_files_run_on_arm(runtime, tmp_path):
     assert found.instructions.relative < 1e-5 and found.latency is None
     assert found.instructions.spread <= 0.002 * found.instructions.count
     assert "are not milliseconds" in str(found) and "cortex-a76" in str(found)
+    if not RUNTIMES[runtime].int8:
+        return
     q = quantize(network, data, target="symmetric")
     artifact = mb.export(q, tmp_path / "q", runtime=runtime, inputs=x)
     small = mb.measure(artifact, inputs=x, device="arm64", core="cortex-a53", baseline=artifact)
