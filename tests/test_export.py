@@ -73,9 +73,10 @@ def test_structure(name, target, tmp_path):
     assert rectified and all(int(constants[n.input[2]]) == {"x86-vnni": 0, "arm": -128, "symmetric": 0}[target] for n in rectified)
 
 
-# What `sparse` writes depends on the clock.
+# What `sparse` writes depends on the clock, and ONNX Runtime's own writer orders its tables anew each time.
 @pytest.mark.parametrize(
-    ("runtime", "quantised"), [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n != "sparse" and r.free_batch and (r.int8 or not q)]
+    ("runtime", "quantised"),
+    [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n not in ("sparse", "onnxruntime-mobile") and r.free_batch and (r.int8 or not q)],
 )
 def test_the_same_network_gives_the_same_bytes(runtime, quantised, tmp_path):
     def files(folder, size):
