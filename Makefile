@@ -1,14 +1,19 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both work in .venv and touch nothing else.
+# On a fresh machine: `make demo` and `make test`. Both work in .venv and touch nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-phones lint clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
 
 test: .venv/dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+# LiteRT's and ExecuTorch's converters bring a gigabyte of packages along, which `make test` does without: their tests skip there.
+test-phones: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,litert,executorch]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_phone_runtimes.py tests/test_tflite_sparse.py tests/test_export.py tests/test_verify.py tests/test_watch.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

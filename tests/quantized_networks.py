@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from mirabelle.errors import MissingRuntimeError
+from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes.artifact import require
+
+CONVERTERS = {"litert": ["litert_torch"], "ncnn": ["pnnx"]}
+
+
+def needs(runtime: str) -> None:
+    """Skips the test where a runtime, or what makes its files, is not installed."""
+    try:
+        RUNTIMES[runtime].version()
+        for package in CONVERTERS.get(runtime, ()):
+            require(package, runtime)
+    except MissingRuntimeError as error:
+        pytest.skip(str(error))
 
 
 class Network(nn.Module):

@@ -12,11 +12,12 @@ from onnx import numpy_helper
 from torch import nn
 
 import mirabelle as mb
+from mirabelle.data import as_batch
 from mirabelle.errors import InputError
 from mirabelle.quantize import quantize
 from mirabelle.quantize.place import CONTRACTIONS
 from mirabelle.runtimes import RUNTIMES
-from tests.quantized_networks import Network, batches, build
+from tests.quantized_networks import Network, batches, build, needs
 
 FLOAT = ["residual", "sequential", "transposed", "conv1d"]
 INTEGER = ["residual", "residual_in_place", "depthwise", "grouped", "ends_in_conv", "used_twice", "colliding_names", "conv1d"]
@@ -29,11 +30,12 @@ def layers(q) -> int:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", FLOAT)
 def test_float_files_agree_with_torch(name, runtime, tmp_path):
+    needs(runtime)
     network, x = build(name), batches(name, 1)[0]
     artifact = mb.export(network, tmp_path, runtime=runtime, inputs=x[:1])
     for size in (1, 5):
         expected = network(x[:size]).detach().numpy()
-        assert np.allclose(artifact(x[:size].numpy()), expected, rtol=1e-4, atol=1e-4), "any batch size"
+        assert np.allclose(artifact.predict(as_batch(x[:size])), expected, rtol=1e-4, atol=1e-4), "any batch size"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,10 @@ def test_structure(name, target, tmp_path):
     assert rectified and all(int(constants[n.input[2]]) == {"x86-vnni": 0, "arm": -128, "symmetric": 0}[target] for n in rectified)
 
 
-# What `sparse` writes depends on the clock.
+# What `sparse` writes depends on the clock, and ONNX Runtime's own writer orders its tables anew each time.
 @pytest.mark.parametrize(
-    ("runtime", "quantised"), [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n != "sparse" and (r.int8 or not q)]
+    ("runtime", "quantised"),
+    [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n not in ("sparse", "onnxruntime-mobile") and r.free_batch and (r.int8 or not q)],
 )
 def test_the_same_network_gives_the_same_bytes(runtime, quantised, tmp_path):
     def files(folder, size):

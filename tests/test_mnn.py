@@ -23,8 +23,8 @@ try:
 except ImportError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
+from mirabelle.muffle import captured  # noqa: E402
 from mirabelle.runtimes import mnnfile, sparse  # noqa: E402
-from mirabelle.runtimes.native import captured  # noqa: E402
 
 WATCHED = """
 import json, os, sys

@@ -68,7 +68,11 @@ def data(batch, seed=1):
     return np.random.default_rng(seed).normal(size=(batch, 3, 8, 8)).astype("float32")
 
 
-@pytest.fixture(scope="module", params=sorted(RUNTIMES))
+# Those whose files are made from ONNX files and leave the batch open; `test_phone_runtimes.py` has the others.
+FROM_ONNX = sorted(n for n, r in RUNTIMES.items() if r.save is not None and r.free_batch)
+
+
+@pytest.fixture(scope="module", params=FROM_ONNX)
 def runtime(request):
     try:
         RUNTIMES[request.param].version()
@@ -188,6 +192,8 @@ def test_weights_outside_of_the_folder_are_refused(tmp_path):
 def test_saving_twice_gives_the_same_bytes(runtime, tmp_path):
     if runtime == "sparse":
         pytest.skip("its file holds timings")
+    if runtime == "onnxruntime-mobile":
+        pytest.skip("ONNX Runtime's own writer orders its tables anew each time")
     source = conv_file(tmp_path / "net.onnx", quantized=RUNTIMES[runtime].int8)
     # In two processes and twice in one of them: OpenVINO numbers its names over a whole process.
     program = "import sys; from mirabelle.runtimes import RUNTIMES; [RUNTIMES[sys.argv[1]].save(*sys.argv[2:4]) for _ in range(3)]"
@@ -318,8 +324,9 @@ def test_signals_have_room_beside_a_runtime(runtime, saved):
 
 def test_the_runtime_that_is_not_installed(net, monkeypatch):
     runtime = choice(net.path).runtime if net.runtime == "sparse" else net.runtime
-    monkeypatch.setitem(sys.modules, "MNN" if runtime == "mnn" else runtime, None)
-    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{runtime}\]"):
+    package = {"mnn": "MNN", "onnxruntime-mobile": "onnxruntime"}.get(runtime, runtime)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{package.lower()}\]"):
         load(net.path, net.runtime)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `mirabelle run | explain | measure | verify | export | report`."""
+"""The command line: `mirabelle run | explain | measure | setup-arm64 | verify | export | report`."""
 
 from __future__ import annotations
 
@@ -47,16 +47,25 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true")
 
     measure = commands.add_parser("measure", help="size, MACs, latency, memory and accuracy of a network or an exported file")
-    measure.add_argument("model", help="module:callable, or a file for a runtime (.onnx, .xml)")
+    measure.add_argument("model", help="module:callable, or a file for a runtime (.onnx, .xml, .tflite)")
     measure.add_argument("--data", help="module:callable that returns train, calibration and test loaders; accuracy is measured on test")
     measure.add_argument("--input", type=_shape, help="shape of an example input, where there is no data")
     measure.add_argument("--metric", default="top1")
     measure.add_argument("--baseline", help="another network or file, timed alternately")
+    measure.add_argument("--threads", type=int, default=1, help="CPU threads of files")
+    measure.add_argument("--device", default="here", help="here, arm64 (instructions on an emulated Arm core) or adb (milliseconds on a phone)")
+    measure.add_argument("--core", default="cortex-a76", help="the core of --device arm64")
+    measure.add_argument("--benchmark", help="for --device adb: the runtime's own benchmark program for the phone")
+    measure.add_argument("--serial", help="for --device adb: which phone")
+    measure.add_argument("--runs", type=int, default=100)
     measure.add_argument(
         "--break-even", action="store_true", help="from what share of zeros on sparse is faster than dense, by kind of layer (needs MNN)"
     )
     measure.add_argument("--html", help="also write the break-even curves as a page")
     measure.add_argument("--json", action="store_true")
+
+    arm = commands.add_parser("setup-arm64", help="fetch and build what `measure --device arm64` needs, into the cache folder")
+    arm.add_argument("--runtimes", nargs="+", help="those whose Arm builds are wanted (default: those that are installed)")
 
     export = commands.add_parser("export", help="write a network as a file for a runtime")
     export.add_argument("model", help="module:callable that builds the network, or an .onnx file")
@@ -125,12 +134,12 @@ def _network(reference: str) -> Any:
     return build_model(reference)
 
 
-def _network_or_file(reference: str) -> Any:
+def _network_or_file(reference: str, threads: int = 1) -> Any:
     from mirabelle.runtimes import RUNTIMES, load
 
     for name, runtime in RUNTIMES.items():
         if reference.endswith(runtime.suffix):
-            return load(reference, name)
+            return load(reference, name, threads)
     return _network(reference)
 
 
@@ -150,20 +159,24 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    import torch
-
     from mirabelle.pipeline.facts import build_data
+    from mirabelle.runtimes import RUNTIMES
 
-    if options.data is None and options.input is None:
+    is_file = str(options.model).endswith(tuple(r.suffix for r in RUNTIMES.values()))
+    if options.data is None and options.input is None and not is_file:
         raise InputError("measure needs --data or --input")
     if options.html and not options.break_even:
         raise InputError("--html is the page of the break-even curves; add --break-even")
     loader = build_data(options.data).test if options.data else None
-    network, inputs = _network_or_file(options.model), _example(options.input)
+    inputs = _example(options.input)
     if inputs is not None and loader is None:
-        inputs = inputs.numpy() if not isinstance(network, torch.nn.Module) else inputs
-    baseline = _network_or_file(options.baseline) if options.baseline else None
-    found = mirabelle.measure(network, loader, options.metric, inputs=inputs, baseline=baseline, break_even=options.break_even)
+        inputs = inputs.numpy() if is_file else inputs
+    network = _network_or_file(options.model, options.threads)
+    baseline = _network_or_file(options.baseline, options.threads) if options.baseline else None
+    found = mirabelle.measure(
+        network, loader, options.metric, inputs=inputs, runs=options.runs, baseline=baseline, device=options.device, core=options.core,
+        binary=options.benchmark, serial=options.serial, break_even=options.break_even,
+    )  # fmt: skip
     if options.html:
         from mirabelle.files import write_text
         from mirabelle.report import render
@@ -173,6 +186,14 @@ def _measure(options: argparse.Namespace) -> int:
             options.html, render({"title": f"{options.model}, sparse against dense", **{k: seen[k] for k in ("break_even", "machine", "versions")}})
         )
     return _say(found, options.json)
+
+
+def _setup_arm64(options: argparse.Namespace) -> int:
+    from mirabelle.devices import arm_setup
+
+    done = arm_setup.set_up(options.runtimes)
+    out.print(f"{done.root.parent}: {', '.join(f'{p} {v}' for p, v in sorted(done.packages.items()))}")
+    return 0
 
 
 def _loaded(options: argparse.Namespace) -> Any:
@@ -211,7 +232,15 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "explain": _explain, "measure": _measure, "export": _export, "verify": _verify, "report": _report}
+COMMANDS = {
+    "run": _run,
+    "explain": _explain,
+    "measure": _measure,
+    "setup-arm64": _setup_arm64,
+    "export": _export,
+    "verify": _verify,
+    "report": _report,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,6 +32,11 @@ class Batch(NamedTuple):
         """The number of samples: the first dimension of the first input that has one; 0 where none has."""
         return next((len(t) for t in self.tensors if t.ndim), 0)
 
+    @property
+    def names(self) -> list[str]:
+        """What exported files call the inputs: `input`, or `input0`, `input1`, ...; named ones keep their names."""
+        return [f"input{i}" if len(self.args) > 1 else "input" for i in range(len(self.args))] + list(self.kwargs)
+
     def map(self, function) -> Batch:
         """The batch with `function` applied to each input tensor; the target is left as it is."""
         return Batch(tuple(map(function, self.args)), {k: function(v) for k, v in self.kwargs.items()}, self.target)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from mirabelle.checks import check_network, check_runs
+from mirabelle.checks import check_network, check_runs, clone
 from mirabelle.data import Batch, example_inputs
 from mirabelle.errors import CaptureError, InputError, choose
+from mirabelle.graph.capture import program
 from mirabelle.onnxfile import fold_pads, onnx_proto, save_onnx, write_onnx
 from mirabelle.quantize import quantization
+from mirabelle.quantize.pt2e import to_pt2e
 from mirabelle.quantize.qdq import to_qdq
 from mirabelle.quantize.splice import spliced
 from mirabelle.runtimes import RUNTIMES, load
@@ -25,23 +29,40 @@ def export(
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 
     model: a network, float or quantised, or the path of an ONNX file. inputs: example inputs; needed for networks.
-    The batch size stays free where the network allows it. threads: those that the artifact will run with.
-    Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not take;
-    `MissingRuntimeError` names what to install.
+    The batch size stays free where network and runtime allow it; files for LiteRT and ExecuTorch take that of the example.
+    threads: those that the artifact will run with.
+    Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not take, and where the runtime cannot run what
+    it is given (integers, ONNX files); `MissingRuntimeError` names what to install.
     """
     adapter = choose(runtime, RUNTIMES, "runtime")
     adapter.version()
     folder = Path(folder)
     if isinstance(model, (str, Path)):
+        if adapter.save is None:
+            raise InputError(f"files for {runtime} are made from networks, not from ONNX files such as {model}; give the network and inputs=")
         return load(adapter.save(Path(model), folder), runtime, threads)
     if inputs is None:
         raise InputError("export needs inputs=, an example of what the network takes")
     if quantization(model) is not None and not adapter.int8:
         raise InputError(f"{runtime} does not run quantised networks; export the float network, or choose another runtime")
+    if adapter.convert is not None:
+        captured, sites = to_program(model, example_inputs(inputs))
+        return load(adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads)
+    assert adapter.save is not None
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / f"{name}.onnx"
         to_onnx(model, example_inputs(inputs), source)
         return load(adapter.save(source, folder), runtime, threads)
+
+
+def to_program(model: nn.Module, inputs: Batch, outputs: Sequence[str] = ()) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """What `Runtime.convert` takes: the network as an exported program for inputs of exactly these shapes, and the names of its sites.
+
+    A quantised network is in PT2E form. outputs: sites whose values become outputs behind the network's own.
+    """
+    check_runs(check_network(model), inputs, "the example input")
+    network, sites = to_pt2e(model, outputs) if quantization(model) is not None else (clone(model).eval(), [])  # type: ignore[arg-type]
+    return program(network, inputs), sites
 
 
 def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:

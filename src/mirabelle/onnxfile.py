@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ast
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
-from mirabelle.runtimes import RUNTIMES, Artifact
+from mirabelle.muffle import muffled
 
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
@@ -30,20 +26,19 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         return torch.cat([t, t]) if len(t) == 1 else t
 
     several = inputs.map(two)
-    with _quiet():
+    with muffled():
         network = clone(network).eval()
-    names = [f"input{i}" if len(inputs.args) > 1 else "input" for i in range(len(inputs.args))] + list(inputs.kwargs)
     problem: Exception | None = None
     for batch, free in ((several, True), (inputs, False)):
         shapes: Any = None
         if free:
             dims = {0: torch.export.Dim.DYNAMIC}
             shapes = tuple(dims for _ in batch.args) if not batch.kwargs else {k: dims for k in batch.kwargs}
-        with _quiet():
+        with muffled():
             try:
                 program = torch.onnx.export(
                     network, batch.args, kwargs=batch.kwargs, dynamo=True, verbose=False, opset_version=OPSET,
-                    input_names=names, output_names=["output"], dynamic_shapes=shapes,
+                    input_names=inputs.names, output_names=["output"], dynamic_shapes=shapes,
                 )  # fmt: skip
                 assert program is not None
                 return program.model_proto
@@ -73,26 +68,6 @@ def save_onnx(proto: Any, path: str | Path) -> None:
     onnx.checker.check_model(proto)
     with atomic(path) as temporary:
         onnx.save(proto, str(temporary))
-
-
-def write_artifact(network: nn.Module, inputs: Batch, folder: Path, runtime: str = "onnxruntime", threads: int = 1) -> Artifact:
-    """The network as a file of `runtime` in `folder`, for one sample: to be timed there. The ONNX file that it is made from is `folder/model.onnx`."""
-    source = folder / "model.onnx"
-    write_onnx(onnx_proto(network, inputs.head(1)), source)
-    return Artifact(RUNTIMES[runtime].save(source, folder / runtime), runtime, threads)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter logs and warns about itself; none of it is about the user's network."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _pool_for_means(proto: Any) -> None:

@@ -45,19 +45,12 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False) -> fx.
         kwargs = {k: _at_least_two(v) for k, v in kwargs.items()}
         bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(lambda _: batch, dict(bound))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
-        except Exception as error:
-            if shapes is not None:
-                return capture(model, inputs, dynamic_batch=False)
-            reason = str(error).strip().split("\n")[0]
-            raise CaptureError(
-                f"torch.export refuses this network{_users_line(error, model)}: {type(error).__name__}: {reason}; "
-                "change that line, or work on the part of the network that can be exported"
-            ) from error
-        graph_module = program.module()
+    try:
+        graph_module = program(model, Batch(args, kwargs, None), shapes).module()
+    except CaptureError:
+        if shapes is not None:
+            return capture(model, inputs, dynamic_batch=False)
+        raise
     for node in [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]:
         graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
@@ -65,6 +58,20 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False) -> fx.
     for name in ("train", "eval"):  # the export's own refuse
         vars(graph_module).pop(name, None)
     return graph_module
+
+
+def program(model: nn.Module, inputs: Batch, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
+    """The network as torch's exported program, as it stands: its mode and parameters are those of `model`. `CaptureError` where torch refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise CaptureError(
+                f"torch.export refuses this network{_users_line(error, model)}: {type(error).__name__}: {reason}; "
+                "change that line, or work on the part of the network that can be exported"
+            ) from error
 
 
 def _at_least_two(t: torch.Tensor) -> torch.Tensor:

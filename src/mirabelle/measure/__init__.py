@@ -14,7 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirabelle.errors import InputError
+import numpy as np
+
+from mirabelle.errors import InputError, choose
 from mirabelle.measure.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measure.layers import LayerRow, advice, compare_layers
 from mirabelle.measure.machine import has_vnni, machine, versions
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mirabelle.data import Batch
+    from mirabelle.devices.arm64 import Instructions
     from mirabelle.measure.accuracy import Score
     from mirabelle.measure.breakeven import BreakEven
     from mirabelle.runtimes.artifact import Artifact
     from mirabelle.runtimes.sparse import Choice
+
+DEVICES = ("here", "arm64", "adb")
 
 __all__ = [
     "Latency",
@@ -53,13 +58,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network on one machine. None stands for what was not, or cannot be, measured; `to_dict()` is the JSON of it.
+    """One network on one device. None stands for what was not, or cannot be, measured; `to_dict()` is the JSON of it.
 
     bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample; None for files that do not tell.
     uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were measured with.
     memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed alternately in the same run.
     forms: of a file for the `sparse` runtime, what was chosen for each layer. break_even: where it was asked for.
     layers: where the baseline is a file of the same runtime, the time of each layer in both; advice: what that says is to be done.
+    device: `here`, `arm64` (then `instructions` in place of the latency; they are not milliseconds) or the phone.
     """
 
     name: str
@@ -70,7 +76,7 @@ class Measurement:
     macs: int | None
     uncounted: list[str]
     inputs: list[list[int]]
-    latency: Latency
+    latency: Latency | None
     memory: PeakMemory | None
     score: Score | None
     baseline: str | None
@@ -82,6 +88,16 @@ class Measurement:
     break_even: BreakEven | None = None
     layers: list[LayerRow] | None = None
     advice: list[str] = field(default_factory=list)
+    device: str = "here"
+    instructions: Instructions | None = None
+    baseline_instructions: Instructions | None = None
+
+    @property
+    def fewer(self) -> float | None:
+        """How many times fewer instructions than the baseline."""
+        if self.instructions is None or self.baseline_instructions is None:
+            return None
+        return self.baseline_instructions.count / self.instructions.count
 
     def to_dict(self) -> dict:
         """Plain values: no samples, and None for the infinite ends of an interval, which JSON does not have."""
@@ -114,6 +130,10 @@ class Measurement:
             "latency": self.latency,
             "baseline": self.baseline and f"{self.baseline}: {self.baseline_latency}",
             "speed-up": self.speedup,
+            "device": None if self.device == "here" else self.device,
+            "instructions": self.instructions,
+            "of baseline": self.baseline_instructions and f"{self.baseline}: {self.baseline_instructions}",
+            "fewer": self.fewer and f"{self.fewer:.2f} times fewer instructions than the baseline, which are not milliseconds",
             "peak memory": self.memory,
             "score": self.score,
             "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, {' '.join(self.machine['features']) or 'features unknown'}",
@@ -159,6 +179,8 @@ def _example(network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
     from mirabelle.runtimes import Artifact
 
     if loader is None:
+        if inputs is None and isinstance(network, Artifact) and all(spec.shape is not None for spec in network.inputs):
+            inputs = tuple(_made_up(spec) for spec in network.inputs)
         if inputs is None:
             raise InputError("nothing to run the network on: give a loader or inputs=")
         return example_inputs(inputs), None, False
@@ -169,6 +191,14 @@ def _example(network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
     size = (network.inputs[0].shape or (None,))[0] if isinstance(network, Artifact) else None
     example = first.head(size or 1) if inputs is None else example_inputs(inputs)
     return example._replace(target=None), loader, first.target is not None
+
+
+def _made_up(spec: Any) -> np.ndarray:
+    """One sample of the shape that a file says, sizes left open as 1: normal numbers, or zeros where they count something."""
+    shape = [s or 1 for s in spec.shape]
+    if spec.dtype.startswith("float"):
+        return np.random.default_rng(0).normal(size=shape).astype(spec.dtype)
+    return np.zeros(shape, spec.dtype)
 
 
 def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Callable[[], Any]:
@@ -236,25 +266,35 @@ def measure(
     runs: int = 100,
     baseline: Artifact | nn.Module | str | Path | None = None,
     break_even: bool | Sequence[float] = False,
+    device: str = "here",
+    core: str = "cortex-a76",
+    binary: str | Path | None = None,
+    serial: str | None = None,
 ) -> Measurement:
     """Everything that Mirabelle measures of one network.
 
     model: an artifact, a network (run by torch, on one thread) or the path of an exported file. loader: its score is that of the whole
-    loader, if labelled; its first sample is what latency and memory are measured with, unless `inputs` is given (batch as given).
+    loader, if labelled; its first sample is what latency and memory are measured with, unless `inputs` is given (batch as given). A file whose shapes
+    are known needs neither.
     metric: as for `measure.accuracy.evaluate`. runs: rounds of timing. baseline: a second network, timed in turn with the first.
     break_even: also measure from what share of zeros on this network is faster sparse than dense, here (`measure.breakeven`): True, or the shares to measure.
     Needs MNN, and a network or an .onnx file; takes minutes.
+    device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after `mirabelle setup-arm64`; `adb` times on the phone
+    `serial` with `binary`, the runtime's own benchmark program. The last two take artifacts and give no score and no memory.
     Raises `InputError` where there is nothing to run on, or the network does not take it. Neither network is changed.
     """
     from mirabelle.measure.accuracy import evaluate, predictor
     from mirabelle.runtimes import Artifact
 
+    choose(device, dict.fromkeys(DEVICES), "device")
     network = _network(model)
     if break_even is not False:
         _check_break_even(network, break_even)
     other = None if baseline is None else _network(baseline)
     batch, loader, labelled = _example(network, loader, inputs)
     is_file = isinstance(network, Artifact)
+    if device != "here":
+        return _elsewhere(network, other, batch, device, core, binary, serial, runs)
     with ExitStack() as stack:
         calls = {"network": _timed(network, batch, stack)}
         if other is not None:
@@ -282,11 +322,62 @@ def measure(
         speedup=faster,
         machine=machine(),
         versions=versions("mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else []))
-        | ({runtime: network.version} if is_file else {}),
+        | ({runtime: network.version} if is_file else {}),  # packages are not always called like their runtime
         layers=layers,
         advice=[] if layers is None or not any(r.int8 for r in layers) else advice(layers, faster.value if faster else None),
         forms=_forms(network),
         break_even=None if break_even is False else _break_even(network, batch, break_even),
+    )
+
+
+def _elsewhere(network: Any, other: Any, batch: Batch, device: str, core: str, binary: Any, serial: str | None, runs: int) -> Measurement:
+    """`measure` on the emulated Arm or on a phone: size, MACs, and the cost there."""
+    from mirabelle.runtimes import Artifact
+
+    if not isinstance(network, Artifact) or not (other is None or isinstance(other, Artifact)):
+        raise InputError(f"device={device!r} measures exported files; export the network first (mb.export)")
+    if batch.kwargs:
+        arrays = [n.arrays(**batch.kwargs) for n in (network, other) if n is not None]
+    else:
+        arrays = [n.arrays(*batch.args) for n in (network, other) if n is not None]
+    size, parameters, macs, uncounted = _counts(network, batch)
+    instructions: list[Any] = [None, None]
+    latencies: list[Any] = [None, None]
+    if device == "arm64":
+        from mirabelle.devices import arm64
+
+        for i, n in enumerate(n for n in (network, other) if n is not None):
+            instructions[i] = arm64.run(n, arrays[i], core)[0]
+        where = f"arm64: {core}, {instructions[0].emulator}"
+    else:
+        from mirabelle.devices import adb
+
+        if binary is None:
+            raise InputError("device='adb' needs binary=, the path of the runtime's benchmark program for Android (docs/phone.md)")
+        files = {k: n for k, n in (("network", network), ("baseline", other)) if n is not None}
+        timings, phone = adb.run(files, binary, serial=serial, threads=network.threads, runs=runs)
+        latencies = [Latency.of([t.typical for t in timings[k]]) if k in timings else None for k in ("network", "baseline")]
+        where = str(phone)
+    return Measurement(
+        name=network.path.name,
+        runtime=network.runtime,
+        threads=1 if device == "arm64" else network.threads,
+        bytes=size,
+        parameters=parameters,
+        macs=macs,
+        uncounted=uncounted,
+        inputs=[list(t.shape) for t in batch.tensors],
+        latency=latencies[0],
+        memory=None,
+        score=None,
+        baseline=None if other is None else _name(other),
+        baseline_latency=latencies[1],
+        speedup=speedup(latencies[1], latencies[0]) if latencies[1] is not None else None,
+        machine=machine(),
+        versions=versions("mirabelle", "numpy") | {network.runtime: network.version},
+        device=where,
+        instructions=instructions[0],
+        baseline_instructions=instructions[1],
     )
 
 

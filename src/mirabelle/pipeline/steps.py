@@ -220,7 +220,11 @@ def measure_all(state: State, folder: Path) -> Outcome:
         },
         "speedup": {k: vars(speedup(latencies[f"{first}/{k.split('/')[1]}"], v)) for k, v in latencies.items()},
         "memory": {f"{s}/{r}": vars(peak_memory(artifacts[s, r], *arrays[f"{s}/{r}"])) for s in dict.fromkeys(ends.values()) for r in state.runtimes},
-        "profile": {r: {end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])] for end, s in ends.items()} for r in state.runtimes},
+        "profile": {
+            r: {end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])] for end, s in ends.items()}
+            for r in state.runtimes
+            if RUNTIMES[r].profile is not None
+        },
     }
     return Outcome({"bytes": {k: a.bytes for k, a in calls.items()}}, timings)
 

@@ -1,6 +1,7 @@
 """What channels cost in milliseconds: the network's own layers, timed at several widths on the runtime that it will run on.
 
-The network is cut uniformly to a few widths, and each cut runs on the runtime with its profiler on. A layer's time is fitted over the widths as
+The network is cut uniformly to a few widths, and each cut runs on the runtime with its profiler on (without one, a layer's share of the time is
+its share of the work). A layer's time is fitted over the widths as
 
     t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
 
@@ -23,11 +24,11 @@ from torch import nn
 from mirabelle.data import Batch, cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
+from mirabelle.graph.artifacts import write_artifact
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
 from mirabelle.measure.machine import machine
-from mirabelle.onnxfile import write_artifact
 from mirabelle.progress import bar
 from mirabelle.runtimes import RUNTIMES, Artifact
 
@@ -120,11 +121,15 @@ def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]
     import onnx
 
     one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
+    work = np.array([cost.macs for cost in coupling.costs])
+    if RUNTIMES[artifact.runtime].profile is None:  # the whole network's time, by the work of each layer
+        arrays = artifact.arrays(*one.args, **one.kwargs)
+        total = alternate({"network": lambda: artifact.session.run(arrays)}, 50, seconds=SECONDS)["network"].p50_ms
+        return total * work / max(1.0, work.sum()), 0.0
     seen = artifact.profile(*[t.numpy() for t in one.args], runs=30, **{k: v.numpy() for k, v in one.kwargs.items()})
     total = sum(layer.milliseconds for layer in seen)
     graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
     owner, count = _owners(graph)
-    work = np.array([cost.macs for cost in coupling.costs])
     if count != len(work):
         return total * work / max(1.0, work.sum()), 0.0
     layers = np.zeros(count)

@@ -15,14 +15,16 @@ from torch import fx, nn
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
+from mirabelle.graph.artifacts import write_artifact
 from mirabelle.graph.capture import parameter_name
 from mirabelle.measure.latency import alternate, speedup
 from mirabelle.measure.layers import BETWEEN, compare_layers
-from mirabelle.onnxfile import fold_pads, save_onnx, write_artifact
+from mirabelle.onnxfile import fold_pads, save_onnx
 from mirabelle.progress import bar
 from mirabelle.quantize.build import Calibrated
 from mirabelle.quantize.description import Timing, quantization
 from mirabelle.quantize.place import contractions, integer_nodes, is_contraction, place
+from mirabelle.quantize.pt2e import to_pt2e
 from mirabelle.quantize.qdq import to_qdq
 from mirabelle.quantize.splice import spliced
 from mirabelle.quantize.targets import TARGETS
@@ -40,8 +42,14 @@ def file_of(network: nn.Module, example: Batch, folder: Path, runtime: str) -> A
         proto = spliced(network)[0] if described is not None else type(source.proto).FromString(source.proto.SerializeToString())
         fold_pads(proto)
         save_onnx(proto, folder / "model.onnx")
-        return Artifact(RUNTIMES[runtime].save(folder / "model.onnx", folder / runtime), runtime, 1)
-    return write_artifact(to_qdq(network)[0] if described is not None else network, example, folder, runtime)
+        save = RUNTIMES[runtime].save
+        if save is None:
+            raise InputError(f"files for {runtime} are made from networks, not from ONNX files; time this one on another runtime")
+        return Artifact(save(folder / "model.onnx", folder / runtime), runtime, 1)
+    if described is None:
+        return write_artifact(network, example, folder, runtime)
+    stored, sites = to_qdq(network) if RUNTIMES[runtime].convert is None else to_pt2e(network)
+    return write_artifact(stored, example, folder, runtime, sites=sites)
 
 
 def milliseconds(networks: Mapping[str, nn.Module], example: Batch, runtime: str) -> dict[str, float]:

@@ -8,7 +8,16 @@ from mirabelle.report import units
 from mirabelle.report.svg import element, escape, marker
 from mirabelle.report.units import DASH, number
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "tensorrt": "TensorRT", "mnn": "MNN", "sparse": "sparse"}
+RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-mobile": "ONNX Runtime (mobile format)",
+    "openvino": "OpenVINO",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
+    "mnn": "MNN",
+    "torch": "PyTorch",
+    "tensorrt": "TensorRT",
+}
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 

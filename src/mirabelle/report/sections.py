@@ -308,6 +308,8 @@ def verification(checks: list[dict]) -> str:
             facts.append(f"{units.digits(check['samples'])} samples")
         if number(check.get("sqnr_db")) is not None:
             facts.append(f"output SQNR {units.decibels(check['sqnr_db'])}")
+        if check.get("note"):
+            facts.append(str(check["note"]))
         departure = child(check, "first_departure")
         loud = ""
         if departure:

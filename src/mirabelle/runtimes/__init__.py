@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mirabelle.runtimes import mnn, onnxruntime, openvino, sparse
+from mirabelle.runtimes import executorch, litert, mnn, ncnn, onnxruntime, openvino, sparse
 from mirabelle.runtimes.artifact import Artifact, LayerTime, Runtime, TensorSpec
 
 __all__ = ["RUNTIMES", "Artifact", "LayerTime", "Runtime", "TensorSpec", "load"]
 
-RUNTIMES: dict[str, Runtime] = {r.name: r for r in (onnxruntime.RUNTIME, openvino.RUNTIME, mnn.RUNTIME, sparse.RUNTIME)}
+_ALL = (
+    onnxruntime.RUNTIME, onnxruntime.MOBILE, openvino.RUNTIME, litert.RUNTIME, executorch.RUNTIME, ncnn.RUNTIME, mnn.RUNTIME, sparse.RUNTIME,
+)  # fmt: skip
+RUNTIMES: dict[str, Runtime] = {r.name: r for r in _ALL}
 
 
 def load(path: str | Path, runtime: str, threads: int = 1) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mirabelle.errors import InputError, MissingRuntimeError, choose
+from mirabelle.muffle import muffled
 
 
 class TensorSpec(NamedTuple):
@@ -47,12 +49,20 @@ class Session:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What Mirabelle asks of a runtime: plain functions, so that another one is a file with five of them and an entry in `RUNTIMES`.
+    """What Mirabelle asks of a runtime: plain functions, so that another one is a file with a few of them and an entry in `RUNTIMES`.
 
     suffix: of the main file. version(): of the installed package. files(path): all files that belong to a main file.
-    open(path, threads): a `Session`. profile(path, threads, arrays, runs): one `LayerTime` per executed node, in order.
-    save(onnx_path, folder): this runtime's own file(s) made from an ONNX file; returns the main one.
-    int8: whether it runs quantised networks.
+    open(path, threads): a `Session`. profile(path, threads, arrays, runs): one `LayerTime` per executed node, in order; None where the
+    package does not tell.
+
+    Its files are made by one of these, or both; networks go through `convert` where there is one, ONNX files through `save`:
+    save(onnx_path, folder): from an ONNX file, float or in Q/DQ form; returns the main file.
+    convert(program, sites, path): from a `torch.export.ExportedProgram` for the example's own batch size, float or in PT2E form (int8 behind
+    `quantized_decomposed` operators); writes and returns the main file `path`. sites: the names of the quantised values, in the order of
+    their quantize operators; what the file can name, it names `<site>_quantized`.
+
+    int8: whether it runs quantised networks. off_by: how many integer steps a value may be away from the integer reference, by rounding
+    that differs and what it hands on. free_batch: whether its files leave the batch size open where the network does.
     """
 
     name: str
@@ -60,15 +70,21 @@ class Runtime:
     version: Callable[[], str]
     files: Callable[[Path], list[Path]]
     open: Callable[[Path, int], Session]
-    profile: Callable[[Path, int, list[np.ndarray], int], list[LayerTime]]
-    save: Callable[[Path, Path], Path]
+    profile: Callable[[Path, int, list[np.ndarray], int], list[LayerTime]] | None
+    save: Callable[[Path, Path], Path] | None = None
+    convert: Callable[[Any, Sequence[str], Path], Path] | None = None
     int8: bool = True
+    off_by: int = 1
+    free_batch: bool = True
 
 
 def require(package: str, extra: str) -> ModuleType:
     """The imported package; `MissingRuntimeError` names the pip extra where it is not installed."""
     try:
-        return importlib.import_module(package)
+        if package in sys.modules:
+            return importlib.import_module(package)
+        with muffled():  # some warn about themselves, or about others, when they are imported
+            return importlib.import_module(package)
     except ImportError as error:
         raise MissingRuntimeError(f"{package} is needed and cannot be imported ({error}); pip install mirabelle[{extra}]") from error
 
@@ -189,17 +205,32 @@ class Artifact:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def predict(self, batch: Any) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The outputs for a `mirabelle.data.Batch`; what `measure.accuracy.evaluate` calls."""
-        return self(*batch.args, **batch.kwargs)
+        """The outputs for a `mirabelle.data.Batch` of any size: a file for a fixed batch size runs it in pieces, the last one filled up."""
+        sizes = {s.shape[0] for s in self.inputs if s.shape}
+        size = sizes.pop() if len(sizes) == 1 else None
+        if size is None or batch.size == size or any(t.ndim == 0 or len(t) != batch.size for t in batch.tensors):
+            return self(*batch.args, **batch.kwargs)
+        pieces = []
+        for start in range(0, batch.size, size):
+            rows = [min(i, batch.size - 1) for i in range(start, start + size)]
+            piece = batch.map(lambda t, rows=rows: t[rows])
+            found = self(*piece.args, **piece.kwargs)
+            pieces.append(found if isinstance(found, tuple) else (found,))
+        whole = tuple(np.concatenate(parts)[: batch.size] for parts in zip(*pieces))
+        return whole[0] if len(whole) == 1 else whole
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> list[LayerTime]:
         """Milliseconds of each node that the runtime executes: the median over `runs`, after a warm-up, for the batch as given.
 
         From the runtime's own profiler, in a session of its own; its bookkeeping is inside the times, so they sum to more than the latency.
+        Raises `InputError` where the runtime's package has no profiler.
         """
         if runs < 1:
             raise InputError(f"runs is {runs}; expected at least 1")
-        return adapter(self.runtime).profile(self.path, self.threads, self.arrays(*args, **kwargs), runs)
+        profile = adapter(self.runtime).profile
+        if profile is None:
+            raise InputError(f"the package of {self.runtime} does not tell the times of single layers; measure the whole network")
+        return profile(self.path, self.threads, self.arrays(*args, **kwargs), runs)
 
     def with_threads(self, threads: int) -> Artifact:
         """The same file, run by so many threads."""

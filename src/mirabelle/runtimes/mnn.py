@@ -19,9 +19,9 @@ import numpy as np
 
 from mirabelle.errors import InputError
 from mirabelle.files import atomic
+from mirabelle.muffle import captured
 from mirabelle.runtimes import mnnfile
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
-from mirabelle.runtimes.native import captured
 
 WARM_UP = 5
 DTYPES = ("float32", "int32", "int64", "bool", "uint8", "int8")  # of inputs and outputs; MNN computes in float32 and int32

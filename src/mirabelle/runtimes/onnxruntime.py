@@ -123,4 +123,30 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return target
 
 
+def _mobile_files(path: Path) -> list[Path]:
+    """The .ort alone."""
+    check_present([path])
+    return [path]
+
+
+def _save_mobile(onnx_path: Path, folder: Path) -> Path:
+    """Writes the graph, fused as for Arm, in the format that ONNX Runtime's small builds for phones read; they cannot parse ONNX."""
+    ort = require("onnxruntime", "onnxruntime")
+    found = files(Path(onnx_path))
+    target = Path(folder) / f"{found[0].stem}.ort"
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", "1")  # its default on x86 would store uint8
+    with atomic(target) as temporary:
+        options.optimized_model_filepath = str(temporary)
+        try:  # without the layout of x86's vector units
+            ort.InferenceSession(str(found[0]), options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"])
+        except Exception as error:
+            raise unreadable(found[0], "onnxruntime", error) from error
+    return target
+
+
 RUNTIME = Runtime("onnxruntime", ".onnx", version, files, open, profile, save)
+MOBILE = Runtime("onnxruntime-mobile", ".ort", version, _mobile_files, open, profile, _save_mobile)

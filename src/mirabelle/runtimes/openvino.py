@@ -164,4 +164,4 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return target
 
 
-RUNTIME = Runtime("openvino", ".xml", version, files, open, profile, save)
+RUNTIME = Runtime("openvino", ".xml", version, files, open, profile, save, off_by=2)

@@ -220,6 +220,7 @@ def _candidates(onnx_path: Path, folder: Path) -> dict[str, Path]:
             runtime.version()
         except MissingRuntimeError:
             continue
+        assert runtime.save is not None
         found[name] = runtime.save(onnx_path, folder / name)
     return found
 
@@ -318,6 +319,7 @@ def open(path: Path, threads: int) -> Session:
 
 def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
     runtime, inner = _inner(path)
+    assert runtime.profile is not None
     return runtime.profile(inner, threads, arrays, runs)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ from mirabelle.quantize.fake import ActivationQuantizer
 from mirabelle.quantize.place import Site
 from mirabelle.runtimes.artifact import Artifact
 from mirabelle.verify.diagnose import Cause, diagnose, diagnose_shipped
-from mirabelle.verify.expose import exposed, run_in_float
+from mirabelle.verify.expose import exposed, is_edited, run_in_float
 from mirabelle.verify.reference import Reference
 from mirabelle.verify.simulate import elements, simulate
 
 # What the sites of one piece of the data may hold together: float, simulated, expected and seen values are in memory at once.
 VALUES = 24_000_000
+AGAIN = "The layers' values are those of a second file, made from the network; its outputs equal the artifact's in every bit."
+OTHER = "A second file, made from the network to see its layers, gives other outputs than the artifact: only the outputs are compared."
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Verification:
     the largest logit's share of 127. sqnr_db: of the runtime's output against the reference's; simulation_sqnr_db: of the simulation's. float_sqnr_db and
     float_agreement: of the runtime against the network in float. float_operators: what the reference ran in float for want of an integer form.
     shipped: where the outputs of the file as it is differ from those of the copy that shows all layers, the first layer that does, and why.
+    note: where the layers' values come from, if not from the file itself, and which layers are not in it.
     """
 
     runtime: str
@@ -110,6 +113,7 @@ class Verification:
     simulation_agreement: Score
     float_operators: list[str]
     shipped: dict[str, str] | None = None
+    note: str = ""
 
     @property
     def first_departure(self) -> LayerCheck | None:
@@ -146,6 +150,8 @@ class Verification:
             f"runtime's output SQNR against float {_decibels(self.float_sqnr_db)} dB",
             f"first departure: {first.layer}: {first.note}" if first else "no layer is off by more than one step",
         ]
+        if self.note:
+            lines.append(self.note)
         if self.shipped:
             lines.append(
                 f"the file as it is, without the layers' values among its outputs, departs first at {self.shipped['layer']}: {self.shipped['why']}"
@@ -178,7 +184,8 @@ def verify(
     The runtime executes a copy of the artifact with the integers of every layer as outputs; each is compared with the integer reference. Where they differ, the
     layer is computed again from the runtime's own integers before it, so that only its own departure is left, and causes are tried in turn: clipped
     pairs of a kernel without VNNI, a fusion that leaves out a rounding, float arithmetic. The final outputs are compared on the artifact itself.
-    original: the float network that the runtime's outputs are compared with; by default `model` without its grids, which is the same until it is trained.
+    Where the runtime's files cannot be edited, the layers' values come from a second file made from `model`, and are left out if that one gives other outputs than
+    the artifact. original: the float network that the runtime's outputs are compared with; by default `model` without its grids, which is the same until it is trained.
     Raises `InputError` where `model` is not quantised or does not fit the artifact.
     """
     described = quantization(model)
@@ -186,21 +193,24 @@ def verify(
         raise InputError("verify needs the quantised network (mb.quantize); a float artifact can be compared by mb.measure")
     reference, layers, ends = Reference(model), {s.node: s for s in described.sites}, _outputs(model)
     names = {n: s.layer for n, s in layers.items()}
-    grids = {n: _grid(model, s) for n, s in layers.items()}
-    runtime, simulated, floats = ({n: Comparison() for n in layers} for _ in range(3))
     outputs: list[tuple[np.ndarray, ...]] = []
     causes: dict[str, Cause] = {}
     shipped: tuple[str, Cause] | None = None
-    examined = dict.fromkeys(layers, 0)  # the largest difference of each layer that was asked about: 0, 1, or 2 for anything larger
+    changed = False
     with tempfile.TemporaryDirectory() as folder, bar(f"verifying on {artifact.runtime}", samples) as shown:
-        copy = exposed(artifact, [n for n in layers if n not in ends], Path(folder))
+        copy, inside = exposed(model, artifact, [n for n in layers if n not in ends], Path(folder))
+        merged = [s.layer for n, s in layers.items() if n not in ends and n not in inside]
+        layers = {n: s for n, s in layers.items() if n in ends or n in inside}
+        grids = {n: _grid(model, s) for n, s in layers.items()}
+        runtime, simulated, floats = ({n: Comparison() for n in layers} for _ in range(3))
+        examined = dict.fromkeys(layers, 0)  # the largest difference of each layer that was asked about: 0, 1, or 2 for anything larger
         float_layers: dict[str, str] | None = None
         for batch in _pieces(data, samples, max(1, min(32, VALUES // max(1, elements(model))))):
             expected, result = reference.run(batch)
             values = copy.predict(batch)
             values = values if isinstance(values, tuple) else (values,)
             inner = iter(values[len(artifact.outputs) :])
-            integers = {n: values[ends[n]] if n in ends else next(inner) for n in layers}
+            integers = {n: _reshaped(values[ends[n]] if n in ends else next(inner), expected[n]) for n in layers}
             actual = as_tensor(artifact.predict(batch)).numpy()
             for what, got, want in [("output", actual, result), *((layers[n].layer, i, expected[n]) for n, i in integers.items())]:
                 if got.shape != want.shape:
@@ -208,9 +218,9 @@ def verify(
             seen = {n: _steps(v, *grids[n]) for n, v in integers.items()}
             rounded, simulation = simulate(model, batch)
             whole, plain = simulate(model, batch, rounded=False)
-            for name, (scale, zero_point) in grids.items():
-                runtime[name].add(expected[name], seen[name], zero_point)
-                simulated[name].add(_steps(rounded[name], scale, zero_point), expected[name], zero_point)
+            for name, grid in grids.items():
+                runtime[name].add(expected[name], seen[name], grid.zero_point)
+                simulated[name].add(_steps(rounded[name], *grid), expected[name], grid.zero_point)
                 floats[name].add(whole[name], rounded[name])
             worst = {n: min(2, int(np.abs(expected[n] - seen[n]).max(initial=0))) for n in layers}
             if any(worst[n] > examined[n] for n in layers):
@@ -219,28 +229,37 @@ def verify(
                     float_layers = run_in_float(artifact, batch.head(1), layers)
                 found = diagnose(model, artifact.runtime, batch, seen, float_layers, names)
                 causes |= {n: c for n, c in found.items() if n not in causes or causes[n].name == "rounding"}
-            if not outputs and not np.array_equal(as_tensor(values[0]).numpy(), actual):
-                alone = _alone(artifact, batch, ends, grids, Path(folder))
-                shipped = diagnose_shipped(model, batch.head(4), {n: v[:4] for n, v in seen.items()}, alone, float_layers or {}, names)
+            differs = not np.array_equal(as_tensor(values[0]).numpy(), actual)
+            changed = changed or differs
+            if not outputs and differs and is_edited(artifact):
+                few = {n: v[:4] for n, v in seen.items()}
+                alone = _alone(model, artifact, batch.head(4), few, ends, grids, Path(folder))
+                shipped = diagnose_shipped(model, batch.head(4), few, alone, float_layers or {}, names)
             outputs.append((result, actual, simulation, plain if original is None else as_tensor(_predict(original, batch)).numpy()))
             shown.advance(batch.size)
     result, actual, simulation, plain = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    checks = [_check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes, names)) for n in layers]
+    note = "" if is_edited(artifact) else OTHER if changed else AGAIN
+    compared = [n for n in layers if note != OTHER or n in ends]
+    checks = [_check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes, names)) for n in compared]
+    note += " " * bool(note and merged) + (f"Not in the file, as its converter merged them with others: {', '.join(merged)}." if merged else "")
     same = _classes(result) == _classes(actual)
     return Verification(
         artifact.runtime, len(result), checks, _agreement(result, actual), _ties(result[~same]), sqnr(result, actual), sqnr(result, simulation),
         sqnr(plain, actual), _agreement(plain, actual), _agreement(plain, simulation), sorted(set(reference.floats)),
-        shipped and {"layer": layers[shipped[0]].layer, "cause": shipped[1].name, "why": str(shipped[1])},
+        shipped and {"layer": layers[shipped[0]].layer, "cause": shipped[1].name, "why": str(shipped[1])}, note,
     )  # fmt: skip
 
 
-def _alone(artifact: Artifact, batch: Batch, ends: dict[str, int], grids: dict, folder: Path) -> Callable[[str], np.ndarray]:
+def _alone(
+    model: fx.GraphModule, artifact: Artifact, batch: Batch, seen: dict[str, np.ndarray], ends: dict[str, int], grids: dict[str, Grid], folder: Path
+) -> Callable[[str], np.ndarray]:
     """A site's integers in a copy of the file where no other site is an output."""
 
     def values(site: str) -> np.ndarray:
-        found = exposed(artifact, [] if site in ends else [site], folder).predict(batch.head(4))
+        copy, _ = exposed(model, artifact, [] if site in ends else [site], folder)
+        found = copy.predict(batch)
         found = found if isinstance(found, tuple) else (found,)
-        return _steps(found[ends[site] if site in ends else -1], *grids[site])
+        return _steps(_reshaped(found[ends[site] if site in ends else -1], seen[site]), *grids[site])
 
     return values
 
@@ -261,16 +280,31 @@ def _outputs(model: fx.GraphModule) -> dict[str, int]:
     return {r.args[0].name: i for i, r in enumerate(results) if isinstance(r, fx.Node) and r.op == "call_module"}
 
 
-def _grid(model: fx.GraphModule, site: Site) -> tuple[np.float32, int]:
-    """Scale and zero point of a site."""
+class Grid(NamedTuple):
+    """Scale, zero point and smallest integer of a site."""
+
+    scale: np.float32
+    zero_point: int
+    low: int
+
+
+def _grid(model: fx.GraphModule, site: Site) -> Grid:
     quantizer = model.get_submodule(f"quantizers.{site.source or site.node}")
     assert isinstance(quantizer, ActivationQuantizer)
-    return np.float32(quantizer.scale.detach()), quantizer.zero_point
+    return Grid(np.float32(quantizer.scale.detach()), quantizer.zero_point, quantizer.low)
 
 
-def _steps(values: np.ndarray, scale: np.float32, zero_point: int) -> np.ndarray:
-    """Integers as they are; floats on the grid as integers."""
-    return values.astype(np.int64) if values.dtype.kind in "iu" else np.rint(values / scale).astype(np.int64) + zero_point
+def _steps(values: np.ndarray, scale: np.float32, zero_point: int, low: int) -> np.ndarray:
+    """Integers as they are, but for those of a grid of uint8 that a file holds as int8, all lower by 128; floats on the grid as integers."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64) + 128 * int(values.dtype == np.int8 and low == 0)
+    return np.rint(values / scale).astype(np.int64) + zero_point
+
+
+def _reshaped(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Runtimes add and drop dimensions of size 1."""
+    same = [s for s in values.shape if s != 1] == [s for s in like.shape if s != 1]
+    return values.reshape(like.shape) if same else values
 
 
 def _classes(logits: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from torch import fx
 from mirabelle.data import Batch
 from mirabelle.verify.reference import Reference
 
-# The layout of pairs that each runtime's kernels have.
-PAIRS = {"onnxruntime": "mlas", "openvino": "onednn"}
+# The layout of pairs that each runtime's kernels have, where they add pairs in 16 bits.
+PAIRS = {"onnxruntime": "mlas", "onnxruntime-mobile": "mlas", "openvino": "onednn"}
 # Another rounding explains a layer when it leaves at most this share of the differences.
 EXPLAINED = 0.1
 
@@ -48,7 +48,7 @@ def diagnose(
 
     def clipping() -> tuple[dict[str, np.ndarray], dict[str, int]]:
         if not with_pairs:
-            reference = Reference(model, pairs=PAIRS.get(runtime, "mlas"))
+            reference = Reference(model, pairs=PAIRS.get(runtime))
             with_pairs.append((reference.run(batch, seen)[0], reference.clipped))
         return with_pairs[0]
 

@@ -1,13 +1,29 @@
-"""What native code prints. Libraries in C++ write past Python's `sys.stdout`, into the middle of what a user's program says."""
+"""Others' libraries, kept quiet while they work for us."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+
+
+@contextmanager
+def muffled() -> Iterator[None]:
+    """Inside, nothing is logged or warned about below an error; none of it is about the user's network."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _flush() -> None:
@@ -46,3 +62,10 @@ def captured() -> Iterator[Callable[[], str]]:
             for number, copy in saved:
                 os.dup2(copy, number)
                 os.close(copy)
+
+
+@contextmanager
+def silenced() -> Iterator[Callable[[], str]]:
+    """`muffled`, and `captured`; the yielded function reads what was written."""
+    with captured() as said, muffled(), redirect_stdout(StringIO()):
+        yield said

@@ -1,0 +1,147 @@
+"""The demo's network and MobileNetV2 on every runtime, float and int8: bytes, milliseconds in turn, accuracy, and how near the integers are to the reference.
+
+`python -m benchmarks.runtimes` goes on where it stopped and prints the table of docs/runtimes.md; one thread, batch 1. Runtimes that are not installed are left out.
+The demo's network is scored on all test images of Fashion-MNIST. MobileNetV2 has real weights and photographs without labels (see `photographs.py`; needs torchvision and
+pillow): there, the share of the same class as torch in float. `--table` only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import mirabelle as mb
+from benchmarks import photographs
+from examples import fashion
+from mirabelle.errors import MissingRuntimeError
+from mirabelle.files import read_json, write_json
+from mirabelle.measure.accuracy import evaluate, predictor
+from mirabelle.measure.latency import alternate, speedup
+from mirabelle.measure.machine import machine, versions
+from mirabelle.quantize import quantize
+from mirabelle.runtimes import RUNTIMES, load
+
+RESULTS = Path(__file__).parent / "results" / "runtimes.json"
+# The grids that suit each runtime's kernels on this machine.
+GRIDS = {"onnxruntime": "auto", "onnxruntime-mobile": "auto", "openvino": "auto", "ncnn": "symmetric"}
+SAMPLES, SECONDS = 64, 60
+
+
+def installed() -> list[str]:
+    found = []
+    for name, runtime in RUNTIMES.items():
+        if name == "sparse":  # dense networks are run by one of the others there
+            continue
+        try:
+            runtime.version()
+            found.append(name)
+        except MissingRuntimeError:
+            pass
+    return found
+
+
+def fashion_data() -> tuple[nn.Module, list, list, list]:
+    data = fashion.data()
+    return fashion.resnet(), [b[0] for b in data.calibration], list(data.test), [next(iter(data.test))[0][:SAMPLES]]
+
+
+def photo_data() -> tuple[nn.Module, list, list, list]:
+    calibration, held_out = photographs.split(0)
+    model, seen = photographs.mobilenet_v2(), photographs.crops(held_out, 1, 1)
+    with torch.no_grad():
+        classes = torch.cat([model(part).argmax(1) for part in seen.split(16)])
+    return model, list(photographs.crops(calibration, 1, 0).split(16)), list(zip(seen.split(16), classes.split(16))), [seen[:SAMPLES]]
+
+
+# Network, calibration data, labelled data, and what the integers are compared on.
+NETWORKS = {"demo": fashion_data, "MobileNetV2": photo_data}
+
+
+def variants(model: nn.Module, calibration: list, names: list[str]) -> dict[str, nn.Module]:
+    """The float network, and quantised ones by their grids."""
+    wanted = dict.fromkeys(GRIDS.get(n, "arm") for n in names if RUNTIMES[n].int8)
+    return {"float": model} | {t: quantize(model, calibration, target=t, samples=512) for t in wanted}
+
+
+def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
+    """Exports, scores, verifies and times one network on the runtimes that are not in the results yet; timing is of all of them."""
+    rows = results["networks"].setdefault(name, {})
+    model, calibration, labelled, compared = NETWORKS[name]()
+    made = variants(model, calibration, names)
+    x = compared[0][:1]
+    calls = {}
+    for runtime in names:
+        for kind in ("float", "int8") if RUNTIMES[runtime].int8 else ("float",):
+            form = made["float" if kind == "float" else GRIDS.get(runtime, "arm")]
+            path = folder / name / runtime / kind / f"model{RUNTIMES[runtime].suffix}"
+            artifact = load(path, runtime) if path.is_file() else mb.export(form, path.parent, runtime=runtime, inputs=x)
+            calls[runtime, kind] = partial(artifact.session.run, artifact.arrays(x.numpy()))
+            row = rows.setdefault(runtime, {}).setdefault(kind, {})
+            if "score" in row:
+                continue
+            found = evaluate(artifact.predict, labelled, "top1", f"{runtime} {kind}")
+            row |= {"bytes": artifact.bytes, "version": artifact.version, "score": found.value, "n": found.n, "low": found.low, "high": found.high}
+            if kind == "int8":
+                seen = mb.verify(form, artifact, compared, samples=SAMPLES)
+                simulated = evaluate(predictor(form), labelled, "top1", f"{runtime}, simulated")
+                row |= {
+                    "samples": seen.samples, "layers": len(seen.layers), "sites": len(form.meta["quantization"].sites), "declared": RUNTIMES[runtime].off_by,
+                    "off_by": max((c.max_off_by for c in seen.layers), default=None), "exact": min((c.exact for c in seen.layers), default=None),
+                    "simulated": simulated.value, "agreement": seen.agreement.value, "note": seen.note, "grids": form.meta["quantization"].target,
+                }  # fmt: skip
+            results |= {"machine": machine(), "versions": versions("torch", "onnx"), "date": str(datetime.date.today())}
+            write_json(RESULTS, results)
+    if any("p50" not in row[kind] for runtime, row in rows.items() for kind in row):
+        seen = alternate({f"{r}/{k}": c for (r, k), c in calls.items()}, 1000, seconds=SECONDS, pin=True)
+        for runtime, kind in calls:
+            faster = speedup(seen["onnxruntime/float"], seen[f"{runtime}/{kind}"])
+            found = seen[f"{runtime}/{kind}"]
+            rows[runtime][kind] |= {"p50": found.p50_ms, "rounds": found.runs, "speedup": [faster.value, faster.low, faster.high]}
+        write_json(RESULTS, results)
+
+
+def table(results: dict) -> str:
+    lines = [
+        "| network | runtime | | MB | times as fast as ONNX Runtime in float | top-1 | of the simulation | off by (declared) | exact, worst layer |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in results["networks"].items():
+        for runtime, kinds in rows.items():
+            for kind, r in kinds.items():
+                off = f"{r['off_by']} ({r['declared']})" if r.get("off_by") is not None else "–"
+                exact = f"{100 * r['exact']:.2f} %" if r.get("exact") is not None else "–"
+                simulated = f"{100 * r['simulated']:.2f} %" if "simulated" in r else "–"
+                faster = "{:.2f} [{:.2f}, {:.2f}]".format(*r["speedup"]) if "speedup" in r else "–"
+                score = f"{100 * r['score']:.2f} % [{100 * r['low']:.2f}, {100 * r['high']:.2f}], n = {r['n']}"
+                shown = f"{kind}, {r['grids']} grids" if "grids" in r else kind
+                lines.append(
+                    f"| {name} | {runtime} {r['version']} | {shown} | {r['bytes'] / 1e6:.3f} | {faster} | {score} | {simulated} | {off} | {exact} |"
+                )
+    told = results["machine"]
+    return "\n".join(
+        [*lines, "", f"One thread of {told['cpu']} ({', '.join(told['features'])}), torch {results['versions']['torch']}, {results['date']}."]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "mirabelle-runtimes", help="where the files are kept meanwhile")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    results = read_json(RESULTS) if RESULTS.exists() else {"networks": {}}
+    if not options.table:
+        torch.set_num_threads(1)
+        for name in options.networks:
+            measure(options.folder, name, installed(), results)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where an exported file runs besides this machine: the Arm build of its runtime under an emulator, and a phone."""
