@@ -7,7 +7,7 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.errors import InputError
-from mirabelle.quantize import fallback, quantization, quantize, rebuild, rounding
+from mirabelle.quantize import quantization, quantize, rebuild, rounding, timing
 from mirabelle.quantize.fallback import Judge, fewest, sensitivities
 from mirabelle.quantize.network import captured
 from tests.quantized_networks import Network, batches, build, conv, head
@@ -16,7 +16,7 @@ from tests.test_repair import as_batches
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
-    monkeypatch.setattr(fallback, "SECONDS", 0.2)
+    monkeypatch.setattr(timing, "SECONDS", 0.2)
 
 
 OPTIONS = {"target": "x86-vnni", "threshold": "absmax", "per_channel": False}

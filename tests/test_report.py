@@ -392,3 +392,12 @@ def test_the_recipe_reads_back(example):
     }
     for recipe in (example["recipe"], tricky):
         assert yaml.safe_load(html.as_yaml(recipe)) == recipe
+
+
+def test_what_placement_by_time_found_is_said():
+    times = {"float": 2.0, "all_quantized": 2.5, "placed": 1.5}
+    said = sections.placed({"runtime": "onnxruntime", "layers": ["a.weight", "b.weight"], "milliseconds": times})
+    assert "a.weight, b.weight stay in float. One call on ONNX Runtime: float 2 ms, all quantised 2.5 ms, as it is 1.5 ms." in said.replace(
+        "\xa0", " "
+    )
+    assert "no layer stays in float" in sections.placed({"runtime": "onnxruntime", "layers": [], "milliseconds": None}) and sections.placed({}) == ""

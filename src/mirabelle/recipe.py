@@ -17,7 +17,7 @@ from mirabelle.errors import InputError, RecipeError, did_you_mean
 from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
 from mirabelle.prune import AGGREGATIONS, ALLOCATIONS, CRITERIA, NORMALIZATIONS, REPAIRS, check_budget, check_steps, prune
-from mirabelle.quantize import TARGETS, THRESHOLDS, check_repairs, quantize
+from mirabelle.quantize import PLACEMENTS, TARGETS, THRESHOLDS, check_repairs, quantize
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.sparsify import ALLOCATIONS as SPARSE_ALLOCATIONS
 from mirabelle.sparsify import CRITERIA as SPARSE_CRITERIA
@@ -98,7 +98,7 @@ _NAMES: dict[str, tuple[dict, bool]] = {
     "normalize": (NORMALIZATIONS, False), "aggregate": (AGGREGATIONS, False),
     "criterion": (CRITERIA, True), "allocation": (ALLOCATIONS, False), "repair": (REPAIRS, False), "threshold": (THRESHOLDS, True),
     "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
-    "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
+    "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "placement": (PLACEMENTS, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
 }  # fmt: skip
 # Those that are other names in a certain step.
 _NAMES_OF: dict[str, dict[str, tuple[dict, bool]]] = {

@@ -8,8 +8,8 @@ silently wrong. Which inputs are neighbours is the kernel's affair:
 | `mlas` (ONNX Runtime) | place by place, at each all channels of the group | (0, 1), (2, 3), ... through all of it; an odd last one stands alone |
 | `onednn` (OpenVINO) | the same | within a place; with an odd number of channels the last one stands alone |
 
-Depthwise convolutions and int8 activations go through other instructions and never clip. Read off ONNX Runtime's kernels on a processor without VNNI; the
-benchmark `benchmarks.saturation` compares both layouts with the real kernels, bit by bit.
+Depthwise convolutions and int8 activations go through other instructions and never clip. The layouts were read off both
+runtimes' kernels on a processor without VNNI.
 """
 
 from __future__ import annotations

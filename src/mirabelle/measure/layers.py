@@ -93,7 +93,7 @@ def _is_layer(time: LayerTime) -> bool:
     return any(word in kind for word in ("conv", "gemm", "matmul", "fullyconnected"))
 
 
-def compare_layers(before: Artifact, after: Artifact, *arrays: Any, runs: int = 20) -> list[LayerRow]:
+def compare_layers(before: Artifact, after: Artifact, *arrays: Any, runs: int = 20, **named: Any) -> list[LayerRow]:
     """Milliseconds of each layer in a float file and in its quantised one, from the runtime's profiler: the layers of weights in the order of the second file,
     then what else each operator takes. Nodes that convert between integers and floats, or change the layout of memory, are rows of their own.
 
@@ -102,7 +102,7 @@ def compare_layers(before: Artifact, after: Artifact, *arrays: Any, runs: int = 
     sides: list[dict[str, list[LayerTime]]] = []
     for artifact in (before, after):
         rows: dict[str, list[LayerTime]] = {}
-        for name, time in attribute(artifact.profile(*arrays, runs=runs), layer_names(artifact)):
+        for name, time in attribute(artifact.profile(*arrays, runs=runs, **named), layer_names(artifact)):
             if not _is_layer(time):
                 name = (
                     BETWEEN if time.operator in CONVERSIONS else LAYOUT if time.operator in LAYOUTS else f"({time.operator.removeprefix('QLinear')})"
@@ -142,7 +142,7 @@ def advice(rows: list[LayerRow], speedup: float | None = None) -> list[str]:
         around = f" around {_listed([r.layer.strip('()') for r in floats])}, which has no integer kernel" if floats else ""
         said.append(f"converting between integers and floats takes {100 * by_name[BETWEEN].after_ms / total:.0f} % of the time{around}")
     if said and speedup is not None and speedup < 1:
-        said.append("it is slower than in float: quantise with runtime=... , which leaves in float what loses there")
+        said.append("it is slower than in float: quantise with placement='fastest', which leaves in float what loses there")
     return said
 
 

@@ -126,11 +126,12 @@ def _quantize(state: State, options: Mapping[str, Any], folder: Path, work: Path
     described = quantization(model)
     assert described is not None
     timings: dict[str, Any] = {}
-    if described.fallback is not None:  # what the clock says is no fact, and stays out of the saved network
-        timings["fallback"] = described.fallback.milliseconds
-        described = replace(described, fallback=replace(described.fallback, milliseconds=None))
-        model.meta["quantization"] = described
-    kept = ("bits", "weight_bits", "threshold", "target", "samples", "repair", "keep", "precision", "float_operators", "fallback")
+    for name in ("fallback", "timing"):  # what the clock says is no fact, and stays out of the saved network
+        if (found := getattr(described, name)) is not None:
+            timings[name] = found.milliseconds
+            described = replace(described, **{name: replace(found, milliseconds=None)})
+    model.meta["quantization"] = described
+    kept = ("bits", "weight_bits", "threshold", "target", "samples", "repair", "keep", "precision", "float_operators", "fallback", "timing")
     facts = {n: v for n, v in described.to_dict().items() if n in kept}
     return Outcome({"quantization": {**facts, "tensors": describe_tensors(model)}}, timings, model)
 

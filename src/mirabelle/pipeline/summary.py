@@ -16,6 +16,7 @@ from mirabelle.sparsify import share_of_zeros
 from mirabelle.version import __version__
 
 TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms")
+CLOCKED = ("fallback", "timing")  # parts of the quantisation that hold milliseconds
 
 
 def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -43,8 +44,9 @@ def summarise(state: State, records: list[dict[str, Any]], measured: dict[str, A
     for _, f, t in facts:
         if "quantization" in f:
             report["quantization"] = f["quantization"]
-            if f["quantization"]["fallback"] is not None:
-                report["quantization"]["fallback"] = {**f["quantization"]["fallback"], "milliseconds": t.get("fallback")}
+            for name in CLOCKED:
+                if f["quantization"][name] is not None:
+                    report["quantization"][name] = {**f["quantization"][name], "milliseconds": t.get(name)}
     if zeros := share_of_zeros(last.model):
         report["sparsity"] = {"layers": [{"layer": name.removesuffix(".weight"), **seen} for name, seen in zeros.items()]}
         if "sparse" in runtimes:
@@ -130,8 +132,9 @@ def without_timings(report: dict[str, Any]) -> dict[str, Any]:
         for figures in stage["runtimes"].values():
             for key in TIMED:
                 figures.pop(key, None)
-    if (fallback := stripped.get("quantization", {}).get("fallback")) is not None:
-        fallback.pop("milliseconds", None)
+    for name in CLOCKED:
+        if (part := stripped.get("quantization", {}).get(name)) is not None:
+            part.pop("milliseconds", None)
     for training in stripped["training"]:
         training.pop("seconds", None)
     return stripped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -26,10 +27,12 @@ from mirabelle.quantize.repair import BEFORE, REPAIRS, check_repairs
 from mirabelle.quantize.saturate import channel_axes
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
+from mirabelle.quantize.timing import fastest
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.sparsify import masks
 
 REPAIR_NUMBERS = 2**25
+PLACEMENTS = {"all": None, "fastest": None}
 
 
 def quantize(
@@ -51,6 +54,7 @@ def quantize(
     validation: Iterable | None = None,
     metric: str | Callable = "top1",
     fallback: str | int = "float",
+    placement: str = "all",
     runtime: str = "onnxruntime",
 ) -> fx.GraphModule:
     """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
@@ -68,6 +72,8 @@ def quantize(
     accuracy_drop: where given, layers fall back to `fallback` (`float`, or 16 for bits), the most sensitive first and no more than it takes, until `metric` on `validation` has
     fallen by at most so much, as a fraction; without labels it is agreement with the float network's classes. What that took, and what it costs in milliseconds
     on `runtime`, is in `quantization(q).fallback`.
+    placement: `all` quantises every layer that there are integer kernels for; `fastest` leaves in float those that measure slower on `runtime`, on this machine: what was
+    found is in `quantization(q).timing`. It writes and times half a dozen files.
     BatchNorm is folded. The result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and saved.
 
     Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's S is 1 / scale.
@@ -89,7 +95,12 @@ def quantize(
         )
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     repairs = check_repairs(repair)
-    _check_limit(accuracy_drop, validation, fallback, runtime)
+    _check_limit(accuracy_drop, validation, fallback)
+    choose_name(placement, PLACEMENTS, "placement")
+    if not choose_name(runtime, RUNTIMES, "runtime").int8:
+        raise InputError(f"runtime {runtime!r} does not run quantised networks; choose one of {', '.join(n for n, r in RUNTIMES.items() if r.int8)}")
+    if placement == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
+        raise InputError(f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, weight_bits={weight_bits}")
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     if isinstance(model, (str, Path)):
@@ -116,6 +127,9 @@ def quantize(
     form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
     meta = {"histograms": histograms, FORM: form, "float_sizes": sizes}
     calibrated = Calibrated(network, histograms, described, choose, weight_threshold, meta, masks.blocks(model))
+    if placement == "fastest":
+        timing = fastest(model, calibrated, first, runtime)
+        calibrated = replace(calibrated, described=replace(described, keep=(*keep, *timing.layers), timing=timing))
     result = _repaired(calibrated.quantized(), network, few, repairs)
     if judge is None:
         return result
@@ -136,7 +150,7 @@ def _repaired(network: fx.GraphModule, reference: fx.GraphModule, data: list[Bat
     return network
 
 
-def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int, runtime: str) -> None:
+def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int) -> None:
     if limit is None:
         return
     if not 0 <= limit < 1:
@@ -147,7 +161,6 @@ def _check_limit(limit: float | None, validation: Iterable | None, fallback: str
         raise InputError("validation is an iterator, which can be read only once; give a list, a DataLoader or any iterable")
     if fallback not in ("float", 16):
         raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
-    choose_name(runtime, RUNTIMES, "runtime")
 
 
 def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:
@@ -158,4 +171,15 @@ def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:
     return few
 
 
-__all__ = ["REPAIRS", "TARGETS", "THRESHOLDS", "Quantization", "check_repairs", "inputs_in_order", "quantization", "quantize", "rebuild"]
+__all__ = [
+    "PLACEMENTS",
+    "REPAIRS",
+    "TARGETS",
+    "THRESHOLDS",
+    "Quantization",
+    "check_repairs",
+    "inputs_in_order",
+    "quantization",
+    "quantize",
+    "rebuild",
+]

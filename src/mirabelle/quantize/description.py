@@ -47,6 +47,17 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What placement by time found. milliseconds: of one call with one sample on one thread of `runtime`: `float`, `all_quantized` and `placed`, the last timed in turn
+    with float; None where what the clock said was left out. layers: the parameters of those that stay in float. tried: how many placements were timed."""
+
+    runtime: str
+    milliseconds: dict[str, float] | None
+    layers: tuple[str, ...]
+    tried: int
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How a network was quantised: all that is needed to build its structure again, but the numbers, which are its state.
 
@@ -55,6 +66,7 @@ class Quantization:
     keep: modules and parameters whose layers stay in float because that was asked for. repair: names of `REPAIRS`, in the order in which they were applied.
     pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that (`saturate.PairSums`); for targets that need it.
     float_operators: what stays in float, with the number of calls. fallback: what a limit on the accuracy brought about, where there was one.
+    timing: what placement by time found, where that was asked for.
     """
 
     target: str
@@ -73,6 +85,7 @@ class Quantization:
     precision: dict[str, int] = field(default_factory=dict)
     pair_sums: dict[str, dict[str, int]] = field(default_factory=dict)
     fallback: Fallback | None = None
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,7 +97,8 @@ class Quantization:
         inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in described["inputs"])
         lists = {name: tuple(described[name]) for name in ("keep", "repair")}
         fallback = described["fallback"] and Fallback.from_dict(described["fallback"])
-        return cls(**{**described, **lists, "sites": sites, "inputs": inputs, "fallback": fallback})
+        timing = described["timing"] and Timing(**{**described["timing"], "layers": tuple(described["timing"]["layers"])})
+        return cls(**{**described, **lists, "sites": sites, "inputs": inputs, "fallback": fallback, "timing": timing})
 
 
 def quantization(model: object) -> Quantization | None:

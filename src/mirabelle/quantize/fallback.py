@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,18 +15,15 @@ from mirabelle.data import Batch, batches
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import parameter_name
 from mirabelle.measure.accuracy import METRICS, as_tensor, metric_name, paired_drop, predictor, sample_scores
-from mirabelle.measure.latency import alternate
-from mirabelle.onnxfile import write_artifact
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.description import Fallback, Sensitivity, quantization
 from mirabelle.quantize.fake import Quantizer
 from mirabelle.quantize.network import weight_keys
 from mirabelle.quantize.place import contractions, layer_input, tail
-from mirabelle.quantize.qdq import to_qdq
+from mirabelle.quantize.timing import milliseconds
 
 FEW = 64  # samples on which layers are compared
-SECONDS = 4.0
 
 
 class Switchboard:
@@ -130,21 +125,6 @@ def fewest(order: Sequence[str], holds: Callable[[Sequence[str]], bool]) -> list
         middle = (low + high) // 2
         low, high = (low, middle) if holds(order[:middle]) else (middle, high)
     return list(order[:high])
-
-
-def milliseconds(networks: Mapping[str, nn.Module], example: Batch, runtime: str) -> dict[str, float]:
-    """The median milliseconds of one call with one sample, on one thread, of each network's file; timed in turn."""
-    one = example.head(1)
-    arrays, named = [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {
-            n: write_artifact(
-                to_qdq(m)[0] if isinstance(m, fx.GraphModule) and quantization(m) is not None else m, one, Path(folder) / str(i), runtime
-            )
-            for i, (n, m) in enumerate(networks.items())
-        }
-        times = alternate({n: lambda a=a: a(*arrays, **named) for n, a in files.items()}, 400, seconds=SECONDS, pin=True)
-    return {n: t.p50_ms for n, t in times.items()}
 
 
 def within(

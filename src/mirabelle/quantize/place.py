@@ -113,8 +113,8 @@ def is_addition(node: fx.Node) -> bool:
     return operator(node) in ("add", "add_") and not node.kwargs and len(shapes) == 2 and shapes[0] == shapes[1]
 
 
-def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = ()) -> dict[str, int]:
-    """The operators on tensors that have no integer form in this placement, with the number of calls."""
+def integer_nodes(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = ()) -> set[fx.Node]:
+    """The operators that have an integer form in this placement."""
     known = {s.node for s in sites}
     layers = set(contractions(graph, keep))
     integer: set[fx.Node] = set()
@@ -132,6 +132,12 @@ def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] 
             integer.add(node)
         elif grids and ends and (is_addition(node) or name == "cat" or name in PASSES or (name in AVERAGES and over_space(node))):
             integer.add(node)
+    return integer
+
+
+def float_operators(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = ()) -> dict[str, int]:
+    """The operators on tensors that have no integer form in this placement, with the number of calls."""
+    integer = integer_nodes(graph, sites, keep)
     found: dict[str, int] = {}
     for node in graph.nodes:
         if (name := float_name(node)) and node not in integer:

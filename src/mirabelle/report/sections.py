@@ -190,7 +190,11 @@ def quantization(part: dict) -> str:
         f"calibrated on {units.digits(part['samples'])} samples" if number(part.get("samples")) is not None else None,
     ]
     facts += [f"repaired by {', '.join(names)}" for names in [texts(part.get("repair"))] if names]
-    facts += [f"left in float by name: {', '.join(names)}" for names in [texts(part.get("keep"))] if names and not child(part, "fallback")]
+    facts += [
+        f"left in float by name: {', '.join(names)}"
+        for names in [texts(part.get("keep"))]
+        if names and not child(part, "fallback") and not child(part, "timing")
+    ]
     kinds = list(dict.fromkeys(kind_of(t) for t in tensors))
     folds = ""
     for i, kind in enumerate(kinds):
@@ -204,12 +208,27 @@ def quantization(part: dict) -> str:
     return section(
         "Quantisation",
         note[:1].upper() + note[1:] + "." if note else "",
+        placed(child(part, "timing")),
         fell_back(child(part, "fallback")),
         clipping,
         hint,
         folds,
         tensor_errors(tensors, kinds),
     )
+
+
+def calls(part: dict, result: str) -> str:
+    """What one call takes in float, with all layers quantised, and as it is, under the key `result`; nothing where it was not measured."""
+    times = child(part, "milliseconds")
+    steps = [f"{n} {units.milliseconds(times.get(k))}" for n, k in (("float", "float"), ("all quantised", "all_quantized"), ("as it is", result))]
+    return f" One call on {runtime_name(part.get('runtime'))}: {', '.join(steps)}." if times else ""
+
+
+def placed(part: dict) -> str:
+    """What placement by time left in float."""
+    layers = texts(part.get("layers"))
+    said = f"Placed by time: {', '.join(layers) if layers else 'no layer'} {'stays' if len(layers) < 2 else 'stay'} in float." if part else ""
+    return element("p", escape(said + calls(part, "placed"))) if part else ""
 
 
 def fell_back(part: dict) -> str:
@@ -225,13 +244,7 @@ def fell_back(part: dict) -> str:
     said = f"The {metric} may fall by {percent_points(part.get('limit'))}; with every layer quantised it falls by {percent_points(part.get('all_quantized'))}. "
     kept = f"{len(layers)} of {len(items(part, 'sensitivity'))} layers stay {to}: {', '.join(layers)}; it falls by {drop}."
     said += kept if layers else "So every layer is quantised."
-    times = child(part, "milliseconds")
-    if times:
-        steps = [
-            f"{name} {units.milliseconds(times.get(key))}"
-            for name, key in (("float", "float"), ("all quantised", "all_quantized"), ("as it is", "fallback"))
-        ]
-        said += f" One call on {runtime_name(part.get('runtime'))}: {', '.join(steps)}."
+    said += calls(part, "fallback")
     rows = [
         {
             "name": s.get("layer"),
