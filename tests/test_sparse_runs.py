@@ -1,6 +1,7 @@
 """Where sparse networks run: break-even curves, the choice of forms, recipes and the command line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,15 +118,9 @@ def test_outputs_that_differ_are_no_candidate(tmp_path, monkeypatch):
         session = real(path, threads)
         return type(session)(session.inputs, session.outputs, lambda arrays: [1.001 * a for a in session.run(arrays)])
 
-    monkeypatch.setitem(sparse.DENSE, "mnn", mnn.RUNTIME._replace(open=wrong) if hasattr(mnn.RUNTIME, "_replace") else _with(mnn.RUNTIME, wrong))
+    monkeypatch.setitem(sparse.DENSE, "mnn", replace(mnn.RUNTIME, open=wrong))
     with pytest.raises(InputError, match="gives other outputs on mnn than on onnxruntime"):
         mb.export(nn.Linear(8, 8), tmp_path, runtime="sparse", inputs=torch.randn(1, 8))
-
-
-def _with(runtime, opened):
-    from dataclasses import replace
-
-    return replace(runtime, open=opened)
 
 
 def test_zeros_survive_learned_rounding():
@@ -154,12 +149,12 @@ def test_a_recipe_with_sparsity(tmp_path):
             {"export": {"runtimes": ["onnxruntime", "sparse"]}},
         ],
     )
-    report = run(path, folder=tmp_path / "run")
+    report = run(path, folder=tmp_path / "run").report
     assert [s["name"] for s in report["stages"]] and report["stages"][-1]["runtimes"]["sparse"]["speedup"]
     share = [sum(r[k] for r in report["sparsity"]["layers"]) for k in ("zeros", "size")]
     assert share[0] / share[1] == pytest.approx(0.8, abs=0.02)
     assert report["forms"]["layers"] and (tmp_path / "run" / "report.html").read_text().count("Sparse layers")
-    assert run(path, folder=tmp_path / "run", resume=True)["sparsity"] == report["sparsity"]
+    assert run(path, folder=tmp_path / "run", resume=True).report["sparsity"] == report["sparsity"]
 
 
 @pytest.mark.parametrize(
