@@ -214,7 +214,7 @@ def run_file(network: str, method: str, runtime: str) -> dict[str, Any]:
 
 def run_latency(network: str, runtime: str, results: dict) -> dict[str, Any] | None:
     rows = [r for r in results["runs"] if r["kind"] == "file" and r["network"] == network and r["runtime"] == runtime]
-    paths = {r["method"]: folder_of(network, r["method"], runtime) / r["path"] for r in rows if r["method"] in LATENCY_ONLY}
+    paths = {r["method"]: folder_of(network, r["method"], runtime) / r["path"] for r in rows if r["method"] in LATENCY_ONLY and "path" in r}
     if "float" not in paths or not all(p.is_file() for p in paths.values()):
         return None
     x = setting(network)[2][:1].numpy()
