@@ -18,7 +18,6 @@ import numpy as np
 
 from mirabelle.errors import InputError, MissingRuntimeError
 from mirabelle.files import atomic, read_json, sha256, write_json
-from mirabelle.progress import track
 from mirabelle.runtimes import mnn, mnnfile, onnxruntime, openvino
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, check_present, require, unreadable
 
@@ -181,6 +180,8 @@ class Variants:
         """Median milliseconds by weight and form: the variants take turns, so that what else the machine does hits all of them."""
         passes = {form: mnn.timer(self.write(folder / f"{form}.mnn", form), threads, arrays) for form in self.forms()}
         seen: dict[str, list[dict[str, tuple[str, float]]]] = {form: [] for form in passes}
+        from mirabelle.progress import track  # here: processes that only run a file, the emulated one too, have no rich
+
         for i in track(range(mnn.WARM_UP + rounds), "timing layers"):
             for form, once in passes.items():
                 once()  # the others have just emptied the caches
