@@ -78,10 +78,10 @@ def test_the_budget_is_corrected_until_what_is_measured_fits(monkeypatch):
         asked.append(share)
         return model, {"share": torch.tensor(share)}
 
-    def measured(functions, *args, **options):
+    def measured(files, inputs, seconds):
         return {"whole": Latency.of([1.0]), "small": Latency.of([asked[-1] ** 0.5])}
 
-    monkeypatch.setattr(latency, "alternate", measured)
+    monkeypatch.setattr(latency, "time_in_turn", measured)
     _, removed = latency.until_measured(model, coupling, 0.5, cut, "onnxruntime")
     assert float(removed["share"]) ** 0.5 == pytest.approx(0.5, rel=latency.TOLERANCE) and 1 < len(asked) <= latency.TRIES
 

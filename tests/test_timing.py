@@ -46,7 +46,7 @@ def faked(monkeypatch, milliseconds):
     rows = [LayerRow(n, BEFORE[n], AFTER[n], True, ("Conv",)) for n in BEFORE] + [LayerRow(BETWEEN, 0.0, 0.1, False, ())]
     monkeypatch.setattr(timing, "file_of", file_of)
     monkeypatch.setattr(timing, "compare_layers", lambda *a, **k: rows)
-    monkeypatch.setattr(timing, "_times", lambda files, example: {n: Latency.of([milliseconds(f)] * 5) for n, f in files.items()})
+    monkeypatch.setattr(timing, "time_in_turn", lambda files, example, seconds: {n: Latency.of([milliseconds(f)] * 5) for n, f in files.items()})
 
 
 def test_what_loses_stays_in_float(monkeypatch):

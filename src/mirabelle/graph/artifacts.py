@@ -1,17 +1,21 @@
-"""A network as a file of a runtime, to be timed there."""
+"""A network as a file of a runtime, to be timed there, and the timing of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.graph.capture import program
+from mirabelle.measure.latency import Latency, alternate
 from mirabelle.onnxfile import onnx_proto, write_onnx
 from mirabelle.runtimes import RUNTIMES, Artifact
+
+ROUNDS = 400
 
 
 def write_artifact(
@@ -28,3 +32,17 @@ def write_artifact(
     source = folder / "model.onnx"
     write_onnx(onnx_proto(network, one), source)
     return Artifact(adapter.save(source, folder / runtime), runtime, threads)
+
+
+def one_sample(inputs: Batch) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The first sample of `inputs` as a file takes it: by place, and by name."""
+    one = inputs.head(1)
+    return [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
+
+
+def time_in_turn(files: Mapping[str, Artifact], inputs: Batch, seconds: float) -> dict[str, Latency]:
+    """The latency of one call of each file with one sample, for at most `seconds` in all; files of one thread share a core."""
+    arrays, named = one_sample(inputs)
+
+    calls = {name: lambda file=file: file(*arrays, **named) for name, file in files.items()}
+    return alternate(calls, ROUNDS, seconds=seconds, pin=all(file.threads == 1 for file in files.values()))

@@ -24,7 +24,7 @@ from torch import nn
 from mirabelle.data import Batch, cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
-from mirabelle.graph.artifacts import write_artifact
+from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
@@ -120,13 +120,13 @@ def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]
     """(layers,) milliseconds of each of `coupling.costs`, and those of everything else. Where layers cannot be told apart in the file, by their work."""
     import onnx
 
-    one = coupling.inputs.map(lambda t: t[:1] if t.ndim else t)
+    arrays, named = one_sample(coupling.inputs)
     work = np.array([cost.macs for cost in coupling.costs])
     if RUNTIMES[artifact.runtime].profile is None:  # the whole network's time, by the work of each layer
-        arrays = artifact.arrays(*one.args, **one.kwargs)
-        total = alternate({"network": lambda: artifact.session.run(arrays)}, 50, seconds=SECONDS)["network"].p50_ms
+        given = artifact.arrays(*arrays, **named)
+        total = alternate({"network": lambda: artifact.session.run(given)}, 50, seconds=SECONDS)["network"].p50_ms
         return total * work / max(1.0, work.sum()), 0.0
-    seen = artifact.profile(*[t.numpy() for t in one.args], runs=30, **{k: v.numpy() for k, v in one.kwargs.items()})
+    seen = artifact.profile(*arrays, runs=30, **named)
     total = sum(layer.milliseconds for layer in seen)
     graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
     owner, count = _owners(graph)
@@ -165,14 +165,11 @@ def latency_share(model: nn.Module, small: nn.Module, inputs: Batch, runtime: st
     """What `small` takes of the milliseconds of `model` for one sample; the two alternate in one run on one core."""
     with tempfile.TemporaryDirectory() as temporary:
         whole = write_artifact(model, inputs, Path(temporary) / "whole", runtime, threads)
-        return _share(whole, write_artifact(small, inputs, Path(temporary) / "small", runtime, threads), inputs, threads)
+        return _share(whole, write_artifact(small, inputs, Path(temporary) / "small", runtime, threads), inputs)
 
 
-def _share(whole: Artifact, small: Artifact, inputs: Batch, threads: int) -> float:
-    one = inputs.map(lambda t: t[:1] if t.ndim else t)
-    arrays, named = [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
-    calls = {k: lambda a=a: a(*arrays, **named) for k, a in (("whole", whole), ("small", small))}
-    times = alternate(calls, 400, seconds=SECONDS, pin=threads == 1)
+def _share(whole: Artifact, small: Artifact, inputs: Batch) -> float:
+    times = time_in_turn({"whole": whole, "small": small}, inputs, SECONDS)
     return times["small"].p50_ms / times["whole"].p50_ms
 
 
@@ -191,7 +188,7 @@ def until_measured(
         for step in range(TRIES):
             made = cut(asked)
             artifact = write_artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
-            share = _share(whole, artifact, coupling.inputs, threads)
+            share = _share(whole, artifact, coupling.inputs)
             if best is None or abs(share - fraction) < abs(best[0] - fraction):
                 best = (share, made)
             if abs(share / fraction - 1) <= TOLERANCE:

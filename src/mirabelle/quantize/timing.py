@@ -15,9 +15,9 @@ from torch import fx, nn
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.graph.artifacts import write_artifact
+from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
 from mirabelle.graph.capture import parameter_name
-from mirabelle.measure.latency import alternate, speedup
+from mirabelle.measure.latency import speedup
 from mirabelle.measure.layers import BETWEEN, compare_layers
 from mirabelle.onnxfile import fold_pads, save_onnx
 from mirabelle.progress import bar
@@ -31,7 +31,6 @@ from mirabelle.quantize.targets import TARGETS
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 SECONDS = 4.0
-ROUNDS = 400
 FINEST = 4  # placements tried between none and all of the chains in float
 
 
@@ -56,17 +55,7 @@ def milliseconds(networks: Mapping[str, nn.Module], example: Batch, runtime: str
     """The median milliseconds of one call with one sample, on one thread, of each network's file; timed in turn."""
     with tempfile.TemporaryDirectory() as folder:
         files = {n: file_of(m, example, Path(folder) / str(i), runtime) for i, (n, m) in enumerate(networks.items())}
-        return {n: t.p50_ms for n, t in _times(files, example).items()}
-
-
-def _times(files: Mapping[str, Artifact], example: Batch) -> dict:
-    arrays, named = _arrays(example)
-    return alternate({n: lambda a=a: a(*arrays, **named) for n, a in files.items()}, ROUNDS, seconds=SECONDS, pin=True)
-
-
-def _arrays(example: Batch) -> tuple[list, dict]:
-    one = example.head(1)
-    return [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
+        return {n: t.p50_ms for n, t in time_in_turn(files, example, SECONDS).items()}
 
 
 @dataclass(frozen=True)
@@ -127,14 +116,14 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
     with tempfile.TemporaryDirectory() as folder, bar("placing by time", FINEST + 2) as shown:
         base = file_of(model, example, Path(folder) / "float", runtime)
         whole = file_of(quantized, example, Path(folder) / "all", runtime)
-        arrays, named = _arrays(example)
+        arrays, named = one_sample(example)
         rows = {r.layer: r for r in compare_layers(base, whole, *arrays, **named)}
 
         def attempt(keep: tuple[str, ...]) -> None:
             if keep in tried or set(keep) == set(names):
                 return
             file = whole if not keep else file_of(calibrated.quantized(keep), example, Path(folder) / str(len(tried)), runtime)
-            times = _times({"float": base, "placed": file}, example)
+            times = time_in_turn({"float": base, "placed": file}, example, SECONDS)
             tried[keep] = {
                 "float": times["float"].p50_ms,
                 "placed": times["placed"].p50_ms,

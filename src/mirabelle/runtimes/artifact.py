@@ -237,6 +237,12 @@ class Artifact:
         return replace(self, threads=threads)
 
 
+def alone(path: Path) -> list[Path]:
+    """`Runtime.files` of a format that is one file."""
+    check_present([path])
+    return [path]
+
+
 def check_present(paths: Sequence[Path]) -> None:
     """`InputError` names the first file that is missing."""
     for path in paths:

@@ -16,7 +16,7 @@ import numpy as np
 from mirabelle.errors import CaptureError, InputError
 from mirabelle.files import atomic
 from mirabelle.muffle import silenced
-from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, check_present, require, unreadable
+from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require, unreadable
 
 IDENTIFIER = b"ET12"
 NAMES = "input_names"  # a method of the file that returns the names of its inputs, which the format has no place for
@@ -27,12 +27,6 @@ def version() -> str:
 
     require("executorch.runtime", "executorch")
     return metadata.version("executorch")
-
-
-def files(path: Path) -> list[Path]:
-    """The .pte alone."""
-    check_present([path])
-    return [path]
 
 
 def open(path: Path, threads: int) -> Session:
@@ -183,4 +177,4 @@ def _has_grid(layer: Any, quantize: Any) -> bool:
     return len(users) == 1 and users[0].target is quantize
 
 
-RUNTIME = Runtime("executorch", ".pte", version, files, open, None, convert=convert, free_batch=False)
+RUNTIME = Runtime("executorch", ".pte", version, alone, open, None, convert=convert, free_batch=False)

@@ -16,7 +16,7 @@ from mirabelle.files import atomic
 from mirabelle.muffle import silenced
 from mirabelle.runtimes import flatbuffer as tflite
 from mirabelle.runtimes import tflite_sparse
-from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, check_present, require, unreadable
+from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require, unreadable
 
 IDENTIFIER = b"TFL3"
 # Operators whose kernels take any grid for their result.
@@ -28,12 +28,6 @@ def version() -> str:
 
     require("ai_edge_litert.interpreter", "litert")
     return metadata.version("ai-edge-litert")
-
-
-def files(path: Path) -> list[Path]:
-    """The .tflite alone."""
-    check_present([path])
-    return [path]
 
 
 def open(path: Path, threads: int) -> Session:
@@ -297,4 +291,4 @@ def _without_zeros(model: Any, graph: Any) -> None:
         warnings.warn(f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}", stacklevel=2)
 
 
-RUNTIME = Runtime("litert", ".tflite", version, files, open, None, convert=convert, free_batch=False)
+RUNTIME = Runtime("litert", ".tflite", version, alone, open, None, convert=convert, free_batch=False)

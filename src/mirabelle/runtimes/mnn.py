@@ -21,7 +21,7 @@ from mirabelle.errors import InputError
 from mirabelle.files import atomic
 from mirabelle.muffle import captured
 from mirabelle.runtimes import mnnfile
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, require, unreadable
 
 WARM_UP = 5
 DTYPES = ("float32", "int32", "int64", "bool", "uint8", "int8")  # of inputs and outputs; MNN computes in float32 and int32
@@ -35,11 +35,6 @@ def _mnn() -> Any:
 
 def version() -> str:
     return _mnn().version()
-
-
-def files(path: Path) -> list[Path]:
-    check_present([path])
-    return [path]
 
 
 def _interpreter(path: Path) -> Any:
@@ -237,4 +232,4 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return convert(onnx_path, folder)
 
 
-RUNTIME = Runtime("mnn", ".mnn", version, files, open, profile, save, int8=False)
+RUNTIME = Runtime("mnn", ".mnn", version, alone, open, profile, save, int8=False)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mirabelle.errors import InputError
 from mirabelle.files import atomic
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, check_present, require, unreadable
 
 TYPES = {"float": "float32", "double": "float64", "bool": "bool", "float16": "float16"} | {
     f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)
@@ -123,12 +123,6 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return target
 
 
-def _mobile_files(path: Path) -> list[Path]:
-    """The .ort alone."""
-    check_present([path])
-    return [path]
-
-
 def _save_mobile(onnx_path: Path, folder: Path) -> Path:
     """Writes the graph, fused as for Arm, in the format that ONNX Runtime's small builds for phones read; they cannot parse ONNX."""
     ort = require("onnxruntime", "onnxruntime")
@@ -149,4 +143,4 @@ def _save_mobile(onnx_path: Path, folder: Path) -> Path:
 
 
 RUNTIME = Runtime("onnxruntime", ".onnx", version, files, open, profile, save)
-MOBILE = Runtime("onnxruntime-mobile", ".ort", version, _mobile_files, open, profile, _save_mobile)
+MOBILE = Runtime("onnxruntime-mobile", ".ort", version, alone, open, profile, _save_mobile)

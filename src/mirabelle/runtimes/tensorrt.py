@@ -13,7 +13,7 @@ import numpy as np
 
 from mirabelle.errors import InputError
 from mirabelle.files import atomic
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, require
 from mirabelle.runtimes.tensorrt_rules import lint
 
 # What one engine is built for where no GPU says otherwise: Ampere (A100; RTX 30) and Ada (RTX 40).
@@ -28,11 +28,6 @@ def _package() -> Any:
 
 def version() -> str:
     return _package().__version__
-
-
-def files(path: Path) -> list[Path]:
-    check_present([path])
-    return [path]
 
 
 def capabilities() -> list[int]:
@@ -171,4 +166,4 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
     raise InputError("the package of tensorrt does not tell the times of single layers; measure the whole network")
 
 
-RUNTIME = Runtime("tensorrt", ".engine", version, files, open, profile, save)
+RUNTIME = Runtime("tensorrt", ".engine", version, alone, open, profile, save)
