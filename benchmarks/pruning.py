@@ -13,23 +13,21 @@ Both sides get the same MACs and the same batches; BatchNorm statistics of Torch
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks import photographs
+from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
 from examples import fashion
 from mirabelle.batchnorm import reestimate_batchnorm
 from mirabelle.data import seed_everything
-from mirabelle.files import read_json, write_json
 from mirabelle.measure import count_macs
 from mirabelle.measure.accuracy import evaluate, predictor
 from mirabelle.measure.machine import machine, versions
@@ -146,26 +144,18 @@ def wanted() -> list[dict[str, Any]]:
     return runs
 
 
-def _rows(results: dict, **known: Any) -> list[dict]:
-    return [r for r in results["runs"] if all(r.get(k) == v for k, v in known.items())]
-
-
-def _cell(values: list[float]) -> str:
-    return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f}; {len(values)})" if values else "not run"
-
-
 def table(results: dict) -> str:
     heads = " | ".join(f"{share:.0%} of the MACs" for share in SHARES)
     columns = "|---|" + "---|" * len(SHARES)
     original = results.get("original", math.nan)
     parts = [f"| residual network, points lost before any training | {heads} |", columns]
     for m in METHODS:
-        cells = [_cell([100 * (original - r["top1"]) for r in _rows(results, kind="fashion", method=m, share=s)]) for s in SHARES]
+        cells = [span([100 * (original - r["top1"]) for r in rows(results, kind="fashion", method=m, share=s)]) for s in SHARES]
         parts.append(f"| {m} | {' | '.join(cells)} |")
     for key, title, factor in (("agreement", "agreement with the original, %", 100), ("sqnr", "SQNR of the logits, dB", 1)):
         parts += ["", f"| MobileNetV2, {title} | {heads} |", columns]
         for m in METHODS:
-            cells = [_cell([factor * r[key] for r in _rows(results, kind="mobilenet_v2", method=m, share=s)]) for s in SHARES]
+            cells = [span([factor * r[key] for r in rows(results, kind="mobilenet_v2", method=m, share=s)]) for s in SHARES]
             parts.append(f"| {m} | {' | '.join(cells)} |")
     parts += [
         "",
@@ -173,38 +163,27 @@ def table(results: dict) -> str:
         "|---|" + "---|" * len(EPOCHS),
     ]
     for m in TUNED:
-        cells = [_cell([100 * (original - r["top1"]) for r in _rows(results, kind="tuned", method=m, epochs=e)]) for e in EPOCHS]
+        cells = [span([100 * (original - r["top1"]) for r in rows(results, kind="tuned", method=m, epochs=e)]) for e in EPOCHS]
         parts.append(f"| {m} | {' | '.join(cells)} |")
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
     parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
     return "\n".join(parts)
 
 
+def do(run: dict[str, Any]) -> dict[str, Any]:
+    seed_everything(run["seed"])
+    return RUNS[run["kind"]](**{k: v for k, v in run.items() if k != "kind"})
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=RUNS, help="one table")
-    parser.add_argument("--methods", default="", help="only methods with this in their names")
-    parser.add_argument("--seed", type=int, help="only this seed")
-    parser.add_argument("--runs", type=int, help="at most so many runs more")
-    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
-    options = parser.parse_args()
-    results = read_json(RESULTS) if RESULTS.exists() else {"runs": []}
+    options = command(__doc__, RUNS)
     if not options.table:
         torch.set_num_threads(1)
-        asked = [r for r in wanted() if options.only in (None, r["kind"]) and options.methods in r["method"] and options.seed in (None, r["seed"])]
-        left = [r for r in asked if not _rows(results, **r)]
-        results |= {"machine": machine(), "versions": versions("torch", "torch-pruning")}
-        if "original" not in results:
-            results["original"] = evaluate(predictor(fashion.resnet()), fashion.data().test).value
-        for run in left[: options.runs]:
-            seed_everything(run["seed"])
-            row = {**run, **RUNS[run["kind"]](**{k: v for k, v in run.items() if k != "kind"})}
-            if RESULTS.exists():  # another process may have added to it
-                results = read_json(RESULTS) | {k: v for k, v in results.items() if k != "runs"}
-            results["runs"].append(row)
-            write_json(RESULTS, results)
-            print(row, flush=True)
-    print(table(results))
+        conditions = {"machine": machine(), "versions": versions("torch", "torch-pruning")}
+        if "original" not in kept(RESULTS):
+            conditions["original"] = evaluate(predictor(fashion.resnet()), fashion.data().test).value
+        carry_out(RESULTS, [r for r in wanted() if is_asked(r, options)], do, conditions, options.runs)
+    print(table(kept(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ from torch import nn
 
 import mirabelle as mb
 from benchmarks import photographs, zoo
+from benchmarks.runs import carry_out, kept, rows
 from examples import fashion
 from mirabelle.data import cache_folder, seed_everything
 from mirabelle.errors import MirabelleError
-from mirabelle.files import read_json, write_json
 from mirabelle.measure.accuracy import paired_drop
 from mirabelle.measure.latency import alternate, speedup
 from mirabelle.measure.machine import machine, versions
@@ -339,10 +339,14 @@ def wanted() -> list[dict[str, Any]]:
 RUNS = {"file": run_file, "reference": run_reference, "bits": run_bits, "training": run_training, "memory": run_memory}
 
 
-def do(run: dict[str, Any], results: dict) -> dict[str, Any] | None:
+def do(run: dict[str, Any]) -> dict[str, Any] | None:
+    seed_everything(run.get("seed", 0))
     keys = {k: v for k, v in run.items() if k != "kind"}
     if run["kind"] == "latency":
-        return run_latency(**keys, results=results)
+        found = run_latency(**keys, results=kept(RESULTS))
+        if found is None:
+            print(f"{run}: its files are not there yet; run --only file first", file=sys.stderr)
+        return found
     try:
         return RUNS[run["kind"]](**keys)
     except Exception as error:  # a peer that fails is a result
@@ -352,10 +356,6 @@ def do(run: dict[str, Any], results: dict) -> dict[str, Any] | None:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------------------
-
-
-def rows(results: dict, **wanted: Any) -> list[dict[str, Any]]:
-    return [r for r in results["runs"] if all(r.get(k) == v for k, v in wanted.items())]
 
 
 def _span(values: list[float], form: str = "{:.2f}") -> str:
@@ -456,7 +456,6 @@ def main() -> None:
     if options.child:
         _child(options.child[0], int(options.child[1]))
         return
-    results = read_json(RESULTS) if RESULTS.exists() else {"runs": []}
     if not options.table:
         asked = [
             r
@@ -466,17 +465,9 @@ def main() -> None:
             and options.method in r.get("method", "")
             and options.seed in (None, r.get("seed"))
         ]
-        for run in [r for r in asked if not rows(results, **r)][: options.runs]:
-            seed_everything(run.get("seed", 0))
-            if (found := do(run, results)) is None:
-                print(f"{run}: its files are not there yet; run --only file first", file=sys.stderr)
-                continue
-            print(run, found, file=sys.stderr, flush=True)
-            results = read_json(RESULTS) if RESULTS.exists() else {"runs": []}  # another process may have added to it
-            results |= {"machine": machine(), "versions": versions("torch", "onnxruntime", "openvino", "nncf")}
-            results["runs"].append({**run, **found})
-            write_json(RESULTS, results)
-    print(table(results))
+        conditions = {"machine": machine(), "versions": versions("torch", "onnxruntime", "openvino", "nncf")}
+        carry_out(RESULTS, asked, do, conditions, options.runs)
+    print(table(kept(RESULTS)))
 
 
 if __name__ == "__main__":

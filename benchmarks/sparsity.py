@@ -13,11 +13,9 @@ Needs torchvision, and MNN (`pip install "mirabelle[mnn]"`) for the speeds. `--o
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -26,11 +24,11 @@ from torch.nn.utils import prune as torch_prune
 
 import mirabelle as mb
 from benchmarks import zoo
+from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
 from examples import fashion
 from mirabelle.batchnorm import reestimate_batchnorm
 from mirabelle.checks import clone
 from mirabelle.data import Batch, seed_everything
-from mirabelle.files import read_json, write_json
 from mirabelle.measure.accuracy import evaluate, predictor
 from mirabelle.measure.breakeven import limits, zeroed
 from mirabelle.measure.machine import machine, versions
@@ -204,29 +202,24 @@ def wanted() -> list[dict[str, Any]]:
     return runs
 
 
-def _rows(results: dict, **known: Any) -> list[dict]:
-    return [r for r in results["runs"] if all(r.get(k) == v for k, v in known.items())]
-
-
-def _table(title: str, rows: list[str], levels: tuple[float, ...], cell: Callable[[str, float, int], str]) -> list[str]:
+def _table(title: str, names: list[str], levels: tuple[float, ...], cell: Callable[[str, float, int], str]) -> list[str]:
     columns = [(s, b) for b in BLOCKS for s in levels]
     heads = " | ".join(f"{100 * s:g} %{', 4x1' if b > 1 else ''}" for s, b in columns)
     return [
         f"| {title} | {heads} |",
         "|---" * (len(columns) + 1) + "|",
-        *(f"| {r} | {' | '.join(cell(r, s, b) for s, b in columns)} |" for r in rows),
+        *(f"| {r} | {' | '.join(cell(r, s, b) for s, b in columns)} |" for r in names),
         "",
     ]
 
 
 def table(results: dict) -> str:
     def tuned(method: str, s: float, b: int) -> str:
-        values = [100 * r["top1"] for r in _rows(results, kind="tuned", method=method, sparsity=s, block=b)]
-        return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f}; {len(values)})" if values else "not run"
+        return span([100 * r["top1"] for r in rows(results, kind="tuned", method=method, sparsity=s, block=b)])
 
     def one(kind: str, key: str, show: Callable[[dict], str]) -> Callable[[str, float, int], str]:
         def cell(name: str, s: float, b: int) -> str:
-            return next((show(r) for r in _rows(results, kind=kind, sparsity=s, block=b, **{key: name})), "not run")
+            return next((show(r) for r in rows(results, kind=kind, sparsity=s, block=b, **{key: name})), "not run")
 
         return cell
 
@@ -251,32 +244,19 @@ def table(results: dict) -> str:
     return "\n".join(parts)
 
 
+def do(run: dict[str, Any]) -> dict[str, Any]:
+    return RUNS[run["kind"]](**{k: v for k, v in run.items() if k != "kind"})
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=RUNS, help="one table")
-    parser.add_argument("--methods", default="", help="only methods with this in their names")
-    parser.add_argument("--seed", type=int, help="only this seed")
-    parser.add_argument("--runs", type=int, help="at most so many runs more")
-    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
-    options = parser.parse_args()
-    results = read_json(RESULTS) if RESULTS.exists() else {"runs": []}
+    options = command(__doc__, RUNS)
     if not options.table:
         torch.set_num_threads(1)
-        asked = [
-            r
-            for r in wanted()
-            if options.only in (None, r["kind"]) and options.methods in r.get("method", "") and options.seed in (None, r.get("seed"))
-        ]
-        known = {"machine": machine(), "versions": versions("torch", "onnxruntime", "openvino", "MNN")}
-        if "original" not in results:
-            known["original"] = _top1(fashion.resnet())
-        for run in [r for r in asked if not _rows(results, **r)][: options.runs]:
-            row = {**run, **RUNS[run["kind"]](**{k: v for k, v in run.items() if k != "kind"})}
-            results = (read_json(RESULTS) if RESULTS.exists() else results) | known  # another process may have added to it
-            results["runs"].append(row)
-            write_json(RESULTS, results)
-            print(row, flush=True)
-    print(table(results))
+        conditions = {"machine": machine(), "versions": versions("torch", "onnxruntime", "openvino", "MNN")}
+        if "original" not in kept(RESULTS):
+            conditions["original"] = _top1(fashion.resnet())
+        carry_out(RESULTS, [r for r in wanted() if is_asked(r, options)], do, conditions, options.runs)
+    print(table(kept(RESULTS)))
 
 
 if __name__ == "__main__":
