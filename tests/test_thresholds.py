@@ -282,7 +282,9 @@ def test_contract_range_and_scale(name, values, levels, power):
     threshold = choose(h, levels)
     assert threshold == 0 if h.maximum == 0 else 0 < threshold <= h.maximum
     assert choose(histogram(values * np.float32(2.0**power)), levels) == threshold * 2.0**power
-    assert choose(histogram(-values), levels) == pytest.approx(threshold, rel=4 / levels if levels > 7 else 1.0)
+    # Bins are half open, so that a value on an edge changes its bin with its sign: the odd factor takes values off the edges.
+    values = values * np.float32(0.7368421)
+    assert choose(histogram(-values), levels) == pytest.approx(choose(histogram(values), levels), rel=4 / levels if levels > 7 else 1.0)
 
 
 @pytest.mark.parametrize("name", THRESHOLDS)
