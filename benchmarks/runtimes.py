@@ -25,7 +25,7 @@ from mirabelle.measure.accuracy import evaluate, predictor
 from mirabelle.measure.latency import alternate, speedup
 from mirabelle.measure.machine import machine, versions
 from mirabelle.quantize import quantize
-from mirabelle.runtimes import RUNTIMES, load
+from mirabelle.runtimes import RUNTIMES, check_runs_here, load
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
 # The grids that suit each runtime's kernels on this machine.
@@ -35,11 +35,11 @@ SAMPLES, SECONDS = 64, 60
 
 def installed() -> list[str]:
     found = []
-    for name, runtime in RUNTIMES.items():
+    for name in RUNTIMES:
         if name == "sparse":  # dense networks are run by one of the others there
             continue
         try:
-            runtime.version()
+            check_runs_here(name)
             found.append(name)
         except MissingRuntimeError:
             pass

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mirabelle.errors import MissingRuntimeError
-from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes import check_runs_here
 from mirabelle.runtimes.artifact import require
 
 CONVERTERS = {"litert": ["litert_torch"], "ncnn": ["pnnx"]}
@@ -19,7 +19,7 @@ CONVERTERS = {"litert": ["litert_torch"], "ncnn": ["pnnx"]}
 def needs(runtime: str) -> None:
     """Skips the test where a runtime, or what makes its files, is not installed."""
     try:
-        RUNTIMES[runtime].version()
+        check_runs_here(runtime)
         for package in CONVERTERS.get(runtime, ()):
             require(package, runtime)
     except MissingRuntimeError as error:

@@ -79,6 +79,8 @@ def test_structure(name, target, tmp_path):
     [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n not in ("sparse", "onnxruntime-mobile") and r.free_batch and (r.int8 or not q)],
 )
 def test_the_same_network_gives_the_same_bytes(runtime, quantised, tmp_path):
+    needs(runtime)
+
     def files(folder, size):
         network = quantize(build("residual"), batches(count=1)) if quantised else build("residual")
         artifact = mb.export(network, tmp_path / folder, runtime=runtime, inputs=batches(count=1)[0][:size])

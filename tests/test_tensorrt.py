@@ -11,11 +11,11 @@ from onnx import helper, numpy_helper
 import mirabelle as mb
 from mirabelle.errors import InputError, MissingRuntimeError
 from mirabelle.quantize import quantize
-from mirabelle.runtimes import tensorrt
+from mirabelle.runtimes import load, tensorrt
 from mirabelle.runtimes.tensorrt_rules import RULES, lint
 from tests.quantized_networks import batches, build
 
-PACKAGE = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is proprietary and not installed by Mirabelle")
+PACKAGE = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed")
 NETWORKS = ["residual", "residual_in_place", "depthwise", "grouped", "sequential", "concatenation", "squeeze_excite", "conv1d", "tokens"]
 
 
@@ -262,8 +262,18 @@ def test_engines_are_built_without_a_gpu(name, tmp_path):
     with pytest.raises(InputError, match="builds for compute capabilities 75, 80, 86, 89.*not 90"):
         tensorrt.build(path, [86, 90])
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="runs on NVIDIA GPUs, and torch finds none here"):
-            tensorrt.open(engine, 1)
+        with pytest.raises(MissingRuntimeError, match="can be made here but not run: TensorRT's engines run on NVIDIA GPUs, and torch finds none"):
+            load(engine, "tensorrt")
+
+
+@PACKAGE
+def test_an_engine_is_exported_where_it_cannot_run(tmp_path):
+    q, x = quantize(build("residual"), batches(), target="tensorrt"), batches(count=1)[0]
+    artifact = mb.export(q, tmp_path, runtime="tensorrt", inputs=x[:1])
+    assert [f.name for f in artifact.files] == ["model.engine"] and artifact.bytes > 10_000 and (tmp_path / "model.onnx").is_file()
+    with pytest.raises(InputError, match="breaks TensorRT's rules"):
+        mb.export(quantize(build("residual"), batches(), target="x86-vnni"), tmp_path / "x86", runtime="tensorrt", inputs=x[:1])
+    assert not (tmp_path / "x86" / "model.engine").exists()
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None or not torch.cuda.is_available(), reason="needs TensorRT-RTX and a GPU")

@@ -32,7 +32,7 @@ def export(
     The batch size stays free where network and runtime allow it; files for LiteRT and ExecuTorch take that of the example.
     threads: those that the artifact will run with.
     Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not take, and where the runtime cannot run what
-    it is given (integers, ONNX files); `MissingRuntimeError` names what to install.
+    it is given (integers, ONNX files); `MissingRuntimeError` names what to install. Files for a GPU are written without one, and come back unopened.
     """
     adapter = choose(runtime, RUNTIMES, "runtime")
     adapter.version()
@@ -40,19 +40,23 @@ def export(
     if isinstance(model, (str, Path)):
         if adapter.save is None:
             raise InputError(f"files for {runtime} are made from networks, not from ONNX files such as {model}; give the network and inputs=")
-        return load(adapter.save(Path(model), folder), runtime, threads)
+        return _opened(adapter.save(Path(model), folder), runtime, threads)
     if inputs is None:
         raise InputError("export needs inputs=, an example of what the network takes")
     if quantization(model) is not None and not adapter.int8:
         raise InputError(f"{runtime} does not run quantised networks; export the float network, or choose another runtime")
     if adapter.convert is not None:
         captured, sites = to_program(model, example_inputs(inputs))
-        return load(adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads)
+        return _opened(adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads)
     assert adapter.save is not None
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / f"{name}.onnx"
         to_onnx(model, example_inputs(inputs), source)
-        return load(adapter.save(source, folder), runtime, threads)
+        return _opened(adapter.save(source, folder), runtime, threads)
+
+
+def _opened(path: Path, runtime: str, threads: int) -> Artifact:
+    return load(path, runtime, threads) if RUNTIMES[runtime].absent() is None else Artifact(path, runtime, threads)
 
 
 def to_program(model: nn.Module, inputs: Batch, outputs: Sequence[str] = ()) -> tuple[torch.export.ExportedProgram, list[str]]:

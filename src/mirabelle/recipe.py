@@ -18,7 +18,7 @@ from mirabelle.measure.accuracy import METRICS
 from mirabelle.plugins import resolve
 from mirabelle.prune import AGGREGATIONS, ALLOCATIONS, CRITERIA, NORMALIZATIONS, REPAIRS, check_budget, check_steps, prune
 from mirabelle.quantize import PLACEMENTS, TARGETS, THRESHOLDS, check_repairs, quantize
-from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsify import ALLOCATIONS as SPARSE_ALLOCATIONS
 from mirabelle.sparsify import CRITERIA as SPARSE_CRITERIA
 from mirabelle.sparsify import REPAIRS as SPARSE_REPAIRS
@@ -267,7 +267,7 @@ def _check_runtimes(options: Mapping[str, Any]) -> None:
             raise InputError(f"runtimes has {name!r}{did_you_mean(str(name), RUNTIMES)}")
         if runtimes.count(name) > 1:
             raise InputError(f"runtimes has {name!r} twice")
-        RUNTIMES[name].version()
+        check_runs_here(name)
 
 
 def _check_prune(options: Mapping[str, Any]) -> None:

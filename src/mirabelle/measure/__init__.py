@@ -154,7 +154,7 @@ def _network(model: Any) -> Artifact | nn.Module:
     from mirabelle.runtimes import RUNTIMES, Artifact, load
 
     if isinstance(model, (str, Path)):
-        suffixes = {r.suffix: r.name for r in RUNTIMES.values()}
+        suffixes = {r.suffix: r.name for r in reversed(RUNTIMES.values())}  # of several that read a suffix, the first
         if (suffix := Path(model).suffix) not in suffixes:
             raise InputError(f"{model} ends in {suffix!r}; expected one of {', '.join(suffixes)}")
         return load(model, suffixes[suffix])

@@ -28,7 +28,7 @@ from mirabelle.quantize.saturate import channel_axes
 from mirabelle.quantize.targets import TARGETS, resolve_target
 from mirabelle.quantize.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantize.timing import fastest
-from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsify import masks
 
 REPAIR_NUMBERS = 2**25
@@ -101,6 +101,8 @@ def quantize(
         raise InputError(f"runtime {runtime!r} does not run quantised networks; choose one of {', '.join(n for n, r in RUNTIMES.items() if r.int8)}")
     if placement == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
         raise InputError(f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, weight_bits={weight_bits}")
+    if placement == "fastest":
+        check_runs_here(runtime)
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     if isinstance(model, (str, Path)):

@@ -17,6 +17,8 @@ RUNTIMES = {
     "mnn": "MNN",
     "torch": "PyTorch",
     "tensorrt": "TensorRT",
+    "onnxruntime-cuda": "ONNX Runtime (CUDA)",
+    "onnxruntime-tensorrt": "ONNX Runtime (TensorRT)",
 }
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mirabelle.runtimes import executorch, litert, mnn, ncnn, onnxruntime, openvino, sparse
-from mirabelle.runtimes.artifact import Artifact, LayerTime, Runtime, TensorSpec
+from mirabelle.runtimes import executorch, litert, mnn, ncnn, onnxruntime, onnxruntime_gpu, openvino, sparse, tensorrt
+from mirabelle.runtimes.artifact import Artifact, LayerTime, Runtime, TensorSpec, check_runs_here
 
-__all__ = ["RUNTIMES", "Artifact", "LayerTime", "Runtime", "TensorSpec", "load"]
+__all__ = ["RUNTIMES", "Artifact", "LayerTime", "Runtime", "TensorSpec", "check_runs_here", "load"]
 
 _ALL = (
     onnxruntime.RUNTIME, onnxruntime.MOBILE, openvino.RUNTIME, litert.RUNTIME, executorch.RUNTIME, ncnn.RUNTIME, mnn.RUNTIME, sparse.RUNTIME,
+    tensorrt.RUNTIME, onnxruntime_gpu.ON_CUDA, onnxruntime_gpu.ON_TENSORRT,
 )  # fmt: skip
 RUNTIMES: dict[str, Runtime] = {r.name: r for r in _ALL}
 
@@ -19,7 +20,7 @@ def load(path: str | Path, runtime: str, threads: int = 1) -> Artifact:
     """The exported network at `path`, opened by `runtime` (a name of `RUNTIMES`).
 
     Raises `InputError` for an unknown runtime, and for a file that is missing, of another kind or damaged;
-    `MissingRuntimeError` where the runtime is not installed.
+    `MissingRuntimeError` where the runtime is not installed or does not run on this machine.
     """
     artifact = Artifact(Path(path), runtime, threads)
     _ = artifact.session

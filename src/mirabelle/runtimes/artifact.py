@@ -63,6 +63,7 @@ class Runtime:
 
     int8: whether it runs quantised networks. off_by: how many integer steps a value may be away from the integer reference, by rounding
     that differs and what it hands on. free_batch: whether its files leave the batch size open where the network does.
+    absent(): why its files, which can be made here, cannot run on this machine; None where they can.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Runtime:
     int8: bool = True
     off_by: int = 1
     free_batch: bool = True
+    absent: Callable[[], str | None] = lambda: None
 
 
 def require(package: str, extra: str) -> ModuleType:
@@ -101,6 +103,14 @@ def adapter(runtime: str) -> Runtime:
     from mirabelle.runtimes import RUNTIMES  # here, as that dict's adapters import this file
 
     return choose(runtime, RUNTIMES, "runtime")
+
+
+def check_runs_here(runtime: str) -> None:
+    """`MissingRuntimeError` where the runtime is not installed, or does not run on this machine."""
+    found = adapter(runtime)
+    found.version()
+    if why := found.absent():
+        raise MissingRuntimeError(f"{runtime} files can be made here but not run: {why}")
 
 
 def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
@@ -145,12 +155,13 @@ class Artifact:
 
     @cached_property
     def session(self) -> Session:
-        """The open file. `InputError` where it is missing or damaged."""
+        """The open file. `InputError` where it is missing or damaged; `MissingRuntimeError` where it cannot run here."""
         runtime = adapter(self.runtime)
         if self.path.suffix != runtime.suffix:
             raise InputError(f"{self.path} does not end in {runtime.suffix}, as {self.runtime} needs")
         if not self.path.is_file():
             raise InputError(f"{self.path} is not there" if not self.path.exists() else f"{self.path} is a folder; expected a file")
+        check_runs_here(self.runtime)
         return runtime.open(self.path, self.threads)
 
     @property

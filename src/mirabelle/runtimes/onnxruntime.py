@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Any
@@ -45,7 +46,12 @@ def files(path: Path) -> list[Path]:
     return found
 
 
-def _session(path: Path, threads: int, profile: str | None = None) -> Any:
+Providers = Sequence[tuple[str, Mapping[str, str]]]
+ON_CPU: Providers = [("CPUExecutionProvider", {})]
+
+
+def _session(path: Path, threads: int, providers: Providers, profile: str | None = None) -> Any:
+    """`InputError` where the first provider does not start: ONNX Runtime itself would go on with the next one without a word."""
     ort = require("onnxruntime", "onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -57,9 +63,12 @@ def _session(path: Path, threads: int, profile: str | None = None) -> Any:
         options.enable_profiling = True
         options.profile_file_prefix = profile
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # its exceptions have no base class of their own
         raise unreadable(path, "onnxruntime", error) from error
+    if (wanted := providers[0][0]) not in session.get_providers():
+        raise InputError(f"{path}: {wanted} did not start (ONNX Runtime runs {', '.join(session.get_providers())}); look for a library that it lacks")
+    return session
 
 
 def _spec(value: Any) -> TensorSpec:
@@ -68,8 +77,8 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, shape, TYPES.get(kind) or kind)
 
 
-def open(path: Path, threads: int) -> Session:
-    session = _session(path, threads)
+def open(path: Path, threads: int, providers: Providers = ON_CPU) -> Session:
+    session = _session(path, threads, providers)
     inputs = [_spec(v) for v in session.get_inputs()]
     return Session(
         inputs,
@@ -88,9 +97,9 @@ def _int8(event: dict) -> bool | None:
     return None if not types else next(iter(types[0])) in ("int8", "uint8")
 
 
-def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
+def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int, providers: Providers = ON_CPU) -> list[LayerTime]:
     with tempfile.TemporaryDirectory() as folder:
-        session = _session(path, threads, str(Path(folder) / "profile"))
+        session = _session(path, threads, providers, str(Path(folder) / "profile"))
         feed = {v.name: a for v, a in zip(session.get_inputs(), arrays)}
         for _ in range(WARM_UP + runs):
             session.run(None, feed)

@@ -1,6 +1,6 @@
 """TensorRT for NVIDIA GPUs, by the TensorRT-RTX package: engines are built ahead of time and without a GPU, and run where there is one.
 
-The package is proprietary and never installed by Mirabelle. Files come from Q/DQ form after the rules of `tensorrt_rules`.
+The package is proprietary, and installed for those who ask for it (`pip install mirabelle[tensorrt]`). Files come from Q/DQ form after the rules of `tensorrt_rules`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from mirabelle.errors import InputError
 from mirabelle.files import atomic
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, require
+from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require
 from mirabelle.runtimes.tensorrt_rules import lint
 
 # What one engine is built for where no GPU says otherwise: Ampere (A100; RTX 30) and Ada (RTX 40).
@@ -117,12 +117,10 @@ def _has_gpu() -> bool:
 
 
 def open(path: Path, threads: int) -> Session:
-    """On the first GPU, through torch's buffers. Raises `InputError` without one, and for an engine of another GPU or version."""
+    """On the first GPU, through torch's buffers. Raises `InputError` for an engine of another GPU or version."""
     import torch
 
     trt = _package()
-    if not _has_gpu():
-        raise InputError(f"{path} runs on NVIDIA GPUs, and torch finds none here")
     logger = _logger(trt)
     engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -162,8 +160,8 @@ def open(path: Path, threads: int) -> Session:
     return Session([spec(n) for n in inputs], [spec(n) for n in outputs], run)
 
 
-def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
-    raise InputError("the package of tensorrt does not tell the times of single layers; measure the whole network")
+def _absent() -> str | None:
+    return None if _has_gpu() else "TensorRT's engines run on NVIDIA GPUs, and torch finds none"
 
 
-RUNTIME = Runtime("tensorrt", ".engine", version, alone, open, profile, save)
+RUNTIME = Runtime("tensorrt", ".engine", version, alone, open, None, save, absent=_absent)
