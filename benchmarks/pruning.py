@@ -1,12 +1,13 @@
 """What is left of a network before any training, and after a little, against Torch-Pruning 1.6.1: `python -m benchmarks.pruning`; one thread, resumable.
 
-Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2` or `tuned` runs one of the
-three tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs more.
+Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2`, `tuned` or `latency` runs one of the
+four tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs more.
 
 - fashion: the demo's trained residual network on Fashion-MNIST; top-1 on the 10 000 test images, which choose nothing; a drop is against the original on the same images.
 - mobilenet_v2: MobileNetV2 with ImageNet weights on photographs, half of them for calibration and half for the comparison: agreement with the original's first class, and the
   signal-to-noise ratio of the logits, at three sizes of each photograph.
 - tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
+- latency: the same networks cut to a share of the milliseconds on ONNX Runtime, and to shares of the MACs around it; measured anew, in turn with the original.
 
 Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -27,9 +29,11 @@ from benchmarks import photographs
 from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
 from examples import fashion
 from mirabelle.batchnorm import reestimate_batchnorm
-from mirabelle.data import seed_everything
+from mirabelle.data import example_inputs, seed_everything
+from mirabelle.graph.artifacts import time_in_turn, write_artifact
 from mirabelle.measure import count_macs
 from mirabelle.measure.accuracy import evaluate, predictor
+from mirabelle.measure.latency import speedup
 from mirabelle.measure.machine import machine, versions
 from mirabelle.prune import prune
 from mirabelle.train import fit
@@ -40,6 +44,9 @@ SEEDS = (0, 1, 2)
 EPOCHS = (1, 3, 10)
 BATCHES = {"fashion": 8, "mobilenet_v2": 16}
 RATE = 1e-3
+TIMED: dict[str, dict[str, tuple[float, ...]]] = {
+    "fashion": {"latency": (0.6, 0.5, 0.4), "macs": (0.7, 0.6, 0.5, 0.4, 0.3)}, "mobilenet_v2": {"latency": (0.85,), "macs": (0.85, 0.75)},
+}  # fmt: skip
 Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int], nn.Module]
 
 
@@ -116,11 +123,14 @@ def run_fashion(method: str, share: float, seed: int) -> dict[str, Any]:
 def run_mobilenet_v2(method: str, share: float, seed: int) -> dict[str, Any]:
     model, loader, views, expected = _photographs(seed)
     small = METHODS[method](model, views[:2], share, loader, len(loader))
-    found = _logits(small, views)
+    return {"macs": count_macs(small, views[:2]) / count_macs(model, views[:2])} | _against(expected, _logits(small, views))
+
+
+def _against(expected: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
+    error = (found - expected).square().mean()
     return {
-        "macs": count_macs(small, views[:2]) / count_macs(model, views[:2]), "n": len(views),
-        "agreement": float((found.argmax(1) == expected.argmax(1)).float().mean()),
-        "sqnr": 10 * math.log10(float((expected - expected.mean(0)).square().mean() / (found - expected).square().mean())),
+        "n": len(found), "agreement": float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        "sqnr": 10 * math.log10(float((expected - expected.mean(0)).square().mean() / error)),
     }  # fmt: skip
 
 
@@ -131,7 +141,33 @@ def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, An
     return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(tuned), loaders.test).value}
 
 
-RUNS: dict[str, Callable[..., dict[str, Any]]] = {"fashion": run_fashion, "mobilenet_v2": run_mobilenet_v2, "tuned": run_tuned}
+def run_latency(method: str, network: str, share: float, seed: int) -> dict[str, Any]:
+    budget = {method: share, "criterion": "brain_surgeon", "align": 8, "repair": "least-squares"}
+    if network == "fashion":
+        model, loaders = fashion.resnet(), fashion.data()
+        x, loader, views, expected = torch.zeros(2, 1, 28, 28), loaders.train, None, None
+    else:
+        model, loader, views, expected = _photographs(seed)
+        x = views[:2]
+    small = prune(model, x, data=loader, batches=BATCHES[network], **budget)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {k: write_artifact(m, example_inputs(x), _made(Path(folder) / k)) for k, m in (("whole", model), ("small", small))}
+        times = time_in_turn(files, example_inputs(x), 20)
+    gain = speedup(times["whole"], times["small"])
+    found = {"macs": count_macs(small, x) / count_macs(model, x), "time": 1 / gain.value, "low": 1 / gain.high, "high": 1 / gain.low}
+    if views is None:
+        return found | {"top1": evaluate(predictor(small), loaders.test).value}
+    return found | _against(expected, _logits(small, views))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+RUNS: dict[str, Callable[..., dict[str, Any]]] = {
+    "fashion": run_fashion, "mobilenet_v2": run_mobilenet_v2, "tuned": run_tuned, "latency": run_latency,
+}  # fmt: skip
 
 
 def wanted() -> list[dict[str, Any]]:
@@ -140,6 +176,13 @@ def wanted() -> list[dict[str, Any]]:
     for seed in SEEDS:
         for kind in ("fashion", "mobilenet_v2"):
             runs += [{"kind": kind, "method": m, "share": s, "seed": seed} for s in SHARES for m in METHODS]
+        if seed == SEEDS[0]:
+            runs += [
+                {"kind": "latency", "network": n, "method": m, "share": s, "seed": seed}
+                for n, by in TIMED.items()
+                for m, shares in by.items()
+                for s in shares
+            ]
         runs += [{"kind": "tuned", "method": m, "share": 0.5, "seed": seed, "epochs": e} for e in EPOCHS for m in TUNED]
     return runs
 
@@ -165,6 +208,16 @@ def table(results: dict) -> str:
     for m in TUNED:
         cells = [span([100 * (original - r["top1"]) for r in rows(results, kind="tuned", method=m, epochs=e)]) for e in EPOCHS]
         parts.append(f"| {m} | {' | '.join(cells)} |")
+    parts += [
+        "",
+        "| by | asked | time of a call, original = 1 [95 %] | MACs kept | points lost, or agreement, % | SQNR, dB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in sorted(rows(results, kind="latency"), key=lambda r: (r["network"], -r["time"])):
+        kept_ = f"{100 * (original - r['top1']):.2f} lost" if "top1" in r else f"{100 * r['agreement']:.1f}"
+        by = f"{r['network']}, {'milliseconds' if r['method'] == 'latency' else 'MACs'}"
+        sqnr = f"{r['sqnr']:.1f}" if "sqnr" in r else ""
+        parts.append(f"| {by} | {r['share']} | {r['time']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['macs']:.3f} | {kept_} | {sqnr} |")
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
     parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
     return "\n".join(parts)
