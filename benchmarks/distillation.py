@@ -355,12 +355,15 @@ def embeddings(bench: Bench) -> None:
             seed_everything(seed)
             return MobileFaceNet(28, 1, width=0.25)
 
-        bench.once(f"embeddings/student alone/{seed}", lambda n=new, o=options: judge(mb.fit(ArcFace(n(), 7), data, loss=arcface_loss, **o).network))
-        for name, losses in (("cosine", {"cosine": 1.0}), ("rkd", {"rkd_distance": 1.0, "rkd_angle": 2.0})):
+        for rate, o in (("", options), (", lr 0.01", {**options, "lr": 0.01})):
             bench.once(
-                f"embeddings/student of the teacher, {name}/{seed}",
-                lambda n=new, w=losses, o=options: judge(mb.distill(n(), teacher, pool, losses=w, cache=bench.folder / "outputs", **o)),
+                f"embeddings/student alone{rate}/{seed}", lambda n=new, o=o: judge(mb.fit(ArcFace(n(), 7), data, loss=arcface_loss, **o).network)
             )
+            for name, losses in (("cosine", {"cosine": 1.0}), ("rkd", {"rkd_distance": 1.0, "rkd_angle": 2.0})):
+                bench.once(
+                    f"embeddings/student of the teacher, {name}{rate}/{seed}",
+                    lambda n=new, w=losses, o=o: judge(mb.distill(n(), teacher, pool, losses=w, cache=bench.folder / "outputs", **o)),
+                )
 
 
 def text(bench: Bench) -> None:
