@@ -163,6 +163,8 @@ METHODS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "Mirabelle, fastest placement": (ours(placement="fastest"), RUNTIMES),
     "Mirabelle, bias": (ours(repair="bias"), RUNTIMES),
     "Mirabelle, equalize, bias": (ours(repair=["equalize", "bias"]), RUNTIMES),
+    "Mirabelle, analytic bias": (ours(repair="bias-analytic"), RUNTIMES),
+    "Mirabelle, activations, analytic bias, Laplace": (ours(repair=["equalize-activations", "bias-analytic"], threshold="laplace"), RUNTIMES),
     "Mirabelle, absmax": (ours(threshold="absmax"), RUNTIMES),
     "ONNX Runtime, MinMax": (ort_static("MinMax"), RUNTIMES[:1]),
     "ONNX Runtime, MinMax, reduced range": (ort_static("MinMax", reduce_range=True), RUNTIMES[:1]),

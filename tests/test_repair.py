@@ -14,7 +14,7 @@ from mirabelle.quantize import quantization, quantize, rebuild, rounding
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
 from mirabelle.quantize.network import captured
-from mirabelle.quantize.repair import REPAIRS, check_repairs, clipped_normal, correct_bias_analytically, equalize, smooth_quant
+from mirabelle.quantize.repair import REPAIRS, check_repairs, clipped_normal, correct_bias_analytically, equalize, equalize_activations, smooth_quant
 from mirabelle.quantize.rounding import gather
 from mirabelle.quantize.scaling import scalable
 from tests.quantized_networks import NETWORKS, Network, batches, build, conv
@@ -147,6 +147,57 @@ def test_equalisation_saves_a_network_with_unequal_channels():
         model.bn1.weight.mul_(factors), model.bn1.bias.mul_(factors), model.c2.weight.div_(factors.view(1, -1, 1, 1))
         plain, mended = (relative(model(x[0]), quantize(model, x, per_channel=False, repair=r)(x[0])) for r in (None, "equalize"))
     assert mended < 0.5 * plain
+
+
+# --- channels enlarged to the largest of their tensor ---------------------------------------------------------------------------------------
+
+
+def test_enlarging_by_hand_where_channels_are_mixed():
+    # At 1 the channels reach 9 and 2.25: the second is multiplied by sqrt(9 / 2.25) = 2.
+    network = captured(two_layers([[8.0], [0.25]], [[2.0, -2.0]]), Batch((torch.ones(2, 1),), {}, None))
+    equalize_activations(network, network, [Batch((torch.tensor([[0.5]]),), {}, None), Batch((torch.ones(2, 1),), {}, None)])
+    assert network.get_parameter("a.weight").flatten().tolist() == [8.0, 0.5]
+    assert network.get_parameter("a.bias").tolist() == [1.0, 4.0]
+    assert network.get_parameter("b.weight").flatten().tolist() == [2.0, -1.0]
+
+
+def through_relu6() -> nn.Module:
+    """Channels of 4 and 0.5 at an input of 1, ReLU6, a depthwise layer."""
+    network = Network(lambda n, x: n.b(F.relu6(n.a(x))).mean((2, 3)), a=nn.Conv2d(1, 2, 1), b=nn.Conv2d(2, 2, 1, groups=2)).eval()
+    with torch.no_grad():
+        network.a.weight.copy_(torch.tensor([4.0, 0.5]).view(2, 1, 1, 1)), network.a.bias.zero_()
+        network.b.weight.copy_(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)), network.b.bias.zero_()
+    return network
+
+
+def test_enlarging_by_hand_through_relu6_to_a_depthwise_layer():
+    seen = Batch((torch.ones(1, 1, 2, 2),), {}, None)
+    network = captured(through_relu6(), seen)
+    assert [c.count for c in scalable(network.graph, clipped=True)] == [2] and scalable(network.graph) == []
+    equalize_activations(network, network, [seen])
+    # The second channel is enlarged by 4 / 0.5, and the depthwise filter divided by it.
+    assert network.get_parameter("a.weight").flatten().tolist() == [4.0, 4.0]
+    assert network.get_parameter("b.weight").flatten().tolist() == [1.0, 0.375]
+    model = through_relu6()
+    with torch.no_grad():
+        for value in (0.0, 0.7, 1.0, 1.5):
+            x = torch.full((1, 1, 2, 2), value)
+            assert torch.allclose(network(x), model(x)), "nothing is clipped that was not before, up to 1.5 times what was seen"
+        # At 3 the second channel is 1.5 in the network as it was; enlarged it would be 12, and the clip is at 6.
+        assert torch.allclose(network(torch.full((1, 1, 2, 2), 3.0)), torch.tensor([[6.0, 2.25]]))
+
+
+def test_enlarging_saves_a_depthwise_network_with_unequal_channels():
+    torch.manual_seed(0)
+    network = Network(
+        lambda n, x: n.c(F.relu6(n.b(F.relu6(n.a(x))))).mean((2, 3)), a=nn.Conv2d(4, 32, 1), b=nn.Conv2d(32, 32, 3, groups=32), c=nn.Conv2d(32, 8, 1)
+    ).eval()
+    x = [torch.randn(8, 4, 10, 10) for _ in range(2)]
+    with torch.no_grad():
+        factors = torch.logspace(-2, 0, 32)
+        network.a.weight.mul_(factors.view(-1, 1, 1, 1)), network.a.bias.mul_(factors), network.b.weight.div_(factors.view(-1, 1, 1, 1))
+        plain, mended = (relative(network(x[0]), quantize(network, x, repair=r)(x[0])) for r in (None, "equalize-activations"))
+    assert mended < 0.4 * plain
 
 
 # --- SmoothQuant ----------------------------------------------------------------------------------------------------------------------
@@ -338,7 +389,7 @@ def test_contract_repairs(name, monkeypatch):
 
 
 def test_repairs_are_applied_in_a_sound_order():
-    assert check_repairs(["bias", "equalize"]) == ["equalize", "bias"]
+    assert check_repairs(["bias", "equalize", "equalize-activations"]) == ["equalize-activations", "equalize", "bias"]
     assert check_repairs(None) == [] and check_repairs("bias") == ["bias"]
     for given, said in (("bais", "did you mean 'bias'"), (["bias", 3], "repair names 3")):
         with pytest.raises(InputError, match=said):

@@ -18,14 +18,16 @@ from torch import fx
 from mirabelle.data import Batch
 from mirabelle.errors import InputError, choose
 from mirabelle.graph.capture import get_tensor, operator, parameter_name
+from mirabelle.progress import bar
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
 from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.place import AVERAGES, RECTIFIERS, is_contraction, over_space, rectifier_bounds, unpadded
 from mirabelle.quantize.rounding import learn_rounding
-from mirabelle.quantize.scaling import scalable
+from mirabelle.quantize.scaling import Reader, scalable
 
 SWEEPS = 100
+DEAD = 2.0**-10  # of the largest channel: what is smaller is as good as dead
 SMOOTH = 0.5  # how much of the difficulty goes from the activations to the weights
 
 
@@ -55,25 +57,47 @@ def smooth_quant(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
     for which a tensor's single step is too coarse. Xiao et al. 2023, eq. 4.
     """
     channels = [c for c in scalable(network.graph) if c.normalised]
-    largest: dict[fx.Node, torch.Tensor] = {}
-    watched = {c.readers[0].node.args[0]: c.makers[0].node for c in channels}
+    largest = _largest(network, [c.readers[0] for c in channels], batches)
+    for c in channels:
+        x, w = largest[c.readers[0].node.args[0]], c.read_range(network)
+        c.scale(network, torch.where((x > 0) & (w > 0), x**SMOOTH / w ** (1 - SMOOTH), 1.0))
+
+
+def equalize_activations(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
+    """Channels are enlarged towards the largest of their tensor, and the weights that read them made smaller, so that the tensor's one step suits them all.
+
+    A channel that reaches m, of the M that the largest reaches on the batches, is multiplied by M / m where depthwise layers alone read it, whose filters have a step each, and
+    by sqrt(M / m) where layers mix it with others: there the step of the weights costs what the step of the activations gains. After Meller et al. 2019, section 3, and
+    Xiao et al. 2023. ReLU6 stays as it is: no channel gets larger than M, so that nothing which the batches hold is clipped that was not before; what lies beyond them may
+    be, as by a threshold for each channel.
+    """
+    channels = [c for c in scalable(network.graph, clipped=True) if c.weights]
+    largest = _largest(network, [r for c in channels for r in c.readers], batches)
+    for c in channels:
+        x = torch.stack([largest[r.node.args[0]].view(c.count, -1).amax(1) for r in c.readers]).amax(0)
+        share = torch.where(x > 0, x / x.amax(), 1.0).clamp_min(DEAD)
+        c.scale(network, share if all(r.groups == c.count for r in c.readers) else share.sqrt())
+
+
+def _largest(network: fx.GraphModule, readers: Iterable[Reader], batches: Sequence[Batch]) -> dict[fx.Node, torch.Tensor]:
+    """By what the readers read, (C,): the largest absolute value of each channel on the batches."""
+    dims = {r.node.args[0]: -1 if operator(r.node) == "linear" else 1 for r in readers}
+    found: dict[fx.Node, torch.Tensor] = {}
 
     class Watcher(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if n in watched:
-                dim = 1 if operator(watched[n]) == "batch_norm" else value.ndim - 1
-                found = value.abs().amax([d for d in range(value.ndim) if d != dim])
-                largest[n] = torch.maximum(largest.get(n, found), found)
+            if n in dims:
+                largest = value.abs().amax([d for d in range(value.ndim) if d != dims[n] % value.ndim])
+                found[n] = torch.maximum(found.get(n, largest), largest)
             return value
 
     device = next(network.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), bar("watching channels", len(batches)) as shown:
         for batch in batches:
             Watcher(network, garbage_collect_values=True).run(*inputs_in_order(network.graph, batch.map(lambda t: t.to(device))))
-    for c in channels:
-        x, w = largest[c.readers[0].node.args[0]], c.read_range(network)
-        c.scale(network, torch.where((x > 0) & (w > 0), x**SMOOTH / w ** (1 - SMOOTH), 1.0))
+            shown.advance()
+    return found
 
 
 def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
@@ -174,10 +198,11 @@ def clipped_normal(mean: torch.Tensor, variance: torch.Tensor, low: float, high:
 Repair = Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch]], None]
 # In the order in which they are applied. (network, its float form with nodes of the same names, batches); changes the network.
 REPAIRS: dict[str, Repair] = {
-    "equalize": equalize, "smooth-quant": smooth_quant, "learned-rounding": learn_rounding, "bias-analytic": correct_bias_analytically, "bias": correct_bias,
+    "equalize-activations": equalize_activations, "equalize": equalize, "smooth-quant": smooth_quant, "learned-rounding": learn_rounding,
+    "bias-analytic": correct_bias_analytically, "bias": correct_bias,
 }  # fmt: skip
 # These change the float network, before thresholds are chosen.
-BEFORE = ("equalize", "smooth-quant")
+BEFORE = ("equalize-activations", "equalize", "smooth-quant")
 
 
 def check_repairs(repair: str | Iterable[str] | None) -> list[str]:

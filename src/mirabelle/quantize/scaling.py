@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from mirabelle.graph.capture import get_tensor, operator, parameter_name
-from mirabelle.quantize.place import is_contraction, unpadded
+from mirabelle.quantize.place import RECTIFIERS, is_contraction, rectifier_bounds, unpadded
 
 # f(s x) = s f(x) for s > 0, on each channel alone.
 HOMOGENEOUS = {
@@ -59,6 +59,7 @@ class Channels:
     makers: list[Maker] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     frozen: bool = False
+    clipped: bool = False
 
     def read_range(self, network: nn.Module) -> torch.Tensor:
         """(C,) the largest absolute weight that reads each channel."""
@@ -143,6 +144,7 @@ class _Walk:
         one.makers += other.makers
         one.readers += other.readers
         one.frozen |= other.frozen
+        one.clipped |= other.clipped
 
     def _run(self, node: fx.Node) -> None:
         name, inputs = operator(node), [a for a in node.all_input_nodes if a.op != "get_attr"]
@@ -162,6 +164,9 @@ class _Walk:
                 self._new(node, value.shape[dim], dim, _affine(node))
         elif place is not None and len(tensors) == 1 and (name in HOMOGENEOUS or unpadded(node)) and place.dim <= 1 and not node.kwargs:
             self.places[node] = place
+        elif place is not None and name in RECTIFIERS and place.dim <= 1 and rectifier_bounds(node)[0] == 0:
+            self.places[node] = place
+            self.of(place).clipped = True
         elif place is not None and len(tensors) == 1 and (moved := self._moved(node, name, place)) is not None:
             self.places[node] = moved
         elif name in ("add", "add_") and len(tensors) == 2 and self._same(*tensors) and not node.kwargs:
@@ -237,12 +242,12 @@ def _affine(node: fx.Node) -> tuple:
     return tuple(node.args[1:3]) if operator(node) == "batch_norm" else tuple(node.args[2:4])
 
 
-def scalable(graph: fx.Graph) -> list[Channels]:
-    """The channels that some layer makes and some layer reads, with nothing but positively homogeneous operators between them.
+def scalable(graph: fx.Graph, clipped: bool = False) -> list[Channels]:
+    """The channels that some layer makes and some layer reads, with nothing but positively homogeneous operators between them; with `clipped`, ReLU6 too.
 
     Residual additions unite the channels of both sides; a depthwise layer reads channels and makes others. What is not known to be homogeneous (ReLU6, GELU, gates,
     concatenations) leaves the channels that it touches out, and so do the network's inputs and outputs and weights that are used twice.
     """
     walk = _Walk(graph)
     found = [walk.channels[i] for i in range(len(walk.channels)) if walk.find(i) == i]
-    return [c for c in found if not c.frozen and c.readers and c.makers]
+    return [c for c in found if not c.frozen and c.readers and c.makers and (clipped or not c.clipped)]
