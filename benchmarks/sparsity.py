@@ -91,7 +91,7 @@ def tuned_during(criterion: str, allocation: str) -> Callable[..., nn.Module]:
 
 TUNED: dict[str, Callable[..., nn.Module]] = {
     "torch.nn.utils.prune": tuned_torch(STEPS),
-    "magnitude, global, least squares in 4 rounds": tuned_after("magnitude", "global"),
+    "obs, global, least squares in 4 rounds": tuned_after("obs", "global"),
     "torch.nn.utils.prune, 2.5 times the steps": tuned_torch(STEPS * 5 // 2),  # about as long as least squares and STEPS together
     "magnitude, global, growing in training": tuned_during("magnitude", "global"),
 }

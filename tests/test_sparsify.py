@@ -12,11 +12,14 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.batchnorm import reestimate_batchnorm
+from mirabelle.checks import clone
+from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.moments import Moments, ridge, solve_on_support
 from mirabelle.sparsify import ALLOCATIONS, CRITERIA, masks, ramp, share_of_zeros
 from mirabelle.sparsify.criteria import NEEDS_GRADIENTS
 from mirabelle.sparsify.layers import Layer, by_block, spread
+from mirabelle.sparsify.lengths import as_long_as
 
 
 def layer(weight, block=1, gram=None, sensitivity=None):
@@ -378,6 +381,33 @@ def test_reconstruction_lessens_the_error(criterion):
             errors[repair, rounds] = sum(float((sparse(x) - original(x)).square().sum()) for x, _ in batches)
         assert sum(zeros) == round(0.6 * sum(v["size"] for v in share_of_zeros(sparse).values()))
     assert errors["least-squares", 1] < 0.8 * errors[None, 1] and errors["least-squares", 3] < 1.1 * errors["least-squares", 1]
+
+
+def test_filters_before_a_norm_get_the_length_that_they_had():
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    original[1].running_mean.uniform_(-1, 1), original[1].running_var.uniform_(0.1, 2), original[1].weight.data.uniform_(0.5, 2)
+    longer = clone(original)
+    longer[0].weight.data[:, 0] = 0  # what is left grows
+    longer[0].weight.data.mul_(torch.tensor([20.0, 3.0, 0.0, 0.5]).view(-1, 1, 1, 1))  # the third filter is all zeros
+    x = torch.randn(4, 2, 6, 6)
+    found = as_long_as(longer, original, Batch((x[:1],), {}, None))
+    wanted = original[0].weight[:, 1].flatten(1).norm(dim=1)
+    torch.testing.assert_close(found[0].weight.flatten(1).norm(dim=1)[[0, 1, 3]], wanted[[0, 1, 3]])
+    assert not bool(found[0].weight[2].any()) and torch.equal(found[0].weight == 0, longer[0].weight == 0)
+    assert torch.equal(found[3].weight, original[3].weight), "no norm behind it"
+    torch.testing.assert_close(found(x), longer(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.train()(x), longer.train()(x), rtol=0, atol=0.02
+    )  # epsilon is made up for at the running variance, not at a batch's
+
+
+def test_lengths_are_even_after_least_squares():
+    batches = calibration(count=6)
+    original = reestimate_batchnorm(net(), batches, 6)
+    sparse = mb.sparsify(original, sparsity=0.9, allocation="uniform", data=iter(batches), batches=6, repair="least-squares")
+    kept = original.conv.weight * (sparse.conv.weight != 0)
+    torch.testing.assert_close(sparse.conv.weight.flatten(1).norm(dim=1), kept.flatten(1).norm(dim=1))
 
 
 def test_bn_repair_changes_statistics_only():

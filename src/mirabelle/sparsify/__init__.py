@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 
 from mirabelle.batchnorm import reestimate_batchnorm, reestimate_where_better
 from mirabelle.checks import check_network, clone
+from mirabelle.data import Batch, seed_everything
 from mirabelle.data import batches as read
-from mirabelle.data import seed_everything
 from mirabelle.errors import InputError, choose
 from mirabelle.gradients import loss_gradients
 from mirabelle.graph.reconstruct import reconstruct
@@ -21,6 +22,7 @@ from mirabelle.sparsify import masks
 from mirabelle.sparsify.allocate import ALLOCATIONS, check_reachable
 from mirabelle.sparsify.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_INPUTS
 from mirabelle.sparsify.layers import Layer, as_matrix, by_block, candidates, spread
+from mirabelle.sparsify.lengths import as_long_as
 
 REPAIRS = ("bn", "least-squares")
 
@@ -62,6 +64,8 @@ def sparsify(
     check_options(sparsity, block, criterion, allocation, least, repair, rounds, batches)
     if rounds > 1 and isinstance(data, Iterator):
         raise InputError(f"data is an iterator ({type(data).__name__}), which can be read only once; rounds={rounds} read it several times")
+    if isinstance(data, Iterator):
+        data = list(islice(data, batches))
     seed_everything(seed)
     sparse = model
     for i in range(1, rounds + 1):
@@ -69,7 +73,7 @@ def sparsify(
             sparse, model, sparsity * ramp(i / rounds), block, criterion=criterion, data=data, loss=loss, batches=batches, allocation=allocation, keep=keep, least=least,
             repair=repair,
         )  # fmt: skip
-    return sparse
+    return sparse if repair != "least-squares" or data is None else as_long_as(sparse, model, _example(data))
 
 
 def ramp(progress: float) -> float:
@@ -140,8 +144,11 @@ def cut(
         return sparse
     if repair == "bn":
         return reestimate_batchnorm(sparse, data, batches)
-    example = next(read(data, 1, what="data")).head(1)._replace(target=None)
-    return reestimate_where_better(reconstruct(sparse, original, example, {}, data, batches, pruned), original, data, batches)
+    return reestimate_where_better(reconstruct(sparse, original, _example(data), {}, data, batches, pruned), original, data, batches)
+
+
+def _example(data: Iterable) -> Batch:
+    return next(read(data, 1, what="data")).head(1)._replace(target=None)
 
 
 def _layers(model: nn.Module, keep: Iterable[str], block: int) -> list[Layer]:
