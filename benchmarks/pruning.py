@@ -47,13 +47,13 @@ RATE = 1e-3
 TIMED: dict[str, dict[str, tuple[float, ...]]] = {
     "fashion": {"latency": (0.6, 0.5, 0.4), "macs": (0.7, 0.6, 0.5, 0.4, 0.3)}, "mobilenet_v2": {"latency": (0.85,), "macs": (0.85, 0.75)},
 }  # fmt: skip
-Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int], nn.Module]
+Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int, int], nn.Module]
 
 
 def torch_pruning(importance: str, global_: bool) -> Method:
     """Torch-Pruning's own loop: small steps until the MACs are reached; gradients of one batch before each step where its criterion reads them."""
 
-    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int) -> nn.Module:
+    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int) -> nn.Module:
         import torch_pruning as tp
 
         small = copy.deepcopy(model)
@@ -80,8 +80,8 @@ def torch_pruning(importance: str, global_: bool) -> Method:
 
 
 def ours(criterion: str, allocation: str | None, repair: str) -> Method:
-    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int) -> nn.Module:
-        return prune(model, x, macs=share, criterion=criterion, allocation=allocation, data=loader, batches=count, align=1, repair=repair)
+    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int) -> nn.Module:
+        return prune(model, x, macs=share, criterion=criterion, allocation=allocation, data=loader, batches=count, align=1, repair=repair, seed=seed)
 
     return run
 
@@ -116,13 +116,13 @@ def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def run_fashion(method: str, share: float, seed: int) -> dict[str, Any]:
     model, loaders, x = fashion.resnet(), fashion.data(), torch.zeros(2, 1, 28, 28)
-    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"])
+    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"], seed)
     return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(small), loaders.test).value}
 
 
 def run_mobilenet_v2(method: str, share: float, seed: int) -> dict[str, Any]:
     model, loader, views, expected = _photographs(seed)
-    small = METHODS[method](model, views[:2], share, loader, len(loader))
+    small = METHODS[method](model, views[:2], share, loader, len(loader), seed)
     return {"macs": count_macs(small, views[:2]) / count_macs(model, views[:2])} | _against(expected, _logits(small, views))
 
 
@@ -136,7 +136,7 @@ def _against(expected: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
 
 def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, Any]:
     model, loaders, x = fashion.resnet(), fashion.data(), torch.zeros(2, 1, 28, 28)
-    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"])
+    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"], seed)
     tuned = fit(small, loaders.train, "cross_entropy", epochs=epochs, lr=RATE, seed=seed)
     return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(tuned), loaders.test).value}
 
@@ -149,7 +149,7 @@ def run_latency(method: str, network: str, share: float, seed: int) -> dict[str,
     else:
         model, loader, views, expected = _photographs(seed)
         x = views[:2]
-    small = prune(model, x, data=loader, batches=BATCHES[network], **budget)
+    small = prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **budget)
     with tempfile.TemporaryDirectory() as folder:
         files = {k: write_artifact(m, example_inputs(x), _made(Path(folder) / k)) for k, m in (("whole", model), ("small", small))}
         times = time_in_turn(files, example_inputs(x), 20)
