@@ -402,6 +402,15 @@ def test_filters_before_a_norm_get_the_length_that_they_had():
     )  # epsilon is made up for at the running variance, not at a batch's
 
 
+def test_a_norm_over_other_channels_than_the_filters_is_left_alone():
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()  # of (N, 4, 3): the norm's channels are the positions
+    longer = clone(original)
+    longer[0].weight.data.mul_(5)
+    found = as_long_as(longer, original, Batch((torch.randn(1, 4, 3),), {}, None))
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), longer.state_dict().values(), strict=True))
+
+
 def test_lengths_are_even_after_least_squares():
     batches = calibration(count=6)
     original = reestimate_batchnorm(net(), batches, 6)

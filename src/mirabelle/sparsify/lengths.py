@@ -35,6 +35,8 @@ def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Modul
         layer = args[0] if operator(norm) == "batch_norm" else None
         if layer is None or operator(layer) not in ("conv1d", "conv2d", "conv3d", "linear") or len(layer.users) > 1:
             continue
+        if operator(layer) == "linear" and layer.meta["val"].ndim != 2:  # its outputs lie in the last dimension, the norm's channels in the second
+            continue
         given = [*layer.args[1:2], args[1], args[3], args[4], *[a for a in layer.args[2:3] if a is not None]]
         names = [parameter_name(a) if a is not None else None for a in given]
         if any(n is None or uses[n] != 1 or not known[n].editable for n in names):
