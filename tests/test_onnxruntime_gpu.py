@@ -64,10 +64,14 @@ def test_options_may_be_edited(tmp_path, monkeypatch):
     own = artifact.files[1]
     own.write_text('[["CPUExecutionProvider", {}]]')
     assert np.allclose(load(artifact.path, "onnxruntime-cuda")(x.numpy()), network(x).detach().numpy(), atol=1e-4)
-    for damaged in ("", "[1]", '{"a": 1}', '[["CPUExecutionProvider", 3]]'):
+    for damaged in ("", "[]", "[1]", '{"a": 1}', '[["CPUExecutionProvider", 3]]'):
         own.write_text(damaged)
         with pytest.raises(InputError, match="providers.json is damaged.*export the network again"):
             load(artifact.path, "onnxruntime-cuda")
+    own.unlink()
+    artifact.path.write_bytes(b"no file")
+    with pytest.raises(InputError, match="cannot be opened by onnx"):
+        load(artifact.path, "onnxruntime-cuda")
 
 
 def test_files_that_tensorrt_would_refuse_are_not_written(tmp_path):

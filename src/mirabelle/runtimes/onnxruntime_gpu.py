@@ -14,7 +14,7 @@ from typing import Any
 from mirabelle.errors import InputError
 from mirabelle.files import read_json, write_json
 from mirabelle.runtimes import onnxruntime as cpu
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, require
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, require, unreadable
 from mirabelle.runtimes.tensorrt import LARGEST_BATCH, check
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -39,7 +39,10 @@ def options(path: Path, provider: str) -> list[list[Any]]:
     """
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # of protobuf, or of the file system
+        raise unreadable(path, "onnx", error) from error
     found: list[list[Any]] = [[CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}], [CPU, {}]]
     if provider == CUDA:
         return found
@@ -87,6 +90,8 @@ def _providers(path: Path, provider: str) -> list[tuple[str, dict[str, str]]]:
     try:
         listed = read_json(own) if own.is_file() else options(path, provider)
         found = [(str(name), {str(k): str(v) for k, v in chosen.items()}) for name, chosen in listed]
+        if not found:
+            raise ValueError("it is empty")
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{own} is damaged ({error}); expected [[provider, {{option: value}}], ...]; export the network again") from error
     for _, chosen in found:
