@@ -151,18 +151,13 @@ def run_latency(method: str, network: str, share: float, seed: int) -> dict[str,
         x = views[:2]
     small = prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **budget)
     with tempfile.TemporaryDirectory() as folder:
-        files = {k: write_artifact(m, example_inputs(x), _made(Path(folder) / k)) for k, m in (("whole", model), ("small", small))}
+        files = {k: write_artifact(m, example_inputs(x), Path(folder) / k) for k, m in (("whole", model), ("small", small))}
         times = time_in_turn(files, example_inputs(x), 20)
     gain = speedup(times["whole"], times["small"])
     found = {"macs": count_macs(small, x) / count_macs(model, x), "time": 1 / gain.value, "low": 1 / gain.high, "high": 1 / gain.low}
     if views is None:
         return found | {"top1": evaluate(predictor(small), loaders.test).value}
     return found | _against(expected, _logits(small, views))
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
 
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -214,10 +209,10 @@ def table(results: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     for r in sorted(rows(results, kind="latency"), key=lambda r: (r["network"], -r["time"])):
-        kept_ = f"{100 * (original - r['top1']):.2f} lost" if "top1" in r else f"{100 * r['agreement']:.1f}"
+        outcome = f"{100 * (original - r['top1']):.2f} lost" if "top1" in r else f"{100 * r['agreement']:.1f}"
         by = f"{r['network']}, {'milliseconds' if r['method'] == 'latency' else 'MACs'}"
         sqnr = f"{r['sqnr']:.1f}" if "sqnr" in r else ""
-        parts.append(f"| {by} | {r['share']} | {r['time']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['macs']:.3f} | {kept_} | {sqnr} |")
+        parts.append(f"| {by} | {r['share']} | {r['time']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['macs']:.3f} | {outcome} | {sqnr} |")
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
     parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
     return "\n".join(parts)

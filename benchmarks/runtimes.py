@@ -97,7 +97,7 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
                 row |= {
                     "samples": seen.samples, "layers": len(seen.layers), "sites": len(form.meta["quantization"].sites), "declared": RUNTIMES[runtime].off_by,
                     "off_by": max((c.max_off_by for c in seen.layers), default=None), "exact": min((c.exact for c in seen.layers), default=None),
-                    "own": max((c.max_off_by for c in seen.layers if not c.note.startswith("earlier layers")), default=None),
+                    "own": max((c.max_off_by for c in seen.layers if c.cause != "earlier layers"), default=None),
                     "simulated": simulated.value, "agreement": seen.agreement.value, "note": seen.note, "grids": form.meta["quantization"].target,
                 }  # fmt: skip
             results |= {"machine": machine(), "versions": versions("torch", "onnx"), "date": str(datetime.date.today())}

@@ -81,7 +81,7 @@ def test_files_that_tensorrt_would_refuse_are_not_written(tmp_path):
 
 
 @pytest.mark.parametrize("runtime", ON)
-def test_long_work_that_needs_the_gpu_does_not_start(runtime, monkeypatch):
+def test_long_work_that_needs_the_gpu_does_not_start(runtime):
     if ON[runtime] in ort.get_available_providers():
         pytest.skip("there is one")
     with pytest.raises(MissingRuntimeError, match="can be made here but not run"):

@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mirabelle.data import as_batch
 from mirabelle.errors import InputError, MissingRuntimeError
-from mirabelle.runtimes import RUNTIMES, Artifact, artifact, check_runs_here, load
+from mirabelle.runtimes import RUNTIMES, Artifact, artifact, load
 from mirabelle.runtimes.sparse import choice
+from tests.quantized_networks import needs
 
 WEIGHT = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype("float32")
 
@@ -74,10 +75,7 @@ FROM_ONNX = sorted(n for n, r in RUNTIMES.items() if r.save is not None and r.fr
 
 @pytest.fixture(scope="module", params=FROM_ONNX)
 def runtime(request):
-    try:
-        check_runs_here(request.param)
-    except MissingRuntimeError as missing:
-        pytest.skip(str(missing))
+    needs(request.param)
     return request.param
 
 

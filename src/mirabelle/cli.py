@@ -135,12 +135,10 @@ def _network(reference: str) -> Any:
 
 
 def _network_or_file(reference: str, threads: int = 1) -> Any:
-    from mirabelle.runtimes import RUNTIMES, load
+    from mirabelle.runtimes import load, runtime_of
 
-    for name, runtime in RUNTIMES.items():
-        if reference.endswith(runtime.suffix):
-            return load(reference, name, threads)
-    return _network(reference)
+    runtime = runtime_of(reference)
+    return _network(reference) if runtime is None else load(reference, runtime, threads)
 
 
 def _example(shape: tuple[int, ...] | None) -> Any:
@@ -160,9 +158,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from mirabelle.pipeline.facts import build_data
-    from mirabelle.runtimes import RUNTIMES
+    from mirabelle.runtimes import runtime_of
 
-    is_file = str(options.model).endswith(tuple(r.suffix for r in RUNTIMES.values()))
+    is_file = runtime_of(options.model) is not None
     if options.data is None and options.input is None and not is_file:
         raise InputError("measure needs --data or --input")
     if options.html and not options.break_even:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.utils import _pytree as pytree
 from mirabelle.checks import check_network, check_runs
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
+
+BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
 
 
 def _users_line(error: BaseException, model: nn.Module) -> str:
@@ -109,6 +112,23 @@ def module_path(node: fx.Node) -> str:
 def parameter_name(node: Any) -> str | None:
     """The name of the parameter or buffer that a node reads, or None where it is computed."""
     return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+
+
+def parameter_uses(graph: fx.Graph) -> dict[str, int]:
+    """By name of a parameter or buffer, how many nodes read it."""
+    uses: dict[str, int] = {}
+    for node in graph.nodes:
+        if (name := parameter_name(node)) is not None:
+            uses[name] = uses.get(name, 0) + len(node.users)
+    return uses
+
+
+def is_normed_alone(layer: fx.Node, uses: Mapping[str, int]) -> bool:
+    """Whether the BatchNorm that reads a layer can be taken together with it: its weight and bias are its own, its result goes nowhere else, and its channels are
+    dimension 1, as BatchNorm's are. uses: `parameter_uses`."""
+    if operator(layer) not in BEFORE_NORMS or len(layer.users) > 1 or (operator(layer) == "linear" and layer.meta["val"].ndim != 2):
+        return False
+    return all(uses.get(parameter_name(a) or "", 2) == 1 for a in layer.args[1:3] if a is not None)
 
 
 def get_tensor(module: nn.Module, name: str) -> torch.Tensor:

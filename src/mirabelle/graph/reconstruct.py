@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from mirabelle.checks import check_runs, clone
 from mirabelle.data import Batch, batches
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import capture, get_tensor, make_concrete, operator, parameter_name
+from mirabelle.graph.capture import capture, get_tensor, make_concrete, operator, parameter_name, parameter_uses
 from mirabelle.graph.flow import VIEWS, Flow
 from mirabelle.graph.labels import Value
 from mirabelle.graph.parameters import read_parameters
@@ -129,10 +129,7 @@ class Pair:
                     get_tensor(self.after, name).copy_(weight)
         self._networks = (fx.Interpreter(graph_module, garbage_collect_values=False), Reference(self.after, self.cutting))
         self._given = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-        self.uses: dict[str, int] = {}
-        for n in graph_module.graph.nodes:
-            if (name := parameter_name(n)) is not None:
-                self.uses[name] = self.uses.get(name, 0) + len(n.users)
+        self.uses = parameter_uses(graph_module.graph)
         self.changed: set[fx.Node] = set()
         for n in graph_module.graph.nodes:
             if n.op == "call_function" and (any(a in self.changed or parameter_name(a) in self.pruned for a in n.all_input_nodes) or self._is_cut(n)):

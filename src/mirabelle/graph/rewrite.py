@@ -16,7 +16,7 @@ from torch import fx, nn
 from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import SurgeryError
-from mirabelle.graph.capture import capture, make_concrete, module_path, operator, parameter_name
+from mirabelle.graph.capture import capture, make_concrete, module_path, operator, parameter_name, parameter_uses
 from mirabelle.graph.flow import PARTS, Flow
 from mirabelle.graph.labels import Parameter, Value
 from mirabelle.graph.parameters import read_parameters
@@ -198,10 +198,7 @@ def _rewrite(node: fx.Node, cutting: Cutting) -> None:
 
 def _restore_layers(graph_module: fx.GraphModule, own: Mapping[str, nn.Module]) -> None:
     """Layers that are modules in the network are modules here too: functions cannot be told to train, nor be hooked."""
-    uses: dict[str, int] = {}
-    for node in graph_module.graph.nodes:
-        if (name := parameter_name(node)) is not None:
-            uses[name] = uses.get(name, 0) + len(node.users)
+    uses = parameter_uses(graph_module.graph)
     dropouts = 0
     for node in list(graph_module.graph.nodes):
         name = operator(node)

@@ -151,13 +151,13 @@ class Measurement:
 
 def _network(model: Any) -> Artifact | nn.Module:
     """The artifact of a path, or what was given if it can be measured."""
-    from mirabelle.runtimes import RUNTIMES, Artifact, load
+    from mirabelle.runtimes import RUNTIMES, Artifact, load, runtime_of
 
     if isinstance(model, (str, Path)):
-        suffixes = {r.suffix: r.name for r in reversed(RUNTIMES.values())}  # of several that read a suffix, the first
-        if (suffix := Path(model).suffix) not in suffixes:
-            raise InputError(f"{model} ends in {suffix!r}; expected one of {', '.join(suffixes)}")
-        return load(model, suffixes[suffix])
+        if (runtime := runtime_of(model)) is None:
+            known = dict.fromkeys(r.suffix for r in RUNTIMES.values())
+            raise InputError(f"{model} ends in {Path(model).suffix!r}; expected one of {', '.join(known)}")
+        return load(model, runtime)
     if isinstance(model, Artifact):
         return model
     from torch import nn

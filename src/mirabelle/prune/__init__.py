@@ -24,7 +24,7 @@ from mirabelle.prune.reconstruct import Cut
 from mirabelle.prune.repair import REPAIRS
 from mirabelle.prune.stats import collect
 from mirabelle.prune.steps import in_steps
-from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes import check_runs_here
 from mirabelle.sparsify import masks
 from mirabelle.train import fit
 
@@ -143,7 +143,6 @@ def plan(
     if masks.blocks(model):
         raise InputError("this network is sparse, and a repair after the cut would fill its zeros; prune channels first, then sparsify")
     if what == "latency":
-        choose(runtime, RUNTIMES, "runtime")
         check_runs_here(runtime)
     score = resolve(criterion, CRITERIA, "criterion")
     mend = None if repair is None else choose(repair, REPAIRS, "repair")

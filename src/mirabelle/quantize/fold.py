@@ -11,9 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from mirabelle.graph.capture import get_tensor, operator, parameter_name
-
-FOLDABLE = {"conv1d", "conv2d", "conv3d", "linear"}
+from mirabelle.graph.capture import get_tensor, is_normed_alone, operator, parameter_name, parameter_uses
 
 
 def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
@@ -22,12 +20,12 @@ def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
     w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta, in float64. Jacob et al. 2018, eq. 14.
     """
     left = []
-    uses = _uses(graph_module)
+    uses = parameter_uses(graph_module.graph)
     for node in list(graph_module.graph.nodes):
         if operator(node) != "batch_norm":
             continue
         layer = node.args[0]
-        if not _folds(layer, uses) or any(parameter_name(a) is None for a in node.args[3:5]):
+        if not is_normed_alone(layer, uses) or any(parameter_name(a) is None for a in node.args[3:5]):
             left.append(node.name)
             continue
         weight_name = str(layer.args[1].target)
@@ -59,28 +57,12 @@ def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
     return left
 
 
-def _folds(layer: fx.Node, uses: dict[str, int]) -> bool:
-    """Whether a layer's weight and bias are its own, its result goes nowhere else, and its channels are dimension 1, as BatchNorm's are."""
-    if operator(layer) not in FOLDABLE or len(layer.users) > 1 or (operator(layer) == "linear" and layer.meta["val"].ndim != 2):
-        return False
-    tensors = [a for a in layer.args[1:3] if a is not None]
-    return all(uses.get(parameter_name(a) or "", 2) == 1 for a in tensors)
-
-
 def _free_name(graph_module: fx.GraphModule, name: str) -> str:
     """`name`, lengthened where the module has something else under it."""
     owner, _, leaf = name.rpartition(".")
     while getattr(graph_module.get_submodule(owner), leaf, None) is not None:
         name, leaf = name + "_", leaf + "_"
     return name
-
-
-def _uses(graph_module: fx.GraphModule) -> dict[str, int]:
-    uses: dict[str, int] = {}
-    for node in graph_module.graph.nodes:
-        if (name := parameter_name(node)) is not None:
-            uses[name] = uses.get(name, 0) + len(node.users)
-    return uses
 
 
 def drop_unused_tensors(graph_module: fx.GraphModule) -> None:

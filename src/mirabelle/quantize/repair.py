@@ -17,7 +17,7 @@ from torch import fx
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError, choose
-from mirabelle.graph.capture import get_tensor, operator, parameter_name
+from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
@@ -105,7 +105,7 @@ def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
 
     In the order of execution, so that each layer sees those before it corrected. Nagel et al. 2019, section 4.2 and appendix D.
     """
-    uses = _uses(network.graph)
+    uses = parameter_uses(network.graph)
     for layer in side_by_side(network, reference, batches, "correcting biases"):
         if (name := _bias_name(layer.node)) is None or uses[name] > 1:
             continue
@@ -122,7 +122,7 @@ def correct_bias_analytically(network: fx.GraphModule, reference: fx.GraphModule
     as they are. Needs no data. Nagel et al. 2019, section 4.2.1 and appendix C.
     """
     means = {n.name: m for n, (m, _) in _moments(reference.graph).items()}
-    uses = _uses(network.graph)
+    uses = parameter_uses(network.graph)
     with torch.no_grad():
         for node in network.graph.nodes:
             weight = node.args[1] if len(node.args) > 1 else None
@@ -138,14 +138,6 @@ def correct_bias_analytically(network: fx.GraphModule, reference: fx.GraphModule
             groups = len(mean) // error.shape[1]
             by_group = error.view(groups, -1, error.shape[1]) * mean.to(error).view(groups, 1, -1)
             get_tensor(network, name).sub_(by_group.sum(2).flatten())
-
-
-def _uses(graph: fx.Graph) -> dict[str, int]:
-    uses: dict[str, int] = {}
-    for node in graph.nodes:
-        if (name := parameter_name(node)) is not None:
-            uses[name] = uses.get(name, 0) + len(node.users)
-    return uses
 
 
 def _bias_name(node: fx.Node) -> str | None:

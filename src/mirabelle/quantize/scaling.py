@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mirabelle.graph.capture import get_tensor, operator, parameter_name
+from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
 from mirabelle.quantize.place import RECTIFIERS, is_contraction, rectifier_bounds, unpadded
 
 # f(s x) = s f(x) for s > 0, on each channel alone.
@@ -53,7 +53,7 @@ class Reader:
 
 @dataclass(eq=False)
 class Channels:
-    """C channels with the same makers and readers."""
+    """C channels with the same makers and readers. clipped: something like ReLU6 is between them."""
 
     count: int
     makers: list[Maker] = field(default_factory=list)
@@ -108,10 +108,7 @@ class _Walk:
         self.channels: list[Channels] = []
         self.parents: list[int] = []
         self.places: dict[fx.Node, _Place] = {}
-        self.uses: dict[str, int] = {}
-        for node in graph.nodes:
-            if (name := parameter_name(node)) is not None:
-                self.uses[name] = self.uses.get(name, 0) + len(node.users)
+        self.uses = parameter_uses(graph)
         for node in graph.nodes:
             if node.op in ("call_function", "output"):
                 self._run(node)

@@ -37,15 +37,15 @@ def options(path: Path, provider: str) -> list[list[Any]]:
     between the same grids. TensorRT in int8 where the file has Q/DQ, by these scales, with no calibration table; engines and their timings are kept beside
     the file, for batches from 1 to 64 where the batch is open. Other open dimensions get no profile: TensorRT builds anew for sizes that it has not seen.
     """
+    found: list[list[Any]] = [[CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}], [CPU, {}]]
+    if provider == CUDA:
+        return found
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # of protobuf, or of the file system
         raise unreadable(path, "onnx", error) from error
-    found: list[list[Any]] = [[CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}], [CPU, {}]]
-    if provider == CUDA:
-        return found
     quantised = any(n.op_type == "QuantizeLinear" for n in model.graph.node)
     chosen = {
         "trt_int8_enable": str(int(quantised)),

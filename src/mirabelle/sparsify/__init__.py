@@ -62,9 +62,9 @@ def sparsify(
     """
     check_network(model)
     check_options(sparsity, block, criterion, allocation, least, repair, rounds, batches)
-    if rounds > 1 and isinstance(data, Iterator):
-        raise InputError(f"data is an iterator ({type(data).__name__}), which can be read only once; rounds={rounds} read it several times")
     if isinstance(data, Iterator):
+        if rounds > 1:
+            raise InputError(f"data is an iterator ({type(data).__name__}), which can be read only once; rounds={rounds} read it several times")
         data = list(islice(data, batches))
     seed_everything(seed)
     sparse = model
@@ -73,7 +73,9 @@ def sparsify(
             sparse, model, sparsity * ramp(i / rounds), block, criterion=criterion, data=data, loss=loss, batches=batches, allocation=allocation, keep=keep, least=least,
             repair=repair,
         )  # fmt: skip
-    return sparse if repair != "least-squares" or data is None else as_long_as(sparse, model, _example(data))
+    if repair == "least-squares" and data is not None:
+        sparse = as_long_as(sparse, model, _example(data))
+    return sparse
 
 
 def ramp(progress: float) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mirabelle.checks import clone
 from mirabelle.data import Batch
-from mirabelle.graph.capture import capture, operator, parameter_name
+from mirabelle.graph.capture import capture, is_normed_alone, operator, parameter_name, parameter_uses
 from mirabelle.graph.parameters import read_parameters
 
 
@@ -23,19 +23,13 @@ def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Modul
     """
     captured = capture(original, inputs)
     graph, known = captured.graph, read_parameters(captured, original)
-    uses: dict[str, int] = {}
-    for n in graph.nodes:
-        if (name := parameter_name(n)) is not None:
-            uses[name] = uses.get(name, 0) + len(n.users)
+    uses = parameter_uses(graph)
     result = clone(model)
     own = dict(result.named_parameters(remove_duplicate=False)) | dict(result.named_buffers(remove_duplicate=False))
     before = dict(original.named_parameters(remove_duplicate=False))
     for norm in graph.nodes:
         args: Any = norm.args
-        layer = args[0] if operator(norm) == "batch_norm" else None
-        if layer is None or operator(layer) not in ("conv1d", "conv2d", "conv3d", "linear") or len(layer.users) > 1:
-            continue
-        if operator(layer) == "linear" and layer.meta["val"].ndim != 2:  # its outputs lie in the last dimension, the norm's channels in the second
+        if operator(norm) != "batch_norm" or not is_normed_alone(layer := args[0], uses):
             continue
         given = [*layer.args[1:2], args[1], args[3], args[4], *[a for a in layer.args[2:3] if a is not None]]
         names = [parameter_name(a) if a is not None else None for a in given]
