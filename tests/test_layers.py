@@ -17,7 +17,7 @@ def test_both_files_are_laid_side_by_side_by_layer(name, layers, runtime, target
     x = batches(name, 1)[0]
     before = mb.export(build(name), tmp_path / "float", runtime=runtime, inputs=x[:1])
     after = mb.export(quantize(build(name), [x], target=target), tmp_path / "int8", runtime=runtime, inputs=x[:1])
-    found = mb.measure(after, inputs=x[:1], baseline=before, runs=5)
+    found = mb.measure(after, inputs=x, baseline=before, runs=5)
     rows = {r.layer: r for r in found.layers}
     assert {n for n in rows if not n.startswith("(")} == layers
     assert all(rows[n].int8 and rows[n].operators for n in layers)

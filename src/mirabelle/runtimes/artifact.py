@@ -231,7 +231,7 @@ class Artifact:
         return whole[0] if len(whole) == 1 else whole
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> list[LayerTime]:
-        """Milliseconds of each node that the runtime executes: the median over `runs`, after a warm-up, for the batch as given.
+        """Milliseconds of each node that the runtime executes: the median over `runs` after a warm-up (OpenVINO: the mean), for the batch as given.
 
         From the runtime's own profiler, in a session of its own; its bookkeeping is inside the times, so they sum to more than the latency.
         Raises `InputError` where the runtime's package has no profiler.
