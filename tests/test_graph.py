@@ -252,6 +252,41 @@ def test_a_shared_convolution_is_one_group_for_all_its_readers():
     }
 
 
+def _auxiliary(self, x):
+    y = torch.relu(self.a(x))
+    out = self.head(self.b(y))
+    return (out, self.aux(self.inner(y))) if self.training else out
+
+
+def test_what_training_alone_computes_is_cut_along():
+    """As GoogLeNet's and Inception's auxiliary classifiers: evaluation does not read them, and what they make themselves stays."""
+    model, x = networks.stir(Net(_auxiliary, a=conv_bn(3, 8), b=conv_bn(8, 6), head=Head(6), inner=conv_bn(8, 5), aux=Head(5))), image()
+    inputs = as_batch(x)
+    coupling = analyse(model, inputs)
+    assert {g.name: g.channels for g in coupling.groups} == {"a.0": 8, "b.0": 6}
+    assert ("inner.0.weight", 1, "along") in {(s.parameter, s.dim, s.role) for g in coupling.groups for s in g.slots}
+    assert sum(c.macs for c in coupling.costs) == count_macs(model, x)
+    removed = {"a.0": torch.tensor([1, 4, 6])}
+    small = remove(model, coupling, removed).train()
+    kept = [0, 2, 3, 5, 7]
+    assert torch.equal(small.inner[0].weight, model.inner[0].weight[:, kept]) and small.aux.fc.weight.shape == (3, 5)
+    out, aux = small(x)
+    (out.sum() + aux.sum()).backward()
+    assert out.shape == aux.shape == (2, 3) and bool(small.inner[0].weight.grad.abs().sum() > 0)
+
+
+def test_training_that_cannot_be_captured_is_said():
+    def forward(self, x):
+        if self.training and float(x.sum()) > 0:
+            return self.aux(self.a(x))
+        return self.head(self.a(x))
+
+    model = Net(forward, a=conv_bn(3, 8), aux=Head(8), head=Head(8))
+    with pytest.warns(UserWarning, match=r"aux\.fc\.weight and 1 parameters more are not read in evaluation, and training cannot be captured"):
+        coupling = analyse(model, as_batch(image()))
+    assert [g.name for g in coupling.groups] == ["a.0"]
+
+
 def test_tied_weights_stay_tied():
     model, x = make("tied weights")
     inputs = as_batch(x)

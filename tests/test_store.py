@@ -48,6 +48,30 @@ def test_round_trip(networks, name, tmp_path):
         assert torch.equal(mb.load(tmp_path / "c", model())(example()), trained(example()))
 
 
+class Versioned(nn.Linear):
+    """As torchvision's MNASNet: it does not load what does not say by which version it was written."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_modules_with_a_version_of_their_own(tmp_path):
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), Versioned(8, 4))
+
+    net = mb.prune(build(), example(), params=0.7, align=1, criterion="l1", steps=2, train={"steps": 2}, data=data()[0], checkpoint=tmp_path / "c")
+    again = mb.prune(build(), example(), params=0.7, align=1, criterion="l1", steps=2, train={"steps": 2}, data=data()[0], checkpoint=tmp_path / "c")
+    assert again(example()).shape == (5, 4)
+    back = mb.load(mb.save(net, tmp_path / "n"), build())
+    with torch.no_grad():
+        assert torch.equal(back(example()), net(example()))
+
+
 def test_no_pickle(networks, tmp_path):
     mb.save(networks["quantised"], tmp_path)
     for file in tmp_path.iterdir():

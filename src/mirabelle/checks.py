@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -50,6 +51,14 @@ def check_runs(model: nn.Module, batch: Batch, what: str) -> object:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """`load_state_dict` of tensors that a network of this class gave. Plain tensors do not say by which version of a module they were written; it is this one
+    (MNASNet refuses none, and BatchNorm adds what older versions lacked)."""
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
 
 
 def clone(model: nn.Module) -> nn.Module:

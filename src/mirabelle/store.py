@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.checks import clone
+from mirabelle.checks import clone, load_state
 from mirabelle.compact import decode, encode
 from mirabelle.errors import InputError, did_you_mean
 from mirabelle.files import read_json, read_tensors, sha256, write_json, write_tensors
@@ -90,7 +90,7 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
                 f"{name} is saved as {tensor.dtype}, {type(model).__name__} has {own[name].dtype}; load needs the network in the type that was saved"
             )
     try:
-        result.load_state_dict(tensors)
+        load_state(result, tensors)
     except RuntimeError as error:
         raise InputError(f"{folder} holds another network: {str(error).splitlines()[-1].strip()}") from None
     masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})

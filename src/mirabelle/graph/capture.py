@@ -29,15 +29,15 @@ def _users_line(error: BaseException, model: nn.Module) -> str:
     return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else f" in {type(model).__name__}"
 
 
-def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False) -> fx.GraphModule:
+def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False, training: bool = False) -> fx.GraphModule:
     """The network as a graph module over ATen operators; its module paths and parameter names are those of `model`.
 
     inputs: example inputs. dynamic_batch: the first dimension of every input may vary afterwards; where the network
-    fixes it, the graph is captured for the example's size. The parameters are copies: `model` stays as it is.
+    fixes it, the graph is captured for the example's size. training: what it computes in training mode. The parameters are copies: `model` stays as it is.
     Raises `InputError` where the network does not run on the example, `CaptureError` with torch's reason and the line of the
     network's own code where `torch.export` refuses.
     """
-    model = copy.deepcopy(check_network(model)).eval()
+    model = copy.deepcopy(check_network(model)).train(training)
     check_runs(model, inputs, "the example input")
     args, kwargs = inputs.args, inputs.kwargs
     shapes: Any = None
@@ -52,7 +52,7 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False) -> fx.
         graph_module = program(model, Batch(args, kwargs, None), shapes).module()
     except CaptureError:
         if shapes is not None:
-            return capture(model, inputs, dynamic_batch=False)
+            return capture(model, inputs, training=training)
         raise
     for node in [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]:
         graph_module.graph.erase_node(node)

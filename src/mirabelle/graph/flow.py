@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator as py
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,9 +48,18 @@ class Work:
 
 
 class Flow:
-    """The labels of all values of a graph. rules: by operator name, called with (flow, node, *the operator's own arguments)."""
+    """The labels of all values of a graph. rules: by operator name, called with (flow, node, *the operator's own arguments).
 
-    def __init__(self, graph_module: fx.GraphModule, parameters: dict[str, Parameter], rules: dict[str, Rule]):
+    training: the graph of the network in training mode, with what it reads, where that reads more parameters.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        parameters: dict[str, Parameter],
+        rules: dict[str, Rule],
+        training: tuple[fx.GraphModule, dict[str, Parameter]] | None = None,
+    ):
         self.labels = Labels()
         self.parameters = parameters
         self.unknown: dict[str, list[str]] = {}
@@ -59,6 +68,8 @@ class Flow:
         self._rules = rules
         for node in graph_module.graph.nodes:
             self.values[node] = self._run(node)
+        if training is not None:
+            self._follow_training(*training)
         self._make_rectangular()
 
     # --- what rules use -------------------------------------------------------------------------------------------------------------
@@ -116,6 +127,17 @@ class Flow:
 
     def work(self, macs: int, *vectors: torch.Tensor) -> None:
         self.works.append(Work(macs, tuple(v for v in vectors if bool((v != FIXED).any()))))
+
+    def _follow_training(self, graph_module: fx.GraphModule, parameters: dict[str, Parameter]) -> None:
+        """What training alone computes (auxiliary classifiers) reads channels too, and so loses them; it costs nothing and decides nothing."""
+        known, works = {p.name for p in self.parameters.values()}, len(self.works)
+        self.parameters = {**self.parameters, **parameters}
+        for node in graph_module.graph.nodes:
+            self.values[node] = self._run(node)
+        del self.works[works:]
+        for key, link in self.labels.links.items():
+            if link.parameter not in known:
+                self.labels.links[key] = replace(link, role="along")
 
     # --- dispatch -------------------------------------------------------------------------------------------------------------------
 

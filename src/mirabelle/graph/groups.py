@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ from torch import fx, nn
 
 from mirabelle.checks import clone
 from mirabelle.data import Batch
-from mirabelle.errors import InputError, did_you_mean
+from mirabelle.errors import CaptureError, InputError, did_you_mean
 from mirabelle.graph.capture import capture
 from mirabelle.graph.flow import Flow
-from mirabelle.graph.labels import FIXED
+from mirabelle.graph.labels import FIXED, Parameter
 from mirabelle.graph.parameters import first_names, read_parameters
 from mirabelle.graph.rules import RULES
 from mirabelle.measure.macs import count_macs
@@ -126,7 +127,9 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
         small, graph_module = inputs, capture(model, inputs)
     names = first_names(model)
     parameters = read_parameters(graph_module, model)
-    flow = Flow(graph_module, parameters, RULES)
+    training = _training_graph(model, small, {p.name for p in parameters.values()})
+    flow = Flow(graph_module, parameters, RULES, training)
+    parameters = flow.parameters
     for name in keep:
         kept = {first for alias, first in names.items() if alias == name or alias.startswith(name + ".")}
         for link in flow.labels.links.values():
@@ -138,6 +141,23 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     costs = _costs(flow, groups, roots, small.size)
     whole = sum(work.macs for work in flow.works) // small.size
     return Coupling(groups, frozen, costs, flow.unknown, shapes, _rest(model, small, whole), small, flow, graph_module)
+
+
+def _training_graph(model: nn.Module, inputs: Batch, known: set[str]) -> tuple[fx.GraphModule, dict[str, Parameter]] | None:
+    """The graph in training mode, with the parameters that it reads, where there are any that evaluation does not."""
+    unread = [n for n, _ in model.named_parameters() if n not in known]
+    if not unread:
+        return None
+    try:
+        graph_module = capture(model, inputs, training=True)
+    except (CaptureError, InputError) as error:
+        warnings.warn(
+            f"{unread[0]} and {len(unread) - 1} parameters more are not read in evaluation, and training cannot be captured ({error}); they stay as they are: "
+            "if training reads them, train without them, or keep= the layers before them",
+            stacklevel=3,
+        )
+        return None
+    return graph_module, read_parameters(graph_module, model)
 
 
 def _check_keep(model: nn.Module, keep: list[str]) -> None:

@@ -43,8 +43,11 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
     for node in list(graph_module.graph.nodes):
         _rewrite(node, cutting)
     new = {}
+    shapes = {p.name: p.tensor.shape for p in parameters.values()}
     for (name, dim), index in gone.items():
-        kept = torch.ones(next(p for p in parameters.values() if p.name == name).tensor.shape[dim], dtype=torch.bool)
+        if name not in shapes:  # read in training alone, which is not in the graph
+            continue
+        kept = torch.ones(shapes[name][dim], dtype=torch.bool)
         kept[index] = False
         new.setdefault(name, {})[dim] = kept.nonzero()[:, 0]
     own = dict(model.named_modules())

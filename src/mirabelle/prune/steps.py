@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirabelle.checks import load_state
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.files import content_hash, read_tensors, tensors_hash, write_tensors
@@ -50,7 +51,7 @@ def in_steps(
         if tune is None:
             continue
         if files and files["trained"].is_file():
-            current.load_state_dict(_read(files["trained"], key)[0])
+            load_state(current, _read(files["trained"], key)[0])
         else:
             current = tune(current, folder / f"step{step}" if folder else None)
             if files:
@@ -73,5 +74,5 @@ def _read(path: Path, key: str) -> tuple[dict[str, torch.Tensor], Removed]:
 def _restored(model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: str) -> nn.Module:
     state, removed = _read(path, key)
     small = remove(model, analyse(model, inputs, keep), removed)
-    small.load_state_dict(state)
+    load_state(small, state)
     return small

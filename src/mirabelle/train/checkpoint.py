@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mirabelle.checks import load_state
 from mirabelle.errors import CheckpointError, InputError
 from mirabelle.files import read_tensors, write_tensors
 
@@ -118,9 +119,9 @@ def load_checkpoint(
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             parts.setdefault(part, {})[name] = value
-        module.load_state_dict(parts["model"])
+        load_state(module, parts["model"])
         if average is not None:
-            average.load_state_dict(parts["average"])
+            load_state(average, parts["average"])
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in plain["optimizer"].items()}
         for key, value in parts.get("optimizer", {}).items():
             index, _, name = key.partition("/")

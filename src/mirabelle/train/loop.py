@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mirabelle.checks import check_network, check_runs, clone
+from mirabelle.checks import check_network, check_runs, clone, load_state
 from mirabelle.data import Batch, as_batch, batches, seed_everything
 from mirabelle.errors import InputError, MirabelleError, choose
 from mirabelle.measure.accuracy import as_tensor, evaluate, predictor
@@ -256,7 +256,7 @@ def train(
 
     result = average.module if average is not None else model
     if patience is not None and best.state is not None:
-        result.load_state_dict(best.state)
+        load_state(result, best.state)
     result = clone(result).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return Trained(result, history, time.monotonic() - begun)
 
