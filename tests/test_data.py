@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mirabelle.checks import check_network, check_runs, clone
-from mirabelle.data import Batch, as_batch, batches, cache_folder, example_inputs, samples, seed_everything
+from mirabelle.data import Batch, as_batch, batches, cache_folder, example_inputs, pieces, samples, seed_everything
 from mirabelle.errors import InputError
 from mirabelle.files import atomic, content_hash, read_json, read_tensors, sha256, write_json, write_tensors, write_text
 from mirabelle.plugins import load, resolve
@@ -106,6 +106,17 @@ def test_samples(count, sizes):
     found = list(samples([(X, Y)] * 3, count))
     assert [b.size for b in found] == sizes == [len(b.target) for b in found]
     assert torch.equal(found[-1].args[0], X[: sizes[-1]])
+
+
+@pytest.mark.parametrize(("numbers", "sizes"), [(1, [1] * 7), (12, [2, 2, 1, 2]), (18, [3, 2, 2]), (1000, [5, 2])])
+def test_pieces(numbers, sizes):
+    """Two inputs of 2 and 4 numbers for each sample, one that belongs to all, and a target."""
+    whole = [Batch((torch.arange(10.0).view(5, 2), torch.tensor(3.0)), {"b": torch.ones(5, 2, 2)}, torch.arange(5))]
+    whole.append(Batch((torch.zeros(2, 2), torch.tensor(3.0)), {"b": torch.ones(2, 2, 2)}, None))
+    found = list(pieces(whole, numbers))
+    assert [b.size for b in found] == sizes and all(b.args[1] == 3 and len(b.kwargs["b"]) == b.size for b in found)
+    assert torch.equal(torch.cat([b.args[0] for b in found])[:5], whole[0].args[0])
+    assert torch.cat([b.target for b in found if b.target is not None]).tolist() == list(range(5)) and found[-1].target is None
 
 
 def test_seeds():

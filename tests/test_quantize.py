@@ -1,6 +1,7 @@
 """Folding, fake quantisers against torch, ONNX and the papers, and `mb.quantize` on sound and unsound input."""
 
 import copy
+import sys
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,8 +20,45 @@ from mirabelle.graph.capture import capture, operator
 from mirabelle.quantize import TARGETS, THRESHOLDS, quantization, quantize, rebuild
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import fold_batchnorm
+from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.qdq import to_qdq
 from tests.quantized_networks import NETWORKS, Network, batches, build, conv, head
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_calibration_in_pieces(fixed, monkeypatch):
+    """Large batches are taken apart, and what is found is the same; where the network takes no other batch they stay whole."""
+    seen = []
+    module = Network(lambda n, x: head(n, F.relu(n.a(x)).view(len(x) if fixed else x.shape[0], 8, 14, 14)), a=conv(3, 8), fc=nn.Linear(8, 5)).eval()
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = []
+    for numbers in (2**19, 2 * x[0].numel()):
+        monkeypatch.setattr(sys.modules["mirabelle.quantize"], "PIECE", numbers)
+        monkeypatch.setattr(
+            sys.modules["mirabelle.quantize.calibrate"], "inputs_in_order", lambda g, b: (seen.append(b.size), inputs_in_order(g, b))[1]
+        )
+        q = quantize(module, [x], repair="bias")
+        found.append((seen[:], {n: float(a.scale.detach()) for n, a in activations(q).items()}))
+        seen.clear()
+    assert found[0][0] == [8] and found[1][0] == ([8] if fixed else [2, 2, 2, 2])
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+
+
+def test_rectifiers_that_write_over_their_layer_give_new_values():
+    """Over the layer alone: what is read elsewhere too is written over as the network says."""
+
+    def forward(n, x):
+        y, z = n.a(x), n.b(x)
+        F.relu6(y, inplace=True)
+        F.relu_(z)
+        return head(n, y + z)
+
+    module = Network(forward, a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 5)).eval()
+    x = batches(count=1)[0]
+    q = quantize(module, [x], bits=16)
+    names = [operator(n) for n in q.graph.nodes if n.op == "call_function"]
+    assert "hardtanh" in names or "relu6" in names
+    assert relative(module(x), q(x)) < 1e-3
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

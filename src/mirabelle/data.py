@@ -112,6 +112,17 @@ def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[
             return
 
 
+def pieces(stream: Iterable[Batch], numbers: int) -> Iterator[Batch]:
+    """The same samples in batches whose inputs hold at most so many numbers, but at least one sample."""
+    for batch in stream:
+        size = max(1, numbers // max(1, sum(t[:1].numel() for t in batch.tensors if t.ndim)))
+        for start in range(0, batch.size, size) if size < batch.size else ():
+            target = None if batch.target is None else batch.target[start : start + size]
+            yield batch.map(lambda t, i=start, n=size: t[i : i + n] if t.ndim else t)._replace(target=target)
+        if size >= batch.size:
+            yield batch
+
+
 def example_inputs(x: Any) -> Batch:
     """Example inputs as given to `explain`, `prune` or `export`: a tensor, an array, a dict, a tuple of tensors; never labelled."""
     if isinstance(x, (tuple, list)) and not isinstance(x, Batch):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import fx, nn
 
 from mirabelle.checks import check_network
-from mirabelle.data import Batch
+from mirabelle.data import Batch, pieces
 from mirabelle.data import samples as first_samples
 from mirabelle.errors import InputError
 from mirabelle.errors import choose as choose_name
@@ -21,7 +21,7 @@ from mirabelle.quantize.build import Calibrated, adopt_weights
 from mirabelle.quantize.calibrate import observe
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.fallback import Judge, within
-from mirabelle.quantize.network import captured, inputs_in_order, rebuild
+from mirabelle.quantize.network import captured, inputs_in_order, rebuild, takes_any_batch
 from mirabelle.quantize.place import check_keep, contractions, place
 from mirabelle.quantize.repair import BEFORE, REPAIRS, check_repairs
 from mirabelle.quantize.saturate import channel_axes
@@ -32,6 +32,7 @@ from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsify import masks
 
 REPAIR_NUMBERS = 2**25
+PIECE = 2**19  # numbers of a batch on a CPU: what layers make of these stays in its cache, which halves the time for images of 224 x 224
 PLACEMENTS = {"all": None, "fastest": None}
 
 
@@ -114,7 +115,10 @@ def quantize(
     if not layers:
         inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
         raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
-    few = _enough(first, stream) if repairs or judge is not None else [first]
+    stream = chain([first], stream)
+    if takes_any_batch(network) and all(t.device.type == "cpu" for t in network.state_dict().values()):
+        stream = pieces(stream, PIECE)
+    few = _enough(stream, sum(t[:1].numel() for t in first.tensors)) if repairs or judge is not None else []
     for name in repairs:
         if name in BEFORE:
             REPAIRS[name](network, network, few)
@@ -165,9 +169,10 @@ def _check_limit(limit: float | None, validation: Iterable | None, fallback: str
         raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
 
 
-def _enough(first: Batch, stream: Iterator[Batch]) -> list[Batch]:
-    """Batches for repairs, taken from the stream: those of its samples that together hold REPAIR_NUMBERS, but no fewer than 32."""
-    few, enough = [first], max(32, REPAIR_NUMBERS // max(1, sum(t[:1].numel() for t in first.tensors)))
+def _enough(stream: Iterator[Batch], numbers: int) -> list[Batch]:
+    """Batches for repairs, taken from the stream: those of its samples that together hold REPAIR_NUMBERS, but no fewer than 32. numbers: of a sample."""
+    few: list[Batch] = []
+    enough = max(32, REPAIR_NUMBERS // max(1, numbers))
     while sum(b.size for b in few) < enough and (batch := next(stream, None)) is not None:
         few.append(batch)
     return few

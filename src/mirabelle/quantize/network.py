@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from mirabelle.checks import check_network
 from mirabelle.data import Batch
@@ -21,7 +22,7 @@ from mirabelle.graph.capture import capture, get_tensor, operator, parameter_nam
 from mirabelle.quantize.description import Quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm
-from mirabelle.quantize.place import contractions, place
+from mirabelle.quantize.place import RECTIFIERS, contractions, is_contraction, place
 from mirabelle.quantize.targets import TARGETS, Target
 
 
@@ -32,6 +33,7 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     _plain_signature(network)
     _drop_dropout(network)
     fold_batchnorm(network)
+    _rectify_out_of_place(network)
     network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")
     return network.eval()
 
@@ -42,6 +44,14 @@ def _drop_dropout(network: fx.GraphModule) -> None:
         if operator(node) in ("dropout", "dropout_", "feature_dropout") and node.args[2] is False:
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
+
+
+def _rectify_out_of_place(network: fx.GraphModule) -> None:
+    """Rectifiers that write over what a layer made for them alone give it as a new value, which torch.onnx exports in half the time."""
+    for node in network.graph.nodes:
+        name = operator(node)
+        if name in RECTIFIERS and name.endswith("_") and len(node.args[0].users) == 1 and is_contraction(node.args[0]):
+            node.target = getattr(torch.ops.aten, name.removesuffix("_")).default
 
 
 def _plain_signature(network: fx.GraphModule) -> None:
@@ -56,6 +66,12 @@ def _plain_signature(network: fx.GraphModule) -> None:
     network.recompile()
     for name in ("_in_spec", "_out_spec"):  # the same, where torch.export left them
         network.__dict__.pop(name, None)
+
+
+def takes_any_batch(network: fx.GraphModule) -> bool:
+    """Whether the first dimension of every input was captured as free."""
+    values = [n.meta.get("val") for n in network.graph.nodes if n.op == "placeholder"]
+    return all(isinstance(v, torch.Tensor) and (v.ndim == 0 or not is_concrete_int(v.shape[0])) for v in values)
 
 
 def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
