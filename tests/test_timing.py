@@ -1,8 +1,12 @@
 """Placement by measured time: chains of integer layers, and which of them stay in float."""
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 import mirabelle as mb
+from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.measure.latency import Latency
 from mirabelle.measure.layers import BETWEEN, LayerRow
@@ -10,7 +14,7 @@ from mirabelle.quantize import quantization, quantize, rebuild, timing
 from mirabelle.quantize.network import captured
 from mirabelle.quantize.place import place
 from mirabelle.quantize.timing import chains
-from tests.quantized_networks import batches, build
+from tests.quantized_networks import Network, batches, build
 from tests.test_repair import as_batches
 
 OPTIONS = {"target": "x86-vnni", "placement": "fastest"}
@@ -34,6 +38,13 @@ def test_chains_end_at_floats():
         (("a.weight", "e1.weight", "e2.weight"), 3 * 16 * 16 + 8 * 14 * 14 + 8),
         (("b.weight", "fc.weight"), 8 * 14 * 14 + 5),
     ]
+
+
+def test_samples_in_another_dimension():
+    """As in torch's own attention, whose tokens come first: each sample has 4 tokens of 8, 16 and 5 numbers."""
+    network = Network(lambda n, x: n.fc(F.gelu(n.a(x.transpose(0, 1)))).transpose(0, 1), a=nn.Linear(8, 16), fc=nn.Linear(16, 5)).eval()
+    graph = captured(network, Batch((torch.randn(3, 4, 8),), {}, None)).graph
+    assert [(c.weights, c.elements) for c in chains(graph, place(graph))] == [(("a.weight",), 4 * (8 + 16)), (("fc.weight",), 4 * (16 + 5))]
 
 
 def faked(monkeypatch, milliseconds):

@@ -81,16 +81,18 @@ def _at_least_two(t: torch.Tensor) -> torch.Tensor:
     return torch.cat([t, t]) if t.ndim and len(t) == 1 else t
 
 
+def of_example(value: Any) -> Any:
+    """A size that `torch.export` left open, as it is in the example; anything else as it is."""
+    return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+
 def make_concrete(graph_module: fx.GraphModule) -> None:
     """Puts the example's own numbers where `torch.export` left a size open."""
 
-    def number(value: Any) -> Any:
-        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
-
     def concrete(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return torch.empty([number(s) for s in value.shape], dtype=value.dtype, device="meta")
-        return number(value)
+            return torch.empty([of_example(s) for s in value.shape], dtype=value.dtype, device="meta")
+        return of_example(value)
 
     for node in graph_module.graph.nodes:
         if "val" in node.meta:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import fx, nn
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
-from mirabelle.graph.capture import parameter_name
+from mirabelle.graph.capture import of_example, parameter_name
 from mirabelle.measure.latency import speedup
 from mirabelle.measure.layers import BETWEEN, compare_layers
 from mirabelle.onnxfile import fold_pads, save_onnx
@@ -77,16 +78,21 @@ def chains(graph: fx.Graph, sites: Sequence, keep: Sequence[str] = ()) -> list[C
             node = parent[node]
         return node
 
+    def shape(node: fx.Node) -> list[int]:
+        value = node.meta.get("val")
+        return [of_example(s) for s in value.shape] if isinstance(value, torch.Tensor) else [0]
+
+    samples = next((shape(n)[0] for n in graph.nodes if n.op == "placeholder" and shape(n)), 1) or 1
     crossing: dict[fx.Node, int] = dict.fromkeys(integer, 0)
     for node in graph.nodes:
         if node in integer:
             for before in node.all_input_nodes:
                 if before in integer:
                     parent[root(node)] = root(before)
-                elif isinstance(value := before.meta.get("val"), torch.Tensor) and before.op != "get_attr":
-                    crossing[node] += value[:1].numel() if value.ndim else 1
-            if any(reader not in integer for reader in node.users) and isinstance(value := node.meta.get("val"), torch.Tensor):
-                crossing[node] += value[:1].numel() if value.ndim else 1
+                elif before.op != "get_attr":
+                    crossing[node] += math.prod(shape(before)) // samples
+            if any(reader not in integer for reader in node.users):
+                crossing[node] += math.prod(shape(node)) // samples
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         if node in integer:
