@@ -545,6 +545,25 @@ def test_capture_for_any_batch_size(how):
     torch.testing.assert_close(captured(*(x, y)[: len(batch.args)], **{k: v for k, v in (("x", x), ("y", y)) if k in batch.kwargs}), model(x, y))
 
 
+def test_what_forward_keeps_is_its_own():
+    """A forward that keeps what it computed, and one whose shapes depend on values."""
+
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head, self.grid = conv_bn(3, 8), Head(8), None
+
+        def forward(self, x):
+            if self.grid is None or self.grid.shape != x.shape:
+                self.grid = torch.ones_like(x)
+            return self.head(self.a(x * self.grid))
+
+    model, x = Keeps(), image()
+    coupling = analyse(model, as_batch(x))
+    small = remove(model, coupling, some(coupling, 0))
+    assert type(model.eval()(x)) is type(small.eval()(x)) is type(small.grid) is torch.Tensor
+
+
 def test_a_module_under_two_names():
     class Twice(nn.Module):
         def __init__(self):

@@ -61,6 +61,11 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict(state)
 
 
+def shell(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same tensors: what forward keeps for itself stays in the copy."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
 def clone(model: nn.Module) -> nn.Module:
     """A deep copy that shares nothing with `model` and carries no gradients."""
     copied = copy.deepcopy(model)

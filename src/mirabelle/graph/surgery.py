@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from mirabelle.checks import check_runs, clone
+from mirabelle.checks import check_runs, clone, shell
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError, InputError, SurgeryError
 from mirabelle.graph.groups import Coupling
@@ -51,16 +52,25 @@ def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch) -> str | Non
     """What goes wrong for one sample more, where the original takes it: sizes written into forward can hide in one batch size."""
     more = inputs.map(lambda t: torch.cat([t, t[:1]]) if t.ndim else t)
     try:
-        expected = check_runs(model, more, "one sample more")
+        shapes = _shapes(model, more)
     except InputError:
         return None
-    shapes = [tuple(v.shape) for v in pytree.tree_leaves(expected) if isinstance(v, torch.Tensor)]
     try:
-        found = check_runs(small, more, "one sample more")
+        others = _shapes(small, more)
     except InputError as error:
         return f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)"
-    others = [tuple(v.shape) for v in pytree.tree_leaves(found) if isinstance(v, torch.Tensor)]
     return None if shapes == others else f"its outputs have the shapes {others} for one sample more, expected {shapes}"
+
+
+def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
+    """The shapes of the network's outputs; these are computed only where they depend on values. `InputError` where it does not run."""
+    copied = shell(model)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            output = check_runs(copied, inputs.map(mode.from_tensor), "one sample more")
+    except InputError:
+        output = check_runs(model, inputs, "one sample more")
+    return [tuple(v.shape) for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
 
 
 def reference(coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], inputs: Batch | None = None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -49,7 +48,7 @@ def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
     """`count(model, args, kwargs, tensors, device)` in eval mode, per sample: without data if the network allows that, else in earnest."""
     from torch import nn
 
-    from mirabelle.checks import check_runs
+    from mirabelle.checks import check_runs, shell
     from mirabelle.data import example_inputs
 
     if not isinstance(model, nn.Module):
@@ -58,22 +57,17 @@ def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
     try:
         meta = batch.map(lambda t: t.to("meta"))
         shapes = {k: v.detach().to("meta") for k, v in [*model.named_parameters(), *model.named_buffers()]}
-        total = count(_same_tensors(model), meta.args, meta.kwargs, shapes, "meta")
+        total = count(shell(model).eval(), meta.args, meta.kwargs, shapes, "meta")
     except Exception:
         device = next((p.device for p in model.parameters()), None)
         here = batch if device is None else batch.map(lambda t: t.to(device))
         buffers = {k: v.clone() for k, v in model.named_buffers()}  # the run may write into these, not into the network's
         try:
-            total = count(_same_tensors(model), here.args, here.kwargs, buffers, None)
+            total = count(shell(model).eval(), here.args, here.kwargs, buffers, None)
         except Exception:
             check_runs(model, here, "the example input")  # says what is wrong
             raise
     return -(-total // batch.size)
-
-
-def _same_tensors(model: nn.Module) -> nn.Module:
-    """A copy of the modules in eval mode, with the same tensors: what forward keeps for itself stays in the copy."""
-    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]}).eval()
 
 
 def count_macs(model: nn.Module, x: Any) -> int:
