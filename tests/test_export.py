@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
+from torch.nn import functional as F
 
 import mirabelle as mb
 from mirabelle.data import as_batch
@@ -149,6 +150,22 @@ def test_exporting_leaves_the_network_as_it_is(tmp_path):
     mb.export(q, tmp_path / "q", inputs=batches(count=1)[0])
     assert {n: m.training for n, m in network.named_modules()} == before
     assert [str(n) for n in q.graph.nodes] == names
+
+
+@pytest.mark.parametrize("masked", [False, True, "by head"])
+@pytest.mark.parametrize("shape", [(6, 8), (2, 6, 8), (2, 3, 6, 8), (2, 2, 3, 2, 6, 8)], ids=len)
+def test_attention_over_any_dimensions(shape, masked, tmp_path):
+    """Windows are dimensions before the heads; torch.onnx knows four dimensions alone."""
+    mask = torch.randn(6, 6) if masked is True else torch.randn(*shape[1:-2][-1:], 6, 6) if masked else None
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, 0.5 * x, x, mask)
+
+    x = torch.randn(3, *shape)
+    artifact = mb.export(Attention(), tmp_path, inputs=x)
+    for size in (1, 3):
+        assert np.allclose(artifact(x[:size].numpy()), Attention()(x[:size]).numpy(), atol=1e-5)
 
 
 def test_named_inputs(tmp_path):

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from mirabelle.checks import clone
 from mirabelle.data import Batch
@@ -17,6 +19,29 @@ from mirabelle.muffle import muffled
 
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
+
+
+class _FourDimensions(TorchFunctionMode):
+    """torch.onnx writes attention over (batch, heads, tokens, size) alone: windows and other leading dimensions go into the batch, and come back."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default) or len(args) < 3 or args[0].ndim == 4:
+            return func(*args, **kwargs)
+        (query, key, value), rest = args[:3], list(args[3:])
+        leading = query.shape[:-2]
+
+        def folded(t: torch.Tensor) -> torch.Tensor:
+            t = t[None] if leading and t.ndim == 2 else t
+            t = t.expand(*leading[:-1], *t.shape[-3:])  # the heads of keys and values may be fewer
+            return t.flatten(0, -4) if t.ndim > 4 else t[(None,) * (4 - t.ndim)]
+
+        if rest and rest[0] is not None:
+            rest[0] = folded(rest[0])
+        if kwargs.get("attn_mask") is not None:
+            kwargs = {**kwargs, "attn_mask": folded(kwargs["attn_mask"])}
+        found = func(folded(query), folded(key), folded(value), *rest, **kwargs)
+        return found.reshape(*leading, *found.shape[-2:])
 
 
 def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
@@ -34,7 +59,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         if free:
             dims = {0: torch.export.Dim.DYNAMIC}
             shapes = tuple(dims for _ in batch.args) if not batch.kwargs else {k: dims for k in batch.kwargs}
-        with muffled():
+        with muffled(), _FourDimensions():
             try:
                 program = torch.onnx.export(
                     network, batch.args, kwargs=batch.kwargs, dynamo=True, verbose=False, opset_version=OPSET,
