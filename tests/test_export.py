@@ -125,6 +125,18 @@ def test_openvino_runs_convolutions_on_integers(name, tmp_path):
     assert all(t.int8 for t in found), found
 
 
+def test_openvino_runs_layers_of_equal_size_on_integers(tmp_path):
+    """The exporter stores equal constants once; zero points that convolutions and linear layers read would keep these in float."""
+    needs("openvino")
+    network = Network(
+        lambda n, x: n.c(F.gelu(n.b(F.gelu(n.a(x)).mean((2, 3))))), a=nn.Conv2d(3, 32, 3), b=nn.Linear(32, 32), c=nn.Linear(32, 32)
+    ).eval()
+    x = batches(count=1)[0]
+    artifact = mb.export(quantize(network, [x], target="openvino"), tmp_path, runtime="openvino", inputs=x[:1])
+    found = [t for t in artifact.profile(x.numpy(), runs=2) if "FullyConnected" in t.operator or "Convolution" in t.operator]
+    assert [t.int8 for t in found] == [True, True, True]
+
+
 def test_quantised_files_are_small(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3))
     x = batches(count=1)

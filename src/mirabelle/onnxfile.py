@@ -81,6 +81,7 @@ def write_onnx(proto: Any, path: str | Path) -> None:
     _pool_for_means(proto)
     fold_pads(proto)
     _turn_weights(proto)
+    _own_zero_points(proto)
     _name_nodes(proto)
     _strip(proto)
     save_onnx(proto, path)
@@ -93,6 +94,21 @@ def save_onnx(proto: Any, path: str | Path) -> None:
     onnx.checker.check_model(proto)
     with atomic(path) as temporary:
         onnx.save(proto, str(temporary))
+
+
+def _own_zero_points(proto: Any) -> None:
+    """Each weight has its own zero points: OpenVINO folds zeros away only where one weight reads them, and runs the layers of the others in float."""
+    constants = {i.name: i for i in proto.graph.initializer}
+    seen: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in constants or node.input[2] not in constants:
+            continue
+        name = node.input[2]
+        if name in seen:
+            own = proto.graph.initializer.add()
+            own.CopyFrom(constants[name])
+            own.name = node.input[2] = f"{node.output[0]}_zero_point"
+        seen.add(name)
 
 
 def _pool_for_means(proto: Any) -> None:
