@@ -104,7 +104,7 @@ def table(results: dict) -> str:
         "",
         f"Instructions are not milliseconds. {results['runs'][0]['emulator']}, {', '.join(seen)}, torch {results['versions']['torch']}, {results['date']}.",
     ]
-    return "\n".join([*lines, f"Two inferences of one process differ by at most {spread:.1e} of the count."])
+    return "\n".join([*lines, f"Between the quartiles of the inferences of one process lie at most {spread:.1e} of the count."])
 
 
 def main() -> None:

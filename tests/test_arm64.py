@@ -20,6 +20,8 @@ from tests.test_runtimes import conv_file
 def test_marks_by_hand():
     """The first pair encloses nothing: 7 instructions are the marks' own."""
     assert arm64._counts([100, 107, 200, 1207, 1300, 2309]) == (1002, 2)  # of 1000 and 1002 the greater middle one; they differ by 2
+    ends = [10, 1000, 9000, 1002, 1004, 998]  # of five, one that an allocator made far longer
+    assert arm64._counts([m for i, n in enumerate(ends) for m in (10000 * i, 10000 * i + n)]) == (992, 4)
     for marks in ([], [1, 2], [1, 2, 3]):
         with pytest.raises(InputError, match="expected pairs"):
             arm64._counts(marks)

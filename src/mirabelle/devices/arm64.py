@@ -23,7 +23,7 @@ from mirabelle.runtimes.artifact import Artifact
 
 TIMEOUT = 1800
 NOT_TIME = "instructions are not milliseconds"
-RUNS = 5  # one of two would move the median by what the allocator does now and then
+RUNS = 5
 
 
 class Core(NamedTuple):
@@ -42,7 +42,7 @@ CORES = {
 
 @dataclass(frozen=True)
 class Instructions:
-    """One inference on Arm. count: its instructions, the median of `runs`; spread: the largest of these less the smallest.
+    """One inference on Arm. count: its instructions, the median of `runs`; spread: the distance between their quartiles.
 
     difference: the largest absolute difference from this machine's outputs; largest: their largest absolute value.
     """
@@ -106,12 +106,13 @@ def run(artifact: Artifact, arrays: Sequence[np.ndarray], core: str = "cortex-a7
 
 
 def _counts(marks: Sequence[int]) -> tuple[int, int]:
-    """The median count between each pair of marks, less that of the first pair, which encloses nothing; and the spread."""
+    """The median count between each pair of marks, less that of the first pair, which encloses nothing; and the distance between the quartiles, as allocators do
+    more now and then."""
     if len(marks) < 4 or len(marks) % 2:
         raise InputError(f"the counting plugin wrote {len(marks)} marks; expected pairs; run `mirabelle setup-arm64` again")
     pairs = [b - a for a, b in zip(marks[::2], marks[1::2])]
     found = sorted(p - pairs[0] for p in pairs[1:])
-    return found[len(found) // 2], found[-1] - found[0]
+    return found[len(found) // 2], found[3 * len(found) // 4] - found[len(found) // 4]
 
 
 def _prefix(folder: Path, root: Path, core: Core) -> Path:

@@ -20,6 +20,7 @@ from mirabelle.runtimes.signals import enough_signal_stack
 # A shape left open costs much of the speed, so every shape that is asked for is compiled; this many stay.
 COMPILED_SHAPES = 4
 WARM_UP = 5
+LEAST = 5e-4  # milliseconds of a node, where the profiler tells none
 
 
 def package() -> Any:
@@ -108,7 +109,7 @@ def open(path: Path, threads: int) -> Session:
 
 def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
     """The mean of the runs after the warm-up. OpenVINO tells the mean since it compiled, the first and slowest runs among them, in whole microseconds,
-    and says that a node did not run where that is none: which nodes ran is told by whether they have a kernel."""
+    and says that a node did not run where that is none: which nodes ran is told by whether they have a kernel, and none takes less than half of one."""
     request = _compile(*_read(path), arrays, {**options(threads), "PERF_COUNT": True})
     means = []
     for count in (WARM_UP, runs):
@@ -119,7 +120,10 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
     return [
         # The kernel's name ends in the precision that it reads, as in brgconv_avx512_amx_I8.
         LayerTime(
-            name, node.node_type, max(total * means[1][name] - WARM_UP * means[0][name], 0.0) / runs, node.exec_type.lower().endswith(("_i8", "_u8"))
+            name,
+            node.node_type,
+            max((total * means[1][name] - WARM_UP * means[0][name]) / runs, LEAST),
+            node.exec_type.lower().endswith(("_i8", "_u8")),
         )
         for node in request.get_profiling_info()
         if not node.exec_type.startswith(("undef", "unknown")) and (name := node.node_name)
