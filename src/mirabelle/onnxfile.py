@@ -97,18 +97,21 @@ def save_onnx(proto: Any, path: str | Path) -> None:
 
 
 def _own_zero_points(proto: Any) -> None:
-    """Each weight has its own zero points: OpenVINO folds zeros away only where one weight reads them, and runs the layers of the others in float."""
+    """Weights have zero points apart from those whose channels lie in another dimension: OpenVINO does not fold zeros away that such weights share, and runs
+    their layers in float."""
     constants = {i.name: i for i in proto.graph.initializer}
-    seen: set[str] = set()
+    shared: dict[str, dict[tuple[int, int], str]] = {}
     for node in proto.graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in constants or node.input[2] not in constants:
             continue
-        name = node.input[2]
-        if name in seen:
+        name, rank = node.input[2], len(constants[node.input[0]].dims)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % max(1, rank)
+        names = shared.setdefault(name, {(rank, axis): name})
+        if (rank, axis) not in names:
             own = proto.graph.initializer.add()
             own.CopyFrom(constants[name])
-            own.name = node.input[2] = f"{node.output[0]}_zero_point"
-        seen.add(name)
+            own.name = names[rank, axis] = f"{name}_along_{axis}_of_{rank}"
+        node.input[2] = names[rank, axis]
 
 
 def _pool_for_means(proto: Any) -> None:
