@@ -153,7 +153,8 @@ def run_one(name: str) -> dict:
         if not row["ok"]:
             row["error"] = f"keeps {row['macs']} of the MACs"
     except Exception as error:
-        row |= {"ok": False, "error": f"{type(error).__name__}: {str(error)[:400]}", "trace": traceback.format_exc()[-900:]}
+        traceback.print_exc()
+        row |= {"ok": False, "error": f"{type(error).__name__}: {str(error)[:400]}"}
     row["seconds"] = round(time.monotonic() - begun, 1)
     row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
     return row
@@ -165,6 +166,7 @@ def in_process(name: str) -> dict:
         ran = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
         return {"name": name, "ok": False, "stage": "time", "error": f"over {LIMIT} s"}
+    sys.stderr.write(ran.stderr[-900:] if '"ok": false' in ran.stdout else "")  # where it failed: for the eye, not for the results
     rows = [s[4:] for s in ran.stdout.splitlines() if s.startswith("ROW ")]
     return json.loads(rows[0]) if rows else {"name": name, "ok": False, "stage": "process", "error": ran.stderr[-500:] or f"code {ran.returncode}"}
 
@@ -178,7 +180,7 @@ def table(results: dict) -> str:
     ]
     for name in (n for n in zoo.names() if n in rows):
         r = rows[name]
-        said = "all" if r["ok"] else f"**{r['stage']}**: {r.get('error', '')[:140]}"
+        said = "all" if r["ok"] else f"**{r['stage']}**: {' '.join(r.get('error', '').split())[:140]}"
         size = f"{r['parameters'] / 1e6:.1f} M" if "parameters" in r else ""
         masked = {True: "equal", False: "statistics"}.get(r.get("masked_weights"), "")  # type: ignore[call-overload]
         cells = [name, size, r.get("groups", ""), r.get("form", ""), r.get("macs", ""), masked, r.get("cpu_s", {}).get("prune", "")]
