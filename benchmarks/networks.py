@@ -166,9 +166,11 @@ def in_process(name: str) -> dict:
         ran = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
         return {"name": name, "ok": False, "stage": "time", "error": f"over {LIMIT} s"}
-    sys.stderr.write(ran.stderr[-900:] if '"ok": false' in ran.stdout else "")  # where it failed: for the eye, not for the results
     rows = [s[4:] for s in ran.stdout.splitlines() if s.startswith("ROW ")]
-    return json.loads(rows[0]) if rows else {"name": name, "ok": False, "stage": "process", "error": ran.stderr[-500:] or f"code {ran.returncode}"}
+    row = json.loads(rows[0]) if rows else {"name": name, "ok": False, "stage": "process", "error": ran.stderr[-500:] or f"code {ran.returncode}"}
+    if not row["ok"]:
+        sys.stderr.write(ran.stderr[-900:])  # where it failed: for the eye, not for the results
+    return row
 
 
 def table(results: dict) -> str:

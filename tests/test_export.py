@@ -129,9 +129,8 @@ def test_openvino_runs_layers_of_equal_size_on_integers(tmp_path):
     """The exporter stores equal constants once; zero points that convolutions, or weights the other way round, share would keep their layers in float."""
     needs("openvino")
     layers = {"a": nn.Conv2d(3, 32, 3), "b": nn.Linear(32, 32), "c": nn.Linear(32, 32)}
-    network = Network(
-        lambda n, x: n.c(F.gelu(n.b(F.gelu(n.a(x)).mean((2, 3))))[:, None]), **layers
-    ).eval()  # a Gemm, and a MatMul of three dimensions
+    # A Gemm, and a MatMul of three dimensions.
+    network = Network(lambda n, x: n.c(F.gelu(n.b(F.gelu(n.a(x)).mean((2, 3))))[:, None]), **layers).eval()
     x = batches(count=1)[0]
     artifact = mb.export(quantize(network, [x], target="openvino"), tmp_path, runtime="openvino", inputs=x[:1])
     found = [t for t in artifact.profile(x.numpy(), runs=2) if "FullyConnected" in t.operator or "Convolution" in t.operator]

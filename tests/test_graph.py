@@ -546,7 +546,7 @@ def test_capture_for_any_batch_size(how):
 
 
 def test_what_forward_keeps_is_its_own():
-    """A forward that keeps what it computed, and one whose shapes depend on values."""
+    """Cutting runs copies of the network without computing; what these keep is no tensor that anybody could use."""
 
     class Keeps(nn.Module):
         def __init__(self):

@@ -780,6 +780,17 @@ def test_least_squares_says_what_is_wrong_with_the_data():
         prune(model, x, data=[x * float("nan")], **options)
 
 
+def test_least_squares_on_a_network_whose_forward_fixes_the_batch():
+    """len(x) is a number to torch.export, which finds out on the way: the data is read in batches of the example's size."""
+    model = Net(lambda s, x: s.head(s.b(torch.relu(s.a(x))).reshape(len(x), -1, 8, 8)), a=conv_bn(3, 8), b=conv_bn(8, 6), head=Head(6)).eval()
+    data = [torch.randn(5, *image().shape[1:]) for _ in range(2)]
+    options = {"macs": 0.6, "criterion": "l1", "align": 1, "data": data}
+    mended, plain = (prune(model, image(), **options, repair=repair) for repair in ("least-squares", None))
+    with torch.no_grad():
+        error = [float((m(data[0]) - model(data[0])).square().mean()) for m in (mended, plain)]
+    assert error[0] < 0.7 * error[1]
+
+
 # --- steps ----------------------------------------------------------------------------------------------------------------------------------
 
 

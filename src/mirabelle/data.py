@@ -41,9 +41,22 @@ class Batch(NamedTuple):
         """The batch with `function` applied to each input tensor; the target is left as it is."""
         return Batch(tuple(map(function, self.args)), {k: function(v) for k, v in self.kwargs.items()}, self.target)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the inputs of one sample hold, those without a dimension not counted."""
+        return sum(t[:1].numel() for t in self.tensors if t.ndim)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Its samples from `start` to `stop`, with their targets; inputs without a dimension belong to all of them."""
+        return self.map(lambda t: t[start:stop] if t.ndim else t)._replace(target=None if self.target is None else self.target[start:stop])
+
     def head(self, count: int) -> Batch:
-        """Its first `count` samples, with their targets; inputs without a dimension belong to all of them."""
-        return self.map(lambda t: t[:count] if t.ndim else t)._replace(target=None if self.target is None else self.target[:count])
+        """Its first `count` samples."""
+        return self.part(0, count)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Its samples in batches of `size`; the last one may be smaller."""
+        return (self.part(start, start + size) for start in range(0, self.size, size))
 
 
 def _tensor(value: Any, place: str) -> torch.Tensor:
@@ -115,12 +128,8 @@ def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[
 def pieces(stream: Iterable[Batch], numbers: int) -> Iterator[Batch]:
     """The same samples in batches whose inputs hold at most so many numbers, but at least one sample."""
     for batch in stream:
-        size = max(1, numbers // max(1, sum(t[:1].numel() for t in batch.tensors if t.ndim)))
-        for start in range(0, batch.size, size) if size < batch.size else ():
-            target = None if batch.target is None else batch.target[start : start + size]
-            yield batch.map(lambda t, i=start, n=size: t[i : i + n] if t.ndim else t)._replace(target=target)
-        if size >= batch.size:
-            yield batch
+        size = max(1, numbers // max(1, batch.numbers))
+        yield from batch.split(size) if size < batch.size else [batch]
 
 
 def example_inputs(x: Any) -> Batch:

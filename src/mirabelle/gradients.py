@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mirabelle.checks import clone, running
-from mirabelle.data import Batch, batches
+from mirabelle.data import batches
 from mirabelle.errors import InputError
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
@@ -27,7 +27,7 @@ def loss_gradients(model: nn.Module, data: Iterable, loss: Callable | None, coun
     for p in trained.values():
         p.requires_grad_(True)
     for i, batch in enumerate(track(batches(data, count, labelled=True, what="data"), "gradients", count)):
-        for part in _singles(batch) if by_sample else [batch]:
+        for part in batch.split(1) if by_sample else [batch]:
             part = part.map(lambda t: t.to(device))
             with torch.enable_grad(), running(part, f"batch {i} of data"):
                 value = function(as_tensor(model(*part.args, **part.kwargs)), part.target.to(device))
@@ -36,8 +36,3 @@ def loss_gradients(model: nn.Module, data: Iterable, loss: Callable | None, coun
             if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:
                 raise InputError(f"the gradient of {bad[0]} is not finite on batch {i} of data; look for NaN in the inputs or the loss")
             yield found
-
-
-def _singles(batch: Batch) -> list[Batch]:
-    """The samples of a batch, each a batch of one."""
-    return [batch.map(lambda t, i=i: t[i : i + 1] if t.ndim else t)._replace(target=batch.target[i : i + 1]) for i in range(batch.size)]

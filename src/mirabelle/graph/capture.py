@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from mirabelle.checks import check_network, check_runs
@@ -81,9 +83,26 @@ def _at_least_two(t: torch.Tensor) -> torch.Tensor:
     return torch.cat([t, t]) if t.ndim and len(t) == 1 else t
 
 
+def fixed_length(value: torch.Tensor) -> int | None:
+    """The only size that the first dimension of an input was captured for, also where `torch.export` left it open at first; None where it is free."""
+    return int(value.shape[0]) if value.ndim and is_concrete_int(value.shape[0]) else None
+
+
 def of_example(value: Any) -> Any:
     """A size that `torch.export` left open, as it is in the example; anything else as it is."""
     return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+
+def sample_elements(graph: fx.Graph) -> Callable[[fx.Node], int]:
+    """A function that says how many numbers of one sample the value of a node holds, whichever of its dimensions is the batch; 0 where it is no tensor."""
+    inputs = [n.meta["val"] for n in graph.nodes if n.op == "placeholder"]
+    samples = next((of_example(v.shape[0]) for v in inputs if v.ndim), 1)
+
+    def elements(node: fx.Node) -> int:
+        value = node.meta.get("val")
+        return math.prod(map(of_example, value.shape)) // samples if isinstance(value, torch.Tensor) else 0
+
+    return elements
 
 
 def make_concrete(graph_module: fx.GraphModule) -> None:

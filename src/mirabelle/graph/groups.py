@@ -119,7 +119,7 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     keep = [keep] if isinstance(keep, str) else list(keep)
     _check_keep(model, keep)
     # Two samples, so that a batch is no dimension of size one; a single large one, as the network runs on it several times.
-    count = 1 if sum(t[:1].numel() for t in inputs.tensors if t.ndim) > 1_000_000 else 2
+    count = 1 if inputs.numbers > 1_000_000 else 2
     small = inputs.map(lambda t: t[:count] if t.ndim and len(t) > count else t)
     try:
         graph_module = capture(model, small)

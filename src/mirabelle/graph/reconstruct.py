@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from mirabelle.checks import check_runs, clone
 from mirabelle.data import Batch, batches
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import capture, get_tensor, make_concrete, operator, parameter_name, parameter_uses
+from mirabelle.graph.capture import capture, fixed_length, get_tensor, make_concrete, operator, parameter_name, parameter_uses
 from mirabelle.graph.flow import VIEWS, Flow
 from mirabelle.graph.labels import Value
 from mirabelle.graph.parameters import read_parameters
@@ -63,7 +63,7 @@ def reconstruct(
     """
     graph_module = capture(original, inputs, dynamic_batch=True)
     given = next(n.meta["val"] for n in graph_module.graph.nodes if n.op == "placeholder")
-    fixed = given.shape[0] if given.ndim and isinstance(given.shape[0], int) else None
+    fixed = fixed_length(given)
     make_concrete(graph_module)
     flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
     device = next(original.parameters()).device
@@ -100,8 +100,7 @@ def _pieces(batch: Batch, fixed: int | None) -> list[Batch]:
     """A batch in pieces of the only size that the network takes; None: any."""
     if fixed is None:
         return [batch]
-    starts = range(0, batch.size - fixed + 1, fixed)
-    return [Batch(tuple(t[s:][:fixed] for t in batch.args), {k: t[s:][:fixed] for k, t in batch.kwargs.items()}, None) for s in starts]
+    return [piece for piece in batch._replace(target=None).split(fixed) if piece.size == fixed]
 
 
 class Pair:

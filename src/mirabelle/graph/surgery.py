@@ -70,7 +70,11 @@ def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
             output = check_runs(copied, inputs.map(mode.from_tensor), "one sample more")
     except InputError:
         output = check_runs(model, inputs, "one sample more")
-    return [tuple(v.shape) for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
+    return [tuple(v.shape) for v in _tensors(output)]
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
 
 
 def reference(coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], inputs: Batch | None = None) -> Any:
@@ -105,7 +109,7 @@ def _in_place(model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], to
 
 def difference(expected: Any, found: Any) -> str | None:
     """How two outputs of a network, nested or not, differ: in shapes, or in values by more than rounding; None where they do not."""
-    leaves, others = ([v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)] for output in (expected, found))
+    leaves, others = _tensors(expected), _tensors(found)
     shapes, other_shapes = [tuple(v.shape) for v in leaves], [tuple(v.shape) for v in others]
     if shapes != other_shapes:
         return f"its outputs have the shapes {other_shapes}, expected {shapes}"

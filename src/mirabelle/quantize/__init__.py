@@ -115,10 +115,10 @@ def quantize(
     if not layers:
         inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
         raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
-    stream = chain([first], stream)
+    stream = (b._replace(target=None) for b in chain([first], stream))  # nothing here reads labels, which may be anything
     if takes_any_batch(network) and all(t.device.type == "cpu" for t in network.state_dict().values()):
         stream = pieces(stream, PIECE)
-    few = _enough(stream, sum(t[:1].numel() for t in first.tensors)) if repairs or judge is not None else []
+    few = _enough(stream, first.numbers) if repairs or judge is not None else []
     for name in repairs:
         if name in BEFORE:
             REPAIRS[name](network, network, few)

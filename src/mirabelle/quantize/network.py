@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from mirabelle.checks import check_network
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import capture, get_tensor, operator, parameter_name
+from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator, parameter_name
 from mirabelle.quantize.description import Quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm
@@ -70,8 +69,7 @@ def _plain_signature(network: fx.GraphModule) -> None:
 
 def takes_any_batch(network: fx.GraphModule) -> bool:
     """Whether the first dimension of every input was captured as free."""
-    values = [n.meta.get("val") for n in network.graph.nodes if n.op == "placeholder"]
-    return all(isinstance(v, torch.Tensor) and (v.ndim == 0 or not is_concrete_int(v.shape[0])) for v in values)
+    return all(fixed_length(n.meta["val"]) is None for n in network.graph.nodes if n.op == "placeholder")
 
 
 def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:

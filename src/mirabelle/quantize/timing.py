@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import fx, nn
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
-from mirabelle.graph.capture import of_example, parameter_name
+from mirabelle.graph.capture import parameter_name, sample_elements
 from mirabelle.measure.latency import speedup
 from mirabelle.measure.layers import BETWEEN, compare_layers
 from mirabelle.onnxfile import fold_pads, save_onnx
@@ -78,11 +76,7 @@ def chains(graph: fx.Graph, sites: Sequence, keep: Sequence[str] = ()) -> list[C
             node = parent[node]
         return node
 
-    def shape(node: fx.Node) -> list[int]:
-        value = node.meta.get("val")
-        return [of_example(s) for s in value.shape] if isinstance(value, torch.Tensor) else [0]
-
-    samples = next((shape(n)[0] for n in graph.nodes if n.op == "placeholder" and shape(n)), 1) or 1
+    elements = sample_elements(graph)
     crossing: dict[fx.Node, int] = dict.fromkeys(integer, 0)
     for node in graph.nodes:
         if node in integer:
@@ -90,9 +84,9 @@ def chains(graph: fx.Graph, sites: Sequence, keep: Sequence[str] = ()) -> list[C
                 if before in integer:
                     parent[root(node)] = root(before)
                 elif before.op != "get_attr":
-                    crossing[node] += math.prod(shape(before)) // samples
+                    crossing[node] += elements(before)
             if any(reader not in integer for reader in node.users):
-                crossing[node] += math.prod(shape(node)) // samples
+                crossing[node] += elements(node)
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         if node in integer:

@@ -111,22 +111,21 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
     """The mean of the runs after the warm-up. OpenVINO tells the mean since it compiled, the first and slowest runs among them, in whole microseconds,
     and says that a node did not run where that is none: which nodes ran is told by whether they have a kernel, and none takes less than half of one."""
     request = _compile(*_read(path), arrays, {**options(threads), "PERF_COUNT": True})
-    means = []
-    for count in (WARM_UP, runs):
-        for _ in range(count):
-            _infer(request, arrays)
-        means.append({node.node_name: node.real_time.total_seconds() * 1e3 for node in request.get_profiling_info()})
-    total = WARM_UP + runs
+    for _ in range(WARM_UP):
+        _infer(request, arrays)
+    before = {node.node_name: WARM_UP * node.real_time for node in request.get_profiling_info()}
+    for _ in range(runs):
+        _infer(request, arrays)
     return [
         # The kernel's name ends in the precision that it reads, as in brgconv_avx512_amx_I8.
         LayerTime(
-            name,
+            node.node_name,
             node.node_type,
-            max((total * means[1][name] - WARM_UP * means[0][name]) / runs, LEAST),
+            max(((WARM_UP + runs) * node.real_time - before[node.node_name]).total_seconds() * 1e3 / runs, LEAST),
             node.exec_type.lower().endswith(("_i8", "_u8")),
         )
         for node in request.get_profiling_info()
-        if not node.exec_type.startswith(("undef", "unknown")) and (name := node.node_name)
+        if not node.exec_type.startswith(("undef", "unknown"))
     ]
 
 

@@ -270,8 +270,7 @@ def _predict(network: nn.Module | Artifact, batch: Batch) -> Any:
 
 def _pieces(data: Iterable, count: int, size: int) -> Iterable[Batch]:
     for batch in samples(data, count):
-        for start in range(0, batch.size, size):
-            yield batch.map(lambda t, s=start: t[s : s + size] if t.ndim else t)._replace(target=None)
+        yield from batch._replace(target=None).split(size)
 
 
 def _outputs(model: fx.GraphModule) -> dict[str, int]:

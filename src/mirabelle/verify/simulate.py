@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from mirabelle.data import Batch
+from mirabelle.graph.capture import sample_elements
 from mirabelle.quantize.fake import ActivationQuantizer, Quantizer
 from mirabelle.quantize.network import inputs_in_order
 
@@ -50,9 +51,5 @@ def simulate(model: fx.GraphModule, batch: Batch, rounded: bool = True) -> tuple
 
 def elements(model: fx.GraphModule) -> int:
     """Numbers that the sites of one sample hold together."""
-    total = 0
-    for node in model.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "call_module" and isinstance(value, torch.Tensor) and value.ndim:
-            total += int(np.prod([int(s) for s in value.shape[1:]], dtype=np.int64))
-    return total
+    count = sample_elements(model.graph)
+    return sum(count(node) for node in model.graph.nodes if node.op == "call_module")
