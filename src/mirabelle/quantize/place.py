@@ -23,6 +23,7 @@ CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 CONTRACTIONS = CONVOLUTIONS | {"linear"}
 RECTIFIERS = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}
 AVERAGES = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
+PRODUCTS = {"matmul", "bmm"}
 # Operators that hand on the integers that they are given, on the same grid.
 PASSES = {
     "max_pool2d", "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "dropout", "dropout_", "clone", "contiguous",
@@ -61,8 +62,12 @@ def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
 
 def is_kept(node: fx.Node, keep: Iterable[str]) -> bool:
     """Whether `keep` names a layer's module, one around it, or its weight."""
-    paths = (str(parameter_name(node.args[1])), module_path(node))
-    return any(path == name or path.startswith(f"{name}.") for name in keep for path in paths)
+    return _is_inside(node, keep, str(parameter_name(node.args[1])))
+
+
+def _is_inside(node: fx.Node, keep: Iterable[str], *paths: str) -> bool:
+    """Whether `keep` names the module that a node was called in, one around it, or one of these paths."""
+    return any(path == name or path.startswith(f"{name}.") for name in keep for path in (*paths, module_path(node)))
 
 
 def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
@@ -113,6 +118,42 @@ def is_addition(node: fx.Node) -> bool:
     return operator(node) in ("add", "add_") and not node.kwargs and len(shapes) == 2 and shapes[0] == shapes[1]
 
 
+def factors(node: fx.Node) -> list[fx.Node]:
+    """The queries and the keys that attention multiplies, and the factors of any product of two computed tensors, before a transposition for it; none for other nodes.
+
+    What weighs the values of attention is left out: most of it is far below a 255th of the largest.
+    """
+    if operator(node) == "scaled_dot_product_attention":
+        return list(node.args[:2])
+    if operator(node) not in PRODUCTS or any(a.op == "get_attr" or "softmax" in operator(_moved(a)) for a in node.args[:2]):
+        return []
+    return [a.args[0] if operator(a) in ("transpose", "permute") else a for a in node.args[:2]]
+
+
+def _moved(node: fx.Node) -> fx.Node:
+    """What a value was before it was moved about, or dropped out."""
+    while operator(node) in PASSES | {"expand"}:
+        node = node.args[0]
+    return node
+
+
+def _from_layers(node: fx.Node, layers: Collection[fx.Node]) -> bool:
+    """Whether the layers that a value comes from, the nearest on each way, are all among these."""
+    found, seen, waiting = False, set(), [node]
+    while waiting:
+        n = waiting.pop()
+        if n in seen or not isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)):  # a number, as a size
+            continue
+        seen.add(n)
+        if is_contraction(n):
+            if n not in layers:
+                return False
+            found = True
+        else:
+            waiting.extend(n.all_input_nodes)
+    return found
+
+
 def integer_nodes(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = ()) -> set[fx.Node]:
     """The operators that have an integer form in this placement."""
     known = {s.node for s in sites}
@@ -158,6 +199,7 @@ def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x
 
     The inputs of every convolution and linear layer. Where the target rounds what convolutions give: their outputs, after the rectifier, and additions whose operands
     are both quantised; where it adds before it rounds: the operand of an addition that no convolution hands over directly. Averages over space of quantised values.
+    Where the target multiplies them as integers: the queries and keys of attention, as far as they come from quantised layers.
     Data movement keeps the grid of what it moves. A value that only floats read is left in float, and so are the layers that `keep` names and
     whatever no rule names.
     """
@@ -192,6 +234,9 @@ def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x
                 site(other)
         elif is_addition(node) and all(i in chosen for i in inputs):
             site(tail(node), node)
+        elif target.products and (operands := factors(node)) and all(_from_layers(o, layers) for o in operands) and not _is_inside(node, keep):
+            for operand in operands:  # on a grid of its own where it is read: moving it about costs less in float than rounding it before and after
+                chosen.setdefault(operand, Site(operand.name, layer_name(operand)))
         elif name in AVERAGES and over_space(node):
             if target.averages and not target.rounded and (_before_rectifier(inputs[0]) in layers or is_addition(_before_rectifier(inputs[0]))):
                 site(inputs[0])

@@ -18,7 +18,8 @@ class Target:
     weight_bits: at most. pairs: kernels may add pairs of products in 16 bits, so that filters whose sums can reach further get a smaller range.
     rounded: what a convolution gives is rounded wherever it goes, as there is no kernel that leaves it in float; else only where integers are read.
     sums: a convolution adds its result to another tensor before it rounds, so that of the operands of an addition only the other one is rounded.
-    averages: what an average over space reads is rounded. biases: stored as integers in units of the accumulators, else as floats.
+    averages: what an average over space reads is rounded. products: queries and keys of attention are multiplied as integers.
+    biases: stored as integers in units of the accumulators, else as floats.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Target:
     rounded: bool = True
     sums: bool = False
     averages: bool = True
+    products: bool = False
     biases: bool = True
 
 
@@ -36,7 +38,7 @@ TARGETS: dict[str, Target] = {
     "x86": Target("x86", pairs=True),
     "x86-vnni": Target("x86-vnni"),
     "arm": Target("arm", activations="int8"),
-    "openvino": Target("openvino", pairs=True, rounded=False, sums=True),
+    "openvino": Target("openvino", pairs=True, rounded=False, sums=True, products=True),
     "tensorrt": Target("tensorrt", activations="int8", unsigned=False, rounded=False, sums=True, averages=False, biases=False),
     "symmetric": Target("symmetric", activations="int8", unsigned=False),
 }
