@@ -191,6 +191,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: Network(lambda n, x: head(n, F.relu(n.a(x))), a=conv(3, 8, padding=1, padding_mode="reflect"), fc=nn.Linear(8, 5)),
         {"pad"},
     ),
+    "padded": (
+        lambda: Network(
+            lambda n, x: head(n, F.relu(n.b(F.pad(F.relu(n.a(F.pad(x, (1, 1, 2, 2)))), (0, 1, 0, 1))))),
+            a=conv(3, 8, padding=1),
+            b=conv(8, 8, stride=2),
+            fc=nn.Linear(8, 5),
+        ),
+        set(),
+    ),
     "transposed": (
         lambda: Network(lambda n, x: n.b(F.relu(n.t(F.relu(n.a(x))))), a=conv(3, 8), t=nn.ConvTranspose2d(8, 8, 2, 2), b=conv(8, 2)),
         {"conv_transpose2d", "relu"},

@@ -20,6 +20,7 @@ from mirabelle.graph.capture import capture, operator
 from mirabelle.quantize import TARGETS, THRESHOLDS, quantization, quantize, rebuild
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import fold_batchnorm
+from mirabelle.quantize.network import captured as captured_network
 from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.qdq import to_qdq
 from tests.quantized_networks import NETWORKS, Network, batches, build, conv, head
@@ -42,6 +43,16 @@ def test_calibration_in_pieces(fixed, monkeypatch):
         seen.clear()
     assert found[0][0] == [8] and found[1][0] == ([8] if fixed else [2, 2, 2, 2])
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+
+
+def test_even_paddings_become_the_convolutions_own():
+    """Uneven ones cannot."""
+    network, x = build("padded"), batches("padded", 1)[0]
+    found = captured_network(network, Batch((x,), {}, None))
+    assert sum("pad" in operator(n) for n in found.graph.nodes) == 1
+    assert next(n.args[4] for n in found.graph.nodes if operator(n) == "conv2d") == [3, 2], "rows have two zeros more on each side, columns one"
+    with torch.no_grad():
+        assert torch.allclose(found(x), network(x), atol=1e-6)
 
 
 def test_rectifiers_that_write_over_their_layer_give_new_values():

@@ -16,13 +16,13 @@ from torch import fx
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.graph.capture import get_tensor, operator, parameter_name
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.network import activation_grid, inputs_in_order
 from mirabelle.quantize.observe import Histogram
-from mirabelle.quantize.place import Site
+from mirabelle.quantize.place import RECTIFIERS, Site, rectifier_bounds
 from mirabelle.quantize.targets import Target
 from mirabelle.quantize.thresholds import RANGES, ROWS, THRESHOLDS
 
@@ -31,8 +31,9 @@ def observe(
     network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int, axes: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Histogram], int]:
     """A histogram for every site, and how many samples there were; `count` of them are expected. axes: for sites whose channels' extremes are wanted, their
-    dimension."""
-    histograms = {s.node: Histogram(axis=(axes or {}).get(s.node)) for s in sites}
+    dimension. Images lie pixel by pixel in memory, which makes depthwise convolutions twice as fast on CPUs."""
+    rectified = {n.name for n in network.graph.nodes if operator(n) in RECTIFIERS and rectifier_bounds(n)[0] == 0}
+    histograms = {s.node: Histogram(axis=(axes or {}).get(s.node), rectified=s.node in rectified) for s in sites}
     layers = {s.node: s.layer for s in sites}
 
     class Observer(fx.Interpreter):
@@ -42,6 +43,13 @@ def observe(
                 histograms[n.name].add(value, layers[n.name])
             return value
 
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            # What was captured as a view of images that lay channel by channel may need a copy now.
+            return super().call_function(torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target, args, kwargs)
+
+    def placed(t: torch.Tensor) -> torch.Tensor:
+        return t.to(device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
+
     seen = 0
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.no_grad(), bar("calibrating", count) as shown:
@@ -49,7 +57,7 @@ def observe(
             observer = Observer(network, garbage_collect_values=True)
             observer.extra_traceback = False
             try:
-                observer.run(*inputs_in_order(network.graph, batch.map(lambda t: t.to(device))))
+                observer.run(*inputs_in_order(network.graph, batch.map(placed)))
             except InputError:
                 raise
             except Exception as error:

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution or linear layer before it, on a captured graph."""
+"""BatchNorm folded into the convolution or linear layer before it, and paddings into the one behind them, on a captured graph."""
 
 # torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from mirabelle.graph.capture import get_tensor, is_normed_alone, operator, parameter_name, parameter_uses
+from mirabelle.quantize.place import unpadded
 
 
 def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
@@ -55,6 +56,22 @@ def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
     drop_unused_tensors(graph_module)
     graph_module.recompile()
     return left
+
+
+def fold_padding(graph_module: fx.GraphModule) -> None:
+    """Paddings of images with as many zeros on both sides, which convolutions alone read, become theirs: the padded images need not be written."""
+    for node in list(graph_module.graph.nodes):
+        source, pads = unpadded(node), node.args[1] if len(node.args) > 1 else None
+        if source is None or pads[::2] != pads[1::2] or not all(u.target._overloadname == "default" for u in node.users):
+            continue  # the other overload has names for its paddings
+        rank = node.meta["val"].ndim - 2
+        added = [*[0] * (rank - len(pads) // 2), *reversed(pads[::2])]
+        for layer in list(node.users):
+            given = [None, [1] * rank, [0] * rank]  # bias, stride, padding
+            given[: len(layer.args[2:5])] = layer.args[2:5]
+            own = [*given[2]] * (rank if len(given[2]) == 1 else 1)
+            layer.args = (source, layer.args[1], *given[:2], [a + b for a, b in zip(own, added)], *layer.args[5:])
+        graph_module.graph.erase_node(node)
 
 
 def _free_name(graph_module: fx.GraphModule, name: str) -> str:

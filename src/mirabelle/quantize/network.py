@@ -20,17 +20,18 @@ from mirabelle.errors import InputError
 from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator, parameter_name
 from mirabelle.quantize.description import Quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
-from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm
+from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm, fold_padding
 from mirabelle.quantize.place import RECTIFIERS, contractions, is_contraction, place
 from mirabelle.quantize.targets import TARGETS, Target
 
 
 def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
-    """Captured for any batch size, BatchNorm folded, rebuilt so that train() and eval() work and the first batch is not kept alive."""
+    """Captured for any batch size, BatchNorm and paddings folded, rebuilt so that train() and eval() work and the first batch is not kept alive."""
     graph_module = capture(check_network(model), first, dynamic_batch=True)
     network = fx.GraphModule(graph_module, graph_module.graph)
     _plain_signature(network)
     _drop_dropout(network)
+    fold_padding(network)
     fold_batchnorm(network)
     _rectify_out_of_place(network)
     network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")

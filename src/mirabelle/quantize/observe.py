@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ class Histogram:
     the arithmetic that finds a value's bin are exact, so that the order of the data and its batches make no difference.
 
     axis: the dimension whose indices are channels, whose own extremes are wanted as well: `channels`, the least and the largest value of each.
+    rectified: no value is below zero.
     """
 
     reach: float = 0.0
@@ -30,21 +32,26 @@ class Histogram:
     low: float = 0.0
     high: float = 0.0
     axis: int | None = None
+    rectified: bool = False
     channels: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, values: torch.Tensor, place: str = "a tensor") -> None:
         """Counts `values`, whose first dimension is samples: all of them, or `COUNTED` or so of each sample. NaN and infinity raise `InputError` with the place."""
         if values.numel() == 0:
             return
-        values = values.detach().float()
-        low, high = (float(v) for v in values.aminmax())
+        values, axis = _as_it_lies(values.detach().float(), self.axis)
+        own = None
+        if axis is None:
+            low, high = (float(v) for v in values.aminmax())
+        else:
+            highs = _along(torch.amax, values, axis)
+            own = np.zeros_like(highs) if self.rectified else _along(torch.amin, values, axis), highs
+            low, high = float(own[0].min()), float(highs.max())
         largest = max(-low, high)
-        if not np.isfinite(largest) or np.isnan(low):
+        if not np.isfinite([low, high]).all():
             raise InputError(f"{place} holds NaN or infinite values on the calibration data; look for them in the data or in the weights before it")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        if self.axis is not None:
-            others = [d for d in range(values.ndim) if d != self.axis % values.ndim]
-            own = values.amin(others).cpu().numpy(), values.amax(others).cpu().numpy()
+        if own is not None:
             self.channels = own if self.channels is None else (np.minimum(self.channels[0], own[0]), np.maximum(self.channels[1], own[1]))
         if largest == 0.0 and self.reach == 0.0:
             self.counts[BINS] += _thinned(values).numel()
@@ -57,7 +64,7 @@ class Histogram:
             self.counts[BINS] = zeros
         while largest >= self.reach:
             self._double()
-        bins = (_thinned(values) * (BINS / self.reach)).floor_().to(torch.int64) + BINS
+        bins = (_thinned(values) * (BINS / self.reach)).floor_().add_(BINS).to(torch.int32)
         self.counts += torch.bincount(bins, minlength=2 * BINS).cpu().numpy()
 
     def _double(self) -> None:
@@ -90,6 +97,20 @@ class Histogram:
         centres = (np.arange(2 * BINS) - BINS + 0.5) * self.reach / BINS
         counts, _ = np.histogram(np.clip(centres, low, high), bins=bins, range=(low, high), weights=self.counts)
         return {"low": low, "high": high, "counts": [int(c) for c in counts]}
+
+
+def _as_it_lies(values: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, int | None]:
+    """The values with their dimensions behind the first in the order in which they lie in memory, and where `axis` has come."""
+    order = [0, *sorted(range(1, values.ndim), key=lambda d: -values.stride(d))] if values.ndim else []
+    return values.permute(order), None if axis is None else order.index(axis % values.ndim)
+
+
+def _along(extreme: Callable, values: torch.Tensor, axis: int) -> np.ndarray:
+    """The extreme of each channel. Where channels lie innermost one dimension at a time, for which torch takes a tenth of the time."""
+    others = [d for d in range(values.ndim) if d != axis]
+    for dims in others if axis == values.ndim - 1 else [others]:
+        values = extreme(values, dims, keepdim=True)
+    return values.flatten().cpu().numpy()
 
 
 def _thinned(values: torch.Tensor) -> torch.Tensor:
