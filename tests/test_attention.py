@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from quantized_networks import Network, needs
 from torch import nn
 
 import mirabelle as mb
 from mirabelle.graph.capture import operator
 from mirabelle.quantize import quantization, quantize, rebuild
 from mirabelle.quantize.fake import ActivationQuantizer
+from tests.quantized_networks import Network, needs
 
 
 def _heads(n, x):

@@ -16,13 +16,13 @@ from torch import fx
 
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import get_tensor, operator, parameter_name
+from mirabelle.graph.capture import get_tensor, parameter_name
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.network import activation_grid, inputs_in_order
 from mirabelle.quantize.observe import Histogram
-from mirabelle.quantize.place import RECTIFIERS, Site, rectifier_bounds
+from mirabelle.quantize.place import Site, gives_no_negatives
 from mirabelle.quantize.targets import Target
 from mirabelle.quantize.thresholds import RANGES, ROWS, THRESHOLDS
 
@@ -32,7 +32,7 @@ def observe(
 ) -> tuple[dict[str, Histogram], int]:
     """A histogram for every site, and how many samples there were; `count` of them are expected. axes: for sites whose channels' extremes are wanted, their
     dimension. Images lie pixel by pixel in memory, which makes depthwise convolutions twice as fast on CPUs."""
-    rectified = {n.name for n in network.graph.nodes if operator(n) in RECTIFIERS and rectifier_bounds(n)[0] == 0}
+    rectified = {n.name for n in network.graph.nodes if gives_no_negatives(n)}
     histograms = {s.node: Histogram(axis=(axes or {}).get(s.node), rectified=s.node in rectified) for s in sites}
     layers = {s.node: s.layer for s in sites}
 

@@ -61,16 +61,17 @@ def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
 def fold_padding(graph_module: fx.GraphModule) -> None:
     """Paddings of images with as many zeros on both sides, which convolutions alone read, become theirs: the padded images need not be written."""
     for node in list(graph_module.graph.nodes):
-        source, pads = unpadded(node), node.args[1] if len(node.args) > 1 else None
-        if source is None or pads[::2] != pads[1::2] or not all(u.target._overloadname == "default" for u in node.users):
+        if (source := unpadded(node)) is None:
+            continue
+        pads = node.args[1]
+        if pads[::2] != pads[1::2] or not all(u.target._overloadname == "default" for u in node.users):
             continue  # the other overload has names for its paddings
         rank = node.meta["val"].ndim - 2
         added = [*[0] * (rank - len(pads) // 2), *reversed(pads[::2])]
         for layer in list(node.users):
-            given = [None, [1] * rank, [0] * rank]  # bias, stride, padding
-            given[: len(layer.args[2:5])] = layer.args[2:5]
-            own = [*given[2]] * (rank if len(given[2]) == 1 else 1)
-            layer.args = (source, layer.args[1], *given[:2], [a + b for a, b in zip(own, added)], *layer.args[5:])
+            bias, stride, own = (layer.args[i] if len(layer.args) > i else d for i, d in ((2, None), (3, [1] * rank), (4, [0] * rank)))
+            own = [*own] * (rank // len(own))
+            layer.args = (source, layer.args[1], bias, stride, [a + b for a, b in zip(own, added, strict=True)], *layer.args[5:])
         graph_module.graph.erase_node(node)
 
 

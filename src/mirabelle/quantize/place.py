@@ -61,13 +61,9 @@ def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
 
 
 def is_kept(node: fx.Node, keep: Iterable[str]) -> bool:
-    """Whether `keep` names a layer's module, one around it, or its weight."""
-    return _is_inside(node, keep, str(parameter_name(node.args[1])))
-
-
-def _is_inside(node: fx.Node, keep: Iterable[str], *paths: str) -> bool:
-    """Whether `keep` names the module that a node was called in, one around it, or one of these paths."""
-    return any(path == name or path.startswith(f"{name}.") for name in keep for path in (*paths, module_path(node)))
+    """Whether `keep` names the module of a layer or product, one around it, or a layer's weight."""
+    paths = (str(parameter_name(node.args[1])), module_path(node))
+    return any(path == name or path.startswith(f"{name}.") for name in keep for path in paths)
 
 
 def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
@@ -98,9 +94,12 @@ def layer_input(node: fx.Node) -> fx.Node:
 def tail(node: fx.Node) -> fx.Node:
     """The rectifier that alone reads this node, or the node itself: kernels apply it to their accumulators."""
     users = list(node.users)
-    if len(users) == 1 and operator(users[0]) in RECTIFIERS:
-        return users[0] if rectifier_bounds(users[0])[0] == 0 else node
-    return node
+    return users[0] if len(users) == 1 and gives_no_negatives(users[0]) else node
+
+
+def gives_no_negatives(node: fx.Node) -> bool:
+    """Whether this is a rectifier that clips at zero."""
+    return operator(node) in RECTIFIERS and rectifier_bounds(node)[0] == 0
 
 
 def rectifier_bounds(node: fx.Node) -> tuple[float, float]:
@@ -234,7 +233,7 @@ def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x
                 site(other)
         elif is_addition(node) and all(i in chosen for i in inputs):
             site(tail(node), node)
-        elif target.products and (operands := factors(node)) and all(_from_layers(o, layers) for o in operands) and not _is_inside(node, keep):
+        elif target.products and (operands := factors(node)) and all(_from_layers(o, layers) for o in operands) and not is_kept(node, keep):
             for operand in operands:  # on a grid of its own where it is read: moving it about costs less in float than rounding it before and after
                 chosen.setdefault(operand, Site(operand.name, layer_name(operand)))
         elif name in AVERAGES and over_space(node):

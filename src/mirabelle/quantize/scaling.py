@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
-from mirabelle.quantize.place import RECTIFIERS, is_contraction, rectifier_bounds, unpadded
+from mirabelle.quantize.place import gives_no_negatives, is_contraction, unpadded
 
 # f(s x) = s f(x) for s > 0, on each channel alone.
 HOMOGENEOUS = {
@@ -161,7 +161,7 @@ class _Walk:
                 self._new(node, value.shape[dim], dim, _affine(node))
         elif place is not None and len(tensors) == 1 and (name in HOMOGENEOUS or unpadded(node)) and place.dim <= 1 and not node.kwargs:
             self.places[node] = place
-        elif place is not None and name in RECTIFIERS and place.dim <= 1 and rectifier_bounds(node)[0] == 0:
+        elif place is not None and place.dim <= 1 and gives_no_negatives(node):
             self.places[node] = place
             self.of(place).clipped = True
         elif place is not None and len(tensors) == 1 and (moved := self._moved(node, name, place)) is not None:
