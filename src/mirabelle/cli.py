@@ -107,10 +107,10 @@ def _run(options: argparse.Namespace) -> int:
         )
     out.print(f"report: {(finished.folder / 'report.html').resolve()}")
     if finished.missed:
-        text = "missed " + "; ".join(finished.missed) + f". Everything is kept in {finished.folder}"
+        text = "; ".join(finished.missed) + f". Everything is kept in {finished.folder}"
         if recipe.limits.on_fail == "stop":
             raise LimitError(text)
-        out.print(f"warning: {text}", style="yellow")
+        out.print(f"warning: limit missed: {text}", style="yellow")
     return 0
 
 

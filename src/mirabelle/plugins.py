@@ -30,7 +30,8 @@ def load(reference: str, what: str) -> Any:
     except Exception as error:
         raise InputError(f"{what} {reference!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
-        names = [n for n in dir(module) if not n.startswith("_")]
+        package = module_name.partition(".")[0]  # what it imports from elsewhere is not meant
+        names = [n for n, v in vars(module).items() if n[0] != "_" and callable(v) and str(getattr(v, "__module__", "")).partition(".")[0] == package]
         raise InputError(f"{what} {reference!r}: {module_name} has no {attribute!r}{did_you_mean(attribute, names)}")
     found = getattr(module, attribute)
     if not callable(found):

@@ -55,7 +55,7 @@ def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path
         _collect(state, workspace.folder)
     failed = missed(report)
     if failed and check and recipe.limits.on_fail == "stop":
-        raise LimitError("missed " + "; ".join(failed) + f". Everything is kept in {workspace.folder}")
+        raise LimitError("; ".join(failed) + f". Everything is kept in {workspace.folder}")
     return Run(report, workspace.folder, failed)
 
 

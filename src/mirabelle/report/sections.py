@@ -14,7 +14,7 @@ CLIPPING = (
     "Grey: the tensor's values. Columns: the steps that they are rounded to, as high as what falls to each; orange: what saturates at an end. "
     "With the threshold (dashed) inside, steps are finer where the values are. The tensor that gained most."
 )
-MANY = 24  # a longer list of layers starts folded
+MANY = 40  # a longer list of layers starts folded
 
 
 def pair(*blocks: str) -> str:
