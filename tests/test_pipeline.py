@@ -197,7 +197,7 @@ def test_limits_do_not_redo_steps_and_bind(whole, tmp_path, capsys):
     assert run(path, resume=True, folder=out, check=False).missed
     path = recipe(tmp_path, limits={"size_ratio": 1000, "on_fail": "warn"})
     assert main(["run", str(path), "--folder", str(out), "--resume"]) == 0
-    assert "warning: missed size_ratio" in " ".join(capsys.readouterr().out.split())
+    assert "warning: limit missed: size_ratio" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_runs_at_once(whole, tmp_path, capsys):
