@@ -107,10 +107,9 @@ def _run(options: argparse.Namespace) -> int:
         )
     out.print(f"report: {(finished.folder / 'report.html').resolve()}")
     if finished.missed:
-        text = "; ".join(finished.missed) + f". Everything is kept in {finished.folder}"
         if recipe.limits.on_fail == "stop":
-            raise LimitError(text)
-        out.print(f"warning: limit missed: {text}", style="yellow")
+            raise LimitError(finished.shortfall())
+        out.print(f"warning: limit missed: {finished.shortfall()}", style="yellow")
     return 0
 
 

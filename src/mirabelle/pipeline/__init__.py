@@ -30,6 +30,10 @@ class Run:
     folder: Path
     missed: list[str]
 
+    def shortfall(self) -> str:
+        """Which limits were missed, by how much, and where the files are; empty where none was."""
+        return "; ".join(self.missed) + f". Everything is kept in {self.folder}" if self.missed else ""
+
 
 def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path | None = None, check: bool = True) -> Run:
     """Carries out a recipe and writes its report.
@@ -53,10 +57,10 @@ def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path
         _, report = _steps(state, workspace, root_key(recipe, model, loaders))
         write(report, workspace.folder)
         _collect(state, workspace.folder)
-    failed = missed(report)
-    if failed and check and recipe.limits.on_fail == "stop":
-        raise LimitError("; ".join(failed) + f". Everything is kept in {workspace.folder}")
-    return Run(report, workspace.folder, failed)
+    finished = Run(report, workspace.folder, missed(report))
+    if finished.missed and check and recipe.limits.on_fail == "stop":
+        raise LimitError(finished.shortfall())
+    return finished
 
 
 def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], dict[str, Any]]:
