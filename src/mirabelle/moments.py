@@ -16,9 +16,7 @@ from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 
 ROWS_PER_SAMPLE = 32
-RIDGE = 1e-3  # of the mean of the diagonal of A'A, where there are ten rows or more for each column
-
-
+RIDGE = 3e-2  # of the mean of the diagonal of A'A, where there are ten rows or more for each column
 ITERATIONS = 100
 TOLERANCE = 1e-4  # of the first residual, for each output
 

@@ -27,7 +27,7 @@ from mirabelle.progress import track
 
 MEMORY = 1.5e9  # bytes of activations that may be held between layers; what does not fit is computed again
 ROWS = 10  # for each column of a layer's inputs; at least LEAST_ROWS
-LEAST_ROWS = 4096
+LEAST_ROWS = 16384
 PASSING = {"dropout", "dropout_", "clone", "contiguous", "detach", "alias"}  # in eval mode they hand on what they get
 Values = dict[fx.Node, tuple[Any, Any]]  # of the original and of the cut network
 
@@ -319,7 +319,10 @@ class Equations:
             current = torch.cat([current, begun.reshape(self._groups, 1, -1).double()], 1)
         pruned = self._pair.pruned.get(self._name)
         if pruned is None:
-            solved = current + torch.linalg.solve(self._gram + ridge(self._gram, self._rows), self._moment - self._gram @ current)
+            r = ridge(self._gram, self._rows)
+            if constant:  # a mean is known well from few rows
+                r[:, -1, -1] *= 1e-3
+            solved = current + torch.linalg.solve(self._gram + r, self._moment - self._gram @ current)
         else:
             support = torch.ones_like(current, dtype=torch.bool)
             support[:, : self._columns] = ~pruned.to(current.device).reshape(self._groups, -1, self._columns).transpose(1, 2)
