@@ -20,7 +20,7 @@ from mirabelle.graph.groups import Group, Slot, analyse
 from mirabelle.graph.reconstruct import Pair
 from mirabelle.graph.surgery import remove
 from mirabelle.measure import count_macs, count_parameters
-from mirabelle.moments import Moments, layer_moments
+from mirabelle.moments import RIDGE, Moments, layer_moments
 from mirabelle.prune import plan, prune
 from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
 from mirabelle.prune.brain_surgeon import Reader
@@ -195,13 +195,18 @@ def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torc
 
 
 def test_brain_surgeon_by_hand():
-    # Apart, each costs w²h of the energy 4 + 9; the cheaper one goes first.
+    # Apart, each costs w²(h + r) of the energy 4 + 9; the cheaper one goes first. r is RIDGE times the mean of 4, 1 and the constant's 1.
+    r = 2 * RIDGE
     torch.testing.assert_close(
-        read_by_a_linear_layer([1.0, 3.0], [[4.0, 0.0], [0.0, 1.0]]), torch.tensor([4 / 13, 9 / 13]).double(), rtol=0.01, atol=0
+        read_by_a_linear_layer([1.0, 3.0], [[4.0, 0.0], [0.0, 1.0]]), torch.tensor([(4 + r) / 13, 9 * (1 + r) / 13]).double(), rtol=1e-5, atol=0
     )
-    # Together: energy 1 + 2 * 0.5 + 1. Without the first the second takes weight 1.5: 1 - 0.5² is lost, then 1.5².
+    # Together: energy 1 + 2 * 0.5 + 1. Without the first, 1 + r - 0.5² / (1 + r) is lost and the second takes 0.5 / (1 + r) more; then that is lost.
+    h = 1 + RIDGE
     torch.testing.assert_close(
-        read_by_a_linear_layer([1.0, 1.0], [[1.0, 0.5], [0.5, 1.0]]), torch.tensor([0.75 / 3, 2.25 / 3]).double(), rtol=0.01, atol=0
+        read_by_a_linear_layer([1.0, 1.0], [[1.0, 0.5], [0.5, 1.0]]),
+        torch.tensor([(h - 0.25 / h) / 3, (1 + 0.5 / h) ** 2 * h / 3]).double(),
+        rtol=1e-5,
+        atol=0,
     )
     # One twice another: the first of them costs nothing, and then what is left is worth all of both.
     first, second, third = read_by_a_linear_layer([1.0, 1.0, 2.0], [[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]]).tolist()
