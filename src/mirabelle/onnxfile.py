@@ -15,7 +15,7 @@ from mirabelle.checks import clone
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
-from mirabelle.muffle import muffled
+from mirabelle.muffle import muffled, uncollected
 
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
@@ -59,7 +59,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         if free:
             dims = {0: torch.export.Dim.DYNAMIC}
             shapes = tuple(dims for _ in batch.args) if not batch.kwargs else {k: dims for k in batch.kwargs}
-        with muffled(), _FourDimensions():
+        with muffled(), uncollected(), _FourDimensions():
             try:
                 program = torch.onnx.export(
                     network, batch.args, kwargs=batch.kwargs, dynamo=True, verbose=False, opset_version=OPSET,

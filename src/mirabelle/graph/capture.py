@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from mirabelle.checks import check_network, check_runs
 from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
+from mirabelle.muffle import uncollected
 
 BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
 
@@ -67,7 +68,7 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False, traini
 
 def program(model: nn.Module, inputs: Batch, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """The network as torch's exported program, as it stands: its mode and parameters are those of `model`. `CaptureError` where torch refuses."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), uncollected():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes)
