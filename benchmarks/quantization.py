@@ -166,6 +166,7 @@ METHODS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "Mirabelle, analytic bias": (ours(repair="bias-analytic"), RUNTIMES),
     "Mirabelle, activations, analytic bias, Laplace": (ours(repair=["equalize-activations", "bias-analytic"], threshold="laplace"), RUNTIMES),
     "Mirabelle, absmax": (ours(threshold="absmax"), RUNTIMES),
+    "Mirabelle, learned rounding": (ours(repair="learned-rounding"), RUNTIMES),
     "ONNX Runtime, MinMax": (ort_static("MinMax"), RUNTIMES[:1]),
     "ONNX Runtime, MinMax, reduced range": (ort_static("MinMax", reduce_range=True), RUNTIMES[:1]),
     "ONNX Runtime, percentile": (ort_static("Percentile"), RUNTIMES[:1]),
