@@ -36,8 +36,9 @@ class Layer:
 
     def outputs(self) -> Iterator[torch.Tensor]:
         """What the layer gives in the quantised network, with its weights as they are now."""
+        constants = _constants(self.node, self.network)
         for x in self.inputs:
-            yield _call(self.node, {self.node.args[0]: x}, self.network)
+            yield _call(self.node, {self.node.args[0]: x, **constants}, self.network)
 
 
 def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch], what: str) -> Iterator[Layer]:
@@ -65,13 +66,15 @@ def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
                 placeholder += 1
                 continue
             if twin is not None:
+                constants = _constants(twin, reference)
                 for b in theirs:
-                    b[twin] = _call(twin, b, reference)
+                    b[twin] = _call(twin, {**b, **constants}, reference)
             if is_contraction_of_quantized(node, network):
                 yield Layer(node, [a[node.args[0]] for a in ours], [b[twin] for b in theirs], network)
                 shown.advance()
+            constants = _constants(node, network)
             for a in ours:
-                a[node] = _call(node, a, network)
+                a[node] = _call(node, {**a, **constants}, network)
             for source in node.all_input_nodes:
                 if last[source] is node:
                     for a in ours:
@@ -96,13 +99,16 @@ def _is_constant(node: fx.Node) -> bool:
     return node.op == "get_attr" or (node.op == "call_module" and node.args[0].op == "get_attr")
 
 
-def _call(node: fx.Node, values: dict[fx.Node, Any], network: fx.GraphModule) -> Any:
-    def read(n: fx.Node) -> Any:
-        if n in values:
-            return values[n]
-        if n.op == "get_attr":
-            return get_tensor(network, str(n.target))
-        return network.get_submodule(str(n.target))(read(n.args[0]))
+def _constants(node: fx.Node, network: fx.GraphModule) -> dict[fx.Node, Any]:
+    """What the node reads of parameters, quantised where they are: the same for all batches."""
+    return {n: _read(n, network) for n in node.all_input_nodes if _is_constant(n)}
 
-    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
+
+def _read(node: fx.Node, network: fx.GraphModule) -> Any:
+    value = get_tensor(network, str(node.target)) if node.op == "get_attr" else _read(node.args[0], network)
+    return network.get_submodule(str(node.target))(value) if node.op == "call_module" else value
+
+
+def _call(node: fx.Node, values: dict[fx.Node, Any], network: fx.GraphModule) -> Any:
+    args, kwargs = (fx.map_arg(a, lambda n: values[n]) for a in (node.args, node.kwargs))
     return network.get_submodule(str(node.target))(*args) if node.op == "call_module" else node.target(*args, **kwargs)
