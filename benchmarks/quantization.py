@@ -226,12 +226,23 @@ def run_latency(network: str, runtime: str, results: dict) -> dict[str, Any] | N
         return None
     x = setting(network)[2][:1].numpy()
     files = {m: load(p, runtime) for m, p in paths.items()}
+    failed = {m: reason for m, f in files.items() if not is_ours(m) and (reason := _failure(f, x))}
+    files = {m: f for m, f in files.items() if m not in failed}
     times = alternate({m: lambda f=f: f(x) for m, f in files.items()}, 300, seconds=25, pin=True)
     found = {}
     for m in times:
         gain = speedup(times["float"], times[m])
         found[m] = {"p50_ms": times[m].p50_ms, "to_float": 1 / gain.value, "interval": [1 / gain.high, 1 / gain.low]}
-    return {"rounds": times["float"].runs, "files": found}
+    return {"rounds": times["float"].runs, "files": found} | ({"failed": failed} if failed else {})
+
+
+def _failure(file: Callable, x: np.ndarray) -> str:
+    """Why a peer's file does not run; empty where it does."""
+    try:
+        file(x)
+    except MirabelleError as error:
+        return str(error).strip().splitlines()[0][:300]
+    return ""
 
 
 def run_reference(network: str, runtime: str) -> dict[str, Any]:
