@@ -49,7 +49,7 @@ def reconstruct(
     For each convolution or linear layer whose inputs or weights have changed, with A the inputs (one row an output position, and a column of ones), W its
     weights in `small` and Y what it should give:
 
-        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `moments.ridge`
+        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `moments.ridge`, a thousandth of it for the constant
 
     ridge regression towards W, from streamed sums, solved in float64; in layers with groups for each group, so a depthwise layer solves for each channel's
     kernel; in sparse layers for each output among the weights that it has (`solve_on_support`). A are the inputs in the network as it is by then ("asymmetric");
