@@ -226,7 +226,7 @@ def run_latency(network: str, runtime: str, results: dict) -> dict[str, Any] | N
         return None
     x = setting(network)[2][:1].numpy()
     files = {m: load(p, runtime) for m, p in paths.items()}
-    failed = {m: reason for m, f in files.items() if not is_ours(m) and (reason := _failure(f, x))}
+    failed = {m: reason for m, f in files.items() if m != "float" and not is_ours(m) and (reason := _failure(f, x))}
     files = {m: f for m, f in files.items() if m not in failed}
     times = alternate({m: lambda f=f: f(x) for m, f in files.items()}, 300, seconds=25, pin=True)
     found = {}
@@ -241,8 +241,12 @@ def _failure(file: Callable, x: np.ndarray) -> str:
     try:
         file(x)
     except MirabelleError as error:
-        return str(error).strip().splitlines()[0][:300]
+        return _reason(error)
     return ""
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def run_reference(network: str, runtime: str) -> dict[str, Any]:
@@ -389,7 +393,7 @@ def do(run: dict[str, Any]) -> dict[str, Any] | None:
     except Exception as error:  # a peer that fails is a result
         if is_ours(run.get("method", "Mirabelle")) and not isinstance(error, MirabelleError):
             raise
-        return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"}
+        return {"error": f"{type(error).__name__}: {_reason(error)}"}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------------------

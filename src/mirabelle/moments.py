@@ -17,6 +17,7 @@ from mirabelle.progress import track
 
 ROWS_PER_SAMPLE = 32
 RIDGE = 3e-2  # of the mean of the diagonal of A'A, where there are ten rows or more for each column
+CONSTANT = 1e-3  # of that, for the coefficient of a column of ones
 ITERATIONS = 100
 TOLERANCE = 1e-4  # of the first residual, for each output
 
@@ -65,15 +66,18 @@ def patches(
     return a, y.flatten(2)[:, :, pick.to(y.device)].reshape(n, groups, -1, p).permute(1, 0, 3, 2).reshape(groups, n * p, -1)
 
 
-def ridge(gram: torch.Tensor, rows: float) -> torch.Tensor:
+def ridge(gram: torch.Tensor, rows: float, constant: bool = False) -> torch.Tensor:
     """RIDGE * trace(A'A) / columns on the diagonal, as many times more as ten rows for each column are more than there are.
 
     A classifier behind a global pool reads one row a sample: what few rows seem to say of many columns does not hold for others. Never zero, so that a
-    layer that reads only zeros can be solved too.
+    layer that reads only zeros can be solved too. constant: the last column is of ones, whose coefficient, a mean, is known well from few rows: it gets CONSTANT of it.
     """
     columns = gram.shape[-1]
     size = (RIDGE * max(1.0, 10 * columns / max(rows, 1.0)) * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-12)
-    return size[..., None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    diagonal = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    if constant:
+        diagonal[-1, -1] = CONSTANT
+    return size[..., None, None] * diagonal
 
 
 def solve_on_support(gram: torch.Tensor, moment: torch.Tensor, weights: torch.Tensor, support: torch.Tensor, rows: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Others' libraries, kept quiet while they work for us."""
+"""What keeps quiet while others work for us: their libraries, and Python's own search for garbage."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def muffled() -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, Python looks for no cycles of garbage. Tracing a network makes a great many objects that stay, and looking through them again and again takes
-    a tenth of its time."""
+    """Inside, Python looks for no cycles of garbage: that costs a traced network, whose many objects stay, a tenth of its time, and a timed call its steadiness."""
     enabled = gc.isenabled()
     gc.disable()
     try:

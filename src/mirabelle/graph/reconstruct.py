@@ -49,7 +49,7 @@ def reconstruct(
     For each convolution or linear layer whose inputs or weights have changed, with A the inputs (one row an output position, and a column of ones), W its
     weights in `small` and Y what it should give:
 
-        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `moments.ridge`, a thousandth of it for the constant
+        W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `moments.ridge`
 
     ridge regression towards W, from streamed sums, solved in float64; in layers with groups for each group, so a depthwise layer solves for each channel's
     kernel; in sparse layers for each output among the weights that it has (`solve_on_support`). A are the inputs in the network as it is by then ("asymmetric");
@@ -319,10 +319,8 @@ class Equations:
             current = torch.cat([current, begun.reshape(self._groups, 1, -1).double()], 1)
         pruned = self._pair.pruned.get(self._name)
         if pruned is None:
-            r = ridge(self._gram, self._rows)
-            if constant:  # a mean is known well from few rows
-                r[:, -1, -1] *= 1e-3
-            solved = current + torch.linalg.solve(self._gram + r, self._moment - self._gram @ current)
+            matrix = self._gram + ridge(self._gram, self._rows, bool(constant))
+            solved = current + torch.linalg.solve(matrix, self._moment - self._gram @ current)
         else:
             support = torch.ones_like(current, dtype=torch.bool)
             support[:, : self._columns] = ~pruned.to(current.device).reshape(self._groups, -1, self._columns).transpose(1, 2)

@@ -6,7 +6,7 @@ import gc
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mirabelle.errors import InputError
+from mirabelle.muffle import uncollected
 
 MIN_ROUNDS = 5
 
@@ -89,7 +90,6 @@ def alternate(
         raise InputError(f"runs is {runs} and warmup is {warmup}; expected at least 1 and 0")
     order, generator = list(functions), random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    collecting = gc.isenabled()
 
     def rounds(count: int, into: dict[str, list[float]] | None, until: float) -> None:
         for done in range(count):
@@ -105,21 +105,11 @@ def alternate(
                 if into is not None:
                     into[name].append((stop - start) / 1e6)
 
-    def measure() -> None:
+    with pinned() if pin else nullcontext():
         rounds(warmup, None, float("inf"))
         gc.collect()
-        gc.disable()
-        rounds(runs, samples, float("inf") if seconds is None else perf_counter_ns() + seconds * 1e9)
-
-    try:
-        if pin:
-            with pinned():
-                measure()
-        else:
-            measure()
-    finally:
-        if collecting:
-            gc.enable()
+        with uncollected():
+            rounds(runs, samples, float("inf") if seconds is None else perf_counter_ns() + seconds * 1e9)
     return {name: Latency.of(samples[name]) for name in functions}
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,7 @@ class Layer:
 
     def outputs(self) -> Iterator[torch.Tensor]:
         """What the layer gives in the quantised network, with its weights as they are now."""
-        constants = _constants(self.node, self.network)
-        for x in self.inputs:
-            yield _call(self.node, {self.node.args[0]: x, **constants}, self.network)
+        yield from _calls(self.node, [{self.node.args[0]: x} for x in self.inputs], self.network)
 
 
 def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch], what: str) -> Iterator[Layer]:
@@ -66,15 +65,13 @@ def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
                 placeholder += 1
                 continue
             if twin is not None:
-                constants = _constants(twin, reference)
-                for b in theirs:
-                    b[twin] = _call(twin, {**b, **constants}, reference)
+                for b, value in zip(theirs, _calls(twin, theirs, reference)):
+                    b[twin] = value
             if is_contraction_of_quantized(node, network):
                 yield Layer(node, [a[node.args[0]] for a in ours], [b[twin] for b in theirs], network)
                 shown.advance()
-            constants = _constants(node, network)
-            for a in ours:
-                a[node] = _call(node, {**a, **constants}, network)
+            for a, value in zip(ours, _calls(node, ours, network)):
+                a[node] = value
             for source in node.all_input_nodes:
                 if last[source] is node:
                     for a in ours:
@@ -99,16 +96,16 @@ def _is_constant(node: fx.Node) -> bool:
     return node.op == "get_attr" or (node.op == "call_module" and node.args[0].op == "get_attr")
 
 
-def _constants(node: fx.Node, network: fx.GraphModule) -> dict[fx.Node, Any]:
-    """What the node reads of parameters, quantised where they are: the same for all batches."""
-    return {n: _read(n, network) for n in node.all_input_nodes if _is_constant(n)}
+def _calls(node: fx.Node, batches: Sequence[dict[fx.Node, Any]], network: fx.GraphModule) -> Iterator[Any]:
+    """What the node gives for the values of each batch. Parameters, quantised where they are, are read once for all of them."""
+    constants = {n: _constant(n, network) for n in node.all_input_nodes if _is_constant(n)}
+    target = network.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    for values in batches:
+        known = ChainMap(constants, values)
+        args, kwargs = (fx.map_arg(a, known.__getitem__) for a in (node.args, node.kwargs))
+        yield target(*args, **kwargs)
 
 
-def _read(node: fx.Node, network: fx.GraphModule) -> Any:
-    value = get_tensor(network, str(node.target)) if node.op == "get_attr" else _read(node.args[0], network)
-    return network.get_submodule(str(node.target))(value) if node.op == "call_module" else value
-
-
-def _call(node: fx.Node, values: dict[fx.Node, Any], network: fx.GraphModule) -> Any:
-    args, kwargs = (fx.map_arg(a, lambda n: values[n]) for a in (node.args, node.kwargs))
-    return network.get_submodule(str(node.target))(*args) if node.op == "call_module" else node.target(*args, **kwargs)
+def _constant(node: fx.Node, network: fx.GraphModule) -> Any:
+    value = get_tensor(network, str(node.target if node.op == "get_attr" else node.args[0].target))
+    return value if node.op == "get_attr" else network.get_submodule(str(node.target))(value)
