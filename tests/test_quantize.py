@@ -17,12 +17,13 @@ import mirabelle as mb
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import capture, operator
+from mirabelle.onnxqdq import META
 from mirabelle.quantize import TARGETS, THRESHOLDS, quantization, quantize, rebuild
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import fold_batchnorm
 from mirabelle.quantize.network import captured as captured_network
 from mirabelle.quantize.network import inputs_in_order
-from mirabelle.quantize.qdq import to_qdq
+from mirabelle.quantize.qdq import with_integers
 from tests.quantized_networks import NETWORKS, Network, batches, build, conv, head
 
 
@@ -430,7 +431,7 @@ def test_sixteen_bits_are_nearly_float():
     mixed = quantize(network, x, bits=16, weight_bits=8, target="x86-vnni")
     assert (quantization(mixed).bits, quantization(mixed).weight_bits) == (16, 8)
     with pytest.raises(InputError, match=r"has 16; quantise the network with bits=8"):
-        to_qdq(q)
+        with_integers(q)
 
 
 def test_fewer_bits_are_coarser():
@@ -518,11 +519,11 @@ def test_all_zero_layer_and_dead_channel():
     q = quantize(network, [x], threshold="absmax")
     with torch.no_grad():
         assert torch.allclose(q(x), network(x))
-    stored = dict(to_qdq(q)[0].named_buffers())
+    stored = with_integers(q)[0].meta[META].stored
     for name, exact in {"conv2d_bias": network.a.bias, "linear_bias": network.fc.bias}.items():
-        integers = stored[f"{name}_quantized"]
-        assert integers.dtype == torch.int32 and int(integers.long().abs().max()) <= 2**30 + 128
-        assert torch.allclose(integers * stored[f"{name}_quantized_scale"], exact.detach(), rtol=1e-5, atol=1e-4)
+        integers, scales = stored[name].integers, stored[name].scales
+        assert integers.dtype == np.int32 and np.abs(integers.astype(np.int64)).max() <= 2**30 + 128
+        assert np.allclose(integers * scales, exact.detach(), rtol=1e-5, atol=1e-4)
 
 
 def test_zero_activations():

@@ -12,12 +12,12 @@ from torch import nn
 
 from mirabelle.checks import check_network, check_runs, clone
 from mirabelle.data import Batch, example_inputs
-from mirabelle.errors import CaptureError, InputError, choose
+from mirabelle.errors import InputError, choose
 from mirabelle.graph.capture import program
 from mirabelle.onnxfile import fold_pads, onnx_proto, save_onnx, write_onnx
 from mirabelle.quantize import quantization
 from mirabelle.quantize.pt2e import to_pt2e
-from mirabelle.quantize.qdq import to_qdq
+from mirabelle.quantize.qdq import with_integers
 from mirabelle.quantize.splice import spliced
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
@@ -82,30 +82,6 @@ def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
         fold_pads(proto)
         save_onnx(proto, path)
         return sites
-    network, sites = to_qdq(model) if quantization(model) is not None else (model, [])  # type: ignore[arg-type]
-    proto = onnx_proto(network, inputs)
-    _rename_sites(proto, sites)
-    write_onnx(proto, path)
+    network, sites = with_integers(model) if quantization(model) is not None else (model, [])  # type: ignore[arg-type]
+    write_onnx(onnx_proto(network, inputs), path)
     return sites
-
-
-def _rename_sites(proto: Any, sites: list[str]) -> None:
-    """torch names quantised values by their order; they get the names of their sites."""
-    quantized = sorted((n for n in proto.graph.node if n.op_type == "QuantizeLinear"), key=lambda n: _number(n.output[0]))
-    if len(quantized) != len(sites):
-        raise CaptureError(f"the exported file has {len(quantized)} quantised values for {len(sites)} sites; report this network")
-    names = {n.output[0]: f"{site}_quantized" for n, site in zip(quantized, sites, strict=True)}
-    outputs = {o.name for o in proto.graph.output}  # these keep their names
-    readers = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in names and n.output[0] not in outputs]
-    names |= {n.output[0]: names[n.input[0]].removesuffix("_quantized") + "_dequantized" for n in readers}
-    for node in proto.graph.node:
-        for field in (node.input, node.output):
-            for i, value in enumerate(field):
-                field[i] = names.get(value, value)
-    for info in proto.graph.value_info:
-        info.name = names.get(info.name, info.name)
-
-
-def _number(name: str) -> int:
-    tail = name.rpartition("_")[2]
-    return int(tail) if tail.isdigit() else 0

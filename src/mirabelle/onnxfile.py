@@ -16,6 +16,7 @@ from mirabelle.data import Batch
 from mirabelle.errors import CaptureError
 from mirabelle.files import atomic
 from mirabelle.muffle import muffled, uncollected
+from mirabelle.onnxqdq import META, translations, write_integers
 
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
@@ -45,7 +46,10 @@ class _FourDimensions(TorchFunctionMode):
 
 
 def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
-    """The network as torch's exporter writes it, with a free batch where the network allows that. Raises `CaptureError` with torch's reason."""
+    """The network as torch's exporter writes it, with a free batch where the network allows that, and with the integers that it is to hold (`onnxqdq`).
+
+    Raises `CaptureError` with torch's reason.
+    """
 
     def two(t: torch.Tensor) -> torch.Tensor:
         return torch.cat([t, t]) if len(t) == 1 else t
@@ -53,6 +57,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
     several = inputs.map(two)
     with muffled():
         network = clone(network).eval()
+    integers = getattr(network, "meta", {}).get(META)
     problem: Exception | None = None
     for batch, free in ((several, True), (inputs, False)):
         shapes: Any = None
@@ -63,9 +68,13 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
             try:
                 program = torch.onnx.export(
                     network, batch.args, kwargs=batch.kwargs, dynamo=True, verbose=False, opset_version=OPSET,
-                    input_names=inputs.names, output_names=["output"], dynamic_shapes=shapes,
+                    input_names=inputs.names, output_names=["output"], dynamic_shapes=shapes, optimize=integers is None,
+                    custom_translation_table=translations() if integers else None,
                 )  # fmt: skip
                 assert program is not None
+                if integers is not None:
+                    write_integers(program.model, integers)
+                    program.optimize()
                 return program.model_proto
             except Exception as error:
                 problem = error

@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
+from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  registers the operators below
 from torch.utils import _pytree as pytree
 
-from mirabelle.graph.capture import get_tensor, parameter_name
-from mirabelle.quantize.fold import drop_unused_tensors
-from mirabelle.quantize.qdq import ops, to_qdq
+from mirabelle.onnxqdq import Stored
+from mirabelle.quantize.fake import ActivationQuantizer
+from mirabelle.quantize.qdq import in_integers
 
-QUANTIZE = (ops.quantize_per_tensor.default, ops.dequantize_per_tensor.default)
-DEQUANTIZE = (ops.dequantize_per_tensor.default, ops.dequantize_per_channel.default)
+ops: Any = torch.ops.quantized_decomposed
+LOW, HIGH = -128, 127
 
 
 def to_pt2e(model: fx.GraphModule, outputs: Sequence[str] = ()) -> tuple[fx.GraphModule, list[str]]:
@@ -25,28 +28,31 @@ def to_pt2e(model: fx.GraphModule, outputs: Sequence[str] = ()) -> tuple[fx.Grap
     uint8 grids are moved down by 128: the same values, as int8. outputs: sites whose integers become outputs behind the
     network's own. Returns the graph and the names of the sites in the order of their quantize operators.
     """
-    network, sites = to_qdq(model)
-    for node in list(network.graph.nodes):
-        if node.target in QUANTIZE and node.args[-1] is torch.uint8:
-            scale, zero_point, low, high, _ = node.args[1:]
-            node.args = (node.args[0], scale, zero_point - 128, low - 128, high - 128, torch.int8)
-        elif node.target in DEQUANTIZE and node.args[-1] is torch.int32 and parameter_name(node.args[0]) is not None:
-            _as_float(network, node)
+    network, sites = in_integers(model, _quantized, _stored)
     _add_outputs(network, sites, outputs)
-    drop_unused_tensors(network)
-    network.graph.eliminate_dead_code()
     network.recompile()
     return network, sites
 
 
-def _as_float(network: fx.GraphModule, node: fx.Node) -> None:
-    """A stored bias as the floats that it stands for."""
-    stored, scale = (get_tensor(network, str(a.target)) if isinstance(a, fx.Node) else a for a in node.args[:2])
-    name = f"{node.args[0].target}_float"
-    network.register_buffer(name, (stored.double() * torch.as_tensor(scale).double()).float())
-    with network.graph.inserting_before(node):
-        node.replace_all_uses_with(network.graph.get_attr(name))
-    network.graph.erase_node(node)
+def _quantized(graph: fx.Graph, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
+    down = quantizer.low - LOW
+    grid = (float(quantizer.scale.detach()), quantizer.zero_point - down, LOW, quantizer.high - down, torch.int8)
+    return graph.call_function(ops.dequantize_per_tensor.default, (graph.call_function(ops.quantize_per_tensor.default, (value, *grid)), *grid))
+
+
+def _stored(network: fx.GraphModule, name: str, tensor: Stored) -> fx.Node:
+    """Weights as integers behind a dequantize operator, biases as the floats that theirs stand for."""
+    graph, values, (scales, zeros), name = network.graph, torch.from_numpy(tensor.integers), tensor.grid, f"{name}_quantized"
+    if values.dtype is torch.int32:
+        network.register_buffer(name, (values.double() * torch.from_numpy(np.asarray(scales, np.float64))).float())
+        return graph.get_attr(name)
+    network.register_buffer(name, values)
+    if scales.ndim == 0:
+        return graph.call_function(ops.dequantize_per_tensor.default, (graph.get_attr(name), float(scales), int(zeros), LOW, HIGH, values.dtype))
+    network.register_buffer(f"{name}_scale", torch.from_numpy(scales))
+    network.register_buffer(f"{name}_zero_point", torch.from_numpy(zeros.astype(np.int64)))
+    nodes = [graph.get_attr(n) for n in (name, f"{name}_scale", f"{name}_zero_point")]
+    return graph.call_function(ops.dequantize_per_channel.default, (*nodes, 0, LOW, HIGH, values.dtype))
 
 
 def _add_outputs(network: fx.GraphModule, sites: list[str], outputs: Sequence[str]) -> None:
@@ -57,6 +63,3 @@ def _add_outputs(network: fx.GraphModule, sites: list[str], outputs: Sequence[st
     end = network.graph.output_node()
     end.args = ((*pytree.tree_leaves(end.args), *(values[s] for s in outputs)),)
     network.graph.set_codegen(fx.graph.CodeGen())
-
-
-__all__ = ["to_pt2e"]

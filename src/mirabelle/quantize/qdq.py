@@ -1,4 +1,4 @@
-"""From simulation to Q/DQ form: stored integers, and QuantizeLinear / DequantizeLinear where values change between integer and float."""
+"""From simulation to the forms that files are made from: stored integers, and rounding where values change between integer and float."""
 
 # torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -9,46 +9,75 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import fx
-from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  registers the operators below
 
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.onnxqdq import META, Integers, Rounded, Stored, rounded
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.fake import ActivationQuantizer, Quantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors
-from mirabelle.quantize.place import is_contraction, unpadded
+from mirabelle.quantize.place import unpadded
 from mirabelle.quantize.targets import TARGETS
 
-ops: Any = torch.ops.quantized_decomposed
-DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
+def with_integers(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
+    """The network as `onnx_proto` takes it, which puts weights as int8, biases as int32 and the rounding of values into its file (`onnxqdq`).
 
-def to_qdq(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
-    """The network with its quantisers replaced by quantize / dequantize operators, weights stored as int8 and biases as int32.
-
-    Biases have the scale of the accumulators (input scale times weight scale) and so are added without rescaling.
-    Returns the graph and the names of the sites in the order of their quantize operators.
+    Returns it and the names of the sites in order.
     """
+    found, dtype = Integers(), TARGETS[check_exportable(model).target].activations
+
+    def mark(graph: fx.Graph, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
+        found.values.append(Rounded(value.name, float(quantizer.scale.detach()), quantizer.zero_point, dtype))
+        return graph.call_function(rounded, (value, len(found.values) - 1))
+
+    def store(network: fx.GraphModule, name: str, tensor: Stored) -> fx.Node:
+        found.stored[name] = tensor
+        network.register_buffer(f"{name}_quantized", torch.from_numpy(tensor.integers).float())
+        return network.graph.get_attr(f"{name}_quantized")
+
+    network, sites = in_integers(model, mark, store)
+    network.meta[META] = found
+    return network, sites
+
+
+def in_integers(
+    model: fx.GraphModule,
+    mark: Callable[[fx.Graph, fx.Node, ActivationQuantizer], fx.Node],
+    store: Callable[[fx.GraphModule, str, Stored], fx.Node],
+) -> tuple[fx.GraphModule, list[str]]:
+    """The network with its quantisers replaced: those of activations by the nodes that `mark` makes, those of weights, and biases, by those of `store`,
+    which gets their names. Returns it and the names of the sites in the order of their nodes."""
     described = check_exportable(model)
-    network = copy.deepcopy(model)
-    dtype = DTYPES[TARGETS[described.target].activations]
+    network, sites = copy.deepcopy(model), []
     for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
-        _weight(network, node, TARGETS[described.target].biases)
-    order: list[str] = []
-    for node in [n for n in network.graph.nodes if n.op == "call_module"]:
-        quantizer = network.get_submodule(str(node.target))
-        if isinstance(quantizer, ActivationQuantizer):
-            order.append(node.args[0].name)
-            _activation(network, node, quantizer, dtype)
+        call = node.args[1]
+        tensors = {1: (call.args[0].name, stored_weight(network, node))}
+        if TARGETS[described.target].biases and (bias := stored_bias(network, node)) is not None:
+            tensors[2] = (f"{node.name}_bias", bias)
+        with network.graph.inserting_before(node):
+            for place, (owner, tensor) in tensors.items():
+                node.update_arg(place, store(network, owner, tensor))
+        if not call.users:
+            network.graph.erase_node(call)
+    for call in [n for n in network.graph.nodes if n.op == "call_module"]:
+        if isinstance(quantizer := network.get_submodule(str(call.target)), ActivationQuantizer):
+            sites.append(call.args[0].name)
+            with network.graph.inserting_before(call):
+                new = mark(network.graph, call.args[0], quantizer)
+            new.meta = {k: v for k, v in call.meta.items() if k == "nn_module_stack"}
+            call.replace_all_uses_with(new)
+            network.graph.erase_node(call)
     drop_unused_tensors(network)
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     network.recompile()
-    return network, order
+    return network, sites
 
 
 def check_exportable(model: fx.GraphModule) -> Quantization:
@@ -74,60 +103,22 @@ def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
     return isinstance(network.get_submodule(str(weight.target)), WeightQuantizer)
 
 
-def _replace(network: fx.GraphModule, node: fx.Node, build: Any) -> None:
-    with network.graph.inserting_before(node):
-        new = build()
-    new.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
-    node.replace_all_uses_with(new)
-    network.graph.erase_node(node)
-
-
-def _activation(network: fx.GraphModule, node: fx.Node, quantizer: ActivationQuantizer, dtype: torch.dtype) -> None:
-    grid = (float(quantizer.scale.detach()), quantizer.zero_point, quantizer.low, quantizer.high, dtype)
-
-    def build() -> fx.Node:
-        quantized = network.graph.call_function(ops.quantize_per_tensor.default, (node.args[0], *grid))
-        return network.graph.call_function(ops.dequantize_per_tensor.default, (quantized, *grid))
-
-    _replace(network, node, build)
-
-
-def _stored(
-    network: fx.GraphModule, owner: str, values: torch.Tensor, scales: torch.Tensor, limits: tuple[int, int], zero_points: torch.Tensor | None = None
-) -> fx.Node:
-    """A dequantize of integers stored under the name of a node, per channel of dimension 0 where there is more than one scale."""
-    zeros = torch.zeros(len(scales), dtype=torch.int64) if zero_points is None or zero_points.ndim == 0 else zero_points
-    if len(scales) == 1:
-        network.register_buffer(f"{owner}_quantized", values)
-        stored = network.graph.get_attr(f"{owner}_quantized")
-        return network.graph.call_function(ops.dequantize_per_tensor.default, (stored, float(scales), int(zeros), *limits, values.dtype))
-    nodes = []
-    for suffix, tensor in (("", values), ("_scale", scales), ("_zero_point", zeros)):
-        key = f"{owner}_quantized{suffix}"
-        network.register_buffer(key, tensor)
-        nodes.append(network.graph.get_attr(key))
-    return network.graph.call_function(ops.dequantize_per_channel.default, (*nodes, 0, *limits, values.dtype))
-
-
-def _weight(network: fx.GraphModule, node: fx.Node, biases: bool) -> None:
-    call = node.args[1]
-    assert isinstance(call, fx.Node)
-    quantizer = network.get_submodule(str(call.target))
+def stored_weight(network: fx.GraphModule, node: fx.Node) -> Stored:
+    """The weight of a quantised layer."""
+    quantizer = network.get_submodule(str(node.args[1].target))
     assert isinstance(quantizer, WeightQuantizer)
-    name = str(parameter_name(call.args[0]))
-    scales = quantizer.scale.detach()
-    integers = quantizer.integers(get_tensor(network, name).detach())
-    bias = node.args[2] if len(node.args) > 2 else None
-    with network.graph.inserting_before(node):
-        weight = _stored(network, call.args[0].name, integers, scales, (-128, 127), quantizer.offset)
-        new_bias = bias
-        if biases and isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None:
-            accumulator = scales * float(input_quantizer(network, node).scale.detach())
-            stored = bias_integers(get_tensor(network, bias_name).detach(), accumulator)
-            new_bias = _stored(network, f"{node.name}_bias", stored, accumulator, (-(2**31), 2**31 - 1))
-    node.args = (node.args[0], weight, *([new_bias] if len(node.args) > 2 else []), *node.args[3:])
-    if not call.users:
-        network.graph.erase_node(call)
+    integers = quantizer.integers(get_tensor(network, str(parameter_name(node.args[1].args[0]))).detach())
+    return Stored(integers.numpy(), quantizer.scale.detach().numpy(), quantizer.offset.numpy())
+
+
+def stored_bias(network: fx.GraphModule, node: fx.Node) -> Stored | None:
+    """The bias of a quantised layer, if it has one, in units of its accumulators (input scale times weight scale): it is added without rescaling."""
+    name = parameter_name(node.args[2]) if len(node.args) > 2 else None
+    if name is None:
+        return None
+    units = network.get_submodule(str(node.args[1].target)).scale.detach() * float(input_quantizer(network, node).scale.detach())
+    integers = bias_integers(get_tensor(network, name).detach(), units)
+    return Stored(integers.numpy(), units.numpy(), np.zeros((), np.int32))
 
 
 def bias_integers(bias: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -142,6 +133,3 @@ def input_quantizer(network: fx.GraphModule, node: fx.Node) -> ActivationQuantiz
     found = network.get_submodule(str(source.target)) if source.op == "call_module" else None
     assert isinstance(found, ActivationQuantizer), f"{node} reads a float"
     return found
-
-
-__all__ = ["bias_integers", "is_contraction", "to_qdq"]

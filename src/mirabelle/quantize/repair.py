@@ -111,7 +111,7 @@ def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
             continue
         dim = layer.targets[0].ndim - 1 if operator(layer.node) == "linear" else 1
         others = [d for d in range(layer.targets[0].ndim) if d != dim]
-        total = sum((t.double() - y).sum(others) for t, y in zip(layer.targets, layer.outputs()))
+        total = sum((t - y).sum(others).double() for t, y in zip(layer.targets, layer.outputs()))
         get_tensor(network, name).add_((total / sum(t.numel() // t.shape[dim] for t in layer.targets)).to(layer.targets[0]))
 
 

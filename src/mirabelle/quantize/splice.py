@@ -14,15 +14,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import fx
 
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, module_path, parameter_name
 from mirabelle.onnxin import Source
-from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
-from mirabelle.quantize.qdq import bias_integers, check_exportable, input_quantizer, is_contraction_of_quantized
+from mirabelle.onnxqdq import Stored
+from mirabelle.quantize.fake import ActivationQuantizer
+from mirabelle.quantize.qdq import check_exportable, is_contraction_of_quantized, stored_bias, stored_weight
 from mirabelle.quantize.targets import TARGETS
 
 
@@ -39,7 +39,7 @@ class _Splicer:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self.written:
-            self.proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            self.proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
             self.written.add(name)
         return name
 
@@ -103,24 +103,14 @@ class _Splicer:
         """Weight and bias of a layer as integers behind DequantizeLinear."""
         i = self.index(node)
         assert i is not None
-        call, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-        quantizer = self.model.get_submodule(str(call.target))
-        assert isinstance(quantizer, WeightQuantizer)
-        parameter = str(parameter_name(call.args[0]))
-        turned = self.source.constants[parameter][1]
-        integers = quantizer.integers(get_tensor(self.model, parameter).detach()).numpy()
-        scales = quantizer.scale.detach()
-        zeros = np.broadcast_to(quantizer.offset.numpy(), scales.shape).astype(integers.dtype)
-        self.nodes[i].input[1] = self.dequantized(i, f"{call.args[0].name}", integers.T if turned else integers, scales, zeros, 1 if turned else 0)
-        if isinstance(bias, fx.Node) and (bias_name := parameter_name(bias)) is not None and (biases or bias_name not in self.source.constants):
-            if not biases:
-                self.reads_bias(i, self.constant(f"{node.name}_bias", get_tensor(self.model, bias_name).detach().numpy()))
-                return
-            accumulator = scales * float(input_quantizer(self.model, node).scale.detach())
-            stored = bias_integers(get_tensor(self.model, bias_name).detach(), accumulator)
-            accumulator = accumulator.expand(len(stored))
-            result = self.dequantized(i, f"{node.name}_bias", stored.numpy(), accumulator, np.zeros(len(stored), np.int32), 0)
-            self.reads_bias(i, result)
+        weight = node.args[1].args[0]
+        turned = self.source.constants[str(parameter_name(weight))][1]
+        self.nodes[i].input[1] = self.dequantized(i, weight.name, stored_weight(self.model, node), turned)
+        bias_name = parameter_name(node.args[2]) if len(node.args) > 2 else None
+        if biases and (bias := stored_bias(self.model, node)) is not None:
+            self.reads_bias(i, self.dequantized(i, f"{node.name}_bias", bias))
+        elif bias_name is not None and bias_name not in self.source.constants:
+            self.reads_bias(i, self.constant(f"{node.name}_bias", get_tensor(self.model, bias_name).detach().numpy()))
 
     def reads_bias(self, place: int, name: str) -> None:
         node = self.nodes[place]
@@ -129,18 +119,18 @@ class _Splicer:
         else:
             node.input.append(name)
 
-    def dequantized(self, place: int, owner: str, integers: np.ndarray, scales: torch.Tensor, zeros: np.ndarray, axis: int) -> str:
+    def dequantized(self, place: int, owner: str, tensor: Stored, turned: bool = False) -> str:
         """A stored tensor of integers and its DequantizeLinear, in front of the node that reads it; written once for all of a tensor's readers."""
         result = f"{owner}_dequantized"
         if result not in self.written:
             self.written.add(result)
-            single = scales.numel() == 1
+            scales, zeros = tensor.grid
             names = [
-                self.constant(f"{owner}_quantized", integers),
-                self.constant(f"{owner}_scale", np.float32(scales.item()) if single else scales.numpy().astype(np.float32)),
-                self.constant(f"{owner}_zero_point", zeros.reshape(()) if single else zeros),
+                self.constant(f"{owner}_quantized", tensor.integers.T if turned else tensor.integers),
+                self.constant(f"{owner}_scale", scales),
+                self.constant(f"{owner}_zero_point", zeros),
             ]
-            axes: dict[str, Any] = {} if single else {"axis": axis}
+            axes: dict[str, Any] = {"axis": int(turned)} if scales.ndim else {}
             self.before.setdefault(place, []).append(helper.make_node("DequantizeLinear", names, [result], f"{owner}/DequantizeLinear", **axes))
         return result
 

@@ -24,7 +24,7 @@ from mirabelle.quantize.build import Calibrated
 from mirabelle.quantize.description import Timing, quantization
 from mirabelle.quantize.place import contractions, integer_nodes, is_contraction, place
 from mirabelle.quantize.pt2e import to_pt2e
-from mirabelle.quantize.qdq import to_qdq
+from mirabelle.quantize.qdq import with_integers
 from mirabelle.quantize.splice import spliced
 from mirabelle.quantize.targets import TARGETS
 from mirabelle.runtimes import RUNTIMES, Artifact
@@ -46,7 +46,7 @@ def file_of(network: nn.Module, example: Batch, folder: Path, runtime: str) -> A
         return Artifact(save(folder / "model.onnx", folder / runtime), runtime, 1)
     if described is None:
         return write_artifact(network, example, folder, runtime)
-    stored, sites = to_qdq(network) if RUNTIMES[runtime].convert is None else to_pt2e(network)
+    stored, sites = with_integers(network) if RUNTIMES[runtime].convert is None else to_pt2e(network)
     return write_artifact(stored, example, folder, runtime, sites=sites)
 
 
