@@ -36,11 +36,37 @@ def test_fit_finds_the_coefficients_and_none_below_zero():
 
 def test_shares_by_hand():
     coupling = analyse(chain(), as_batch(image()))
-    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12})
+    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 1)
     # a: outputs 4/16, inputs whole; b: 4/16 of its inputs and 12/24 of its outputs; the head reads 12/24.
     np.testing.assert_allclose(shares, [[1 / 4, (1 / 4 + 1) / 2], [1 / 8, (1 / 4 + 1 / 2) / 2], [1 / 2, (1 / 2 + 1) / 2]])
-    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling)
+    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling, 1)
     assert model({"a.0": 4, "b.0": 12}) == pytest.approx(2 + 2 + 3 + 0.5) and model({}) == pytest.approx(8 + 9 + 4 + 0.5)
+
+
+def test_shares_are_of_whole_blocks():
+    """In blocks of 8: 16 channels are two and 4 are one, 24 are three and 12 are two; the three channels of the image are one, whatever happens."""
+    coupling = analyse(chain(), as_batch(image()))
+    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 8)
+    np.testing.assert_allclose(shares, [[1 / 2, 3 / 4], [1 / 3, (1 / 2 + 2 / 3) / 2], [2 / 3, (2 / 3 + 1) / 2]])
+    np.testing.assert_array_equal(latency._shares(coupling, {"a.0": 9, "b.0": 17}, 8), latency._shares(coupling, {}, 8))
+
+
+@pytest.mark.parametrize("block", latency.BLOCKS)
+def test_the_block_is_the_widest_that_costs_as_a_whole(block):
+    times = {w: 0.05 + 0.01 * -(-w // block) * block for b in latency.BLOCKS for w in latency._probed(b)}
+    assert latency.widest_block(times) == block
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_block_of_this_machines_kernels(runtime, own_cache):
+    pytest.importorskip(runtime)
+    block = latency.kernel_block(runtime)
+    assert block in latency.BLOCKS
+    (file,) = (own_cache / "latency").iterdir()
+    file.write_text(json.dumps({"block": 4 if block != 4 else 8}))
+    assert latency.kernel_block(runtime) == (4 if block != 4 else 8), "measured once"
+    file.write_text("broken")
+    assert latency.kernel_block(runtime) in latency.BLOCKS
 
 
 def test_what_is_fused_belongs_to_the_layer_before_it():
@@ -61,8 +87,8 @@ def test_every_layer_is_found_in_the_runtimes_own_profile(runtime, own_cache):
     coupling = analyse(model, as_batch(image(size=32)))
     found = latency.latency_model(model, coupling, runtime)
     assert (found.layers.sum(1) > 0).all(), "a layer costs nothing"
-    assert found({}) > found({"a.0": 8, "b.0": 8}) > 0
-    (file,) = (own_cache / "latency").iterdir()
+    assert found({}) > found({"a.0": 16, "b.0": 16}) > 0
+    (file,) = (f for f in (own_cache / "latency").iterdir() if not f.name.startswith("block"))
     assert latency.latency_model(model, coupling, runtime)({}) == found({}), "measured once"
     file.write_text(json.dumps({"layers": "broken"}))
     assert latency.latency_model(model, coupling, runtime)({}) > 0
@@ -94,7 +120,7 @@ def test_a_network_cut_to_its_latency():
     x = image(1, size=32)
     small, coupling, removed = plan(model, x, latency=0.5, criterion="l1", allocation="uniform", repair=None)
     kept = {g.name: g.channels - len(removed[g.name]) for g in coupling.groups}
-    assert small(x).shape == (1, 3) and small.b[0].out_channels == kept["b.0"] < 64 and all(k % 8 == 0 for k in kept.values())
+    assert small(x).shape == (1, 3) and small.b[0].out_channels == kept["b.0"] < 64 and all(k % latency.kernel_block() == 0 for k in kept.values())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mirabelle.graph.surgery import remove
 from mirabelle.measure import count_macs, count_parameters
 from mirabelle.moments import RIDGE, Moments, layer_moments
 from mirabelle.prune import plan, prune
-from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible
+from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible, step
 from mirabelle.prune.brain_surgeon import Reader
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
 from mirabelle.prune.reconstruct import Cut, reconstruct
@@ -407,6 +407,19 @@ def test_aligned_is_nearest():
     assert [aligned(n, group, 8, 0.1) for n in (30, 29, 28, 27, 26, 21, 20, 19, 5, 0)] == [30, 30, 30, 24, 24, 24, 24, 16, 8, 8]
     assert all(aligned(n, Group("g", 5, ()), 8, 0.1) == 5 for n in range(6))
     assert [aligned(n, group, 1, 0.1) for n in (0, 1, 3, 17)] == [3, 3, 3, 17]
+
+
+def test_heads_are_aligned_by_the_channels_that_they_are():
+    """A head of 16 channels is two blocks of 8 by itself, one of 4 half a block."""
+    index = torch.arange(12 * 16).view(12, 16)
+    assert [step(Group("heads", 12, (Slot("qkv.weight", 0, "out", i),)), 8) for i in (index, index[:, :4], index[:, :3], index[:, :1])] == [
+        1,
+        2,
+        8,
+        8,
+    ]
+    heads = Group("heads", 12, (Slot("qkv.weight", 0, "out", index), Slot("bias_table", 1, "along", index[:, :1])))
+    assert [aligned(n, heads, 8, 0.1) for n in (12, 11, 7, 1, 0)] == [12, 11, 7, 1, 1]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

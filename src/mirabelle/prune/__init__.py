@@ -43,7 +43,7 @@ def prune(
     data: Iterable | None = None,
     loss: Callable | None = None,
     batches: int = 16,
-    align: int = 8,
+    align: int | None = None,
     keep: Iterable[str] = (),
     part: str | None = None,
     allocation: str | None = None,
@@ -61,7 +61,8 @@ def prune(
     timed there, and what is cut is measured and corrected until it is within 3 % of what was asked, if five tries suffice.
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) or (coupled layers, C) scores. normalize, aggregate: how the
     scores of coupled layers are made comparable (`NORMALIZATIONS`) and put together (`AGGREGATIONS`); None is what suits the criterion. data, loss: labelled batches and
-    the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used. align: kept counts are multiples of it.
+    the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used.
+    align: layers keep multiples of so many channels; None is 8, and for a latency what the kernels of `runtime` compute together, which is measured.
     keep: modules or parameters left alone. part: the path of the only module that is pruned, where `torch.export` refuses the whole (a detector's `backbone`): it
     is cut on what it is given when the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a loss cannot be used then.
     allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
@@ -130,7 +131,7 @@ def plan(
     data: Iterable | None = None,
     loss: Callable | None = None,
     batches: int = 16,
-    align: int = 8,
+    align: int | None = None,
     keep: Iterable[str] = (),
     allocation: str | None = None,
     least: float = 0.1,
@@ -150,7 +151,7 @@ def plan(
     for name, table, kind in ((normalize, NORMALIZATIONS, "normalization"), (aggregate, AGGREGATIONS, "aggregation")):
         if name is not None:
             choose(name, table, kind)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (align, batches)) or not 0 < least <= 1:
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (8 if align is None else align, batches)) or not 0 < least <= 1:
         raise InputError(
             f"align and batches are whole numbers of at least 1 and least is in (0, 1]; got align={align}, batches={batches}, least={least}"
         )
@@ -165,7 +166,12 @@ def plan(
     if not coupling.groups:
         reasons = sorted({f.reason for f in coupling.frozen})
         raise InputError(f"no channel of this network can be pruned: {'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}")
-    cost = latency_model(model, coupling, runtime) if what == "latency" else _cost(model, coupling, what)
+    cost: Callable[[dict[str, int]], float]
+    if what == "latency":
+        cost = latency_model(model, coupling, runtime)
+        align = cost.block if align is None else align
+    else:
+        cost, align = _cost(model, coupling, what), align or 8
     check_feasible(coupling, cost, fraction * cost({}), cost({}), align, least, what)
 
     seed_everything(seed)

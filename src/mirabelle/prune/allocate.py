@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -12,28 +13,41 @@ from mirabelle.graph.groups import Coupling, Group
 Scores = Mapping[str, torch.Tensor]
 
 
+def step(group: Group, align: int) -> int:
+    """So many channels of a group together make the sizes of its layers multiples of `align`: all that many, but fewer where one channel is several entries, as a
+    head of attention is."""
+    entries = math.gcd(*(s.index.shape[1] for s in group.with_role("out"))) or 1
+    return align // math.gcd(align, entries)
+
+
 def _limits(group: Group, align: int, least: float) -> tuple[int, int]:
-    """The smallest count that a group may keep, a multiple of `align` unless the group itself is smaller, and its whole size."""
+    """The smallest count that a group may keep, aligned unless the group itself is smaller, and its whole size."""
+    align = step(group, align)
     floor = max(1, round(least * group.channels))
     return min(group.channels, -(-floor // align) * align), group.channels
 
 
 def aligned(count: int, group: Group, align: int, least: float) -> int:
-    """The allowed count nearest to `count`: multiples of `align`, and the group's own size, which need not be one."""
+    """The allowed count nearest to `count`: multiples of the group's `step`, and the group's own size, which need not be one."""
     low, high = _limits(group, align, least)
+    align = step(group, align)
     nearest = (2 * count + align) // (2 * align) * align
     if high - count < abs(nearest - count):
         nearest = high
     return min(high, max(low, nearest))
 
 
-def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float]) -> dict[str, torch.Tensor]:
+def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], align: int) -> dict[str, torch.Tensor]:
     """Scores per unit of what one channel of the group costs, so that one order of all channels buys the most importance for the budget.
 
-    Without it a channel of a late, cheap layer goes before one of an early layer that costs ten times as much.
+    Without it a channel of a late, cheap layer goes before one of an early layer that costs ten times as much. The cost is that of the last `align`
+    channels together, as kernels that compute channels in blocks take no less for a part of one.
     """
-    whole = cost({})
-    return {g.name: scores[g.name] / max(1e-9 * whole, whole - cost({g.name: g.channels - 1})) for g in coupling.groups}
+    whole, found = cost({}), {}
+    for g in coupling.groups:
+        fewer = max(1, (g.channels - 1) // step(g, align) * step(g, align)) if g.channels > 1 else 0
+        found[g.name] = scores[g.name] / max(1e-9 * whole, (whole - cost({g.name: fewer})) / (g.channels - fewer))
+    return found
 
 
 def by_threshold(
@@ -63,11 +77,12 @@ def _spend_rest(
     coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, kept: dict[str, int]
 ) -> dict[str, int]:
     ordered = {g.name: scores[g.name].sort(descending=True).values for g in coupling.groups}
-    sizes = {g.name: g.channels for g in coupling.groups}
+    sizes = {g.name: (g.channels, step(g, align)) for g in coupling.groups}
     while True:
         options = []
         for name, count in kept.items():
-            more = min(sizes[name], (count // align + 1) * align)
+            size, block = sizes[name]
+            more = min(size, (count // block + 1) * block)
             if more > count and cost({**kept, name: more}) <= budget:
                 options.append((float(ordered[name][count:more].sum()), name, more))
         if not options:
@@ -78,7 +93,7 @@ def _spend_rest(
 
 def by_worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float) -> dict[str, int]:
     """`by_threshold` on importance per cost: right for scores in units of the loss, which say what a channel is worth whatever its layer."""
-    return by_threshold(coupling, worth(coupling, scores, cost), cost, budget, align, least)
+    return by_threshold(coupling, worth(coupling, scores, cost, align), cost, budget, align, least)
 
 
 def uniform(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float) -> dict[str, int]:
@@ -94,14 +109,16 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
     """The widths that keep the most importance for the budget: the multiple-choice knapsack over groups, by Lagrangian relaxation.
 
     At a price for the unit of cost each group takes the width whose importance less its price is highest, given the others' widths, in turn until none changes;
-    the price is bisected until the cost fits. Costs are products of widths, of degree two at most in one group, so three widths give all of a group's. Where costs add
+    the price is bisected until the cost fits. Costs are products of widths, of degree two at most in one group, so three widths give all of a group's (near enough where runtimes
+    compute channels in blocks). Where costs add
     up (no layer lies between two groups) each choice is exact, and the result keeps the most that any choice of its cost keeps (Everett 1963, theorem 1); what the
     budget still holds is then spent block by block. The better of this and `worth` is taken.
     """
     widths = {}
     for g in coupling.groups:
         low, high = _limits(g, align, least)
-        widths[g.name] = torch.tensor(sorted({low, high, *range(-(-low // align) * align, high, align)}))
+        block = step(g, align)
+        widths[g.name] = torch.tensor(sorted({low, high, *range(-(-low // block) * block, high, block)}))
     kept_sum = {g.name: torch.cat([torch.zeros(1), scores[g.name].sort(descending=True).values]).double().cumsum(0) for g in coupling.groups}
     gains = {name: kept_sum[name][w] for name, w in widths.items()}
     whole = cost({})
@@ -109,8 +126,8 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
     def prices(name: str, kept: dict[str, int]) -> torch.Tensor:
         """The share of the whole cost at each width of the group, the others' as they are."""
         w = widths[name].double()
-        ends = torch.stack([w[0], (w[0] + w[-1]) / 2, w[-1]]) if len(w) > 2 else w
-        seen = torch.tensor([cost({**kept, name: float(e)}) / whole for e in ends], dtype=torch.float64)  # type: ignore[dict-item]
+        ends = w[[0, len(w) // 2, -1]] if len(w) > 2 else w
+        seen = torch.tensor([cost({**kept, name: int(e)}) / whole for e in ends], dtype=torch.float64)
         basis = torch.stack([ends**k for k in range(len(ends))], 1)
         return torch.stack([w**k for k in range(len(ends))], 1) @ torch.linalg.solve(basis, seen)
 

@@ -5,8 +5,9 @@ its share of the work). A layer's time is fitted over the widths as
 
     t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
 
-work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is fitted together as one. The fit is kept in the cache
-folder under the machine, the runtime's version and the network's structure. What the fit predicts only decides how channels are spread over
+work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is fitted together as one. Kernels compute channels in blocks, and
+take as long for one channel of a block as for all: so shares are of widths rounded up to whole blocks. How wide these are is measured, too (`kernel_block`).
+The fit is kept in the cache folder under the machine, the runtime's version and the network's structure. What the fit predicts only decides how channels are spread over
 layers: `until_measured` then measures the real networks and corrects the budget.
 """
 
@@ -30,11 +31,13 @@ from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
 from mirabelle.measure.machine import machine
 from mirabelle.progress import bar
+from mirabelle.prune.allocate import aligned
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
 CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
 FUSED = {"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "LeakyRelu", "Tanh", "BatchNormalization", "Softmax"}
+BLOCKS = (32, 16, 8, 4)  # widest first
 TOLERANCE = 0.03
 TRIES = 5
 SECONDS = 3.0
@@ -45,52 +48,96 @@ Removed = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of `coupling.costs`; others: (a, c) of everything else."""
+    """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of `coupling.costs`; others: (a, c) of everything else;
+    block: how many channels kernels compute together."""
 
     layers: np.ndarray
     others: np.ndarray
     coupling: Coupling
+    block: int
 
     def __call__(self, kept: Kept) -> float:
-        shares = _shares(self.coupling, kept)
+        shares = _shares(self.coupling, kept, self.block)
         features = np.stack([np.ones(len(shares)), shares[:, 0], shares[:, 1]], 1)
         width = float(shares[:, 1].mean()) if len(shares) else 1.0
         return float((features * self.layers).sum() + self.others[0] + self.others[1] * width)
 
 
-def _shares(coupling: Coupling, kept: Kept) -> np.ndarray:
-    """(layers, 2): the share of each layer's work that is left, and the mean share of its dimensions."""
+def _shares(coupling: Coupling, kept: Kept, block: int) -> np.ndarray:
+    """(layers, 2): the share of each layer's work that is left, and the mean share of its dimensions; in whole blocks."""
     channels = {g.name: g.channels for g in coupling.groups}
     rows = []
     for cost in coupling.costs:
-        sides = [1 - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items()) / size for size, groups in cost.sides]
+        sides = []
+        for size, groups in cost.sides:
+            left = size - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items())
+            sides.append(-(-left // block) / -(-size // block))
         sides = [*sides, *[1.0] * (2 - len(sides))]
         rows.append((float(np.prod(sides)), float(np.mean(sides))))
     return np.array(rows).reshape(-1, 2)
 
 
+def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
+    """How many channels the kernels of `runtime` compute together on this machine, of `BLOCKS`: found by timing a small network, or read from the cache."""
+    adapter = choose(runtime, RUNTIMES, "runtime")
+    known = {"runtime": runtime, "version": adapter.version(), "threads": threads, "blocks": BLOCKS, "machine": machine()["cpu"]}
+    path = cache_folder() / "latency" / f"block-{content_hash(known)}.json"
+    if path.is_file():
+        try:
+            if (found := read_json(path)["block"]) in BLOCKS:
+                return found
+        except (ValueError, KeyError, TypeError):  # damaged: measured again
+            pass
+    inputs = Batch((torch.zeros(1, 32, 28, 28),), {}, None)
+    widths = sorted({w for b in BLOCKS for w in _probed(b)})
+    with tempfile.TemporaryDirectory() as folder, bar("timing kernels", len(widths)) as shown:
+        files = {}
+        for width in widths:
+            network = nn.Sequential(nn.Conv2d(32, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 32, 3, padding=1))
+            files[str(width)] = write_artifact(network, inputs, Path(folder) / str(width), runtime, threads)
+            shown.advance()
+        times = time_in_turn(files, inputs, SECONDS)
+    block = widest_block({w: times[str(w)].p50_ms for w in widths})
+    write_json(path, {"block": block})
+    return block
+
+
+def _probed(block: int) -> tuple[int, int]:
+    """Two widths of which the first takes as long as the second where kernels have blocks of this width, and less where they are narrower."""
+    return block + 4, 2 * block
+
+
+def widest_block(milliseconds: Mapping[int, float]) -> int:
+    """The widest of `BLOCKS` of which a part takes as long as the whole. milliseconds: by width, of all that `_probed` gives."""
+    for block in BLOCKS[:-1]:
+        part, whole = _probed(block)
+        if milliseconds[part] / milliseconds[whole] > (1 + part / whole) / 2:
+            return block
+    return BLOCKS[-1]
+
+
 def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1) -> LatencyModel:
     """Times the network's layers at `WIDTHS` on `runtime` with a batch of one, or reads what was measured before on this machine."""
-    adapter = choose(runtime, RUNTIMES, "runtime")
+    adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
     known = {
         "costs": [(c.macs, [(n, sorted(g.items())) for n, g in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
-        "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "machine": machine()["cpu"],
+        "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "block": block, "machine": machine()["cpu"],
     }  # fmt: skip
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
     if path.is_file():
         try:
             found = read_json(path)
-            return LatencyModel(np.array(found["layers"]).reshape(-1, 3), np.array(found["others"]), coupling)
+            return LatencyModel(np.array(found["layers"]).reshape(-1, 3), np.array(found["others"]), coupling, block)
         except (ValueError, KeyError, TypeError):  # damaged: measured again
             pass
     shares, times, rest = [], [], []
     with bar("timing layers", len(WIDTHS)) as shown:
         for width in WIDTHS:
-            kept = {g.name: max(1, round(g.channels * width)) for g in coupling.groups}
+            kept = {g.name: aligned(round(g.channels * width), g, block, 0.0) for g in coupling.groups}
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
             with tempfile.TemporaryDirectory() as folder:
                 layers, other = _profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
-            shares.append(_shares(coupling, kept))
+            shares.append(_shares(coupling, kept, block))
             times.append(layers)
             rest.append(other)
             shown.advance()
@@ -98,7 +145,7 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
     ones = np.ones(len(WIDTHS))
     fitted = [_fit(np.stack([ones, features[:, i, 0], features[:, i, 1]], 1), np.array(times)[:, i]) for i in range(len(coupling.costs))]
     others = _fit(np.stack([ones, features[:, :, 1].mean(1)], 1), np.array(rest))
-    result = LatencyModel(np.array(fitted).reshape(-1, 3), others, coupling)
+    result = LatencyModel(np.array(fitted).reshape(-1, 3), others, coupling, block)
     write_json(path, {"layers": result.layers.tolist(), "others": others.tolist()})
     return result
 
