@@ -161,6 +161,7 @@ METHODS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "float": (in_float, RUNTIMES),
     "Mirabelle": (ours(), RUNTIMES),
     "Mirabelle, fastest placement": (ours(placement="fastest"), RUNTIMES),
+    "Mirabelle, auto": (ours(repair="auto"), RUNTIMES),
     "Mirabelle, bias": (ours(repair="bias"), RUNTIMES),
     "Mirabelle, equalize, bias": (ours(repair=["equalize", "bias"]), RUNTIMES),
     "Mirabelle, analytic bias": (ours(repair="bias-analytic"), RUNTIMES),

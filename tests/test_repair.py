@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
 from mirabelle.quantize import quantization, quantize, rebuild, rounding
+from mirabelle.quantize.choose import combinations
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
 from mirabelle.quantize.network import captured
@@ -399,3 +401,46 @@ def test_repairs_are_applied_in_a_sound_order():
 def test_unused_analytic_correction():
     network = captured(build("residual"), Batch((batches(count=1)[0],), {}, None))
     correct_bias_analytically(network, network, [])  # nothing is quantised: nothing to correct
+
+
+# --- repairs chosen by trying ---------------------------------------------------------------------------------------------------------
+
+
+def test_combinations_are_those_that_can_change_the_network():
+    cnn, transformer = (captured(n, Batch((x,), {}, None)) for n, x in ((build("residual"), batches()[0]), (attention(), TOKENS[0])))
+    for network in (cnn, transformer):
+        assert combinations(network)[0] == () and all(check_repairs(c) == list(c) for c in combinations(network))
+    assert ("bias-analytic",) in combinations(cnn) and not any("smooth-quant" in c for c in combinations(cnn))
+    assert ("smooth-quant", "bias") in combinations(transformer) and not any("bias-analytic" in c for c in combinations(transformer))
+
+
+def test_the_repairs_that_come_nearest_on_samples_held_out_are_taken(monkeypatch):
+    """Six batches of 16: the last two, a quarter and more, are compared, and the result is calibrated on all."""
+    network, data = build("residual"), batches(count=6, size=16)
+    seen = []
+
+    def noise(attempted, few, wanted):
+        described = quantization(attempted)
+        seen.append((described.repair, described.samples, sum(b.size for b in few)))
+        return 1.0 if described.repair == ("equalize-activations", "bias") else 2.0
+
+    monkeypatch.setattr(sys.modules[combinations.__module__], "noise", noise)
+    q = quantize(network, data, repair="auto", samples=96)
+    assert quantization(q).repair == ("equalize-activations", "bias") and quantization(q).samples == 96
+    assert {s[1:] for s in seen} == {(64, 32)} and len(seen) == len(combinations(captured(network, Batch((data[0],), {}, None))))
+
+
+def test_automatic_repairs_come_no_further_than_none():
+    network, data = attention(), TOKENS
+    q, plain = (quantize(network, data, repair=r, target="x86-vnni") for r in ("auto", None))
+    x = torch.cat(TOKENS)
+    with torch.no_grad():
+        assert relative(network(x), q(x)) < relative(network(x), plain(x))
+    assert "smooth-quant" in quantization(q).repair
+
+
+def test_automatic_repairs_with_one_batch_and_with_an_iterator():
+    network, data = build("residual"), batches(count=1)
+    assert quantization(quantize(network, data, repair="auto")).samples == len(data[0])
+    with pytest.raises(InputError, match="reads the calibration set several times"):
+        quantize(network, iter(data), repair="auto")

@@ -63,6 +63,11 @@ class Switchboard:
                 quantizer.enabled = True
 
 
+def noise(network: nn.Module, data: Iterable[Batch], wanted: Iterable[torch.Tensor]) -> float:
+    """The squared error of the network's outputs for the batches."""
+    return sum(float((predictor(network)(b).double() - w).square().sum()) for b, w in zip(data, wanted))
+
+
 def sensitivities(network: fx.GraphModule, reference: fx.GraphModule, data: Iterable[Batch]) -> dict[str, float | None]:
     """By weight, the most sensitive first: the float output over what changes in it, in dB, when the layers of this weight alone are quantised.
 
@@ -81,8 +86,8 @@ def sensitivities(network: fx.GraphModule, reference: fx.GraphModule, data: Iter
     with bar("sensitivity of layers", len(board.needs)) as shown:
         for weight in board.needs:
             with board.only(weight):
-                noise = sum(float((predictor(network)(b).double() - w).square().sum()) for b, w in zip(few, wanted))
-            found[weight] = 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
+                error = noise(network, few, wanted)
+            found[weight] = 10 * math.log10(signal / error) if error > 0 and signal > 0 else None
             shown.advance()
     return dict(sorted(found.items(), key=lambda f: math.inf if f[1] is None else f[1]))
 

@@ -195,10 +195,13 @@ REPAIRS: dict[str, Repair] = {
 }  # fmt: skip
 # These change the float network, before thresholds are chosen.
 BEFORE = ("equalize-activations", "equalize", "smooth-quant")
+AUTO = "auto"  # instead of names: those that turn out best
 
 
 def check_repairs(repair: str | Iterable[str] | None) -> list[str]:
-    """The names in the order in which they are applied, whatever order they were given in."""
+    """The names in the order in which they are applied, whatever order they were given in; `[AUTO]` for that."""
+    if repair == AUTO:
+        return [AUTO]
     names = [] if repair is None else [repair] if isinstance(repair, str) else list(repair)
     for name in names:
         if not isinstance(name, str):
