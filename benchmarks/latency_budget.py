@@ -28,7 +28,7 @@ ASKED = 0.5
 def measure(name: str, runtime: str) -> dict:
     model, x = zoo.build(name)
     begun = monotonic()
-    small = prune(model, x, latency=ASKED, runtime=runtime, criterion="l1", allocation="uniform", align=8, repair=None)
+    small = prune(model, x, latency=ASKED, runtime=runtime, criterion="l1", allocation="uniform", repair=None)
     seconds = monotonic() - begun
     one = x[:1].numpy()
     with tempfile.TemporaryDirectory() as folder:
