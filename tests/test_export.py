@@ -1,5 +1,6 @@
 """Exported files: their structure by written rules, their bytes, and that runtimes do execute integers."""
 
+import copy
 import hashlib
 import warnings
 
@@ -13,10 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import mirabelle as mb
-from mirabelle.data import as_batch
-from mirabelle.errors import InputError
+from mirabelle.data import Batch, as_batch
+from mirabelle.errors import CaptureError, InputError
+from mirabelle.onnxfile import onnx_proto
+from mirabelle.onnxqdq import META, Integers
 from mirabelle.quantize import quantize
 from mirabelle.quantize.place import CONTRACTIONS
+from mirabelle.quantize.qdq import with_integers
 from mirabelle.runtimes import RUNTIMES
 from tests.quantized_networks import Network, batches, build, needs
 
@@ -233,3 +237,17 @@ def test_unsound_requests(tmp_path):
     with pytest.raises(InputError, match="input x has 4; quantise the network with bits=8"):
         mb.export(quantize(network, x, bits=4), tmp_path, inputs=x[0])
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_file_that_lost_a_rounded_value_or_a_stored_tensor_is_refused():
+    network = quantize(build("residual"), batches(count=1))
+    marked, sites = with_integers(network)
+    integers = marked.meta[META]
+    assert [v.name for v in integers.values] == sites and integers.stored
+    lost = copy.deepcopy(marked)
+    lost.meta[META] = Integers(integers.values[1:], integers.stored)
+    with pytest.raises(CaptureError, match=rf"{len(sites)} of {len(sites) - 1} quantised values"):
+        onnx_proto(lost, Batch((batches(count=1)[0],), {}, None))
+    lost.meta[META] = Integers(integers.values, {**integers.stored, "other": next(iter(integers.stored.values()))})
+    with pytest.raises(CaptureError, match="stored tensors"):
+        onnx_proto(lost, Batch((batches(count=1)[0],), {}, None))

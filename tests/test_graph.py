@@ -17,7 +17,7 @@ from wide_networks import GRAPH, STATISTICS, WIDE, after
 from examples.fashion import ResNet
 from mirabelle.data import Batch, as_batch, example_inputs
 from mirabelle.errors import CaptureError, InputError, SurgeryError
-from mirabelle.graph.capture import capture
+from mirabelle.graph.capture import capture, fixed_length
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Coupling, Slot, analyse
 from mirabelle.graph.surgery import difference, indices, mask, reference, remove
@@ -586,3 +586,41 @@ def test_a_module_under_two_names():
     assert same(before, state(model)) and small.alias is small.block
     assert {g.name: g.channels for g in coupling.groups} == {"a.0": 8, "block.0.0": 6}
     assert equivalent(model, small, coupling, removed)
+
+
+# --- capturing for any batch -----------------------------------------------------------------------------------------------------------
+
+
+class _WithTable(nn.Module):
+    """Its second input is a table, which has no dimension of samples."""
+
+    def forward(self, x, table):
+        return torch.relu(x) @ table.T
+
+
+class _Sixteen(nn.Module):
+    def forward(self, x):
+        return x.view(16, 2, -1).mean(1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_a_graph_for_any_batch_whatever_the_example_holds(size):
+    model, x, table = _WithTable(), torch.randn(size, 4), torch.randn(5, 4)
+    found = capture(model, Batch((x, table), {}, None), dynamic_batch=True)
+    free = [fixed_length(n.meta["val"]) is None for n in found.graph.nodes if n.op == "placeholder"]
+    assert free[0]
+    for count in (1, 2, 7, 16):
+        x = torch.randn(count, 4)
+        torch.testing.assert_close(found(x, table), model(x, table))
+
+
+def test_a_batch_that_the_network_fixes_is_the_examples():
+    x = torch.randn(16, 8)
+    found = capture(_Sixteen(), Batch((x,), {}, None), dynamic_batch=True)
+    assert [fixed_length(n.meta["val"]) for n in found.graph.nodes if n.op == "placeholder"] == [16]
+    torch.testing.assert_close(found(x), _Sixteen()(x))
+
+
+def test_an_example_that_does_not_run_is_named_whatever_its_batch():
+    with pytest.raises(InputError, match=r"does not run on the example input \(inputs: \(16, 3\)"):
+        capture(nn.Linear(4, 2), Batch((torch.randn(16, 3),), {}, None), dynamic_batch=True)
