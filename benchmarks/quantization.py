@@ -422,7 +422,7 @@ def _files(results: dict, network: str) -> list[str]:
             if "error" in r:
                 cells.append([r["method"], runtime, f"failed: {r['error']}", "", "", "", ""])
                 continue
-            numbers = [f"{100 * r['agreement']:.2f}", f"{r['sqnr_db']:.1f}", _points(r), f"{r['cpu_seconds']:.0f}", f"{r['bytes'] / 1e6:.2f}"]
+            numbers = [f"{100 * r['agreement']:.2f}", f"{r['sqnr_db']:.1f}", _points(r), f"{r['cpu_seconds']:.1f}", f"{r['bytes'] / 1e6:.2f}"]
             cells.append([r["method"], runtime, *numbers])
     n = next((r["n"] for r in rows(results, kind="file", network=network) if "n" in r), 0)
     return _lines([f"{network}, n = {n}", "runtime", "agreement, %", "SQNR, dB", "points lost [95 %]", "CPU-seconds", "file, MB"], cells)
@@ -476,7 +476,7 @@ def _memory(results: dict) -> list[str]:
 def _engines(results: dict) -> list[str]:
     cells = []
     for r in rows(results, kind="engine"):
-        numbers = [f"failed: {r['error']}", ""] if "error" in r else [f"{r['bytes'] / 1e6:.1f}", f"{r['cpu_seconds']:.0f}"]
+        numbers = [f"failed: {r['error']}", ""] if "error" in r else [f"{r['bytes'] / 1e6:.1f}", f"{r['cpu_seconds']:.1f}"]
         cells.append([r["network"], f"{r['file'] / 1e6:.1f}" if "file" in r else "", *numbers])
     return _lines(["TensorRT engine, int8", "ONNX file, MB", "engine for 8.0, 8.6 and 8.9, MB", "CPU-seconds to build"], cells)
 

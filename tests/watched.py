@@ -1,4 +1,6 @@
-"""`python watched.py RUNTIME FOLDER`: exports a float and a quantised network for a runtime and runs them, under watch; prints the programs that were started.
+"""`python watched.py RUNTIME FOLDER [SECONDS]`: exports a float and a quantised network for a runtime and runs them, under watch; prints the programs that were started.
+
+SECONDS: how long it then goes on under watch, for what works in the background.
 
 The kernel kills this process, and any that it starts, at the first socket of the internet (Linux): native code is watched as well.
 """
@@ -10,6 +12,7 @@ import json
 import platform
 import struct
 import sys
+import time
 
 INTERNET = (2, 10)  # AF_INET, AF_INET6
 SOCKET = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}  # the architecture's number, its number of socket()
@@ -43,7 +46,7 @@ def hook(event: str, arguments: tuple) -> None:
         started.append([w.decode() if isinstance(w, bytes) else str(w) for w in words])
 
 
-def work(runtime: str, folder: str) -> None:
+def work(runtime: str, folder: str, seconds: str = "0") -> None:
     import mirabelle as mb
     from mirabelle.quantize import quantize
     from mirabelle.runtimes import RUNTIMES
@@ -59,6 +62,7 @@ def work(runtime: str, folder: str) -> None:
         if RUNTIMES[runtime].profile is not None:
             artifact.profile(data[0][:1].numpy(), runs=1)
     _ = artifact.version, artifact.bytes
+    time.sleep(float(seconds))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What keeps quiet while others work for us: their libraries, and Python's own search for garbage."""
+"""What keeps quiet while others work for us: their libraries, what these would tell others, and Python's own search for garbage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
+
+# ONNX Runtime from 1.29 on writes an identifier of the machine to disk, and seconds after the first session tells Microsoft of the network; it reads this once, when it starts,
+# and its function for it comes too late. Who wants it sets 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @contextmanager
