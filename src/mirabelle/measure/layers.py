@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,15 +49,17 @@ def layer_names(artifact: Artifact) -> dict[str, str]:
     return _onnx_names(artifact.path, artifact.path.stat().st_mtime) if artifact.path.suffix == ".onnx" else {}
 
 
+def known_beginning(name: str, names: Container[str]) -> str:
+    """The longest beginning of a runtime's name for a node that the file knows, as runtimes append to names; '' where there is none."""
+    return next((name[:end] for end in range(len(name), 0, -1) if name[:end] in names), "")
+
+
 def attribute(times: Iterable[LayerTime], names: dict[str, str]) -> list[tuple[str, LayerTime]]:
     """Each executed node with the layer that it is: `layer1.0.conv1` for `layer1.0.conv1/Conv_token_4`; a node that belongs to none keeps its own name."""
     found = []
     for time in times:
         name = time.name
-        for end in range(len(name), 0, -1):  # the longest beginning that the file knows: runtimes append to names
-            if name[:end] in names:
-                name = names[name[:end]]
-                break
+        name = names.get(known_beginning(name, names), name)
         base, slash, operator = name.partition("/")
         if slash and operator.partition("/")[0].partition("_")[0] in CONTRACTIONS:
             name = base

@@ -29,6 +29,7 @@ from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
 from mirabelle.graph.groups import Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
+from mirabelle.measure.layers import known_beginning
 from mirabelle.measure.machine import machine
 from mirabelle.progress import bar
 from mirabelle.prune.allocate import aligned
@@ -38,6 +39,7 @@ WIDTHS = (1.0, 0.75, 0.5, 0.3)
 CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
 FUSED = {"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "LeakyRelu", "Tanh", "BatchNormalization", "Softmax"}
 BLOCKS = (32, 16, 8, 4)  # widest first
+FORMAT = 2  # of what is kept in the cache; counted up where the same measurements would now give another result
 TOLERANCE = 0.03
 TRIES = 5
 SECONDS = 3.0
@@ -80,7 +82,7 @@ def _shares(coupling: Coupling, kept: Kept, block: int) -> np.ndarray:
 def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
     """How many channels the kernels of `runtime` compute together on this machine, of `BLOCKS`: found by timing a small network, or read from the cache."""
     adapter = choose(runtime, RUNTIMES, "runtime")
-    known = {"runtime": runtime, "version": adapter.version(), "threads": threads, "blocks": BLOCKS, "machine": machine()["cpu"]}
+    known = {"format": FORMAT, "runtime": runtime, "version": adapter.version(), "threads": threads, "blocks": BLOCKS, "machine": machine()["cpu"]}
     path = cache_folder() / "latency" / f"block-{content_hash(known)}.json"
     if path.is_file():
         try:
@@ -103,7 +105,7 @@ def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
 
 
 def _probed(block: int) -> tuple[int, int]:
-    """Two widths of which the first takes as long as the second where kernels have blocks of this width, and less where they are narrower."""
+    """Two widths of which the first takes as long as the second where kernels have blocks of this width, and at most three quarters of it where they are narrower."""
     return block + 4, 2 * block
 
 
@@ -111,7 +113,7 @@ def widest_block(milliseconds: Mapping[int, float]) -> int:
     """The widest of `BLOCKS` of which a part takes as long as the whole. milliseconds: by width, of all that `_probed` gives."""
     for block in BLOCKS[:-1]:
         part, whole = _probed(block)
-        if milliseconds[part] / milliseconds[whole] > (1 + part / whole) / 2:
+        if milliseconds[part] / milliseconds[whole] > (1 + 3 / 4) / 2:
             return block
     return BLOCKS[-1]
 
@@ -120,7 +122,7 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
     """Times the network's layers at `WIDTHS` on `runtime` with a batch of one, or reads what was measured before on this machine."""
     adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
     known = {
-        "costs": [(c.macs, [(n, sorted(g.items())) for n, g in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
+        "format": FORMAT, "costs": [(c.macs, [(n, sorted(g.items())) for n, g in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
         "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "block": block, "machine": machine()["cpu"],
     }  # fmt: skip
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
@@ -181,8 +183,7 @@ def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]
         return total * work / max(1.0, work.sum()), 0.0
     layers = np.zeros(count)
     for layer in seen:
-        name = layer.name.removesuffix("_nchwc").removesuffix("_token_0")
-        if name in owner:
+        if name := known_beginning(layer.name, owner):
             layers[owner[name]] += layer.milliseconds
     return layers, total - float(layers.sum())
 
