@@ -92,6 +92,8 @@ def write_integers(model: Any, integers: Integers) -> None:
 def _constant(graph: Any, name: str, value: np.ndarray) -> Any:
     import onnx_ir as ir
 
+    while name in graph.initializers:  # a parameter of the network's own
+        name += "_"
     tensor = ir.tensor(np.asarray(value, order="C"), name=name)
     found = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(found)

@@ -8,7 +8,6 @@ import math
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.checks import check_network, check_runs
 from mirabelle.data import Batch
-from mirabelle.errors import CaptureError, InputError
+from mirabelle.errors import CaptureError
 from mirabelle.muffle import uncollected
 
 BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -42,10 +41,22 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False, traini
     network's own code where `torch.export` refuses.
     """
     model = copy.deepcopy(check_network(model)).train(training)
-    graph_module = _with_free_batch(model, inputs) if dynamic_batch else None
-    if graph_module is None:
-        check_runs(model, inputs, "the example input")
-        graph_module = program(model, inputs).module()
+    check_runs(model, inputs, "the example input")
+    args, kwargs = inputs.args, inputs.kwargs
+    shapes: Any = None
+    if dynamic_batch:
+        batch = {0: torch.export.Dim.AUTO}
+        # An example of one sample would be specialised to one: export sees two.
+        args = tuple(_at_least_two(t) for t in args)
+        kwargs = {k: _at_least_two(v) for k, v in kwargs.items()}
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = pytree.tree_map(lambda _: batch, dict(bound))
+    try:
+        graph_module = program(model, Batch(args, kwargs, None), shapes).module()
+    except CaptureError:
+        if shapes is not None:
+            return capture(model, inputs, training=training)
+        raise
     for node in [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]:
         graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
@@ -69,27 +80,8 @@ def program(model: nn.Module, inputs: Batch, dynamic_shapes: Any = None) -> torc
             ) from error
 
 
-def _with_free_batch(model: nn.Module, inputs: Batch) -> fx.GraphModule | None:
-    """Captured for any batch, from two samples of the example where that is enough; None where the network fixes the batch."""
-    batch = {0: torch.export.Dim.AUTO}
-    for size in dict.fromkeys((2, max(2, inputs.size))):
-        example = inputs.map(partial(_samples, size=size, of=inputs.size))
-        try:
-            check_runs(model, example, "the example input")
-            bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
-            found = program(model, example, pytree.tree_map(lambda _: batch, dict(bound))).module()
-        except (InputError, CaptureError):
-            continue
-        if size >= inputs.size or all(fixed_length(n.meta["val"]) is None for n in found.graph.nodes if n.op == "placeholder"):
-            return found
-    return None
-
-
-def _samples(t: torch.Tensor, size: int, of: int) -> torch.Tensor:
-    """So many samples of an input with `of`, a single one twice: export would specialise one sample to one. What is no input of samples stays as it is."""
-    if not t.ndim or len(t) not in (1, of):
-        return t
-    return torch.cat([t, t]) if len(t) == 1 else t[:size]
+def _at_least_two(t: torch.Tensor) -> torch.Tensor:
+    return torch.cat([t, t]) if t.ndim and len(t) == 1 else t
 
 
 def fixed_length(value: torch.Tensor) -> int | None:

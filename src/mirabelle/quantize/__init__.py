@@ -125,6 +125,8 @@ def quantize(
             )  # fmt: skip
 
         repairs = best_repairs(network, attempt, data, samples)
+        stream = first_samples(data, samples, "the calibration set")  # from the start: some loaders have one cursor for all
+        first = next(stream)
     stream = (b._replace(target=None) for b in chain([first], stream))  # nothing here reads labels, which may be anything
     if takes_any_batch(network) and all(t.device.type == "cpu" for t in network.state_dict().values()):
         stream = pieces(stream, PIECE)
