@@ -58,8 +58,7 @@ def attribute(times: Iterable[LayerTime], names: dict[str, str]) -> list[tuple[s
     """Each executed node with the layer that it is: `layer1.0.conv1` for `layer1.0.conv1/Conv_token_4`; a node that belongs to none keeps its own name."""
     found = []
     for time in times:
-        name = time.name
-        name = names.get(known_beginning(name, names), name)
+        name = names.get(known_beginning(time.name, names), time.name)
         base, slash, operator = name.partition("/")
         if slash and operator.partition("/")[0].partition("_")[0] in CONTRACTIONS:
             name = base

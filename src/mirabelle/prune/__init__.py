@@ -28,6 +28,8 @@ from mirabelle.runtimes import check_runs_here
 from mirabelle.sparsify import masks
 from mirabelle.train import fit
 
+ALIGN = 8  # channels, where no runtime says
+
 
 def prune(
     model: nn.Module,
@@ -151,7 +153,7 @@ def plan(
     for name, table, kind in ((normalize, NORMALIZATIONS, "normalization"), (aggregate, AGGREGATIONS, "aggregation")):
         if name is not None:
             choose(name, table, kind)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (8 if align is None else align, batches)) or not 0 < least <= 1:
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in (ALIGN if align is None else align, batches)) or not 0 < least <= 1:
         raise InputError(
             f"align and batches are whole numbers of at least 1 and least is in (0, 1]; got align={align}, batches={batches}, least={least}"
         )
@@ -169,9 +171,9 @@ def plan(
     cost: Callable[[dict[str, int]], float]
     if what == "latency":
         cost = latency_model(model, coupling, runtime)
-        align = cost.block if align is None else align
+        align = align or cost.block
     else:
-        cost, align = _cost(model, coupling, what), align or 8
+        cost, align = _cost(model, coupling, what), align or ALIGN
     check_feasible(coupling, cost, fraction * cost({}), cost({}), align, least, what)
 
     seed_everything(seed)

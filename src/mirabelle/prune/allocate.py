@@ -45,7 +45,8 @@ def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], f
     """
     whole, found = cost({}), {}
     for g in coupling.groups:
-        fewer = max(1, (g.channels - 1) // step(g, align) * step(g, align)) if g.channels > 1 else 0
+        block = step(g, align)
+        fewer = (g.channels - 1) // block * block or min(1, g.channels - 1)
         found[g.name] = scores[g.name] / max(1e-9 * whole, (whole - cost({g.name: fewer})) / (g.channels - fewer))
     return found
 
@@ -109,10 +110,9 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
     """The widths that keep the most importance for the budget: the multiple-choice knapsack over groups, by Lagrangian relaxation.
 
     At a price for the unit of cost each group takes the width whose importance less its price is highest, given the others' widths, in turn until none changes;
-    the price is bisected until the cost fits. Costs are products of widths, of degree two at most in one group, so three widths give all of a group's (near enough where runtimes
-    compute channels in blocks). Where costs add
-    up (no layer lies between two groups) each choice is exact, and the result keeps the most that any choice of its cost keeps (Everett 1963, theorem 1); what the
-    budget still holds is then spent block by block. The better of this and `worth` is taken.
+    the price is bisected until the cost fits. Costs are products of widths, of degree two at most in one group, so three widths give all of a group's (near enough where
+    runtimes compute channels in blocks). Where costs add up (no layer lies between two groups) each choice is exact, and the result keeps the most that any choice of its
+    cost keeps (Everett 1963, theorem 1); what the budget still holds is then spent block by block. The better of this and `worth` is taken.
     """
     widths = {}
     for g in coupling.groups:

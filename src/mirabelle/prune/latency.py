@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ SECONDS = 3.0
 
 Kept = Mapping[str, int]
 Removed = Mapping[str, torch.Tensor]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,23 @@ def _shares(coupling: Coupling, kept: Kept, block: int) -> np.ndarray:
     return np.array(rows).reshape(-1, 2)
 
 
+def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
+    """What `read` makes of a file of the cache; None where there is none, or it is damaged: then it is measured again."""
+    if not path.is_file():
+        return None
+    try:
+        return read(read_json(path))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
     """How many channels the kernels of `runtime` compute together on this machine, of `BLOCKS`: found by timing a small network, or read from the cache."""
     adapter = choose(runtime, RUNTIMES, "runtime")
     known = {"format": FORMAT, "runtime": runtime, "version": adapter.version(), "threads": threads, "blocks": BLOCKS, "machine": machine()["cpu"]}
     path = cache_folder() / "latency" / f"block-{content_hash(known)}.json"
-    if path.is_file():
-        try:
-            if (found := read_json(path)["block"]) in BLOCKS:
-                return found
-        except (ValueError, KeyError, TypeError):  # damaged: measured again
-            pass
+    if (found := _measured_before(path, lambda kept: BLOCKS[BLOCKS.index(kept["block"])])) is not None:
+        return found
     inputs = Batch((torch.zeros(1, 32, 28, 28),), {}, None)
     widths = sorted({w for b in BLOCKS for w in _probed(b)})
     with tempfile.TemporaryDirectory() as folder, bar("timing kernels", len(widths)) as shown:
@@ -126,12 +134,9 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
         "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "block": block, "machine": machine()["cpu"],
     }  # fmt: skip
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
-    if path.is_file():
-        try:
-            found = read_json(path)
-            return LatencyModel(np.array(found["layers"]).reshape(-1, 3), np.array(found["others"]), coupling, block)
-        except (ValueError, KeyError, TypeError):  # damaged: measured again
-            pass
+    before = _measured_before(path, lambda kept: LatencyModel(np.array(kept["layers"]).reshape(-1, 3), np.array(kept["others"]), coupling, block))
+    if before is not None:
+        return before
     shares, times, rest = [], [], []
     with bar("timing layers", len(WIDTHS)) as shown:
         for width in WIDTHS:

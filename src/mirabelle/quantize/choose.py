@@ -35,15 +35,15 @@ def best_repairs(network: fx.GraphModule, attempt: Callable[[tuple[str, ...], in
     if isinstance(data, Iterator):
         raise InputError("repair='auto' reads the calibration set several times; give a list, a DataLoader or any iterable, not an iterator")
     sizes = [b.size for b in first_samples(data, samples, "the calibration set")]
-    held = 0
-    while held < len(sizes) - 1 and sum(sizes[len(sizes) - held :]) < min(FEW, sum(sizes) / 4):
-        held += 1
-    few = list(islice(first_samples(data, samples), len(sizes) - held if held else 0, None))
+    cut = len(sizes)
+    while cut > 1 and sum(sizes[cut:]) < min(FEW, sum(sizes) / 4):
+        cut -= 1
+    few = list(islice(first_samples(data, samples), cut if cut < len(sizes) else 0, None))
     wanted = [predictor(network)(b).double() for b in few]
     tried = combinations(network)
     errors = []
     with bar("choosing repairs", len(tried)) as shown:
         for repairs in tried:
-            errors.append(noise(attempt(repairs, sum(sizes[: len(sizes) - held])), few, wanted))
+            errors.append(noise(attempt(repairs, sum(sizes[:cut])), few, wanted))
             shown.advance()
     return list(tried[errors.index(min(errors))])

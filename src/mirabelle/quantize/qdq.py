@@ -30,9 +30,10 @@ def with_integers(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
 
     Returns it and the names of the sites in order.
     """
-    found, dtype = Integers(), TARGETS[check_exportable(model).target].activations
+    found = Integers()
 
     def mark(graph: fx.Graph, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
+        dtype = "int8" if quantizer.low < 0 else "uint8"
         found.values.append(Rounded(value.name, float(quantizer.scale.detach()), quantizer.zero_point, dtype))
         return graph.call_function(rounded, (value, len(found.values) - 1))
 
