@@ -598,6 +598,15 @@ class _WithTable(nn.Module):
         return torch.relu(x) @ table.T
 
 
+class _Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
 class _Sixteen(nn.Module):
     def forward(self, x):
         return x.view(16, 2, -1).mean(1)
@@ -619,6 +628,32 @@ def test_a_batch_that_the_network_fixes_is_the_examples():
     found = capture(_Sixteen(), Batch((x,), {}, None), dynamic_batch=True)
     assert [fixed_length(n.meta["val"]) for n in found.graph.nodes if n.op == "placeholder"] == [16]
     torch.testing.assert_close(found(x), _Sixteen()(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "shapes"),
+    [
+        (lambda x: x if len(x) < 4 else x * 2, [(16, 8)]),
+        (lambda x: x[3:] - x[:1], [(16, 8)]),
+        (lambda x: torch.cat([x[i : i + 1] * i for i in range(len(x))]), [(5, 8)]),
+        (lambda x: x.view(4, -1), [(16, 8)]),
+        (lambda x, t: x + t if len(x) == len(t) else x * 2, [(4, 8), (1, 8)]),
+        (lambda x, mask: x * mask, [(8, 3, 4, 4), (1, 1, 4, 4)]),
+        (lambda x, mask: x * mask, [(8, 3, 4, 4), (8, 1, 4, 4)]),
+    ],
+)
+def test_a_graph_does_what_the_network_does_with_the_whole_example(forward, shapes):
+    """Also where two samples of it would take another path."""
+    inputs = [torch.randn(s) for s in shapes]
+    found = capture(_Calls(forward), Batch(tuple(inputs), {}, None), dynamic_batch=True)
+    torch.testing.assert_close(found(*inputs), forward(*inputs))
+
+
+def test_two_samples_are_traced_of_a_large_example():
+    seen = []
+    found = capture(_Calls(lambda x: (seen.append(x.shape[0]), torch.relu(x))[1]), Batch((torch.randn(64, 8),), {}, None), dynamic_batch=True)
+    assert found(torch.randn(64, 8)).shape == (64, 8)
+    assert [s for s in seen if isinstance(s, int)] == [2] and len(seen) > 1  # when it ran; when it was traced, the size was a symbol
 
 
 def test_an_example_that_does_not_run_is_named_whatever_its_batch():

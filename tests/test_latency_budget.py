@@ -14,6 +14,7 @@ from mirabelle.errors import InputError
 from mirabelle.graph.groups import analyse
 from mirabelle.measure.latency import Latency
 from mirabelle.prune import latency, plan, prune
+from mirabelle.prune.allocate import worth
 
 
 @pytest.fixture(autouse=True)
@@ -125,11 +126,22 @@ def test_a_network_cut_to_its_latency():
     assert small(x).shape == (1, 3) and small.b[0].out_channels == kept["b.0"] < 64 and all(k % latency.kernel_block() == 0 for k in kept.values())
 
 
+def test_channels_are_worth_their_share_of_a_block_also_where_less_than_one_can_go():
+    network = Net(lambda s, x: s.head(torch.relu(s.b(torch.relu(s.a(x))))), a=conv_bn(3, 32), b=conv_bn(32, 32), head=Head(32))
+    coupling = analyse(network, as_batch(image()))
+    costly = latency.LatencyModel(np.full((len(coupling.costs), 3), [0.0, 8.0, 0.0]), np.zeros(2), coupling, 16)
+    scores = {g.name: torch.ones(g.channels) for g in coupling.groups}
+    for align in (8, 16):  # the last block of 16 takes half of 8 ms from its layer, and half of 8 from the layer that reads it
+        found = worth(coupling, scores, costly, align)
+        assert all(s.tolist() == [2.0] * 32 for s in found.values()) and len(found) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"latency": 0.5, "macs": 0.5}, "exactly one budget"), ({"latency": 1.5}, r"latency is the fraction that is kept, in \(0, 1\]"),
-        ({"latency": 0.5, "runtime": "onnxrun"}, "did you mean 'onnxruntime'"), ({"latency": 1e-6}, "latency=1e-06 cannot be reached"),
+        ({"latency": 0.5, "runtime": "onnxrun"}, "did you mean 'onnxruntime'"), ({"latency": 1e-6}, "latency=1e-06 cannot be reached.*or lower least"),
+        ({"latency": 1e-6, "align": 64}, "latency=1e-06 cannot be reached.*or lower align or least"),
     ],
 )  # fmt: skip
 def test_wrong_budgets(options, words):

@@ -16,13 +16,12 @@ from torch import nn
 import mirabelle as mb
 from mirabelle.data import Batch
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import capture, operator
+from mirabelle.graph.capture import capture, inputs_in_order, operator
 from mirabelle.onnxqdq import META
 from mirabelle.quantize import TARGETS, THRESHOLDS, quantization, quantize, rebuild
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import fold_batchnorm
 from mirabelle.quantize.network import captured as captured_network
-from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.qdq import with_integers
 from tests.quantized_networks import NETWORKS, Network, batches, build, conv, head
 

@@ -392,8 +392,12 @@ def test_contract_repairs(name, monkeypatch):
 
 def test_repairs_are_applied_in_a_sound_order():
     assert check_repairs(["bias", "equalize", "equalize-activations"]) == ["equalize-activations", "equalize", "bias"]
-    assert check_repairs(None) == [] and check_repairs("bias") == ["bias"]
-    for given, said in (("bais", "did you mean 'bias'"), (["bias", 3], "repair names 3")):
+    assert check_repairs(None) == [] and check_repairs("bias") == ["bias"] and check_repairs("auto") == check_repairs(["auto"]) == ["auto"]
+    for given, said in (
+        ("bais", "did you mean 'bias'"),
+        (["bias", 3], "repair names 3"),
+        (["bias", "auto"], "'auto' chooses among all repairs and stands alone"),
+    ):
         with pytest.raises(InputError, match=said):
             check_repairs(given)
 
@@ -430,6 +434,46 @@ def test_the_repairs_that_come_nearest_on_samples_held_out_are_taken(monkeypatch
     assert {s[1:] for s in seen} == {(64, 32)} and len(seen) == len(combinations(captured(network, Batch((data[0],), {}, None))))
 
 
+class _Shuffled:
+    """Other batches first with each pass."""
+
+    def __init__(self, data):
+        self.data, self.passes = data, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.data[self.passes % len(self.data) :] + self.data[: self.passes % len(self.data)])
+
+
+def test_what_repairs_are_judged_by_calibrated_none_of_them(monkeypatch):
+    data, calibrated, judged = _Shuffled(batches(count=4, size=16)), [], []
+    observe = sys.modules["mirabelle.quantize"].observe
+    firsts = {float(b.flatten()[0]): i for i, b in enumerate(data.data)}
+
+    def observed(network, sites, stream, *rest):
+        stream = list(stream)
+        calibrated.append({firsts[v] for b in stream if (v := float(b.tensors[0].flatten()[0])) in firsts})
+        return observe(network, sites, iter(stream), *rest)
+
+    def noise(attempted, few, wanted):
+        judged.append({firsts[float(b.tensors[0].flatten()[0])] for b in few})
+        return 1.0
+
+    monkeypatch.setattr(sys.modules["mirabelle.quantize"], "observe", observed)
+    monkeypatch.setattr(sys.modules[combinations.__module__], "noise", noise)
+    quantize(build("residual"), data, repair="auto", samples=64)
+    assert len(judged) == len(calibrated) - 1 > 1 and data.passes == 1
+    assert all(len(c) == 3 and len(j) == 1 and not c & j for c, j in zip(calibrated, judged)) and len(calibrated[-1]) == 4
+
+
+def test_repairs_that_break_the_outputs_are_not_taken(monkeypatch):
+    errors = iter([math.nan, 2.0, 1.0, math.nan, *[3.0] * 20])
+    monkeypatch.setattr(sys.modules[combinations.__module__], "noise", lambda *_: next(errors))
+    network, data = build("residual"), batches(count=2)
+    wanted = combinations(captured(network, Batch((data[0],), {}, None)))[2]
+    assert quantization(quantize(network, data, repair="auto")).repair == wanted
+
+
 def test_automatic_repairs_come_no_further_than_none():
     network, data = attention(), TOKENS
     q, plain = (quantize(network, data, repair=r, target="x86-vnni") for r in ("auto", None))
@@ -441,6 +485,4 @@ def test_automatic_repairs_come_no_further_than_none():
 
 def test_automatic_repairs_with_one_batch_and_with_an_iterator():
     network, data = build("residual"), batches(count=1)
-    assert quantization(quantize(network, data, repair="auto")).samples == len(data[0])
-    with pytest.raises(InputError, match="reads the calibration set several times"):
-        quantize(network, iter(data), repair="auto")
+    assert quantization(quantize(network, iter(data), repair="auto")).samples == len(data[0])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mirabelle.checks import check_runs, clone, running
-from mirabelle.data import batches
+from mirabelle.data import batches, device_of
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 
@@ -29,7 +29,7 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
         m.reset_running_stats()
         m.momentum = None
         m.train()
-    device = next(repaired.parameters()).device
+    device = device_of(repaired)
     with torch.no_grad():
         for i, batch in enumerate(track(batches(data, count, what="data"), "BatchNorm statistics", count)):
             batch = batch.map(lambda t: t.to(device))
@@ -53,7 +53,7 @@ def reestimate_where_better(model: nn.Module, original: nn.Module, data: Iterabl
 def _distance(model: nn.Module, original: nn.Module, data: Iterable, count: int) -> float:
     """The squared error of the outputs, summed over `count` batches."""
     total = 0.0
-    device = next(original.parameters()).device
+    device = device_of(original)
     for batch in batches(data, count, what="data"):
         batch = batch.map(lambda t: t.to(device))
         found, expected = (as_tensor(check_runs(m, batch, "data")) for m in (model, original))

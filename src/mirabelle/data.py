@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from mirabelle.errors import InputError
 
@@ -57,6 +58,11 @@ class Batch(NamedTuple):
     def split(self, size: int) -> Iterator[Batch]:
         """Its samples in batches of `size`; the last one may be smaller."""
         return (self.part(start, start + size) for start in range(0, self.size, size))
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where its first parameter lies; the CPU where it has none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def _tensor(value: Any, place: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mirabelle.checks import clone, running
-from mirabelle.data import batches
+from mirabelle.data import batches, device_of
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 
@@ -140,7 +140,7 @@ def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count:
         model.get_submodule(name).register_forward_hook(hook(name))
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())
-    device = next(model.parameters()).device
+    device = device_of(model)
     energy = samples = 0.0
     total: Any = 0
     for i, batch in enumerate(track(batches(data, count, what="data"), "inputs of layers", count)):

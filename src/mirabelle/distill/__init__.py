@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mirabelle.checks import check_network
-from mirabelle.data import Batch, batches, seed_everything
+from mirabelle.data import Batch, batches, device_of, seed_everything
 from mirabelle.distill.cache import Cache
 from mirabelle.distill.ensembles import ENSEMBLES
 from mirabelle.distill.features import FEATURE_LOSSES
@@ -105,7 +105,7 @@ def run(
         options = with_loss({**options, "sparsify": {"data": data, **options["sparsify"]}}, resolve(label_loss, LABEL_LOSSES, "label loss"))
     seed, steps, accumulate = options.get("seed", 0), options.get("steps"), options.get("accumulate", 1)
     loader = Views(data, seed, views, None if steps is None else steps * accumulate)
-    device = torch.device(options.get("device") or next((p.device for p in student.parameters()), torch.device("cpu")))
+    device = torch.device(options.get("device") or device_of(student))
     seed_everything(seed)  # projections start at random
     teachers = Teachers(teacher, device, ensemble=ensemble or default_ensemble(parts), weights=weights, temperatures=teacher_temperatures, seed=seed)
     first = next(batches(loader, what="the training loader"))

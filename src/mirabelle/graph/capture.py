@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.checks import check_network, check_runs
 from mirabelle.data import Batch
-from mirabelle.errors import CaptureError
+from mirabelle.errors import CaptureError, InputError
 from mirabelle.muffle import uncollected
 
 BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -41,23 +41,48 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False, traini
     network's own code where `torch.export` refuses.
     """
     model = copy.deepcopy(check_network(model)).train(training)
-    check_runs(model, inputs, "the example input")
-    args, kwargs = inputs.args, inputs.kwargs
-    shapes: Any = None
-    if dynamic_batch:
-        batch = {0: torch.export.Dim.AUTO}
-        # An example of one sample would be specialised to one: export sees two.
-        args = tuple(_at_least_two(t) for t in args)
-        kwargs = {k: _at_least_two(v) for k, v in kwargs.items()}
-        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        shapes = pytree.tree_map(lambda _: batch, dict(bound))
+    inputs = inputs._replace(target=None)
+    # Two samples trace faster than many, unless the network takes another path for these.
+    attempts = (
+        [(inputs.head(2), True), (inputs, True), (inputs, False)] if dynamic_batch and inputs.size > 2 else [(inputs, dynamic_batch), (inputs, False)]
+    )
+    for number, (example, free) in enumerate(attempts, 1):
+        try:
+            check_runs(model, example, "the example input")
+            graph_module = _traced(model, example, free)
+            if example.size == inputs.size or _is_for(graph_module, inputs):
+                return _without_guards(graph_module)
+        except (InputError, CaptureError):
+            if number == len(attempts):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
+    if not free:
+        return program(model, inputs).module()  # type: ignore[return-value]
+    inputs = inputs.map(_at_least_two)  # one sample would be specialised to one
+    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    return program(model, inputs, pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, dict(bound))).module()  # type: ignore[return-value]
+
+
+def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:
+    return [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]
+
+
+def _is_for(graph_module: fx.GraphModule, inputs: Batch) -> bool:
+    """Whether the network takes the same path for these inputs as for those that it was captured with, by what `torch.export` found that it depends on."""
+    values = dict(zip([n for n in graph_module.graph.nodes if n.op == "placeholder"], inputs_in_order(graph_module.graph, inputs), strict=True))
     try:
-        graph_module = program(model, Batch(args, kwargs, None), shapes).module()
-    except CaptureError:
-        if shapes is not None:
-            return capture(model, inputs, training=training)
-        raise
-    for node in [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]:
+        for node in _guards(graph_module):
+            graph_module.get_submodule(str(node.target))(*(values[n] for n in node.args))
+    except AssertionError:
+        return False
+    return True
+
+
+def _without_guards(graph_module: fx.GraphModule) -> fx.GraphModule:
+    for node in _guards(graph_module):
         graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
@@ -78,6 +103,12 @@ def program(model: nn.Module, inputs: Batch, dynamic_shapes: Any = None) -> torc
                 f"torch.export refuses this network{_users_line(error, model)}: {type(error).__name__}: {reason}; "
                 "change that line, or work on the part of the network that can be exported"
             ) from error
+
+
+def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
+    """One tensor for every placeholder: named inputs by name, whatever order the loader's dict has."""
+    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"][len(batch.args) :]
+    return [*batch.args, *(batch.kwargs[n] if n in batch.kwargs else value for n, value in zip(names, batch.kwargs.values(), strict=True))]
 
 
 def _at_least_two(t: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from mirabelle.checks import check_runs, clone
-from mirabelle.data import Batch, batches
+from mirabelle.data import Batch, batches, device_of
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import capture, fixed_length, get_tensor, make_concrete, operator, parameter_name, parameter_uses
 from mirabelle.graph.flow import VIEWS, Flow
@@ -66,7 +66,7 @@ def reconstruct(
     fixed = fixed_length(given)
     make_concrete(graph_module)
     flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
-    device = next(original.parameters()).device
+    device = device_of(original)
     check_runs(original, next(batches(data, 1, what="data")).head(1).map(lambda t: t.to(device)), "batch 0 of data")
     own = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
     pair = Pair(graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()})

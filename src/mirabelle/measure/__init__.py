@@ -212,8 +212,9 @@ def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Cal
     import torch
 
     from mirabelle.checks import check_runs
+    from mirabelle.data import device_of
 
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     batch = batch.map(lambda t: t.to(device))
     check_runs(network, batch, "the example input")
     for module in network.modules():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mirabelle.data import Batch, batches
+from mirabelle.data import Batch, batches, device_of
 from mirabelle.errors import InputError, choose
 from mirabelle.progress import track
 
@@ -131,7 +131,7 @@ def predictor(model: torch.nn.Module) -> Callable[[Batch], torch.Tensor]:
     """`predict` for a network: eval mode for the time of each call, no autograd graph, on the network's own device."""
 
     def predict(batch: Batch) -> torch.Tensor:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         batch = batch.map(lambda t: t.to(device))
         training = {m: m.training for m in model.modules()}
         model.eval()

@@ -41,11 +41,11 @@ def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], f
     """Scores per unit of what one channel of the group costs, so that one order of all channels buys the most importance for the budget.
 
     Without it a channel of a late, cheap layer goes before one of an early layer that costs ten times as much. The cost is that of the last `align`
-    channels together, as kernels that compute channels in blocks take no less for a part of one.
+    channels together, or of the last block where `cost` is that of kernels that compute channels in wider ones (`LatencyModel.block`): they take no less for a part.
     """
     whole, found = cost({}), {}
     for g in coupling.groups:
-        block = step(g, align)
+        block = step(g, math.lcm(align, getattr(cost, "block", 1)))
         fewer = (g.channels - 1) // block * block or min(1, g.channels - 1)
         found[g.name] = scores[g.name] / max(1e-9 * whole, (whole - cost({g.name: fewer})) / (g.channels - fewer))
     return found
@@ -167,7 +167,8 @@ def check_feasible(
     """`InputError` where even the floors of all groups cost more than the budget, with what could be reached."""
     lowest = cost({g.name: _limits(g, align, least)[0] for g in coupling.groups})
     if lowest > budget:
+        finer = "" if align <= getattr(cost, "block", 1) else "align or "
         raise InputError(
             f"{what}={budget / whole:.3g} cannot be reached: with every group at its smallest (align={align}, least={least:g}) "
-            f"{lowest / whole:.3g} of the {what} stay; ask for more, or lower align or least, or shorten keep"
+            f"{lowest / whole:.3g} of the {what} stay; ask for more, or lower {finer}least, or shorten keep"
         )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mirabelle.checks import clone, running
-from mirabelle.data import Batch, samples
+from mirabelle.data import Batch, device_of, samples
 from mirabelle.errors import InputError
 from mirabelle.gradients import loss_gradients
 from mirabelle.graph.groups import Coupling, Slot
@@ -110,7 +110,7 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
         with torch.no_grad():
             if not known:
                 network = clone(model).eval()
-                device = next(network.parameters()).device
+                device = device_of(network)
                 few = next(samples(data, TRIAL, what="data"))._replace(target=None).map(lambda t: t.to(device))
                 with running(few, "batch 0 of data"):
                     known.append((network, few, as_tensor(network(*few.args, **few.kwargs)).double()))

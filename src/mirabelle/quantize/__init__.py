@@ -22,7 +22,7 @@ from mirabelle.quantize.calibrate import observe
 from mirabelle.quantize.choose import best_repairs
 from mirabelle.quantize.description import Quantization, quantization
 from mirabelle.quantize.fallback import Judge, within
-from mirabelle.quantize.network import captured, inputs_in_order, rebuild, takes_any_batch
+from mirabelle.quantize.network import captured, rebuild, takes_any_batch
 from mirabelle.quantize.place import check_keep, contractions, place
 from mirabelle.quantize.repair import AUTO, BEFORE, REPAIRS, check_repairs
 from mirabelle.quantize.saturate import channel_axes
@@ -70,7 +70,8 @@ def quantize(
     per_channel: a scale for each output channel of a weight, else one for all.
     target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or parameters whose layers stay in float.
     repair: names of `REPAIRS`, which mend without labels what quantisation breaks; applied in the order of that dict, on at most so many of the samples as hold 32 million
-    numbers. "auto" tries them, those that train apart, and takes the combination whose outputs are nearest to the float network's on samples that it was not calibrated on.
+    numbers. "auto" tries them, those that train apart, and takes the combination whose outputs are nearest to the float network's on samples that it was not calibrated on;
+    it holds all samples in memory meanwhile.
     accuracy_drop: where given, layers fall back to `fallback` (`float`, or 16 for bits), the most sensitive first and no more than it takes, until `metric` on `validation` has
     fallen by at most so much, as a fraction; without labels it is agreement with the float network's classes. What that took, and what it costs in milliseconds
     on `runtime`, is in `quantization(q).fallback`.
@@ -117,16 +118,16 @@ def quantize(
         inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
         raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
     if repairs == [AUTO]:
+        held = [first, *stream]  # one pass of a loader: another may shuffle, and calibrate on what it is judged by
 
-        def attempt(names: tuple[str, ...], count: int) -> fx.GraphModule:
+        def attempt(names: tuple[str, ...], batches: Sequence[Batch]) -> fx.GraphModule:
             return quantize(
-                model, data, threshold=threshold, weight_threshold=weight_threshold, bits=bits, weight_bits=weight_bits, symmetric=symmetric, repair=names,
-                per_channel=per_channel, weight_symmetric=weight_symmetric, samples=count, target=target, keep=keep,
+                model, batches, threshold=threshold, weight_threshold=weight_threshold, bits=bits, weight_bits=weight_bits, symmetric=symmetric, repair=names,
+                per_channel=per_channel, weight_symmetric=weight_symmetric, samples=samples, target=target, keep=keep,
             )  # fmt: skip
 
-        repairs = best_repairs(network, attempt, data, samples)
-        stream = first_samples(data, samples, "the calibration set")  # from the start: some loaders have one cursor for all
-        first = next(stream)
+        repairs = best_repairs(network, attempt, held)
+        stream = iter(held[1:])
     stream = (b._replace(target=None) for b in chain([first], stream))  # nothing here reads labels, which may be anything
     if takes_any_batch(network) and all(t.device.type == "cpu" for t in network.state_dict().values()):
         stream = pieces(stream, PIECE)
@@ -197,7 +198,6 @@ __all__ = [
     "THRESHOLDS",
     "Quantization",
     "check_repairs",
-    "inputs_in_order",
     "quantization",
     "quantize",
     "rebuild",

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from mirabelle.data import Batch
+from mirabelle.data import Batch, device_of
 from mirabelle.errors import InputError
-from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.graph.capture import get_tensor, inputs_in_order, parameter_name
 from mirabelle.plugins import resolve
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
-from mirabelle.quantize.network import activation_grid, inputs_in_order
+from mirabelle.quantize.network import activation_grid
 from mirabelle.quantize.observe import Histogram
 from mirabelle.quantize.place import Site, gives_no_negatives
 from mirabelle.quantize.targets import Target
@@ -51,7 +51,7 @@ def observe(
         return t.to(device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
 
     seen = 0
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     with torch.no_grad(), bar("calibrating", count) as shown:
         for batch in data:
             observer = Observer(network, garbage_collect_values=True)

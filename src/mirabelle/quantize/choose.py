@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+import math
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from mirabelle.data import samples as first_samples
-from mirabelle.errors import InputError
+from mirabelle.data import Batch
 from mirabelle.measure.accuracy import predictor
 from mirabelle.progress import bar
 from mirabelle.quantize.fallback import FEW, noise
@@ -26,24 +25,22 @@ def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
     return [(*s, *b) for s in scaling for b in ((), *analytic, ("bias",))]
 
 
-def best_repairs(network: fx.GraphModule, attempt: Callable[[tuple[str, ...], int], fx.GraphModule], data: Iterable, samples: int) -> list[str]:
+def best_repairs(network: fx.GraphModule, attempt: Callable[[tuple[str, ...], Sequence[Batch]], fx.GraphModule], data: Sequence[Batch]) -> list[str]:
     """The combination with the least squared error of the outputs.
 
-    network: the captured float network. attempt: (repairs, so many samples) -> the quantised one. Tried with all samples but the last FEW or last quarter, whichever are
-    fewer, and compared on these; in whole batches, and with a single batch on that itself.
+    network: the captured float network. attempt: (repairs, batches) -> the network quantised with these. Tried with all batches but those that hold the last FEW or the
+    last quarter of the samples, whichever are fewer, and compared on these; with a single batch on that itself.
     """
-    if isinstance(data, Iterator):
-        raise InputError("repair='auto' reads the calibration set several times; give a list, a DataLoader or any iterable, not an iterator")
-    sizes = [b.size for b in first_samples(data, samples, "the calibration set")]
-    cut = len(sizes)
-    while cut > 1 and sum(sizes[cut:]) < min(FEW, sum(sizes) / 4):
+    cut = len(data)
+    while cut > 1 and sum(b.size for b in data[cut:]) < min(FEW, sum(b.size for b in data) / 4):
         cut -= 1
-    few = list(islice(first_samples(data, samples), cut if cut < len(sizes) else 0, None))
+    few = data[cut:] or data
     wanted = [predictor(network)(b).double() for b in few]
     tried = combinations(network)
     errors = []
     with bar("choosing repairs", len(tried)) as shown:
         for repairs in tried:
-            errors.append(noise(attempt(repairs, sum(sizes[:cut])), few, wanted))
+            error = noise(attempt(repairs, data[:cut]), few, wanted)
+            errors.append(math.inf if math.isnan(error) else error)
             shown.advance()
     return list(tried[errors.index(min(errors))])

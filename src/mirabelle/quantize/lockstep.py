@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from mirabelle.data import Batch
-from mirabelle.graph.capture import get_tensor
+from mirabelle.data import Batch, device_of
+from mirabelle.graph.capture import get_tensor, inputs_in_order
 from mirabelle.progress import bar
-from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.qdq import is_contraction_of_quantized
 
 
@@ -46,7 +45,7 @@ def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
     Each operator runs once for each batch and network, so the whole costs two forward passes; in exchange what is alive at a layer is held for all batches.
     """
     names = {n.name: n for n in reference.graph.nodes}
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     feeds = [inputs_in_order(network.graph, b.map(lambda t: t.to(device))) for b in batches]
     ours: list[dict[fx.Node, Any]] = [{} for _ in feeds]
     theirs: list[dict[fx.Node, Any]] = [{} for _ in feeds]

@@ -73,12 +73,6 @@ def takes_any_batch(network: fx.GraphModule) -> bool:
     return all(fixed_length(n.meta["val"]) is None for n in network.graph.nodes if n.op == "placeholder")
 
 
-def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
-    """One tensor for every placeholder: named inputs by name, whatever order the loader's dict has."""
-    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"][len(batch.args) :]
-    return [*batch.args, *(batch.kwargs[n] if n in batch.kwargs else value for n, value in zip(names, batch.kwargs.values(), strict=True))]
-
-
 def weight_keys(network: fx.GraphModule, keep: Iterable[str] = ()) -> dict[str, str]:
     """The parameter that is the weight of each layer to be quantised -> the name of its quantiser: that of its first node.
 

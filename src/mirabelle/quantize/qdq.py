@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from mirabelle.data import device_of
 from mirabelle.errors import InputError
 from mirabelle.graph.capture import get_tensor, parameter_name
 from mirabelle.onnxqdq import META, Integers, Rounded, Stored, rounded
@@ -78,7 +79,7 @@ def in_integers(
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     network.recompile()
-    return network, sites
+    return network.to(device_of(model)), sites  # what stands for integers is new
 
 
 def check_exportable(model: fx.GraphModule) -> Quantization:
@@ -109,7 +110,7 @@ def stored_weight(network: fx.GraphModule, node: fx.Node) -> Stored:
     quantizer = network.get_submodule(str(node.args[1].target))
     assert isinstance(quantizer, WeightQuantizer)
     integers = quantizer.integers(get_tensor(network, str(parameter_name(node.args[1].args[0]))).detach())
-    return Stored(integers.numpy(), quantizer.scale.detach().numpy(), quantizer.offset.numpy())
+    return Stored(integers.cpu().numpy(), quantizer.scale.detach().cpu().numpy(), quantizer.offset.cpu().numpy())
 
 
 def stored_bias(network: fx.GraphModule, node: fx.Node) -> Stored | None:
@@ -119,7 +120,7 @@ def stored_bias(network: fx.GraphModule, node: fx.Node) -> Stored | None:
         return None
     units = network.get_submodule(str(node.args[1].target)).scale.detach() * float(input_quantizer(network, node).scale.detach())
     integers = bias_integers(get_tensor(network, name).detach(), units)
-    return Stored(integers.numpy(), units.numpy(), np.zeros((), np.int32))
+    return Stored(integers.cpu().numpy(), units.cpu().numpy(), np.zeros((), np.int32))
 
 
 def bias_integers(bias: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from mirabelle.data import Batch
+from mirabelle.data import Batch, device_of
 from mirabelle.errors import InputError, choose
-from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
+from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name, parameter_uses
 from mirabelle.progress import bar
 from mirabelle.quantize.fake import WeightQuantizer
 from mirabelle.quantize.lockstep import side_by_side
-from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.place import AVERAGES, RECTIFIERS, is_contraction, over_space, rectifier_bounds, unpadded
 from mirabelle.quantize.rounding import learn_rounding
 from mirabelle.quantize.scaling import Reader, scalable
@@ -92,7 +91,7 @@ def _largest(network: fx.GraphModule, readers: Iterable[Reader], batches: Sequen
                 found[n] = torch.maximum(found.get(n, largest), largest)
             return value
 
-    device = next(network.parameters()).device
+    device = device_of(network)
     with torch.no_grad(), bar("watching channels", len(batches)) as shown:
         for batch in batches:
             Watcher(network, garbage_collect_values=True).run(*inputs_in_order(network.graph, batch.map(lambda t: t.to(device))))
@@ -200,11 +199,13 @@ AUTO = "auto"  # instead of names: those that turn out best
 
 def check_repairs(repair: str | Iterable[str] | None) -> list[str]:
     """The names in the order in which they are applied, whatever order they were given in; `[AUTO]` for that."""
-    if repair == AUTO:
-        return [AUTO]
     names = [] if repair is None else [repair] if isinstance(repair, str) else list(repair)
+    if names == [AUTO]:
+        return names
     for name in names:
         if not isinstance(name, str):
             raise InputError(f"repair names {name!r}; expected names of {', '.join(REPAIRS)}")
+        if name == AUTO:
+            raise InputError(f"repair={names!r}: {AUTO!r} chooses among all repairs and stands alone")
         choose(name, REPAIRS, "repair")
     return [n for n in REPAIRS if n in names]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mirabelle.checks import check_network, check_runs, clone, load_state
-from mirabelle.data import Batch, as_batch, batches, seed_everything
+from mirabelle.data import Batch, as_batch, batches, device_of, seed_everything
 from mirabelle.errors import InputError, MirabelleError, choose
 from mirabelle.measure.accuracy import as_tensor, evaluate, predictor
 from mirabelle.progress import bar
@@ -142,11 +142,11 @@ def train(
         )
     model = clone(check_network(model))
     world = distributed.start()
-    where = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
+    where = torch.device(device) if device is not None else device_of(model)
     dtype = autocast_type(precision, where)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no parameter to train; all of them are frozen, or it has none")
-    here = next(model.parameters()).device
+    here = device_of(model)
     check_runs(model, next(batches(loader, what="the training loader")).head(2).map(lambda t: t.to(here)), "the first training batch")
 
     begun = time.monotonic()

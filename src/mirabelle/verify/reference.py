@@ -20,10 +20,9 @@ from torch import fx
 from mirabelle import intmath, saturation
 from mirabelle.data import Batch
 from mirabelle.errors import InputError, choose
-from mirabelle.graph.capture import get_tensor, operator, parameter_name
+from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
 from mirabelle.quantize.description import quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
-from mirabelle.quantize.network import inputs_in_order
 from mirabelle.quantize.place import PASSES, RECTIFIERS, float_name, is_addition, over_space, rectifier_bounds, unpadded
 from mirabelle.quantize.qdq import bias_integers
 

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from mirabelle.data import Batch
-from mirabelle.graph.capture import sample_elements
+from mirabelle.data import Batch, device_of
+from mirabelle.graph.capture import inputs_in_order, sample_elements
 from mirabelle.quantize.fake import ActivationQuantizer, Quantizer
-from mirabelle.quantize.network import inputs_in_order
 
 
 class _Watch(fx.Interpreter):
@@ -42,7 +41,7 @@ class _Watch(fx.Interpreter):
 def simulate(model: fx.GraphModule, batch: Batch, rounded: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What each site holds and the network's first output, float32: simulated on the grids, or (`rounded` False) the same network in float."""
     watch = _Watch(model, rounded)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with torch.no_grad():
         result = watch.run(*inputs_in_order(model.graph, batch.map(lambda t: t.to(device))))
     output = torch.utils._pytree.tree_leaves(result)[0]
