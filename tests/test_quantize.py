@@ -55,20 +55,29 @@ def test_even_paddings_become_the_convolutions_own():
         assert torch.allclose(found(x), network(x), atol=1e-6)
 
 
-def test_rectifiers_that_write_over_their_layer_give_new_values():
-    """Over the layer alone: what is read elsewhere too is written over as the network says."""
+def test_what_writes_over_a_layer_or_a_sum_gives_a_new_value():
+    """Over what is read nowhere else: other values are written over as the network says."""
 
     def forward(n, x):
         y, z = n.a(x), n.b(x)
         F.relu6(y, inplace=True)
-        F.relu_(z)
-        return head(n, y + z)
+        F.hardswish(z, inplace=True)
+        w = n.c(x)
+        w += z  # neither is read again
+        F.relu_(w)
+        early, late = n.d(x), n.e(x)
+        late += early
+        late.mul_(2)
+        early.neg_()  # read above
+        twice = early.view(early.shape)
+        twice.add_(1)
+        return head(n, y + w + late + early)
 
-    module = Network(forward, a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 5)).eval()
+    module = Network(forward, **{name: conv(3, 8) for name in "abcde"}, fc=nn.Linear(8, 5)).eval()
     x = batches(count=1)[0]
     q = quantize(module, [x], bits=16)
     names = [operator(n) for n in q.graph.nodes if n.op == "call_function"]
-    assert "hardtanh" in names or "relu6" in names
+    assert {"relu", "hardswish", "add", "mul"} <= {*names} and {"hardtanh", "relu6"} & {*names} and "neg_" in names and "hardswish_" not in names
     assert relative(module(x), q(x)) < 1e-3
 
 

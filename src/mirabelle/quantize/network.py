@@ -21,7 +21,7 @@ from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator,
 from mirabelle.quantize.description import Quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm, fold_padding
-from mirabelle.quantize.place import RECTIFIERS, contractions, is_contraction, place
+from mirabelle.quantize.place import contractions, is_addition, is_contraction, place
 from mirabelle.quantize.targets import TARGETS, Target
 
 
@@ -33,7 +33,7 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     _drop_dropout(network)
     fold_padding(network)
     fold_batchnorm(network)
-    _rectify_out_of_place(network)
+    _write_out_of_place(network)
     network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")
     return network.eval()
 
@@ -46,12 +46,13 @@ def _drop_dropout(network: fx.GraphModule) -> None:
             network.graph.erase_node(node)
 
 
-def _rectify_out_of_place(network: fx.GraphModule) -> None:
-    """Rectifiers that write over what a layer made for them alone give it as a new value, which torch.onnx exports in half the time."""
+def _write_out_of_place(network: fx.GraphModule) -> None:
+    """Operators that write over what a layer or an addition made for them alone give it as a new value, which torch.onnx exports in half the time."""
     for node in network.graph.nodes:
-        name = operator(node)
-        if name in RECTIFIERS and name.endswith("_") and len(node.args[0].users) == 1 and is_contraction(node.args[0]):
-            node.target = getattr(torch.ops.aten, name.removesuffix("_")).default
+        if (name := operator(node)).endswith("_") and isinstance(made := node.args[0], fx.Node) and len(made.users) == 1:
+            if is_contraction(made) or (is_addition(made) and operator(made) == "add"):
+                new = getattr(torch.ops.aten, name.removesuffix("_"), None)
+                node.target = getattr(new, node.target._overloadname, node.target)
 
 
 def _plain_signature(network: fx.GraphModule) -> None:
