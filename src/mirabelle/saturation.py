@@ -33,10 +33,10 @@ def paired(values: Array, channels: int, layout: str, axis: int) -> Array:
 
 def reach(columns: Array, low: Array, high: Array) -> tuple[Array, Array]:
     """The least and the largest sum of each pair, (pairs, O) each, for unsigned inputs between `low` and `high`, (K,) each; columns: (K, O) weights, paired."""
-    columns, low, high = columns.astype(np.int64), low.astype(np.int64)[:, None], high.astype(np.int64)[:, None]
+    columns, low, high = columns.astype(np.int32), low.astype(np.int32)[:, None], high.astype(np.int32)[:, None]
     ends = columns * low, columns * high
-    least, largest = (pick(*ends).reshape(-1, 2, columns.shape[1]).sum(1) for pick in (np.minimum, np.maximum))
-    return least, largest
+    least, largest = (pick(*ends) for pick in (np.minimum, np.maximum))
+    return least[::2] + least[1::2], largest[::2] + largest[1::2]
 
 
 def excess(rows: Array, columns: Array) -> Array:

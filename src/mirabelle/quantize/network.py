@@ -21,7 +21,7 @@ from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator,
 from mirabelle.quantize.description import Quantization
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.fold import drop_unused_tensors, fold_batchnorm, fold_padding
-from mirabelle.quantize.place import contractions, is_addition, is_contraction, place
+from mirabelle.quantize.place import contractions, place, reads_alone
 from mirabelle.quantize.targets import TARGETS, Target
 
 
@@ -49,10 +49,9 @@ def _drop_dropout(network: fx.GraphModule) -> None:
 def _write_out_of_place(network: fx.GraphModule) -> None:
     """Operators that write over what a layer or an addition made for them alone give it as a new value, which torch.onnx exports in half the time."""
     for node in network.graph.nodes:
-        if (name := operator(node)).endswith("_") and isinstance(made := node.args[0], fx.Node) and len(made.users) == 1:
-            if is_contraction(made) or (is_addition(made) and operator(made) == "add"):
-                new = getattr(torch.ops.aten, name.removesuffix("_"), None)
-                node.target = getattr(new, node.target._overloadname, node.target)
+        if (name := operator(node)).endswith("_") and reads_alone(node):
+            new = getattr(torch.ops.aten, name.removesuffix("_"), None)
+            node.target = getattr(new, node.target._overloadname, node.target)
 
 
 def _plain_signature(network: fx.GraphModule) -> None:

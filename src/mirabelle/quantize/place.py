@@ -97,6 +97,12 @@ def tail(node: fx.Node) -> fx.Node:
     return users[0] if len(users) == 1 and gives_no_negatives(users[0]) else node
 
 
+def reads_alone(node: fx.Node) -> bool:
+    """Whether what this operator reads is a new value, of a layer or an addition, that nothing else reads: then it can as well write over it."""
+    made = node.args[0] if node.args else None
+    return isinstance(made, fx.Node) and len(made.users) == 1 and (is_contraction(made) or (is_addition(made) and operator(made) == "add"))
+
+
 def gives_no_negatives(node: fx.Node) -> bool:
     """Whether this is a rectifier that clips at zero."""
     return operator(node) in RECTIFIERS and rectifier_bounds(node)[0] == 0
