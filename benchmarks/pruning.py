@@ -190,13 +190,12 @@ def wanted() -> list[dict[str, Any]]:
         for kind in ("fashion", "mobilenet_v2"):
             runs += [{"kind": kind, "method": m, "share": s, "seed": seed} for s in SHARES for m in METHODS]
         runs += [{"kind": "photographs", "method": BEST, "share": SHARES[0], "seed": seed, "photographs": n} for n in PHOTOGRAPHS]
-        if seed == SEEDS[0]:
-            runs += [
-                {"kind": "latency", "network": n, "runtime": runtime, "method": m, "share": s, "seed": seed}
-                for (n, runtime), by in TIMED.items()
-                for m, shares in by.items()
-                for s in shares
-            ]
+        runs += [
+            {"kind": "latency", "network": n, "runtime": runtime, "method": m, "share": s, "seed": seed}
+            for (n, runtime), by in TIMED.items()
+            for m, shares in by.items()
+            for s in shares
+        ]
         runs += [{"kind": "tuned", "method": m, "share": 0.5, "seed": seed, "epochs": e} for e in EPOCHS for m in TUNED]
     return runs
 
@@ -233,14 +232,16 @@ def table(results: dict) -> str:
         parts.append(f"| {m} | {' | '.join(cells)} |")
     parts += [
         "",
-        "| by | asked | time of a call, original = 1 [95 %] | MACs kept | points lost, or agreement, % | SQNR, dB |",
-        "|---|---|---|---|---|---|",
+        "| by | seed | asked | time of a call, original = 1 [95 %] | MACs kept | points lost, or agreement, % | SQNR, dB |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for r in sorted(rows(results, kind="latency"), key=lambda r: (r["network"], r["runtime"], -r["time"])):
+    for r in sorted(rows(results, kind="latency"), key=lambda r: (r["network"], r["runtime"], r["seed"], -r["time"])):
         outcome = f"{100 * (original - r['top1']):.2f} lost" if "top1" in r else f"{100 * r['agreement']:.1f}"
         by = f"{r['network']}, {r['runtime']}, {'milliseconds' if r['method'] == 'latency' else 'MACs'}"
         sqnr = f"{r['sqnr']:.1f}" if "sqnr" in r else ""
-        parts.append(f"| {by} | {r['share']} | {r['time']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['macs']:.3f} | {outcome} | {sqnr} |")
+        parts.append(
+            f"| {by} | {r['seed']} | {r['share']} | {r['time']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['macs']:.3f} | {outcome} | {sqnr} |"
+        )
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
     parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
     return "\n".join(parts)

@@ -38,19 +38,34 @@ def test_fit_finds_the_coefficients_and_none_below_zero():
 
 def test_shares_by_hand():
     coupling = analyse(chain(), as_batch(image()))
-    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 1)
+    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 1, 1.0)
     # a: outputs 4/16, inputs whole; b: 4/16 of its inputs and 12/24 of its outputs; the head reads 12/24.
     np.testing.assert_allclose(shares, [[1 / 4, (1 / 4 + 1) / 2], [1 / 8, (1 / 4 + 1 / 2) / 2], [1 / 2, (1 / 2 + 1) / 2]])
-    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling, 1)
+    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling, 1, 1.0)
     assert model({"a.0": 4, "b.0": 12}) == pytest.approx(2 + 2 + 3 + 0.5) and model({}) == pytest.approx(8 + 9 + 4 + 0.5)
 
 
 def test_shares_are_of_whole_blocks():
     """In blocks of 8: 16 channels are two and 4 are one, 24 are three and 12 are two; the three channels of the image are one, whatever happens."""
     coupling = analyse(chain(), as_batch(image()))
-    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 8)
+    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 8, 1.0)
     np.testing.assert_allclose(shares, [[1 / 2, 3 / 4], [1 / 3, (1 / 2 + 2 / 3) / 2], [2 / 3, (2 / 3 + 1) / 2]])
-    np.testing.assert_array_equal(latency._shares(coupling, {"a.0": 9, "b.0": 17}, 8), latency._shares(coupling, {}, 8))
+    np.testing.assert_array_equal(latency._shares(coupling, {"a.0": 9, "b.0": 17}, 8, 1.0), latency._shares(coupling, {}, 8, 1.0))
+    # Where a started block takes half of what is missing, 4 are 6 and 12 are 14; the three of the image are 5.5 before and after.
+    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 8, 0.5)
+    np.testing.assert_allclose(shares[:, 0], [6 / 16, 6 / 16 * 14 / 24, 14 / 24])
+
+
+@pytest.mark.parametrize("part", latency.PARTS)
+def test_what_a_part_of_a_block_takes_is_found_in_the_times_of_layers(part):
+    coupling = analyse(chain(), as_batch(image()))
+    true = latency.LatencyModel(np.array([[0.1, 2.0, 0.5], [0.2, 8.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0.5, 0.2]), coupling, 8, part)
+    widths = [{"a.0": a, "b.0": b} for a, b in ((16, 24), (12, 20), (8, 12), (4, 8))]
+    times = np.array([(np.insert(latency._shares(coupling, w, 8, part), 0, 1, axis=1) * true.layers).sum(1) for w in widths])
+    rest = np.array([true(w) for w in widths]) - times.sum(1)
+    found = latency._model(coupling, 8, latency.PARTS, widths, times, rest)
+    assert found.part == part and found.align == (8 if part > 0.5 else 4)
+    assert [found(w) for w in widths] == pytest.approx([true(w) for w in widths])
 
 
 @pytest.mark.parametrize("block", latency.BLOCKS)
@@ -123,13 +138,17 @@ def test_a_network_cut_to_its_latency():
     x = image(1, size=32)
     small, coupling, removed = plan(model, x, latency=0.5, criterion="l1", allocation="uniform", repair=None)
     kept = {g.name: g.channels - len(removed[g.name]) for g in coupling.groups}
-    assert small(x).shape == (1, 3) and small.b[0].out_channels == kept["b.0"] < 64 and all(k % latency.kernel_block() == 0 for k in kept.values())
+    assert (
+        small(x).shape == (1, 3)
+        and small.b[0].out_channels == kept["b.0"] < 64
+        and all(k % (latency.kernel_block() // 2) == 0 for k in kept.values())
+    )
 
 
 def test_channels_are_worth_their_share_of_a_block_also_where_less_than_one_can_go():
     network = Net(lambda s, x: s.head(torch.relu(s.b(torch.relu(s.a(x))))), a=conv_bn(3, 32), b=conv_bn(32, 32), head=Head(32))
     coupling = analyse(network, as_batch(image()))
-    costly = latency.LatencyModel(np.full((len(coupling.costs), 3), [0.0, 8.0, 0.0]), np.zeros(2), coupling, 16)
+    costly = latency.LatencyModel(np.full((len(coupling.costs), 3), [0.0, 8.0, 0.0]), np.zeros(2), coupling, 16, 1.0)
     scores = {g.name: torch.ones(g.channels) for g in coupling.groups}
     for align in (8, 16):  # the last block of 16 takes half of 8 ms from its layer, and half of 8 from the layer that reads it
         found = worth(coupling, scores, costly, align)

@@ -64,7 +64,7 @@ def prune(
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) or (coupled layers, C) scores. normalize, aggregate: how the
     scores of coupled layers are made comparable (`NORMALIZATIONS`) and put together (`AGGREGATIONS`); None is what suits the criterion. data, loss: labelled batches and
     the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used.
-    align: layers keep multiples of so many channels; None is 8, and for a latency what the kernels of `runtime` compute together, which is measured.
+    align: layers keep multiples of so many channels; None is 8, and for a latency what the kernels of `runtime` compute together, or half of it, as measured.
     keep: modules or parameters left alone. part: the path of the only module that is pruned, where `torch.export` refuses the whole (a detector's `backbone`): it
     is cut on what it is given when the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a loss cannot be used then.
     allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
@@ -171,7 +171,7 @@ def plan(
     cost: Callable[[dict[str, int]], float]
     if what == "latency":
         cost = latency_model(model, coupling, runtime)
-        align = align or cost.block
+        align = align or cost.align
     else:
         cost, align = _cost(model, coupling, what), align or ALIGN
     check_feasible(coupling, cost, fraction * cost({}), cost({}), align, least, what)

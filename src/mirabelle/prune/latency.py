@@ -6,7 +6,8 @@ its share of the work). A layer's time is fitted over the widths as
     t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
 
 work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is fitted together as one. Kernels compute channels in blocks, and
-take as long for one channel of a block as for all: so shares are of widths rounded up to whole blocks. How wide these are is measured, too (`kernel_block`).
+take as long for one channel of a block as for all, or not much less: so shares are of widths rounded up to whole blocks, or between these and the widths themselves. How wide
+blocks are is measured, too (`kernel_block`), and how much a part of one takes is what fits the network's own layers best.
 The fit is kept in the cache folder under the machine, the runtime's version and the network's structure. What the fit predicts only decides how channels are spread over
 layers: `until_measured` then measures the real networks and corrects the budget.
 """
@@ -14,7 +15,7 @@ layers: `until_measured` then measures the real networks and corrects the budget
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +41,8 @@ WIDTHS = (1.0, 0.75, 0.5, 0.3)
 CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
 FUSED = {"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "LeakyRelu", "Tanh", "BatchNormalization", "Softmax"}
 BLOCKS = (32, 16, 8, 4)  # widest first
-FORMAT = 2  # of what is kept in the cache; counted up where the same measurements would now give another result
+PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of what is missing to a whole block, what a started one takes nevertheless
+FORMAT = 3  # of what is kept in the cache; counted up where the same measurements would now give another result
 TOLERANCE = 0.03
 TRIES = 5
 SECONDS = 3.0
@@ -53,29 +55,39 @@ Found = TypeVar("Found")
 @dataclass(frozen=True)
 class LatencyModel:
     """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of `coupling.costs`; others: (a, c) of everything else;
-    block: how many channels kernels compute together."""
+    block: how many channels kernels compute together; part: one of `PARTS`."""
 
     layers: np.ndarray
     others: np.ndarray
     coupling: Coupling
     block: int
+    part: float
+
+    @property
+    def align(self) -> int:
+        """The multiples of channels that layers are best cut to: a half of a block where that takes clearly less than a whole one."""
+        return self.block if self.part > 0.5 else self.block // 2
 
     def __call__(self, kept: Kept) -> float:
-        shares = _shares(self.coupling, kept, self.block)
+        shares = _shares(self.coupling, kept, self.block, self.part)
         features = np.stack([np.ones(len(shares)), shares[:, 0], shares[:, 1]], 1)
         width = float(shares[:, 1].mean()) if len(shares) else 1.0
         return float((features * self.layers).sum() + self.others[0] + self.others[1] * width)
 
 
-def _shares(coupling: Coupling, kept: Kept, block: int) -> np.ndarray:
-    """(layers, 2): the share of each layer's work that is left, and the mean share of its dimensions; in whole blocks."""
+def _shares(coupling: Coupling, kept: Kept, block: int, part: float) -> np.ndarray:
+    """(layers, 2): the share of each layer's work that is left, and the mean share of its dimensions; as kernels compute it."""
     channels = {g.name: g.channels for g in coupling.groups}
+
+    def computed(width: int) -> float:
+        return part * -(-width // block) * block + (1 - part) * width
+
     rows = []
     for cost in coupling.costs:
         sides = []
         for size, groups in cost.sides:
             left = size - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items())
-            sides.append(-(-left // block) / -(-size // block))
+            sides.append(computed(left) / computed(size))
         sides = [*sides, *[1.0] * (2 - len(sides))]
         rows.append((float(np.prod(sides)), float(np.mean(sides))))
     return np.array(rows).reshape(-1, 2)
@@ -134,27 +146,44 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
         "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "block": block, "machine": machine()["cpu"],
     }  # fmt: skip
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
-    before = _measured_before(path, lambda kept: LatencyModel(np.array(kept["layers"]).reshape(-1, 3), np.array(kept["others"]), coupling, block))
+    before = _measured_before(
+        path,
+        lambda kept: LatencyModel(
+            np.array(kept["layers"]).reshape(-1, 3), np.array(kept["others"]), coupling, block, PARTS[PARTS.index(kept["part"])]
+        ),
+    )
     if before is not None:
         return before
-    shares, times, rest = [], [], []
+    widths, times, rest = [], [], []
     with bar("timing layers", len(WIDTHS)) as shown:
         for width in WIDTHS:
-            kept = {g.name: aligned(round(g.channels * width), g, block, 0.0) for g in coupling.groups}
+            kept = {g.name: aligned(round(g.channels * width), g, block // 2, 0.0) for g in coupling.groups}
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
             with tempfile.TemporaryDirectory() as folder:
                 layers, other = _profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
-            shares.append(_shares(coupling, kept, block))
+            widths.append(kept)
             times.append(layers)
             rest.append(other)
             shown.advance()
-    features = np.stack(shares)  # (widths, layers, 2)
-    ones = np.ones(len(WIDTHS))
-    fitted = [_fit(np.stack([ones, features[:, i, 0], features[:, i, 1]], 1), np.array(times)[:, i]) for i in range(len(coupling.costs))]
-    others = _fit(np.stack([ones, features[:, :, 1].mean(1)], 1), np.array(rest))
-    result = LatencyModel(np.array(fitted).reshape(-1, 3), others, coupling, block)
-    write_json(path, {"layers": result.layers.tolist(), "others": others.tolist()})
+    result = _model(coupling, block, PARTS if adapter.profile else PARTS[:1], widths, np.array(times), np.array(rest))
+    write_json(path, {"layers": result.layers.tolist(), "others": result.others.tolist(), "part": result.part})
     return result
+
+
+def _model(coupling: Coupling, block: int, parts: Sequence[float], widths: Sequence[Kept], times: np.ndarray, rest: np.ndarray) -> LatencyModel:
+    """The model with that of `parts` which leaves the least of the layers' times unexplained, each in proportion to itself: the first of several as good.
+
+    times: (widths, layers) and rest: (widths,), what was measured at each of `widths`.
+    """
+    found, ones = [], np.ones(len(widths))
+    for part in parts:
+        shares = np.stack([_shares(coupling, kept, block, part) for kept in widths])  # (widths, layers, 2)
+        features = np.concatenate([np.ones((*shares.shape[:2], 1)), shares], 2)
+        fitted = np.array([_fit(features[:, i], times[:, i]) for i in range(len(coupling.costs))]).reshape(-1, 3)
+        others = _fit(np.stack([ones, shares[:, :, 1].mean(1)], 1), rest)
+        left = ((features * fitted).sum(2) - times) / np.maximum(times, 1e-9)
+        found.append((float(np.square(left).sum()), LatencyModel(fitted, others, coupling, block, part)))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
