@@ -9,7 +9,7 @@ five tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs mo
 - photographs: the same at 80 % of the MACs, with as many views but of fewer or more photographs; compared on the last quarter of all, and on the calibration views.
 - tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
 - latency: the same networks cut to a share of the milliseconds on a runtime, and to shares of the MACs around it; measured anew, in turn with the original. Widths are as
-  `prune` aligns them by itself: to 8 channels for MACs, to the kernels' own block for milliseconds.
+  `prune` aligns them by itself: to 8 channels for MACs, to the kernels' own block, or half of it, for milliseconds.
 
 Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """

@@ -61,7 +61,7 @@ def test_what_a_part_of_a_block_takes_is_found_in_the_times_of_layers(part):
     coupling = analyse(chain(), as_batch(image()))
     true = latency.LatencyModel(np.array([[0.1, 2.0, 0.5], [0.2, 8.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0.5, 0.2]), coupling, 8, part)
     widths = [{"a.0": a, "b.0": b} for a, b in ((16, 24), (12, 20), (8, 12), (4, 8))]
-    times = np.array([(np.insert(latency._shares(coupling, w, 8, part), 0, 1, axis=1) * true.layers).sum(1) for w in widths])
+    times = np.array([(latency._features(coupling, w, 8, part) * true.layers).sum(1) for w in widths])
     rest = np.array([true(w) for w in widths]) - times.sum(1)
     found = latency._model(coupling, 8, latency.PARTS, widths, times, rest)
     assert found.part == part and found.align == (8 if part > 0.5 else 4)
@@ -138,11 +138,8 @@ def test_a_network_cut_to_its_latency():
     x = image(1, size=32)
     small, coupling, removed = plan(model, x, latency=0.5, criterion="l1", allocation="uniform", repair=None)
     kept = {g.name: g.channels - len(removed[g.name]) for g in coupling.groups}
-    assert (
-        small(x).shape == (1, 3)
-        and small.b[0].out_channels == kept["b.0"] < 64
-        and all(k % (latency.kernel_block() // 2) == 0 for k in kept.values())
-    )
+    align = latency.latency_model(model, coupling).align
+    assert small(x).shape == (1, 3) and small.b[0].out_channels == kept["b.0"] < 64 and all(k % align == 0 for k in kept.values())
 
 
 def test_channels_are_worth_their_share_of_a_block_also_where_less_than_one_can_go():

@@ -32,7 +32,7 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
     device = device_of(repaired)
     with torch.no_grad():
         for i, batch in enumerate(track(batches(data, count, what="data"), "BatchNorm statistics", count)):
-            batch = batch.map(lambda t: t.to(device))
+            batch = batch.to(device)
             with running(batch, f"batch {i} of data"):
                 repaired(*batch.args, **batch.kwargs)
     for m, value in zip(norms, momentum, strict=True):
@@ -55,7 +55,7 @@ def _distance(model: nn.Module, original: nn.Module, data: Iterable, count: int)
     total = 0.0
     device = device_of(original)
     for batch in batches(data, count, what="data"):
-        batch = batch.map(lambda t: t.to(device))
+        batch = batch.to(device)
         found, expected = (as_tensor(check_runs(m, batch, "data")) for m in (model, original))
         total += float((found - expected).double().square().sum())
     return total

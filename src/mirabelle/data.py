@@ -42,6 +42,14 @@ class Batch(NamedTuple):
         """The batch with `function` applied to each input tensor; the target is left as it is."""
         return Batch(tuple(map(function, self.args)), {k: function(v) for k, v in self.kwargs.items()}, self.target)
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its inputs on `device`; the target is left where it is."""
+        return self.map(lambda t: t.to(device))
+
+    def at_least_two(self) -> Batch:
+        """The batch with inputs of one sample doubled: `torch.export` would take one for the only size."""
+        return self.map(lambda t: torch.cat([t, t]) if t.ndim and len(t) == 1 else t)
+
     @property
     def numbers(self) -> int:
         """How many numbers the inputs of one sample hold, those without a dimension not counted."""

@@ -28,7 +28,7 @@ def loss_gradients(model: nn.Module, data: Iterable, loss: Callable | None, coun
         p.requires_grad_(True)
     for i, batch in enumerate(track(batches(data, count, labelled=True, what="data"), "gradients", count)):
         for part in batch.split(1) if by_sample else [batch]:
-            part = part.map(lambda t: t.to(device))
+            part = part.to(device)
             with torch.enable_grad(), running(part, f"batch {i} of data"):
                 value = function(as_tensor(model(*part.args, **part.kwargs)), part.target.to(device))
                 grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)

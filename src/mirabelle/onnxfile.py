@@ -51,15 +51,11 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
     Raises `CaptureError` with torch's reason.
     """
 
-    def two(t: torch.Tensor) -> torch.Tensor:
-        return torch.cat([t, t]) if len(t) == 1 else t
-
-    several = inputs.map(two)
     with muffled():
         network = clone(network).eval()
     integers = getattr(network, "meta", {}).get(META)
     problem: Exception | None = None
-    for batch, free in ((several, True), (inputs, False)):
+    for batch, free in ((inputs.at_least_two(), True), (inputs, False)):
         shapes: Any = None
         if free:
             dims = {0: torch.export.Dim.DYNAMIC}

@@ -132,7 +132,7 @@ def _cached(
     dtype = autocast_type(options.get("precision", "auto"), teachers.device)  # the teachers run in it too
     kept = Cache(folder, teachers, {**teachers.identity, "precision of teachers": str(dtype)}, encoding, teachers.device)
     with torch.autocast(teachers.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        kept.check(first.map(lambda t: t.to(teachers.device)))
+        kept.check(first.to(teachers.device))
     warned = begun = False
 
     def teach(batch: Batch, position: tuple[int, int]) -> torch.Tensor:
@@ -228,8 +228,8 @@ def save_outputs(
     if isinstance(teacher, (np.ndarray, torch.Tensor)):
         given = torch.as_tensor(teacher)
     else:
-        own = next(teacher.parameters(), None) if isinstance(teacher, nn.Module) else None
-        teachers = Teachers(teacher, own.device if own is not None else torch.device("cpu"), ensemble=ensemble, weights=weights, seed=seed)
+        device = device_of(teacher) if isinstance(teacher, nn.Module) else torch.device("cpu")
+        teachers = Teachers(teacher, device, ensemble=ensemble, weights=weights, seed=seed)
     loader = Views(data, seed, views)
     found: dict[tuple[int, int], torch.Tensor] = {}
     for epoch in range(views):

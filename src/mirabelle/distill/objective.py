@@ -61,7 +61,7 @@ class Distillation:
         self.needs_teacher = bool(set(self.weights) - {"labels", "head_labels"})
         self.theirs: Taps | None = None
         few = first.map(lambda t: t[:2].to(teachers.device))
-        hints = self._hints(student, teachers, first.map(lambda t: t.to(teachers.device))) if self.features else None
+        hints = self._hints(student, teachers, first.to(teachers.device)) if self.features else None
         self.extra = Extra(hints, self._check_outputs(student, teachers, few))
         self.extra.to(teachers.device)
         self._check_values(student, teachers, few, first)

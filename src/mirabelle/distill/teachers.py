@@ -78,7 +78,7 @@ class Teachers:
     @torch.no_grad()
     def __call__(self, batch: Batch, position: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """The teacher's output, or the ensemble's. position: (epoch or view, batch), which with the seed decides who answers where `ensemble` is random."""
-        batch = batch.map(lambda t: t.to(self.device))
+        batch = batch.to(self.device)
         chosen = range(len(self.members))
         if self.ensemble == RANDOM:
             # By the position and not from a running generator: the same in every process, and in a run that was resumed.

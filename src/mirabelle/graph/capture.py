@@ -42,28 +42,26 @@ def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False, traini
     """
     model = copy.deepcopy(check_network(model)).train(training)
     inputs = inputs._replace(target=None)
-    # Two samples trace faster than many, unless the network takes another path for these.
-    attempts = (
-        [(inputs.head(2), True), (inputs, True), (inputs, False)] if dynamic_batch and inputs.size > 2 else [(inputs, dynamic_batch), (inputs, False)]
-    )
-    for number, (example, free) in enumerate(attempts, 1):
-        try:
-            check_runs(model, example, "the example input")
-            graph_module = _traced(model, example, free)
-            if example.size == inputs.size or _is_for(graph_module, inputs):
-                return _without_guards(graph_module)
-        except (InputError, CaptureError):
-            if number == len(attempts):
-                raise
-    raise AssertionError("the last attempt returns or raises")
+    if dynamic_batch:
+        # Two samples trace faster than many, unless the network takes another path for these.
+        for example in [inputs.head(2), inputs] if inputs.size > 2 else [inputs]:
+            try:
+                found = _traced(model, example, free=True)
+            except (InputError, CaptureError):
+                continue
+            if example is inputs or _is_for(found, inputs):
+                return _without_guards(found)
+    return _without_guards(_traced(model, inputs, free=False))
 
 
 def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
-    if not free:
-        return program(model, inputs).module()  # type: ignore[return-value]
-    inputs = inputs.map(_at_least_two)  # one sample would be specialised to one
-    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
-    return program(model, inputs, pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, dict(bound))).module()  # type: ignore[return-value]
+    check_runs(model, inputs, "the example input")
+    shapes: Any = None
+    if free:
+        inputs = inputs.at_least_two()
+        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+        shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, dict(bound))
+    return program(model, inputs, shapes).module()  # type: ignore[return-value]
 
 
 def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -109,10 +107,6 @@ def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
     """One tensor for every placeholder: named inputs by name, whatever order the loader's dict has."""
     names = [str(n.target) for n in graph.nodes if n.op == "placeholder"][len(batch.args) :]
     return [*batch.args, *(batch.kwargs[n] if n in batch.kwargs else value for n, value in zip(names, batch.kwargs.values(), strict=True))]
-
-
-def _at_least_two(t: torch.Tensor) -> torch.Tensor:
-    return torch.cat([t, t]) if t.ndim and len(t) == 1 else t
 
 
 def fixed_length(value: torch.Tensor) -> int | None:

@@ -67,10 +67,10 @@ def reconstruct(
     make_concrete(graph_module)
     flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
     device = device_of(original)
-    check_runs(original, next(batches(data, 1, what="data")).head(1).map(lambda t: t.to(device)), "batch 0 of data")
+    check_runs(original, next(batches(data, 1, what="data")).head(1).to(device), "batch 0 of data")
     own = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
     pair = Pair(graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()})
-    chunks = [pair.begin(b.map(lambda t: t.to(device))) for batch in batches(data, count, what="data") for b in _pieces(batch, fixed)]
+    chunks = [pair.begin(b.to(device)) for batch in batches(data, count, what="data") for b in _pieces(batch, fixed)]
     if not chunks:
         raise InputError(f"the network takes batches of {fixed} alone, and data yields none so large")
     samples = sum(len(next(iter(c.values()))[0]) for c in chunks)

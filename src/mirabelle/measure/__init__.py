@@ -215,7 +215,7 @@ def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Cal
     from mirabelle.data import device_of
 
     device = device_of(network)
-    batch = batch.map(lambda t: t.to(device))
+    batch = batch.to(device)
     check_runs(network, batch, "the example input")
     for module in network.modules():
         stack.callback(setattr, module, "training", module.training)

@@ -132,7 +132,7 @@ def predictor(model: torch.nn.Module) -> Callable[[Batch], torch.Tensor]:
 
     def predict(batch: Batch) -> torch.Tensor:
         device = device_of(model)
-        batch = batch.map(lambda t: t.to(device))
+        batch = batch.to(device)
         training = {m: m.training for m in model.modules()}
         model.eval()
         try:

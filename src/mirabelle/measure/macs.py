@@ -55,12 +55,12 @@ def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     batch = example_inputs(x)
     try:
-        meta = batch.map(lambda t: t.to("meta"))
+        meta = batch.to("meta")
         shapes = {k: v.detach().to("meta") for k, v in [*model.named_parameters(), *model.named_buffers()]}
         total = count(shell(model).eval(), meta.args, meta.kwargs, shapes, "meta")
     except Exception:
         device = next((p.device for p in model.parameters()), None)
-        here = batch if device is None else batch.map(lambda t: t.to(device))
+        here = batch if device is None else batch.to(device)
         buffers = {k: v.clone() for k, v in model.named_buffers()}  # the run may write into these, not into the network's
         try:
             total = count(shell(model).eval(), here.args, here.kwargs, buffers, None)

@@ -41,7 +41,7 @@ def worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], f
     """Scores per unit of what one channel of the group costs, so that one order of all channels buys the most importance for the budget.
 
     Without it a channel of a late, cheap layer goes before one of an early layer that costs ten times as much. The cost is that of the last `align`
-    channels together, or of the last block where `cost` is that of kernels that compute channels in wider ones (`LatencyModel.block`): they take no less for a part.
+    channels together, or of the last block where `cost` is that of kernels that compute channels in wider ones (`LatencyModel.block`): they take hardly less for a part.
     """
     whole, found = cost({}), {}
     for g in coupling.groups:

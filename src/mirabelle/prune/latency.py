@@ -69,9 +69,8 @@ class LatencyModel:
         return self.block if self.part > 0.5 else self.block // 2
 
     def __call__(self, kept: Kept) -> float:
-        shares = _shares(self.coupling, kept, self.block, self.part)
-        features = np.stack([np.ones(len(shares)), shares[:, 0], shares[:, 1]], 1)
-        width = float(shares[:, 1].mean()) if len(shares) else 1.0
+        features = _features(self.coupling, kept, self.block, self.part)
+        width = float(features[:, 2].mean()) if len(features) else 1.0
         return float((features * self.layers).sum() + self.others[0] + self.others[1] * width)
 
 
@@ -91,6 +90,11 @@ def _shares(coupling: Coupling, kept: Kept, block: int, part: float) -> np.ndarr
         sides = [*sides, *[1.0] * (2 - len(sides))]
         rows.append((float(np.prod(sides)), float(np.mean(sides))))
     return np.array(rows).reshape(-1, 2)
+
+
+def _features(coupling: Coupling, kept: Kept, block: int, part: float) -> np.ndarray:
+    """(layers, 3): what a, b and c are multiplied by."""
+    return np.insert(_shares(coupling, kept, block, part), 0, 1.0, axis=1)
 
 
 def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
@@ -177,10 +181,9 @@ def _model(coupling: Coupling, block: int, parts: Sequence[float], widths: Seque
     """
     found, ones = [], np.ones(len(widths))
     for part in parts:
-        shares = np.stack([_shares(coupling, kept, block, part) for kept in widths])  # (widths, layers, 2)
-        features = np.concatenate([np.ones((*shares.shape[:2], 1)), shares], 2)
+        features = np.stack([_features(coupling, kept, block, part) for kept in widths])  # (widths, layers, 3)
         fitted = np.array([_fit(features[:, i], times[:, i]) for i in range(len(coupling.costs))]).reshape(-1, 3)
-        others = _fit(np.stack([ones, shares[:, :, 1].mean(1)], 1), rest)
+        others = _fit(np.stack([ones, features[:, :, 2].mean(1)], 1), rest)
         left = ((features * fitted).sum(2) - times) / np.maximum(times, 1e-9)
         found.append((float(np.square(left).sum()), LatencyModel(fitted, others, coupling, block, part)))
     return min(found, key=lambda pair: pair[0])[1]

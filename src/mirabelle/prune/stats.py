@@ -111,7 +111,7 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
             if not known:
                 network = clone(model).eval()
                 device = device_of(network)
-                few = next(samples(data, TRIAL, what="data"))._replace(target=None).map(lambda t: t.to(device))
+                few = next(samples(data, TRIAL, what="data"))._replace(target=None).to(device)
                 with running(few, "batch 0 of data"):
                     known.append((network, few, as_tensor(network(*few.args, **few.kwargs)).double()))
             network, few, expected = known[0]

@@ -46,7 +46,7 @@ def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
     """
     names = {n.name: n for n in reference.graph.nodes}
     device = device_of(network)
-    feeds = [inputs_in_order(network.graph, b.map(lambda t: t.to(device))) for b in batches]
+    feeds = [inputs_in_order(network.graph, b.to(device)) for b in batches]
     ours: list[dict[fx.Node, Any]] = [{} for _ in feeds]
     theirs: list[dict[fx.Node, Any]] = [{} for _ in feeds]
     last = {source: node for node in network.graph.nodes for source in node.all_input_nodes}

@@ -94,7 +94,7 @@ def _largest(network: fx.GraphModule, readers: Iterable[Reader], batches: Sequen
     device = device_of(network)
     with torch.no_grad(), bar("watching channels", len(batches)) as shown:
         for batch in batches:
-            Watcher(network, garbage_collect_values=True).run(*inputs_in_order(network.graph, batch.map(lambda t: t.to(device))))
+            Watcher(network, garbage_collect_values=True).run(*inputs_in_order(network.graph, batch.to(device)))
             shown.advance()
     return found
 

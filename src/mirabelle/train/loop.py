@@ -147,7 +147,7 @@ def train(
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no parameter to train; all of them are frozen, or it has none")
     here = device_of(model)
-    check_runs(model, next(batches(loader, what="the training loader")).head(2).map(lambda t: t.to(here)), "the first training batch")
+    check_runs(model, next(batches(loader, what="the training loader")).head(2).to(here), "the first training batch")
 
     begun = time.monotonic()
     seed_everything(seed)

@@ -43,7 +43,7 @@ def simulate(model: fx.GraphModule, batch: Batch, rounded: bool = True) -> tuple
     watch = _Watch(model, rounded)
     device = device_of(model)
     with torch.no_grad():
-        result = watch.run(*inputs_in_order(model.graph, batch.map(lambda t: t.to(device))))
+        result = watch.run(*inputs_in_order(model.graph, batch.to(device)))
     output = torch.utils._pytree.tree_leaves(result)[0]
     return {n: v.cpu().numpy() for n, v in watch.sites.items()}, output.cpu().numpy()
 
