@@ -9,7 +9,7 @@ five tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs mo
 - photographs: the same at 80 % of the MACs, with as many views but of fewer or more photographs; compared on the last quarter of all, and on the calibration views.
 - tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
 - latency: the same networks cut to a share of the milliseconds on a runtime, and to shares of the MACs around it; measured anew, in turn with the original. Widths are as
-  `prune` aligns them by itself: to 8 channels for MACs, to the kernels' own block, or half of it, for milliseconds.
+  `prune` aligns them by itself: to 8 channels for MACs, to the kernels' own block, or half of it, for milliseconds; both are allocated by the knapsack.
 
 Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """
@@ -159,22 +159,32 @@ def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, An
     return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(tuned), loaders.test).value}
 
 
-def run_latency(method: str, network: str, runtime: str, share: float, seed: int) -> dict[str, Any]:
-    budget = {method: share, "runtime": runtime, "criterion": "brain_surgeon", "repair": "least-squares"}
+def _subject(network: str, seed: int) -> tuple[nn.Module, torch.Tensor, Iterable]:
     if network == "fashion":
-        model, loaders = fashion.resnet(), fashion.data()
-        x, loader, views, expected = torch.zeros(2, 1, 28, 28), loaders.train, None, None
-    else:
-        model, loader, views, expected = _photographs(seed)
-        x = views[:2]
-    small = prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **budget)
+        return fashion.resnet(), torch.zeros(2, 1, 28, 28), fashion.data().train
+    model, loader, views, _ = _photographs(seed)
+    return model, views[:2], loader
+
+
+@lru_cache(maxsize=max(len(by["macs"]) for by in TIMED.values()))
+def _smaller(network: str, seed: int, method: str, share: float, runtime: str) -> nn.Module:
+    model, x, loader = _subject(network, seed)
+    budget = {method: share, "runtime": runtime, "criterion": "brain_surgeon", "repair": "least-squares", "allocation": "knapsack"}
+    return prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **budget)
+
+
+def run_latency(method: str, network: str, runtime: str, share: float, seed: int) -> dict[str, Any]:
+    model, x, _ = _subject(network, seed)
+    # MACs know no runtime: one network is timed on all of them.
+    small = _smaller(network, seed, method, share, runtime if method == "latency" else "onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         files = {k: write_artifact(m, example_inputs(x), Path(folder) / k, runtime) for k, m in (("whole", model), ("small", small))}
         times = time_in_turn(files, example_inputs(x), 20)
     gain = speedup(times["whole"], times["small"])
     found = {"macs": count_macs(small, x) / count_macs(model, x), "time": 1 / gain.value, "low": 1 / gain.high, "high": 1 / gain.low}
-    if views is None:
-        return found | {"top1": evaluate(predictor(small), loaders.test).value}
+    if network == "fashion":
+        return found | {"top1": evaluate(predictor(small), fashion.data().test).value}
+    _, _, views, expected = _photographs(seed)
     return found | _against(expected, _logits(small, views))
 
 

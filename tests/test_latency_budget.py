@@ -1,6 +1,7 @@
 """Budgets in milliseconds: the model of what layers cost, and the loop that corrects it by measuring."""
 
 import json
+from itertools import product
 
 import numpy as np
 import onnx
@@ -38,39 +39,45 @@ def test_fit_finds_the_coefficients_and_none_below_zero():
 
 def test_shares_by_hand():
     coupling = analyse(chain(), as_batch(image()))
-    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 1, 1.0)
+    shares = latency._features(coupling, {"a.0": 4, "b.0": 12}, 1, (1.0, 1.0))[:, 1:]
     # a: outputs 4/16, inputs whole; b: 4/16 of its inputs and 12/24 of its outputs; the head reads 12/24.
     np.testing.assert_allclose(shares, [[1 / 4, (1 / 4 + 1) / 2], [1 / 8, (1 / 4 + 1 / 2) / 2], [1 / 2, (1 / 2 + 1) / 2]])
-    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling, 1, 1.0)
+    model = latency.LatencyModel(np.array([[0, 8.0, 0], [1, 8.0, 0], [0, 0, 4.0]]), np.array([0.5, 0.0]), coupling, 1, (1.0, 1.0))
     assert model({"a.0": 4, "b.0": 12}) == pytest.approx(2 + 2 + 3 + 0.5) and model({}) == pytest.approx(8 + 9 + 4 + 0.5)
 
 
 def test_shares_are_of_whole_blocks():
     """In blocks of 8: 16 channels are two and 4 are one, 24 are three and 12 are two; the three channels of the image are one, whatever happens."""
     coupling = analyse(chain(), as_batch(image()))
-    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 8, 1.0)
+    shares = latency._features(coupling, {"a.0": 4, "b.0": 12}, 8, (1.0, 1.0))[:, 1:]
     np.testing.assert_allclose(shares, [[1 / 2, 3 / 4], [1 / 3, (1 / 2 + 2 / 3) / 2], [2 / 3, (2 / 3 + 1) / 2]])
-    np.testing.assert_array_equal(latency._shares(coupling, {"a.0": 9, "b.0": 17}, 8, 1.0), latency._shares(coupling, {}, 8, 1.0))
-    # Where a started block takes half of what is missing, 4 are 6 and 12 are 14; the three of the image are 5.5 before and after.
-    shares = latency._shares(coupling, {"a.0": 4, "b.0": 12}, 8, 0.5)
-    np.testing.assert_allclose(shares[:, 0], [6 / 16, 6 / 16 * 14 / 24, 14 / 24])
+    np.testing.assert_array_equal(*(latency._features(coupling, kept, 8, (1.0, 1.0)) for kept in ({"a.0": 9, "b.0": 17}, {})))
+    # Where a started block takes half of what is missing as it is written, 4 are 6 and 12 are 14; where it is summed over, nothing or half of it.
+    shares = latency._features(coupling, {"a.0": 4, "b.0": 12}, 8, (0.5, 0.0))
+    np.testing.assert_allclose(shares[:, 1], [6 / 16, 4 / 16 * 14 / 24, 12 / 24])
+    shares = latency._features(coupling, {"a.0": 4, "b.0": 12}, 8, (0.0, 0.5))
+    np.testing.assert_allclose(shares[:, 1], [4 / 16, 6 / 16 * 12 / 24, 14 / 24])
 
 
-@pytest.mark.parametrize("part", latency.PARTS)
-def test_what_a_part_of_a_block_takes_is_found_in_the_times_of_layers(part):
+@pytest.mark.parametrize("parts", list(product(latency.PARTS, latency.PARTS)))
+def test_what_a_part_of_a_block_takes_is_found_in_the_times_of_layers(parts):
     coupling = analyse(chain(), as_batch(image()))
-    true = latency.LatencyModel(np.array([[0.1, 2.0, 0.5], [0.2, 8.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0.5, 0.2]), coupling, 8, part)
-    widths = [{"a.0": a, "b.0": b} for a, b in ((16, 24), (12, 20), (8, 12), (4, 8))]
-    times = np.array([(latency._features(coupling, w, 8, part) * true.layers).sum(1) for w in widths])
+    true = latency.LatencyModel(np.array([[0.1, 2.0, 0.5], [0.2, 8.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0.5, 0.2]), coupling, 8, parts)
+    widths = latency._cuts(coupling, 4)
+    assert widths[0] == {"a.0": 16, "b.0": 24} and all(w % 4 == 0 for kept in widths for w in kept.values())
+    times = np.array([(latency._features(coupling, w, 8, parts) * true.layers).sum(1) for w in widths])
     rest = np.array([true(w) for w in widths]) - times.sum(1)
-    found = latency._model(coupling, 8, latency.PARTS, widths, times, rest)
-    assert found.part == part and found.align == (8 if part > 0.5 else 4)
+    found = latency._model(coupling, 8, latency.PARTS, widths, np.column_stack([times, rest]))
+    assert found.parts == parts and found.align == (8 if min(parts) > 0.5 else 4)
     assert [found(w) for w in widths] == pytest.approx([true(w) for w in widths])
+    # What one group changes, at all of its widths together.
+    curve = true.curve({"b.0": 20}, "a.0", np.arange(1, 17))
+    assert curve - curve[-1] == pytest.approx([true({"a.0": a, "b.0": 20}) - true({"b.0": 20}) for a in range(1, 17)])
 
 
 @pytest.mark.parametrize("block", latency.BLOCKS)
 def test_the_block_is_the_widest_that_costs_as_a_whole(block):
-    times = {w: 0.05 + 0.01 * -(-w // block) * block for b in latency.BLOCKS for w in latency._probed(b)}
+    times = {w: 0.05 + 0.01 * -(-w // block) * block for b in latency.BLOCKS[:-1] for w in latency._probed(b)}
     assert latency.widest_block(times) == block
 
 
@@ -145,7 +152,7 @@ def test_a_network_cut_to_its_latency():
 def test_channels_are_worth_their_share_of_a_block_also_where_less_than_one_can_go():
     network = Net(lambda s, x: s.head(torch.relu(s.b(torch.relu(s.a(x))))), a=conv_bn(3, 32), b=conv_bn(32, 32), head=Head(32))
     coupling = analyse(network, as_batch(image()))
-    costly = latency.LatencyModel(np.full((len(coupling.costs), 3), [0.0, 8.0, 0.0]), np.zeros(2), coupling, 16, 1.0)
+    costly = latency.LatencyModel(np.full((len(coupling.costs), 3), [0.0, 8.0, 0.0]), np.zeros(2), coupling, 16, (1.0, 1.0))
     scores = {g.name: torch.ones(g.channels) for g in coupling.groups}
     for align in (8, 16):  # the last block of 16 takes half of 8 ms from its layer, and half of 8 from the layer that reads it
         found = worth(coupling, scores, costly, align)

@@ -36,7 +36,8 @@ def contract(flow: Flow, node: fx.Node, a: Value, letters_a: str, b: Value, lett
         other, own = (b, letters_b) if letter in mine else (a, letters_a)
         if letter in own and other.shape[own.index(letter)] > 1:
             flow.labels.meet(vectors[letter], torch.full_like(vectors[letter], other.rest), why)
-    flow.work(math.prod(sizes.values()), *vectors.values())
+    written, summed = ([v for c, v in vectors.items() if (c in letters) is kept] for kept in (True, False))
+    flow.work(math.prod(sizes.values()), *written, summed=summed)
     free = [c for c in letters if c in vectors]
     for letter in [c for c in free[1:] if c not in batch]:
         flow.labels.fix(vectors[letter], f"{flow.place(node)}: channels run along two dimensions at once")

@@ -41,10 +41,11 @@ Rule = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-accumulates of one operator for the whole example. vectors: labels of the dimensions in proportion to which they shrink."""
+    """Multiply-accumulates of one operator for the whole example. vectors: labels of the dimensions in proportion to which they shrink, and whether
+    the operator sums over them."""
 
     macs: int
-    vectors: tuple[torch.Tensor, ...]
+    vectors: tuple[tuple[torch.Tensor, bool], ...]
 
 
 class Flow:
@@ -125,8 +126,9 @@ class Flow:
                 rest = rest or label
         return Value(tuple(shape), tuple(kept), rest)
 
-    def work(self, macs: int, *vectors: torch.Tensor) -> None:
-        self.works.append(Work(macs, tuple(v for v in vectors if bool((v != FIXED).any()))))
+    def work(self, macs: int, *vectors: torch.Tensor, summed: Sequence[torch.Tensor] = ()) -> None:
+        found = [*((v, False) for v in vectors), *((v, True) for v in summed)]
+        self.works.append(Work(macs, tuple((v, over) for v, over in found if bool((v != FIXED).any()))))
 
     def _follow_training(self, graph_module: fx.GraphModule, parameters: dict[str, Parameter]) -> None:
         """What training alone computes (auxiliary classifiers) reads channels too, and so loses them; it costs nothing and decides nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -53,20 +54,26 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Multiply-accumulates of one operator for one sample, and what they shrink with.
+class Side:
+    """A dimension of an operator that channels run along: its size, how many of its entries go with one channel, by group, and whether it is summed over."""
 
-    sides: for each dimension that channels run along its size and, by group, how many of its entries go with one channel.
-    """
-
-    macs: float
-    sides: tuple[tuple[int, Mapping[str, int]], ...]
+    size: int
+    groups: Mapping[str, int]
+    summed: bool
 
     def left(self, kept: Mapping[str, int], channels: Mapping[str, int]) -> int:
-        share = 1.0
-        for size, groups in self.sides:
-            share *= 1 - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items()) / size
-        return round(self.macs * share)
+        return self.size - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in self.groups.items())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one operator for one sample, and what they shrink with."""
+
+    macs: float
+    sides: tuple[Side, ...]
+
+    def left(self, kept: Mapping[str, int], channels: Mapping[str, int]) -> int:
+        return round(self.macs * math.prod(side.left(kept, channels) / side.size for side in self.sides))
 
 
 @dataclass(frozen=True)
@@ -178,10 +185,10 @@ def _costs(flow: Flow, groups: list[Group], roots: torch.Tensor, samples: int) -
     costs = []
     for work in flow.works:
         sides = []
-        for labels in work.vectors:
+        for labels, summed in work.vectors:
             counts = Counter(owner[root] for root in roots[labels].tolist() if root in owner)
             if counts:
-                sides.append((len(labels), {name: count // channels[name] for name, count in counts.items()}))
+                sides.append(Side(len(labels), {name: count // channels[name] for name, count in counts.items()}, summed))
         costs.append(Cost(work.macs / samples, tuple(sides)))
     return costs
 

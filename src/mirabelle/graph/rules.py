@@ -78,11 +78,11 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
             _attach(flow, node, weight, {0: (inputs, "in"), 1: (per_group, "out")})
         else:
             _attach(flow, node, weight, {0: (outputs, "out"), 1: (by_group[0], "in")})
-        flow.work(macs, outputs, by_group[0])
+        flow.work(macs, outputs, summed=[by_group[0]])
     else:
         outputs = _fresh(flow, count, weight)
         _attach(flow, node, weight, {in_dim: (inputs, "in"), out_dim: (outputs, "out")})
-        flow.work(macs, outputs, inputs)
+        flow.work(macs, outputs, summed=[inputs])
     result = flow.value(shape, [along(outputs, dim, shape)], _rest(flow, weight))
     return result if bias is None else flow.merge(node, result, _standing(flow, bias, dim, len(shape)))
 
@@ -97,7 +97,7 @@ def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     inputs = flow.read(node, source, -1)
     outputs = _fresh(flow, w_shape[0], weight)
     _attach(flow, node, weight, {0: (outputs, "out"), 1: (inputs, "in")})
-    flow.work(math.prod(shape) * w_shape[1], outputs, inputs)
+    flow.work(math.prod(shape) * w_shape[1], outputs, summed=[inputs])
     if len(w_shape) == 1 or not shape:
         return flow.give_up(node, [x, weight], f"{flow.place(node)}: its weight is a vector")
     result = flow.value(shape, [along(outputs, len(shape) - 1, shape)], _rest(flow, weight))

@@ -68,7 +68,8 @@ def prune(
     keep: modules or parameters left alone. part: the path of the only module that is pruned, where `torch.export` refuses the whole (a detector's `backbone`): it
     is cut on what it is given when the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a loss cannot be used then.
     allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
-    `uniform` takes the same share of each group; None is `worth` for criteria whose scores add up (`ADDITIVE`), and `global` for the others.
+    `uniform` takes the same share of each group, `knapsack` the widths that keep the most importance for the budget. None is, for criteria whose scores add up
+    (`ADDITIVE`), `knapsack` for a latency, which rises in steps, and `worth` for the rest; for the other criteria it is `global`.
     least: the fraction of each group that always stays. repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
     `least-squares` first solves for the weights of the layers whose inputs have changed; both are skipped without data; None does nothing.
     steps: so many cuts, each by the same factor; after each, `train` is carried out: options of `mb.fit` on `data` and `loss`, or a callable that returns the
@@ -149,7 +150,8 @@ def plan(
         check_runs_here(runtime)
     score = resolve(criterion, CRITERIA, "criterion")
     mend = None if repair is None else choose(repair, REPAIRS, "repair")
-    allocate = choose(allocation or ("worth" if criterion in ADDITIVE else "global"), ALLOCATIONS, "allocation")
+    usual = "global" if criterion not in ADDITIVE else "knapsack" if what == "latency" else "worth"
+    allocate = choose(allocation or usual, ALLOCATIONS, "allocation")
     for name, table, kind in ((normalize, NORMALIZATIONS, "normalization"), (aggregate, AGGREGATIONS, "aggregation")):
         if name is not None:
             choose(name, table, kind)

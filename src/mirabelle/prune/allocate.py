@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 
 from mirabelle.errors import InputError
 from mirabelle.graph.groups import Coupling, Group
+
+SWEEPS = 8  # of all groups at one price, at most
+BISECTIONS = 22  # of the price
 
 Scores = Mapping[str, torch.Tensor]
 
@@ -110,52 +114,51 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
     """The widths that keep the most importance for the budget: the multiple-choice knapsack over groups, by Lagrangian relaxation.
 
     At a price for the unit of cost each group takes the width whose importance less its price is highest, given the others' widths, in turn until none changes;
-    the price is bisected until the cost fits. Costs are products of widths, of degree two at most in one group, so three widths give all of a group's (near enough where
-    runtimes compute channels in blocks). Where costs add up (no layer lies between two groups) each choice is exact, and the result keeps the most that any choice of its
+    the price is bisected until the cost fits. Where costs add up (no layer lies between two groups) each choice is exact, and the result keeps the most that any choice of its
     cost keeps (Everett 1963, theorem 1); what the budget still holds is then spent block by block. The better of this and `worth` is taken.
+    Widths are chosen by what each of them costs, so that costs may rise in steps, as where kernels compute channels in blocks.
     """
     widths = {}
     for g in coupling.groups:
         low, high = _limits(g, align, least)
         block = step(g, align)
-        widths[g.name] = torch.tensor(sorted({low, high, *range(-(-low // block) * block, high, block)}))
-    kept_sum = {g.name: torch.cat([torch.zeros(1), scores[g.name].sort(descending=True).values]).double().cumsum(0) for g in coupling.groups}
-    gains = {name: kept_sum[name][w] for name, w in widths.items()}
-    whole = cost({})
+        widths[g.name] = np.array(sorted({low, high, *range(-(-low // block) * block, high, block)}))
+    kept_sum = {g.name: np.concatenate([[0.0], scores[g.name].sort(descending=True).values.double().cumsum(0).numpy()]) for g in coupling.groups}
 
-    def prices(name: str, kept: dict[str, int]) -> torch.Tensor:
-        """The share of the whole cost at each width of the group, the others' as they are."""
-        w = widths[name].double()
-        ends = w[[0, len(w) // 2, -1]] if len(w) > 2 else w
-        seen = torch.tensor([cost({**kept, name: int(e)}) / whole for e in ends], dtype=torch.float64)
-        basis = torch.stack([ends**k for k in range(len(ends))], 1)
-        return torch.stack([w**k for k in range(len(ends))], 1) @ torch.linalg.solve(basis, seen)
+    def importance(kept: Mapping[str, int]) -> float:
+        return sum(float(kept_sum[name][count]) for name, count in kept.items())
 
     def at(price: float, kept: dict[str, int]) -> dict[str, int]:
-        for _ in range(4):
+        for _ in range(SWEEPS):
             before = dict(kept)
             for name, w in widths.items():
-                kept = {**kept, name: int(w[int((gains[name] - price * prices(name, kept)).argmax())])}
+                kept = {**kept, name: int(w[int((kept_sum[name][w] - price * _curve(cost, kept, name, w)).argmax())])}
             if kept == before:
                 break
         return kept
 
-    def importance(kept: dict[str, int]) -> float:
-        return sum(float(kept_sum[name][count]) for name, count in kept.items())
+    found = [by_worth(coupling, scores, cost, budget, align, least)]
+    whole = {name: int(w[-1]) for name, w in widths.items()}
+    for start in (found[0], whole):
+        fits, low_price, high_price, price = found[0], 0.0, math.inf, importance(whole) / cost({})
+        for _ in range(BISECTIONS):
+            kept = at(price, start)
+            if cost(kept) <= budget:
+                high_price, fits = price, kept
+            else:
+                low_price = price
+            price = min(2 * price, (low_price + high_price) / 2)
+        found.append(_spend_rest(coupling, scores, cost, budget, align, fits))
+    return max(found, key=importance)
 
-    best = by_worth(coupling, scores, cost, budget, align, least)
-    high = sum(float(total[-1]) for total in kept_sum.values()) * 10 / max(1e-9, 1 - cost({n: int(w[0]) for n, w in widths.items()}) / whole)
-    low, kept = 0.0, {n: int(w[0]) for n, w in widths.items()}
-    for _ in range(16):
-        price = (low + high) / 2
-        found = at(price, {n: int(w[-1]) for n, w in widths.items()})
-        if cost(found) <= budget:
-            high = price
-            kept = found
-        else:
-            low = price
-    kept = _spend_rest(coupling, scores, cost, budget, align, kept)
-    return kept if cost(kept) <= budget and importance(kept) > importance(best) else best
+
+def _curve(cost: Callable[[dict[str, int]], float], kept: dict[str, int], name: str, widths: np.ndarray) -> np.ndarray:
+    """What the group costs at each of its widths, the others' as they are, up to a constant. A cost that is more than products of widths has a method for that
+    (`LatencyModel.curve`); products are of degree two at most in one group, so three widths give all of them."""
+    if (own := getattr(cost, "curve", None)) is not None:
+        return own(kept, name, widths)
+    known = widths[[0, len(widths) // 2, -1]] if len(widths) > 2 else widths
+    return np.polyval(np.polyfit(known, [cost({**kept, name: int(w)}) for w in known], len(known) - 1), widths)
 
 
 ALLOCATIONS: dict[str, Callable[..., dict[str, int]]] = {"global": by_threshold, "worth": by_worth, "uniform": uniform, "knapsack": knapsack}

@@ -1,22 +1,26 @@
 """What channels cost in milliseconds: the network's own layers, timed at several widths on the runtime that it will run on.
 
-The network is cut uniformly to a few widths, and each cut runs on the runtime with its profiler on (without one, a layer's share of the time is
-its share of the work). A layer's time is fitted over the widths as
+The network is cut to a few widths, uniform and uneven ones, and each cut runs on the runtime with its profiler on (without one, a layer's share of the time is
+its share of the work). A layer's time is fitted over the cuts as
 
     t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
 
 work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is fitted together as one. Kernels compute channels in blocks, and
 take as long for one channel of a block as for all, or not much less: so shares are of widths rounded up to whole blocks, or between these and the widths themselves. How wide
-blocks are is measured, too (`kernel_block`), and how much a part of one takes is what fits the network's own layers best.
+blocks are is measured, too (`kernel_block`), and how much a part of one takes is what fits the network's own layers best: one figure for what layers write, and
+one for what they sum over, which need not fill vectors.
 The fit is kept in the cache folder under the machine, the runtime's version and the network's structure. What the fit predicts only decides how channels are spread over
 layers: `until_measured` then measures the real networks and corrects the budget.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +32,7 @@ from mirabelle.data import Batch, cache_folder
 from mirabelle.errors import choose
 from mirabelle.files import content_hash, read_json, write_json
 from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
-from mirabelle.graph.groups import Coupling
+from mirabelle.graph.groups import Cost, Coupling
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.latency import alternate
 from mirabelle.measure.layers import known_beginning
@@ -38,11 +42,13 @@ from mirabelle.prune.allocate import aligned
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
+UNEVEN = 4  # cuts in which each group has a width of its own, drawn between the least and the whole of `WIDTHS`: they tell inputs from outputs
+ROUNDS, RUNS = 5, 10  # each cut is profiled so often, and so many calls each time: medians of means, which a call that was interrupted does not move
 CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
 FUSED = {"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "LeakyRelu", "Tanh", "BatchNormalization", "Softmax"}
 BLOCKS = (32, 16, 8, 4)  # widest first
 PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of what is missing to a whole block, what a started one takes nevertheless
-FORMAT = 3  # of what is kept in the cache; counted up where the same measurements would now give another result
+FORMAT = 4  # of what is kept in the cache; counted up where the same measurements would now give another result
 TOLERANCE = 0.03
 TRIES = 5
 SECONDS = 3.0
@@ -55,46 +61,56 @@ Found = TypeVar("Found")
 @dataclass(frozen=True)
 class LatencyModel:
     """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of `coupling.costs`; others: (a, c) of everything else;
-    block: how many channels kernels compute together; part: one of `PARTS`."""
+    block: how many channels kernels compute together; parts: of `PARTS`, along what layers write and along what they sum over."""
 
     layers: np.ndarray
     others: np.ndarray
     coupling: Coupling
     block: int
-    part: float
+    parts: tuple[float, float]
 
     @property
     def align(self) -> int:
-        """The multiples of channels that layers are best cut to: a half of a block where that takes clearly less than a whole one."""
-        return self.block if self.part > 0.5 else self.block // 2
+        """The multiples of channels that layers are best cut to: a half of a block where writing it or summing over it takes clearly less than a whole one."""
+        return self.block if min(self.parts) > 0.5 else self.block // 2
+
+    @cached_property
+    def _channels(self) -> dict[str, int]:
+        return {g.name: g.channels for g in self.coupling.groups}
+
+    @cached_property
+    def _touched(self) -> dict[str, list[int]]:
+        """The layers that the channels of each group run along."""
+        return {name: [i for i, cost in enumerate(self.coupling.costs) if any(name in s.groups for s in cost.sides)] for name in self._channels}
+
+    def _layer(self, number: int, kept: Mapping[str, Any]) -> Any:
+        work, width = _shares(self.coupling.costs[number], kept, self._channels, self.block, self.parts)
+        a, b, c = self.layers[number]
+        return a + b * work + (c + self.others[1] / len(self.layers)) * width
 
     def __call__(self, kept: Kept) -> float:
-        features = _features(self.coupling, kept, self.block, self.part)
-        width = float(features[:, 2].mean()) if len(features) else 1.0
-        return float((features * self.layers).sum() + self.others[0] + self.others[1] * width)
+        return float(sum(self._layer(i, kept) for i in range(len(self.layers))) + self.others[0] + (0.0 if len(self.layers) else self.others[1]))
+
+    def curve(self, kept: Kept, name: str, widths: np.ndarray) -> np.ndarray:
+        """The milliseconds at each of `widths` of one group, the others as in `kept`, of all layers that the group changes."""
+        return sum((self._layer(i, {**kept, name: widths}) for i in self._touched[name]), np.zeros(len(widths)))
 
 
-def _shares(coupling: Coupling, kept: Kept, block: int, part: float) -> np.ndarray:
-    """(layers, 2): the share of each layer's work that is left, and the mean share of its dimensions; as kernels compute it."""
-    channels = {g.name: g.channels for g in coupling.groups}
+def _shares(cost: Cost, kept: Mapping[str, Any], channels: Mapping[str, int], block: int, parts: Sequence[float]) -> tuple[Any, Any]:
+    """The share of a layer's work that is left, and the mean share of its dimensions; as kernels compute it. One group of `kept` may have many widths: then arrays."""
 
-    def computed(width: int) -> float:
+    def computed(width: Any, part: float) -> Any:
         return part * -(-width // block) * block + (1 - part) * width
 
-    rows = []
-    for cost in coupling.costs:
-        sides = []
-        for size, groups in cost.sides:
-            left = size - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in groups.items())
-            sides.append(computed(left) / computed(size))
-        sides = [*sides, *[1.0] * (2 - len(sides))]
-        rows.append((float(np.prod(sides)), float(np.mean(sides))))
-    return np.array(rows).reshape(-1, 2)
+    sides = [computed(side.left(kept, channels), parts[side.summed]) / computed(side.size, parts[side.summed]) for side in cost.sides]
+    sides = [*sides, *[1.0] * (2 - len(sides))]
+    return math.prod(sides), sum(sides) / len(sides)
 
 
-def _features(coupling: Coupling, kept: Kept, block: int, part: float) -> np.ndarray:
+def _features(coupling: Coupling, kept: Kept, block: int, parts: Sequence[float]) -> np.ndarray:
     """(layers, 3): what a, b and c are multiplied by."""
-    return np.insert(_shares(coupling, kept, block, part), 0, 1.0, axis=1)
+    channels = {g.name: g.channels for g in coupling.groups}
+    return np.array([(1.0, *_shares(cost, kept, channels, block, parts)) for cost in coupling.costs]).reshape(-1, 3)
 
 
 def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
@@ -108,18 +124,19 @@ def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
 
 
 def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
-    """How many channels the kernels of `runtime` compute together on this machine, of `BLOCKS`: found by timing a small network, or read from the cache."""
+    """How many channels the kernels of `runtime` write together on this machine, of `BLOCKS`: found by timing a small network, or read from the cache."""
     adapter = choose(runtime, RUNTIMES, "runtime")
     known = {"format": FORMAT, "runtime": runtime, "version": adapter.version(), "threads": threads, "blocks": BLOCKS, "machine": machine()["cpu"]}
     path = cache_folder() / "latency" / f"block-{content_hash(known)}.json"
     if (found := _measured_before(path, lambda kept: BLOCKS[BLOCKS.index(kept["block"])])) is not None:
         return found
-    inputs = Batch((torch.zeros(1, 32, 28, 28),), {}, None)
-    widths = sorted({w for b in BLOCKS for w in _probed(b)})
+    inputs = Batch((torch.zeros(1, 16, 28, 28),), {}, None)
+    widths = sorted({w for b in BLOCKS[:-1] for w in _probed(b)})
     with tempfile.TemporaryDirectory() as folder, bar("timing kernels", len(widths)) as shown:
         files = {}
         for width in widths:
-            network = nn.Sequential(nn.Conv2d(32, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 32, 3, padding=1))
+            # Nothing sums over the width: what is read need not fill blocks where what is written does.
+            network = nn.Sequential(nn.Conv2d(16, 256, 1), nn.ReLU(), nn.Conv2d(256, width, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
             files[str(width)] = write_artifact(network, inputs, Path(folder) / str(width), runtime, threads)
             shown.advance()
         times = time_in_turn(files, inputs, SECONDS)
@@ -128,64 +145,70 @@ def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
     return block
 
 
-def _probed(block: int) -> tuple[int, int]:
-    """Two widths of which the first takes as long as the second where kernels have blocks of this width, and at most three quarters of it where they are narrower."""
-    return block + 4, 2 * block
+def _probed(block: int) -> tuple[int, int, int]:
+    """One block, a little more, and two: the second takes as long as the third where kernels have blocks of this width, and is at most half way where they are narrower."""
+    return block, block + 4, 2 * block
 
 
 def widest_block(milliseconds: Mapping[int, float]) -> int:
     """The widest of `BLOCKS` of which a part takes as long as the whole. milliseconds: by width, of all that `_probed` gives."""
     for block in BLOCKS[:-1]:
-        part, whole = _probed(block)
-        if milliseconds[part] / milliseconds[whole] > (1 + 3 / 4) / 2:
+        one, more, two = (milliseconds[width] for width in _probed(block))
+        if more - one > (1 + 1 / 2) / 2 * (two - one) > 0:
             return block
     return BLOCKS[-1]
 
 
 def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1) -> LatencyModel:
-    """Times the network's layers at `WIDTHS` on `runtime` with a batch of one, or reads what was measured before on this machine."""
+    """Times the network's layers at `WIDTHS` and `UNEVEN` ones on `runtime` with a batch of one, or reads what was measured before on this machine."""
     adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
     known = {
-        "format": FORMAT, "costs": [(c.macs, [(n, sorted(g.items())) for n, g in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
-        "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": WIDTHS, "block": block, "machine": machine()["cpu"],
+        "format": FORMAT, "costs": [(c.macs, [(s.size, sorted(s.groups.items()), s.summed) for s in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
+        "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": (WIDTHS, UNEVEN), "block": block, "machine": machine()["cpu"],
     }  # fmt: skip
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
     before = _measured_before(
         path,
-        lambda kept: LatencyModel(
-            np.array(kept["layers"]).reshape(-1, 3), np.array(kept["others"]), coupling, block, PARTS[PARTS.index(kept["part"])]
-        ),
+        lambda kept: LatencyModel(np.array(kept["layers"]).reshape(-1, 3), np.array(kept["others"]), coupling, block, _pair(kept["parts"])),
     )
     if before is not None:
         return before
-    widths, times, rest = [], [], []
-    with bar("timing layers", len(WIDTHS)) as shown:
-        for width in WIDTHS:
-            kept = {g.name: aligned(round(g.channels * width), g, block // 2, 0.0) for g in coupling.groups}
+    widths, times = _cuts(coupling, block // 2), []
+    with bar("timing layers", len(widths)) as shown:
+        for kept in widths:
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
             with tempfile.TemporaryDirectory() as folder:
-                layers, other = _profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling)
-            widths.append(kept)
-            times.append(layers)
-            rest.append(other)
+                times.append(_profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling))
             shown.advance()
-    result = _model(coupling, block, PARTS if adapter.profile else PARTS[:1], widths, np.array(times), np.array(rest))
-    write_json(path, {"layers": result.layers.tolist(), "others": result.others.tolist(), "part": result.part})
+    result = _model(coupling, block, PARTS if adapter.profile else PARTS[:1], widths, np.array(times))
+    write_json(path, {"layers": result.layers.tolist(), "others": result.others.tolist(), "parts": result.parts})
     return result
 
 
-def _model(coupling: Coupling, block: int, parts: Sequence[float], widths: Sequence[Kept], times: np.ndarray, rest: np.ndarray) -> LatencyModel:
-    """The model with that of `parts` which leaves the least of the layers' times unexplained, each in proportion to itself: the first of several as good.
+def _pair(parts: Sequence[float]) -> tuple[float, float]:
+    written, summed = (PARTS[PARTS.index(part)] for part in parts)
+    return written, summed
 
-    times: (widths, layers) and rest: (widths,), what was measured at each of `widths`.
+
+def _cuts(coupling: Coupling, align: int) -> list[dict[str, int]]:
+    """The channels that each group keeps in the cuts that are timed."""
+    drawn = np.random.default_rng(0).uniform(min(WIDTHS), max(WIDTHS), (UNEVEN, len(coupling.groups)))
+    shares = [*(np.full(len(coupling.groups), width) for width in WIDTHS), *drawn]
+    return [{g.name: aligned(round(g.channels * float(s)), g, align, 0.0) for g, s in zip(coupling.groups, each, strict=True)} for each in shares]
+
+
+def _model(coupling: Coupling, block: int, choices: Sequence[float], widths: Sequence[Kept], times: np.ndarray) -> LatencyModel:
+    """The model with those two of `choices` for its parts which leave the least of the layers' times unexplained: the first of several as good.
+
+    times: (widths, layers + 1), what was measured at each of `widths`; the last is everything else.
     """
-    found, ones = [], np.ones(len(widths))
-    for part in parts:
-        features = np.stack([_features(coupling, kept, block, part) for kept in widths])  # (widths, layers, 3)
-        fitted = np.array([_fit(features[:, i], times[:, i]) for i in range(len(coupling.costs))]).reshape(-1, 3)
-        others = _fit(np.stack([ones, features[:, :, 2].mean(1)], 1), rest)
-        left = ((features * fitted).sum(2) - times) / np.maximum(times, 1e-9)
-        found.append((float(np.square(left).sum()), LatencyModel(fitted, others, coupling, block, part)))
+    found, layers = [], len(coupling.costs)
+    for parts in product(choices, choices):
+        features = np.stack([_features(coupling, kept, block, parts) for kept in widths])  # (widths, layers, 3)
+        fitted = np.array([_fit(features[:, i], times[:, i]) for i in range(layers)]).reshape(-1, 3)
+        others = _fit(np.stack([np.ones(len(widths)), features[:, :, 2].mean(1)], 1), times[:, layers])
+        left = (features * fitted).sum(2) - times[:, :layers]
+        found.append((float(np.square(left).sum()), LatencyModel(fitted, others, coupling, block, parts)))
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -202,27 +225,25 @@ def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.zeros(features.shape[1])
 
 
-def _profile(artifact: Artifact, coupling: Coupling) -> tuple[np.ndarray, float]:
-    """(layers,) milliseconds of each of `coupling.costs`, and those of everything else. Where layers cannot be told apart in the file, by their work."""
+def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
+    """(layers + 1,) milliseconds of each of `coupling.costs`, and of everything else. Where layers cannot be told apart in the file, by their work."""
     import onnx
 
     arrays, named = one_sample(coupling.inputs)
-    work = np.array([cost.macs for cost in coupling.costs])
+    work = np.array([*(cost.macs for cost in coupling.costs), 0.0])
     if RUNTIMES[artifact.runtime].profile is None:  # the whole network's time, by the work of each layer
         given = artifact.arrays(*arrays, **named)
         total = alternate({"network": lambda: artifact.session.run(given)}, 50, seconds=SECONDS)["network"].p50_ms
-        return total * work / max(1.0, work.sum()), 0.0
-    seen = artifact.profile(*arrays, runs=30, **named)
-    total = sum(layer.milliseconds for layer in seen)
+        return total * work / max(1.0, work.sum())
     graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
     owner, count = _owners(graph)
-    if count != len(work):
-        return total * work / max(1.0, work.sum()), 0.0
-    layers = np.zeros(count)
-    for layer in seen:
-        if name := known_beginning(layer.name, owner):
-            layers[owner[name]] += layer.milliseconds
-    return layers, total - float(layers.sum())
+    found = np.zeros((ROUNDS, len(work)))
+    for row in found:
+        for layer in artifact.profile(*arrays, runs=RUNS, **named):
+            name = known_beginning(layer.name, owner) if count == len(coupling.costs) else None
+            row[owner[name] if name else -1] += layer.milliseconds
+    layers = np.median(found, axis=0)
+    return layers if count == len(coupling.costs) else layers.sum() * work / max(1.0, work.sum())
 
 
 def _owners(graph: object) -> tuple[dict[str, int], int]:
