@@ -7,6 +7,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -101,10 +102,14 @@ class Coupling:
     flow: Flow | None = field(default=None, repr=False)
     graph_module: fx.GraphModule | None = field(default=None, repr=False)
 
+    @cached_property
+    def channels(self) -> dict[str, int]:
+        """How many channels each group has."""
+        return {g.name: g.channels for g in self.groups}
+
     def macs(self, kept: Mapping[str, int] | None = None) -> int:
         """The network's multiply-accumulates for one sample with `kept[group]` channels left in each group (all of them where not named)."""
-        channels = {g.name: g.channels for g in self.groups}
-        return self.rest + sum(cost.left(kept or {}, channels) for cost in self.costs)
+        return self.rest + sum(cost.left(kept or {}, self.channels) for cost in self.costs)
 
     def parameters(self, kept: Mapping[str, int], trained: Iterable[str]) -> int:
         """The number of parameters with `kept[group]` channels left in each group."""

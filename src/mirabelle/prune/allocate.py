@@ -124,6 +124,7 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
         block = step(g, align)
         widths[g.name] = np.array(sorted({low, high, *range(-(-low // block) * block, high, block)}))
     kept_sum = {g.name: np.concatenate([[0.0], scores[g.name].sort(descending=True).values.double().cumsum(0).numpy()]) for g in coupling.groups}
+    gains = {name: kept_sum[name][w] for name, w in widths.items()}
 
     def importance(kept: Mapping[str, int]) -> float:
         return sum(float(kept_sum[name][count]) for name, count in kept.items())
@@ -132,7 +133,7 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
         for _ in range(SWEEPS):
             before = dict(kept)
             for name, w in widths.items():
-                kept = {**kept, name: int(w[int((kept_sum[name][w] - price * _curve(cost, kept, name, w)).argmax())])}
+                kept = {**kept, name: int(w[int((gains[name] - price * _curve(cost, kept, name, w)).argmax())])}
             if kept == before:
                 break
         return kept

@@ -75,16 +75,14 @@ class LatencyModel:
         return self.block if min(self.parts) > 0.5 else self.block // 2
 
     @cached_property
-    def _channels(self) -> dict[str, int]:
-        return {g.name: g.channels for g in self.coupling.groups}
-
-    @cached_property
     def _touched(self) -> dict[str, list[int]]:
         """The layers that the channels of each group run along."""
-        return {name: [i for i, cost in enumerate(self.coupling.costs) if any(name in s.groups for s in cost.sides)] for name in self._channels}
+        return {
+            name: [i for i, cost in enumerate(self.coupling.costs) if any(name in s.groups for s in cost.sides)] for name in self.coupling.channels
+        }
 
     def _layer(self, number: int, kept: Mapping[str, Any]) -> Any:
-        work, width = _shares(self.coupling.costs[number], kept, self._channels, self.block, self.parts)
+        work, width = _shares(self.coupling.costs[number], kept, self.coupling.channels, self.block, self.parts)
         a, b, c = self.layers[number]
         return a + b * work + (c + self.others[1] / len(self.layers)) * width
 
@@ -109,8 +107,7 @@ def _shares(cost: Cost, kept: Mapping[str, Any], channels: Mapping[str, int], bl
 
 def _features(coupling: Coupling, kept: Kept, block: int, parts: Sequence[float]) -> np.ndarray:
     """(layers, 3): what a, b and c are multiplied by."""
-    channels = {g.name: g.channels for g in coupling.groups}
-    return np.array([(1.0, *_shares(cost, kept, channels, block, parts)) for cost in coupling.costs]).reshape(-1, 3)
+    return np.array([(1.0, *_shares(cost, kept, coupling.channels, block, parts)) for cost in coupling.costs]).reshape(-1, 3)
 
 
 def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
