@@ -8,8 +8,10 @@ five tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs mo
   signal-to-noise ratio of the logits, at three sizes of each photograph.
 - photographs: the same at 80 % of the MACs, with as many views but of fewer or more photographs; compared on the last quarter of all, and on the calibration views.
 - tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
-- latency: the same networks cut to a share of the milliseconds on a runtime, and to shares of the MACs around it; measured anew, in turn with the original. Widths are as
+- latency: the same networks cut to shares of the milliseconds on a runtime, and to shares of the MACs around them; then timed on the runtime, the original and all cuts in turn.
+  Each file is opened several times, since its time varies more between openings than within one: the median is given, and from what to what they reach. Widths are as
   `prune` aligns them by itself: to 8 channels for MACs, to the kernels' own block, or half of it, for milliseconds; both are allocated by the knapsack.
+  Networks are kept in the cache folder until all are timed.
 
 Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """
@@ -18,26 +20,28 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
+import shutil
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from benchmarks import photographs
+from benchmarks.openings import milliseconds, shares
 from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
 from examples import fashion
 from mirabelle.batchnorm import reestimate_batchnorm
-from mirabelle.data import example_inputs, seed_everything
-from mirabelle.graph.artifacts import time_in_turn, write_artifact
+from mirabelle.data import cache_folder, example_inputs, seed_everything
 from mirabelle.measure import count_macs
 from mirabelle.measure.accuracy import evaluate, predictor
-from mirabelle.measure.latency import speedup
 from mirabelle.measure.machine import machine, versions
 from mirabelle.prune import prune
+from mirabelle.store import load, save
 from mirabelle.train import fit
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
@@ -47,10 +51,9 @@ EPOCHS = (1, 3, 10)
 PHOTOGRAPHS = (37, 75, 150, 225)  # of 300; the other tables have 150 for calibration
 BATCHES = {"fashion": 8, "mobilenet_v2": 16}
 RATE = 1e-3
-TIMED: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
-    ("fashion", "onnxruntime"): {"latency": (0.6, 0.5, 0.4), "macs": (0.7, 0.6, 0.5, 0.4, 0.3)},
-    ("mobilenet_v2", "onnxruntime"): {"latency": (0.85, 0.75), "macs": (0.85, 0.75, 0.65)},
-    ("mobilenet_v2", "openvino"): {"latency": (0.85, 0.75), "macs": (0.85, 0.75, 0.65)},
+TIMED: dict[str, dict[str, tuple[float, ...]]] = {  # shares of the MACs, and of the milliseconds on each runtime
+    "fashion": {"macs": (0.7, 0.6, 0.5, 0.4, 0.3, 0.2), "onnxruntime": (0.6, 0.5, 0.4), "openvino": (0.6, 0.5, 0.4)},
+    "mobilenet_v2": {"macs": (0.85, 0.75, 0.65), "onnxruntime": (0.85, 0.75), "openvino": (0.85, 0.75)},
 }
 Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int, int], nn.Module]
 
@@ -166,26 +169,42 @@ def _subject(network: str, seed: int) -> tuple[nn.Module, torch.Tensor, Iterable
     return model, views[:2], loader
 
 
-@lru_cache(maxsize=max(len(by["macs"]) for by in TIMED.values()))
-def _smaller(network: str, seed: int, method: str, share: float, runtime: str) -> nn.Module:
+def _smaller(network: str, seed: int, by: str, share: float) -> nn.Module:
+    """The network cut to a share of the MACs, or of the milliseconds on a runtime: made once, and then read from where the networks of this seed are kept."""
     model, x, loader = _subject(network, seed)
-    budget = {method: share, "runtime": runtime, "criterion": "brain_surgeon", "repair": "least-squares", "allocation": "knapsack"}
-    return prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **budget)
+    folder = _kept_networks(network, seed) / f"{by}-{share}"
+    if not (folder / "model.json").is_file():
+        how: dict[str, Any] = {"macs": share} if by == "macs" else {"latency": share, "runtime": by}
+        how |= {"criterion": "brain_surgeon", "allocation": "knapsack", "repair": "least-squares"}
+        save(prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **how), folder)
+    return load(folder, model)
 
 
-def run_latency(method: str, network: str, runtime: str, share: float, seed: int) -> dict[str, Any]:
+def _kept_networks(network: str, seed: int) -> Path:
+    return cache_folder() / "benchmarks" / f"pruning-{network}-{seed}"
+
+
+def run_latency(network: str, seed: int) -> dict[str, Any]:
     model, x, _ = _subject(network, seed)
-    # MACs know no runtime: one network is timed on all of them.
-    small = _smaller(network, seed, method, share, runtime if method == "latency" else "onnxruntime")
-    with tempfile.TemporaryDirectory() as folder:
-        files = {k: write_artifact(m, example_inputs(x), Path(folder) / k, runtime) for k, m in (("whole", model), ("small", small))}
-        times = time_in_turn(files, example_inputs(x), 20)
-    gain = speedup(times["whole"], times["small"])
-    found = {"macs": count_macs(small, x) / count_macs(model, x), "time": 1 / gain.value, "low": 1 / gain.high, "high": 1 / gain.low}
+    made = {(by, share): _smaller(network, seed, by, share) for by, asked in TIMED[network].items() for share in asked}
+    known = {cut: {"macs": count_macs(small, x) / count_macs(model, x)} | _what_is_left(network, seed, small) for cut, small in made.items()}
+    cuts = []
+    for runtime in [by for by in TIMED[network] if by != "macs"]:
+        timed = {cut: small for cut, small in made.items() if cut[0] in ("macs", runtime)}
+        times = milliseconds({"original": model} | timed, example_inputs(x), runtime)
+        for by, share in timed:
+            seen = shares(times["original"], times[by, share])
+            time = {"time": median(seen), "low": min(seen), "high": max(seen)}
+            cuts.append({"runtime": runtime, "by": by, "share": share} | time | known[by, share])
+    shutil.rmtree(_kept_networks(network, seed))
+    return {"cuts": cuts}
+
+
+def _what_is_left(network: str, seed: int, small: nn.Module) -> dict[str, Any]:
     if network == "fashion":
-        return found | {"top1": evaluate(predictor(small), fashion.data().test).value}
+        return {"top1": evaluate(predictor(small), fashion.data().test).value}
     _, _, views, expected = _photographs(seed)
-    return found | _against(expected, _logits(small, views))
+    return _against(expected, _logits(small, views))
 
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -200,12 +219,7 @@ def wanted() -> list[dict[str, Any]]:
         for kind in ("fashion", "mobilenet_v2"):
             runs += [{"kind": kind, "method": m, "share": s, "seed": seed} for s in SHARES for m in METHODS]
         runs += [{"kind": "photographs", "method": BEST, "share": SHARES[0], "seed": seed, "photographs": n} for n in PHOTOGRAPHS]
-        runs += [
-            {"kind": "latency", "network": n, "runtime": runtime, "method": m, "share": s, "seed": seed}
-            for (n, runtime), by in TIMED.items()
-            for m, shares in by.items()
-            for s in shares
-        ]
+        runs += [{"kind": "latency", "network": n, "seed": seed} for n in TIMED]
         runs += [{"kind": "tuned", "method": m, "share": 0.5, "seed": seed, "epochs": e} for e in EPOCHS for m in TUNED]
     return runs
 
@@ -240,21 +254,33 @@ def table(results: dict) -> str:
     for m in TUNED:
         cells = [span([100 * (original - r["top1"]) for r in rows(results, kind="tuned", method=m, epochs=e)]) for e in EPOCHS]
         parts.append(f"| {m} | {' | '.join(cells)} |")
-    parts += [
-        "",
-        "| by | seed | asked | time of a call, original = 1 [95 %] | MACs kept | points lost, or agreement, % | SQNR, dB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in sorted(rows(results, kind="latency"), key=lambda r: (r["network"], r["runtime"], r["seed"], -r["time"])):
-        outcome = f"{100 * (original - r['top1']):.2f} lost" if "top1" in r else f"{100 * r['agreement']:.1f}"
-        by = f"{r['network']}, {r['runtime']}, {'milliseconds' if r['method'] == 'latency' else 'MACs'}"
-        sqnr = f"{r['sqnr']:.1f}" if "sqnr" in r else ""
-        parts.append(
-            f"| {by} | {r['seed']} | {r['share']} | {r['time']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['macs']:.3f} | {outcome} | {sqnr} |"
-        )
+    parts += ["", *_latency_table(results)]
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
     parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
     return "\n".join(parts)
+
+
+def _latency_table(results: dict) -> list[str]:
+    lines = [
+        "| on | asked | time of a call, % | by milliseconds, % | more than by MACs, points | SQNR by milliseconds, dB | more than by MACs, dB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network, key, title in (("fashion", "top1", "residual network, top-1"), ("mobilenet_v2", "agreement", "MobileNetV2, agreement")):
+        for runtime, share in [(by, s) for by, asked in TIMED[network].items() if by != "macs" for s in asked]:
+            cuts = [rows({"runs": r["cuts"]}, runtime=runtime) for r in rows(results, kind="latency", network=network)]
+            pairs = [(rows({"runs": c}, by=runtime, share=share)[0], rows({"runs": c}, by="macs")) for c in cuts]
+            cells = [f"{title}, {runtime}", f"{share:.0%}", span([100 * own["time"] for own, _ in pairs])]
+            for value, factor in ((key, 100), ("sqnr", 1)):
+                known = [(factor * own[value], factor * _at(own["time"], macs, value)) for own, macs in pairs if value in own]
+                cells += [span([own for own, _ in known]), span([own - other for own, other in known])] if known else ["", ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _at(time: float, cuts: list[dict], key: str) -> float:
+    """What cuts by MACs have at this time, on straight lines between them; not a number outside of them."""
+    known = sorted((c["time"], c[key]) for c in cuts)
+    return float(np.interp(time, [t for t, _ in known], [v for _, v in known], math.nan, math.nan))
 
 
 def do(run: dict[str, Any]) -> dict[str, Any]:

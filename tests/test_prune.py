@@ -23,7 +23,7 @@ from mirabelle.graph.surgery import remove
 from mirabelle.measure import count_macs, count_parameters
 from mirabelle.moments import RIDGE, Moments, layer_moments
 from mirabelle.prune import plan, prune
-from mirabelle.prune.allocate import ALLOCATIONS, aligned, check_feasible, step
+from mirabelle.prune.allocate import ALLOCATIONS, Macs, aligned, check_feasible, cost_curve, step
 from mirabelle.prune.brain_surgeon import Reader
 from mirabelle.prune.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
 from mirabelle.prune.latency import LatencyModel
@@ -481,8 +481,8 @@ def importance(scores: dict, kept: dict) -> float:
     return sum(float(scores[name].sort(descending=True).values[:count].sum()) for name, count in kept.items())
 
 
-def by_macs(coupling):
-    return coupling.macs
+def by_parameters(coupling):
+    return lambda kept: coupling.parameters(kept, coupling.shapes)
 
 
 def in_blocks(coupling):
@@ -491,7 +491,20 @@ def in_blocks(coupling):
     return LatencyModel(layers, np.array([0.02, 0.02]), coupling, 2, (1.0, 0.25))
 
 
-@pytest.mark.parametrize("costly", [by_macs, in_blocks])
+@pytest.mark.parametrize("costly", [Macs, by_parameters, in_blocks])
+@pytest.mark.parametrize("network", ["residual", "dense", "bottlenecks"])
+def test_what_a_group_costs_at_each_of_its_widths(network, costly):
+    model, x = make(network, torch.float32)
+    coupling = analyse(model, as_batch(x))
+    cost = costly(coupling)
+    half = {g.name: -(-g.channels // 2) for g in coupling.groups}
+    for g in coupling.groups:
+        curve = cost_curve(coupling, cost, half, g.name, np.arange(1, g.channels + 1))
+        expected = np.array([cost({**half, g.name: width}) for width in range(1, g.channels + 1)])
+        assert curve - curve[-1] == pytest.approx(expected - expected[-1], abs=1e-9 * cost({}))
+
+
+@pytest.mark.parametrize("costly", [Macs, by_parameters, in_blocks])
 @pytest.mark.parametrize("network", ["plain", "dense"])
 def test_the_knapsack_is_close_to_the_best_of_all_widths(network, costly):
     """Against every combination of widths, for random scores and budgets: never 2 % worse, and no worse than sorting by worth."""

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ class Side:
     groups: Mapping[str, int]
     summed: bool
 
-    def left(self, kept: Mapping[str, int], channels: Mapping[str, int]) -> int:
+    def left(self, kept: Mapping[str, Any], channels: Mapping[str, int]) -> Any:
+        """Entries that stay with `kept[group]` channels; an array of them where that of one group is an array."""
         return self.size - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in self.groups.items())
 
 
@@ -106,6 +108,11 @@ class Coupling:
     def channels(self) -> dict[str, int]:
         """How many channels each group has."""
         return {g.name: g.channels for g in self.groups}
+
+    @cached_property
+    def along(self) -> dict[str, list[int]]:
+        """Which of `costs` the channels of each group run along."""
+        return {g.name: [i for i, cost in enumerate(self.costs) if any(g.name in side.groups for side in cost.sides)] for g in self.groups}
 
     def macs(self, kept: Mapping[str, int] | None = None) -> int:
         """The network's multiply-accumulates for one sample with `kept[group]` channels left in each group (all of them where not named)."""

@@ -16,7 +16,7 @@ from mirabelle.graph.groups import Coupling, analyse
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.macs import count_macs, count_parameters
 from mirabelle.plugins import resolve
-from mirabelle.prune.allocate import ALLOCATIONS, check_feasible
+from mirabelle.prune.allocate import ALLOCATIONS, Macs, check_feasible
 from mirabelle.prune.criteria import ADDITIVE, AGGREGATIONS, CRITERIA, NEEDS_DATA, NEEDS_GRADIENTS, NEEDS_SAMPLES, NORMALIZATIONS, group_scores
 from mirabelle.prune.latency import latency_model, latency_share, until_measured
 from mirabelle.prune.part import prune_part
@@ -206,7 +206,7 @@ def check_budget(macs: float | None, params: float | None, latency: float | None
 
 def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str, int]], float]:
     if what == "macs":
-        return coupling.macs
+        return Macs(coupling)
     trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
     return lambda kept: coupling.parameters(kept, trained)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,21 @@ SWEEPS = 8  # of all groups at one price, at most
 BISECTIONS = 22  # of the price
 
 Scores = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Macs:
+    """The multiply-accumulates of one sample, as a function of the channels kept."""
+
+    coupling: Coupling
+
+    def __call__(self, kept: Mapping[str, int]) -> int:
+        return self.coupling.macs(kept)
+
+    def layer(self, number: int, kept: Mapping[str, Any]) -> Any:
+        """Those of one of `coupling.costs`; an array where the width of one group is one."""
+        cost = self.coupling.costs[number]
+        return cost.macs * math.prod(side.left(kept, self.coupling.channels) / side.size for side in cost.sides)
 
 
 def step(group: Group, align: int) -> int:
@@ -133,7 +150,7 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
         for _ in range(SWEEPS):
             before = dict(kept)
             for name, w in widths.items():
-                kept = {**kept, name: int(w[int((gains[name] - price * _curve(cost, kept, name, w)).argmax())])}
+                kept = {**kept, name: int(w[int((gains[name] - price * cost_curve(coupling, cost, kept, name, w)).argmax())])}
             if kept == before:
                 break
         return kept
@@ -153,11 +170,11 @@ def knapsack(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]]
     return max(found, key=importance)
 
 
-def _curve(cost: Callable[[dict[str, int]], float], kept: dict[str, int], name: str, widths: np.ndarray) -> np.ndarray:
-    """What the group costs at each of its widths, the others' as they are, up to a constant. A cost that is more than products of widths has a method for that
-    (`LatencyModel.curve`); products are of degree two at most in one group, so three widths give all of them."""
-    if (own := getattr(cost, "curve", None)) is not None:
-        return own(kept, name, widths)
+def cost_curve(coupling: Coupling, cost: Callable[[dict[str, int]], float], kept: dict[str, int], name: str, widths: np.ndarray) -> np.ndarray:
+    """What the group costs at each of its widths, the others' as they are, up to a constant. Costs that are sums over layers say what each of these takes (`Macs.layer`,
+    `LatencyModel.layer`); parameters are products of widths, of degree two at most in one group, so three widths give all of them."""
+    if (layer := getattr(cost, "layer", None)) is not None:
+        return sum((layer(i, {**kept, name: widths}) for i in coupling.along[name]), np.zeros(len(widths)))
     known = widths[[0, len(widths) // 2, -1]] if len(widths) > 2 else widths
     return np.polyval(np.polyfit(known, [cost({**kept, name: int(w)}) for w in known], len(known) - 1), widths)
 

@@ -19,7 +19,6 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,24 +73,14 @@ class LatencyModel:
         """The multiples of channels that layers are best cut to: a half of a block where writing it or summing over it takes clearly less than a whole one."""
         return self.block if min(self.parts) > 0.5 else self.block // 2
 
-    @cached_property
-    def _touched(self) -> dict[str, list[int]]:
-        """The layers that the channels of each group run along."""
-        return {
-            name: [i for i, cost in enumerate(self.coupling.costs) if any(name in s.groups for s in cost.sides)] for name in self.coupling.channels
-        }
-
-    def _layer(self, number: int, kept: Mapping[str, Any]) -> Any:
+    def layer(self, number: int, kept: Mapping[str, Any]) -> Any:
+        """The milliseconds of one of `coupling.costs`; an array where the width of one group is one."""
         work, width = _shares(self.coupling.costs[number], kept, self.coupling.channels, self.block, self.parts)
         a, b, c = self.layers[number]
         return a + b * work + (c + self.others[1] / len(self.layers)) * width
 
     def __call__(self, kept: Kept) -> float:
-        return float(sum(self._layer(i, kept) for i in range(len(self.layers))) + self.others[0] + (0.0 if len(self.layers) else self.others[1]))
-
-    def curve(self, kept: Kept, name: str, widths: np.ndarray) -> np.ndarray:
-        """The milliseconds at each of `widths` of one group, the others as in `kept`, of all layers that the group changes."""
-        return sum((self._layer(i, {**kept, name: widths}) for i in self._touched[name]), np.zeros(len(widths)))
+        return float(sum(self.layer(i, kept) for i in range(len(self.layers))) + self.others[0] + (0.0 if len(self.layers) else self.others[1]))
 
 
 def _shares(cost: Cost, kept: Mapping[str, Any], channels: Mapping[str, int], block: int, parts: Sequence[float]) -> tuple[Any, Any]:
