@@ -13,7 +13,7 @@ from time import monotonic
 import torch
 
 from benchmarks import zoo
-from benchmarks.openings import milliseconds, shares
+from benchmarks.openings import milliseconds, share_of
 from benchmarks.runs import carry_out, kept
 from mirabelle.data import example_inputs
 from mirabelle.measure import count_macs
@@ -33,9 +33,9 @@ def measure(network: str, runtime: str, allocation: str) -> dict:
     small = prune(model, x, latency=ASKED, runtime=runtime, criterion="l1", allocation=allocation, repair=None)
     seconds = monotonic() - begun
     times = milliseconds({"whole": model, "small": small}, example_inputs(x), runtime)
-    found = shares(times["whole"], times["small"])
+    found, low, high = share_of(times["whole"], times["small"])
     return {
-        "asked": ASKED, "share": median(found), "low": min(found), "high": max(found), "macs": count_macs(small, x) / count_macs(model, x),
+        "asked": ASKED, "share": found, "low": low, "high": high, "macs": count_macs(small, x) / count_macs(model, x),
         "whole_ms": median(times["whole"]), "small_ms": median(times["small"]), "seconds": seconds,
     }  # fmt: skip
 

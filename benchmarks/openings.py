@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 from torch import nn
@@ -27,6 +28,7 @@ def milliseconds(networks: Mapping[Name, nn.Module], inputs: Batch, runtime: str
     return {name: [times[name].p50_ms for times in opened] for name in networks}
 
 
-def shares(whole: list[float], small: list[float]) -> list[float]:
-    """What `small` takes of the time of `whole`, for each opening."""
-    return [s / w for s, w in zip(small, whole, strict=True)]
+def share_of(whole: list[float], small: list[float]) -> tuple[float, float, float]:
+    """What `small` takes of the time of `whole`: the median, the least and the most of all openings."""
+    found = [s / w for s, w in zip(small, whole, strict=True)]
+    return median(found), min(found), max(found)

@@ -22,9 +22,8 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,8 @@ import torch
 from torch import nn
 
 from benchmarks import photographs
-from benchmarks.openings import milliseconds, shares
-from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
+from benchmarks.openings import milliseconds, share_of
+from benchmarks.runs import carry_out, command, is_asked, kept, rows, span, those
 from examples import fashion
 from mirabelle.batchnorm import reestimate_batchnorm
 from mirabelle.data import cache_folder, example_inputs, seed_everything
@@ -128,16 +127,25 @@ def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([model.eval()(b) for b in x.split(64)])
 
 
-def run_fashion(method: str, share: float, seed: int) -> dict[str, Any]:
-    model, loaders, x = fashion.resnet(), fashion.data(), torch.zeros(2, 1, 28, 28)
-    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"], seed)
-    return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(small), loaders.test).value}
+def _subject(network: str, seed: int) -> tuple[nn.Module, torch.Tensor, Iterable]:
+    if network == "fashion":
+        return fashion.resnet(), torch.zeros(2, 1, 28, 28), fashion.data().train
+    model, loader, views, _ = _photographs(seed)
+    return model, views[:2], loader
 
 
-def run_mobilenet_v2(method: str, share: float, seed: int) -> dict[str, Any]:
-    model, loader, views, expected = _photographs(seed)
-    small = METHODS[method](model, views[:2], share, loader, len(loader), seed)
-    return {"macs": count_macs(small, views[:2]) / count_macs(model, views[:2])} | _against(expected, _logits(small, views))
+def _measured(network: str, seed: int, model: nn.Module, small: nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """The share of the MACs that `small` has, and what is left of the accuracy."""
+    found = {"macs": count_macs(small, x) / count_macs(model, x)}
+    if network == "fashion":
+        return found | {"top1": evaluate(predictor(small), fashion.data().test).value}
+    _, _, views, expected = _photographs(seed)
+    return found | _against(expected, _logits(small, views))
+
+
+def _run_untrained(network: str, method: str, share: float, seed: int) -> dict[str, Any]:
+    model, x, loader = _subject(network, seed)
+    return _measured(network, seed, model, METHODS[method](model, x, share, loader, BATCHES[network], seed), x)
 
 
 def run_photographs(method: str, share: float, seed: int, photographs: int) -> dict[str, Any]:
@@ -156,17 +164,10 @@ def _against(expected: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
 
 
 def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, Any]:
-    model, loaders, x = fashion.resnet(), fashion.data(), torch.zeros(2, 1, 28, 28)
-    small = METHODS[method](model, x, share, loaders.train, BATCHES["fashion"], seed)
-    tuned = fit(small, loaders.train, "cross_entropy", epochs=epochs, lr=RATE, seed=seed)
-    return {"macs": count_macs(small, x) / count_macs(model, x), "top1": evaluate(predictor(tuned), loaders.test).value}
-
-
-def _subject(network: str, seed: int) -> tuple[nn.Module, torch.Tensor, Iterable]:
-    if network == "fashion":
-        return fashion.resnet(), torch.zeros(2, 1, 28, 28), fashion.data().train
-    model, loader, views, _ = _photographs(seed)
-    return model, views[:2], loader
+    model, x, loader = _subject("fashion", seed)
+    small = METHODS[method](model, x, share, loader, BATCHES["fashion"], seed)
+    tuned = fit(small, loader, "cross_entropy", epochs=epochs, lr=RATE, seed=seed)
+    return _measured("fashion", seed, model, tuned, x)
 
 
 def _smaller(network: str, seed: int, by: str, share: float) -> nn.Module:
@@ -187,28 +188,21 @@ def _kept_networks(network: str, seed: int) -> Path:
 def run_latency(network: str, seed: int) -> dict[str, Any]:
     model, x, _ = _subject(network, seed)
     made = {(by, share): _smaller(network, seed, by, share) for by, asked in TIMED[network].items() for share in asked}
-    known = {cut: {"macs": count_macs(small, x) / count_macs(model, x)} | _what_is_left(network, seed, small) for cut, small in made.items()}
+    known = {cut: _measured(network, seed, model, small, x) for cut, small in made.items()}
     cuts = []
     for runtime in [by for by in TIMED[network] if by != "macs"]:
         timed = {cut: small for cut, small in made.items() if cut[0] in ("macs", runtime)}
         times = milliseconds({"original": model} | timed, example_inputs(x), runtime)
         for by, share in timed:
-            seen = shares(times["original"], times[by, share])
-            time = {"time": median(seen), "low": min(seen), "high": max(seen)}
-            cuts.append({"runtime": runtime, "by": by, "share": share} | time | known[by, share])
+            time, low, high = share_of(times["original"], times[by, share])
+            cuts.append({"runtime": runtime, "by": by, "share": share, "time": time, "low": low, "high": high} | known[by, share])
     shutil.rmtree(_kept_networks(network, seed))
     return {"cuts": cuts}
 
 
-def _what_is_left(network: str, seed: int, small: nn.Module) -> dict[str, Any]:
-    if network == "fashion":
-        return {"top1": evaluate(predictor(small), fashion.data().test).value}
-    _, _, views, expected = _photographs(seed)
-    return _against(expected, _logits(small, views))
-
-
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    "fashion": run_fashion, "mobilenet_v2": run_mobilenet_v2, "photographs": run_photographs, "tuned": run_tuned, "latency": run_latency,
+    "fashion": partial(_run_untrained, "fashion"), "mobilenet_v2": partial(_run_untrained, "mobilenet_v2"),
+    "photographs": run_photographs, "tuned": run_tuned, "latency": run_latency,
 }  # fmt: skip
 
 
@@ -267,8 +261,8 @@ def _latency_table(results: dict) -> list[str]:
     ]
     for network, key, title in (("fashion", "top1", "residual network, top-1"), ("mobilenet_v2", "agreement", "MobileNetV2, agreement")):
         for runtime, share in [(by, s) for by, asked in TIMED[network].items() if by != "macs" for s in asked]:
-            cuts = [rows({"runs": r["cuts"]}, runtime=runtime) for r in rows(results, kind="latency", network=network)]
-            pairs = [(rows({"runs": c}, by=runtime, share=share)[0], rows({"runs": c}, by="macs")) for c in cuts]
+            cuts = [those(r["cuts"], runtime=runtime) for r in rows(results, kind="latency", network=network)]
+            pairs = [(those(c, by=runtime, share=share)[0], those(c, by="macs")) for c in cuts]
             cells = [f"{title}, {runtime}", f"{share:.0%}", span([100 * own["time"] for own, _ in pairs])]
             for value, factor in ((key, 100), ("sqnr", 1)):
                 known = [(factor * own[value], factor * _at(own["time"], macs, value)) for own, macs in pairs if value in own]

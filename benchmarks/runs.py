@@ -35,7 +35,11 @@ def kept(path: Path) -> dict[str, Any]:
 
 def rows(results: Mapping[str, Any], **known: Any) -> list[Run]:
     """The runs that have these values."""
-    return [r for r in results["runs"] if all(r.get(k) == v for k, v in known.items())]
+    return those(results["runs"], **known)
+
+
+def those(runs: Iterable[Run], **known: Any) -> list[Run]:
+    return [r for r in runs if all(r.get(k) == v for k, v in known.items())]
 
 
 def carry_out(path: Path, asked: Iterable[Run], do: Callable[[Run], Run | None], conditions: Mapping[str, Any], most: int | None = None) -> None:

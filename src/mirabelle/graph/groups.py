@@ -75,8 +75,9 @@ class Cost:
     macs: float
     sides: tuple[Side, ...]
 
-    def left(self, kept: Mapping[str, int], channels: Mapping[str, int]) -> int:
-        return round(self.macs * math.prod(side.left(kept, channels) / side.size for side in self.sides))
+    def left(self, kept: Mapping[str, Any], channels: Mapping[str, int]) -> Any:
+        """Those that stay with `kept[group]` channels; an array of them where that of one group is an array."""
+        return self.macs * math.prod(side.left(kept, channels) / side.size for side in self.sides)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Coupling:
 
     def macs(self, kept: Mapping[str, int] | None = None) -> int:
         """The network's multiply-accumulates for one sample with `kept[group]` channels left in each group (all of them where not named)."""
-        return self.rest + sum(cost.left(kept or {}, self.channels) for cost in self.costs)
+        return self.rest + sum(round(cost.left(kept or {}, self.channels)) for cost in self.costs)
 
     def parameters(self, kept: Mapping[str, int], trained: Iterable[str]) -> int:
         """The number of parameters with `kept[group]` channels left in each group."""

@@ -30,8 +30,7 @@ class Macs:
 
     def layer(self, number: int, kept: Mapping[str, Any]) -> Any:
         """Those of one of `coupling.costs`; an array where the width of one group is one."""
-        cost = self.coupling.costs[number]
-        return cost.macs * math.prod(side.left(kept, self.coupling.channels) / side.size for side in cost.sides)
+        return self.coupling.costs[number].left(kept, self.coupling.channels)
 
 
 def step(group: Group, align: int) -> int:

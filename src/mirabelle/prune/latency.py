@@ -223,13 +223,14 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
         return total * work / max(1.0, work.sum())
     graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
     owner, count = _owners(graph)
+    told_apart = count == len(coupling.costs)
     found = np.zeros((ROUNDS, len(work)))
     for row in found:
         for layer in artifact.profile(*arrays, runs=RUNS, **named):
-            name = known_beginning(layer.name, owner) if count == len(coupling.costs) else None
+            name = known_beginning(layer.name, owner) if told_apart else None
             row[owner[name] if name else -1] += layer.milliseconds
     layers = np.median(found, axis=0)
-    return layers if count == len(coupling.costs) else layers.sum() * work / max(1.0, work.sum())
+    return layers if told_apart else layers.sum() * work / max(1.0, work.sum())
 
 
 def _owners(graph: object) -> tuple[dict[str, int], int]:
