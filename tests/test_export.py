@@ -184,6 +184,28 @@ def test_attention_over_any_dimensions(shape, masked, tmp_path):
         assert np.allclose(artifact(x[:size].numpy()), Attention()(x[:size]).numpy(), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_projected_lstm_is_refused(tmp_path):
+    with pytest.raises(CaptureError, match="0 is an LSTM with proj_size=2, which ONNX lacks"):
+        mb.export(nn.Sequential(nn.LSTM(4, 8, proj_size=2)), tmp_path, inputs=torch.randn(3, 2, 4))
+
+
+def test_two_clips_of_one_value(tmp_path):
+    """The optimiser of torch.onnx names the bounds of both alike."""
+
+    class Clips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, value in {"low": -0.5, "high": 0.5, "lower": -1.0, "higher": 1.5}.items():
+                self.register_buffer(name, torch.tensor(value))
+
+        def forward(self, x):
+            return torch.cat([torch.clamp(x, self.low, self.high), torch.clamp(x, self.lower, self.higher), torch.clamp(x, self.low, self.higher)], 1)
+
+    x = 2 * torch.randn(3, 16)
+    assert np.array_equal(mb.export(Clips(), tmp_path, inputs=x)(x.numpy()), Clips()(x).numpy())
+
+
 def test_named_inputs(tmp_path):
     class Two(nn.Module):
         def __init__(self):

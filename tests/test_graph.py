@@ -20,6 +20,7 @@ from mirabelle.errors import CaptureError, InputError, SurgeryError
 from mirabelle.graph.capture import capture, fixed_length
 from mirabelle.graph.explain import explain
 from mirabelle.graph.groups import Coupling, Slot, analyse
+from mirabelle.graph.rewrite import graph_form
 from mirabelle.graph.surgery import difference, indices, mask, reference, remove
 from mirabelle.measure import count_macs, count_parameters
 
@@ -115,6 +116,59 @@ def test_equivalence_of_each_wide_network(name):
     x = x.double() if x.is_floating_point() else x
     coupling = cut_and_check(model, x, 1, graph=name in GRAPH, masks=name not in STATISTICS)
     assert coupling.groups and not coupling.unknown
+
+
+@pytest.mark.parametrize("name", [n for n in WIDE if n.startswith(("lstm", "gru", "plain recurrent"))])
+def test_recurrent_networks_in_graph_form(name):
+    """The sizes of initial states are in the graph; the batch stays free."""
+    torch.manual_seed(0)
+    model, x = WIDE[name]()
+    model, x = model.double().eval(), x.double()
+    coupling = analyse(model, example_inputs(x))
+    removed = some(coupling, 1)
+    small, graph = remove(model, coupling, removed), graph_form(model, coupling.inputs, indices(coupling, removed))
+    with torch.no_grad():
+        for y in (torch.randn_like(x), torch.randn(3, *x.shape[1:]).double()):
+            torch.testing.assert_close(graph(y), small(y))
+    graph.train()(x).sum().backward()
+    assert all(p.grad is not None for p in graph.parameters())
+
+
+def test_what_a_hidden_channel_of_an_lstm_is():
+    """Four gates, both layers, both directions; the layers' own rows make it, the next steps, the next layer and the head read it."""
+    coupling = analyse(WIDE["lstm"]()[0], example_inputs(torch.randn(2, 5, 5)))
+    hidden = next(g for g in coupling.groups if g.name == "layer")
+    at = {(s.parameter, s.dim): (s.role, s.index[1].tolist()) for s in hidden.slots}
+    gates = [1, 9, 17, 25]
+    for end in ("l0", "l0_reverse", "l1", "l1_reverse"):
+        assert at[f"layer.weight_ih_{end}", 0] == ("out", gates) and at[f"layer.weight_hh_{end}", 0] == ("out", gates)
+        assert at[f"layer.weight_hh_{end}", 1] == ("in", [1])
+        assert at[f"layer.bias_ih_{end}", 0] == at[f"layer.bias_hh_{end}", 0] == ("along", gates)
+    for name in ("layer.weight_ih_l1", "layer.weight_ih_l1_reverse", "head.weight"):
+        assert at[name, 1] == ("in", [1, 9])
+    assert len(at) == 4 * 5 + 3 and hidden.channels == 8
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_states_that_are_given_keep_their_size(shared):
+    """A state that comes from outside is as wide as it is; zeros that are used for something else too."""
+
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.gru, self.head = nn.Linear(5, 6), nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x, state):
+            state = torch.zeros(1, len(x), 8) if shared else state
+            y = self.gru(self.embed(x), state)[0]
+            return self.head(y), state + 1
+
+    model = Given().eval()
+    coupling = analyse(model, example_inputs((torch.randn(2, 4, 5), torch.randn(1, 2, 8))))
+    assert [g.name for g in coupling.groups] == ["embed"] and not coupling.unknown
+    assert {f.reason for f in coupling.frozen if f.parameter.startswith("gru")} == {"gru in gru: meets values that cannot be removed"}
+    small = remove(model, coupling, some(coupling, 1))
+    assert small.gru.input_size == 3 and small.gru.hidden_size == 8
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)

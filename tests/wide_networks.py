@@ -153,6 +153,36 @@ class Words(nn.Module):
         return F.linear(y, self.words.weight), y.mean((1, 2))
 
 
+class Recurrent(nn.Module):
+    """A sequence through a layer between two others, in one call or step by step; read at its end, or from the last states. begins: the initial state, if not
+    zeros, one for the whole batch, is learnt."""
+
+    def __init__(self, layer: nn.Module, width: int, last: bool = False, begins: bool = False):
+        super().__init__()
+        self.embed, self.layer, self.head, self.last = nn.Linear(5, 6), layer, nn.Linear(width, 3), last
+        if begins:
+            self.begin = nn.Parameter(torch.randn(1, 1, layer.hidden_size))
+
+    def forward(self, x):
+        x = torch.relu(self.embed(x))
+        if isinstance(self.layer, nn.RNNCellBase):
+            state = None
+            for t in range(x.shape[1]):
+                state = self.layer(x[:, t], state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+        if not self.layer.batch_first:
+            x = x.transpose(0, 1)
+        states = (self.begin.expand(-1, x.shape[0], -1),) if hasattr(self, "begin") else ()
+        every, last = self.layer(x, *states)
+        if self.last:
+            return self.head((last[0] if isinstance(last, tuple) else last).transpose(0, 1).flatten(1))
+        return self.head(every).mean(1 if self.layer.batch_first else 0)
+
+
+def recurrent(kind: Callable, width: int = 8, last: bool = False, begins: bool = False, **options: Any) -> Callable[[], tuple[nn.Module, Any]]:
+    return lambda: (Recurrent(kind(6, 8, **options), width, last, begins), image(size=5)[:, 0])
+
+
 def tokens(kind: str, **options: Any) -> Callable[[], tuple[nn.Module, Any]]:
     return lambda: (Transformer(Attention(kind, **options)), image(2, size=8))
 
@@ -196,6 +226,15 @@ WIDE: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gated": between(lambda y: F.glu(y, 1)),
     "unfold": lambda: (Net(lambda s, x: s.fc(F.unfold(s.a(x), 2, stride=2).mean(2)), a=conv_bn(3, 5), fc=nn.Linear(20, 3)), image()),
     "view with a size": lambda: (Net(lambda s, x: s.fc(s.a(x).view(-1, 8 * 8 * 8)), a=conv_bn(3, 8), fc=nn.Linear(512, 3)), image()),
+    "lstm": recurrent(nn.LSTM, 16, num_layers=2, bidirectional=True, batch_first=True),
+    "lstm: last states": recurrent(nn.LSTM, 32, True, num_layers=2, bidirectional=True),
+    "lstm: projected": recurrent(nn.LSTM, 4, num_layers=2, proj_size=4, bias=False),
+    "gru": recurrent(nn.GRU, batch_first=True),
+    "gru: learnt state": recurrent(nn.GRU, begins=True, batch_first=True),
+    "plain recurrent layer": recurrent(nn.RNN, nonlinearity="relu", batch_first=True),
+    "lstm cell": recurrent(nn.LSTMCell),
+    "gru cell": recurrent(nn.GRUCell, bias=False),
+    "plain recurrent cell": recurrent(nn.RNNCell),
     "a convolution of a map": lambda: (Net(lambda s, x: s.head(s.a(x) * s.g(x)), a=conv_bn(3, 8), g=conv_bn(3, 1), head=Head(8)), image()),
 }  # fmt: skip
 GRAPH = {

@@ -51,6 +51,11 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
     Raises `CaptureError` with torch's reason.
     """
 
+    for name, module in network.named_modules():
+        if getattr(module, "proj_size", 0) and isinstance(module, nn.LSTM):  # torch.onnx writes a file that no runtime takes
+            raise CaptureError(
+                f"{name or 'the network'} is an LSTM with proj_size={module.proj_size}, which ONNX lacks; use an nn.Linear behind a plain LSTM"
+            )
     with muffled():
         network = clone(network).eval()
     integers = getattr(network, "meta", {}).get(META)
@@ -71,6 +76,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
                 if integers is not None:
                     write_integers(program.model, integers)
                     program.optimize()
+                _register_constants(program.model)
                 return program.model_proto
             except Exception as error:
                 problem = error
@@ -79,6 +85,16 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         cause = cause.__cause__
     reason = (str(cause).strip().splitlines() or [""])[0]
     raise CaptureError(f"torch.onnx cannot export this network: {type(cause).__name__}: {reason}") from problem
+
+
+def _register_constants(model: Any) -> None:
+    """The constants of all rewritten nodes: onnxscript names those of two that read the same value alike (two clips, say), and keeps the last of a name only."""
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.producer() is None and not value.is_initializer():
+                while value.name in model.graph.initializers:
+                    value.name += "_"
+                model.graph.register_initializer(value)
 
 
 def write_onnx(proto: Any, path: str | Path) -> None:

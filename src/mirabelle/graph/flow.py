@@ -7,7 +7,7 @@ An operator without a rule fixes every channel that it touches, and is named.
 from __future__ import annotations
 
 import operator as py
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from mirabelle.graph.capture import module_path, operator
-from mirabelle.graph.labels import FIXED, Labels, Parameter, Value, collapse, compact, thin, varying, vector
+from mirabelle.graph.labels import FIXED, Labels, Parameter, Value, along, collapse, compact, thin, varying, vector
 
 MOVES = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "squeeze", "unsqueeze", "expand", "expand_as",
@@ -125,6 +125,19 @@ class Flow:
                 self.labels.fix(thin(plane, ()), "a single channel")
                 rest = rest or label
         return Value(tuple(shape), tuple(kept), rest)
+
+    def attach(self, node: fx.Node, weight: Value | Parameter | None, dims: Mapping[int, tuple[torch.Tensor, str]]) -> None:
+        """Ties the dimensions of a weight to channels, in a role (`Link`): those of a parameter, or those of the parameters that a computed weight was made from."""
+        if weight is None or isinstance(weight, Parameter):
+            for dim, (labels, role) in dims.items():
+                self.labels.link(weight, dim, labels, role)
+            return
+        self.labels.roles(weight, {d: role for d, (_, role) in dims.items()})
+        for dim, (labels, _) in dims.items():
+            self.merge(node, Value(weight.shape, (along(labels, dim, weight.shape),)), Value(weight.shape, tuple(weight.along(dim)), weight.rest))
+        for dim in range(len(weight.shape)):
+            if dim not in dims:
+                self.labels.fix_all(weight.along(dim), f"{self.place(node)}: the size of its kernel")
 
     def work(self, macs: int, *vectors: torch.Tensor, summed: Sequence[torch.Tensor] = ()) -> None:
         found = [*((v, False) for v in vectors), *((v, True) for v in summed)]

@@ -100,7 +100,7 @@ class Coupling:
     costs: list[Cost]
     unknown: dict[str, list[str]]
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
-    rest: int = 0  # multiply-accumulates for one sample that `costs` does not hold (recurrent layers, operators without a rule), which do not shrink
+    rest: int = 0  # multiply-accumulates for one sample that `costs` does not hold (operators without a rule), which do not shrink
     inputs: Batch = field(default=Batch((), {}, None), repr=False)  # the example, of at most two samples
     flow: Flow | None = field(default=None, repr=False)
     graph_module: fx.GraphModule | None = field(default=None, repr=False)

@@ -27,6 +27,10 @@ class Parameter:
     tensor: torch.Tensor
     editable: bool = True
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
 
 @dataclass(frozen=True)
 class Value:

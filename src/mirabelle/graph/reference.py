@@ -15,9 +15,11 @@ from torch.utils import _pytree as pytree
 from mirabelle.graph.capture import operator
 from mirabelle.graph.flow import Flow
 from mirabelle.graph.labels import FIXED, Parameter, Value, thin, varying, vector
+from mirabelle.graph.recurrent import CELLS, GATES
 from mirabelle.graph.rules import REDUCTIONS
 
 NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"}
+OF_WHAT_IS_LEFT = NORMS | REDUCTIONS | GATES.keys() | CELLS.keys()  # what they compute from removed elements is not zero, or reaches others
 
 
 class Cutting:
@@ -34,7 +36,10 @@ class Cutting:
 
     def kept(self, value: Any) -> dict[int, torch.Tensor]:
         """By dimension, the indices that stay; dimensions that stay whole are not named."""
-        value = self.flow.of(value) if isinstance(value, Parameter) else value
+        if isinstance(value, Parameter):
+            links = [link for (name, _), link in self.flow.labels.links.items() if name == value.name]
+            stay = {link.dim: ~self._gone[self._roots[link.labels]] for link in links}
+            return {dim: s.nonzero()[:, 0] for dim, s in stay.items() if not s.all()}
         kept: dict[int, torch.Tensor] = {}
         for plane in value.planes if isinstance(value, Value) else ():
             roots = self._roots[thin(plane, varying(plane))]
@@ -80,7 +85,7 @@ class Reference(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         values = self._cutting.flow.values
-        if operator(n) in NORMS | REDUCTIONS and any(self._cutting.kept(values[a]) for a in n.all_input_nodes):
+        if operator(n) in OF_WHAT_IS_LEFT and any(self._cutting.kept(values[a]) for a in n.all_input_nodes):
             return self._of_what_is_left(n)
         result = super().run_node(n)
         labels = values[n]

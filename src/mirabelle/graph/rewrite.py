@@ -103,7 +103,7 @@ def _share(graph_module: fx.GraphModule, parameters: Mapping[str, Parameter]) ->
             table[leaf] = first.setdefault(parameter.name, table[leaf])  # type: ignore[arg-type]
 
 
-# --- numbers written into nodes, as they are when the channels have gone: (node, its arguments, labels of the first, cutting) ------------------
+# --- numbers written into nodes, as they are when the channels have gone: (node, its arguments, labels of the first or else its own, cutting) ------------------
 
 
 def _sizes(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
@@ -116,6 +116,11 @@ def _sizes(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> N
         elif size != -1:
             size = new
         args[1] = [*args[1][:dim], size, *args[1][dim + 1 :]]
+
+
+def _zeros(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
+    kept = cutting.kept(source)
+    args[0] = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(args[0])]
 
 
 def _unflatten(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
@@ -184,12 +189,12 @@ REWRITES: dict[str, Callable[[fx.Node, list[Any], Value, Cutting], None]] = {
     **dict.fromkeys(["view", "reshape", "_unsafe_view", "expand"], _sizes), "unflatten": _unflatten, **dict.fromkeys(PARTS, _parts),
     **dict.fromkeys(["slice", "select", "narrow"], _positions), "layer_norm": _normalized, "rms_norm": _normalized, "group_norm": _group_norm,
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _depthwise),
-    "scaled_dot_product_attention": _attention,
+    "scaled_dot_product_attention": _attention, "zeros": _zeros,
 }  # fmt: skip
 
 
 def _rewrite(node: fx.Node, cutting: Cutting) -> None:
-    source = cutting.flow.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+    source = cutting.flow.values.get(node.args[0] if node.args and isinstance(node.args[0], fx.Node) else node)
     if isinstance(source, (Value, Parameter)) and (rewrite := REWRITES.get(operator(node))) is not None:
         args: list[Any] = list(node.args)
         rewrite(node, args, cutting.flow.of(source), cutting)

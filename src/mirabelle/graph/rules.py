@@ -16,6 +16,7 @@ from mirabelle.graph.capture import operator
 from mirabelle.graph.contract import bmm, einsum, matmul, scaled_dot_product_attention
 from mirabelle.graph.flow import Flow, Rule
 from mirabelle.graph.labels import FIXED, Parameter, Value, along, thin, varying, vector
+from mirabelle.graph.recurrent import CELLS, GATES, cell, layers
 
 # Pooling and resizing, by the number of last dimensions that they work on.
 SPATIAL = {
@@ -55,7 +56,7 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
     """
     shape = tuple(node.meta["val"].shape)
     source = flow.of(x)
-    w_shape = _shape(weight)
+    w_shape = weight.shape
     dim = len(source.shape) - (len(w_shape) - 1)
     if math.prod(w_shape[2:]) == 1 and not source.along(dim) and source.planes and shape[dim + 1 :] == source.shape[dim + 1 :]:
         return _pass(flow, node, source, dim, shape, w_shape)
@@ -65,7 +66,7 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
     macs = (math.prod(source.shape) if transposed else math.prod(shape)) * math.prod(w_shape[1:])
     if groups > 1 and groups == len(inputs):
         outputs = inputs.repeat_interleave(count // groups)
-        _attach(flow, node, weight, {0: (inputs if transposed else outputs, "along")})
+        flow.attach(node, weight, {0: (inputs if transposed else outputs, "along")})
         flow.work(macs, outputs)
     elif groups > 1:
         by_group = inputs.view(groups, -1)
@@ -75,13 +76,13 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
         per_group = _fresh(flow, count // groups, weight)
         outputs = per_group.repeat(groups)
         if transposed:
-            _attach(flow, node, weight, {0: (inputs, "in"), 1: (per_group, "out")})
+            flow.attach(node, weight, {0: (inputs, "in"), 1: (per_group, "out")})
         else:
-            _attach(flow, node, weight, {0: (outputs, "out"), 1: (by_group[0], "in")})
+            flow.attach(node, weight, {0: (outputs, "out"), 1: (by_group[0], "in")})
         flow.work(macs, outputs, summed=[by_group[0]])
     else:
         outputs = _fresh(flow, count, weight)
-        _attach(flow, node, weight, {in_dim: (inputs, "in"), out_dim: (outputs, "out")})
+        flow.attach(node, weight, {in_dim: (inputs, "in"), out_dim: (outputs, "out")})
         flow.work(macs, outputs, summed=[inputs])
     result = flow.value(shape, [along(outputs, dim, shape)], _rest(flow, weight))
     return result if bias is None else flow.merge(node, result, _standing(flow, bias, dim, len(shape)))
@@ -91,12 +92,12 @@ def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     """Reads the channels of the last dimension and makes new ones; along another dimension than the channels' (token mixing) it lets them pass."""
     shape = tuple(node.meta["val"].shape)
     source = flow.of(x)
-    w_shape = _shape(weight)
+    w_shape = weight.shape
     if not source.along(-1) and source.planes:
         return _pass(flow, node, source, len(source.shape) - 1, shape, w_shape)
     inputs = flow.read(node, source, -1)
     outputs = _fresh(flow, w_shape[0], weight)
-    _attach(flow, node, weight, {0: (outputs, "out"), 1: (inputs, "in")})
+    flow.attach(node, weight, {0: (outputs, "out"), 1: (inputs, "in")})
     flow.work(math.prod(shape) * w_shape[1], outputs, summed=[inputs])
     if len(w_shape) == 1 or not shape:
         return flow.give_up(node, [x, weight], f"{flow.place(node)}: its weight is a vector")
@@ -115,10 +116,6 @@ def _pass(flow: Flow, node: fx.Node, source: Value, dim: int, shape: tuple[int, 
     return flow.value(shape, planes, source.rest)
 
 
-def _shape(weight: Any) -> tuple[int, ...]:
-    return tuple(weight.tensor.shape) if isinstance(weight, Parameter) else weight.shape
-
-
 def _fresh(flow: Flow, count: int, weight: Any) -> torch.Tensor:
     """New labels for what a layer makes; those of a constant weight are fixed where it is attached."""
     return flow.labels.fresh(count)
@@ -126,20 +123,6 @@ def _fresh(flow: Flow, count: int, weight: Any) -> torch.Tensor:
 
 def _rest(flow: Flow, weight: Any) -> int:
     return weight.rest if isinstance(weight, Value) else FIXED
-
-
-def _attach(flow: Flow, node: fx.Node, weight: Any, dims: dict[int, tuple[torch.Tensor, str]]) -> None:
-    """Ties the dimensions of a weight to channels: those of a parameter, or those of the parameters that a computed weight was made from."""
-    if isinstance(weight, Parameter):
-        for dim, (labels, role) in dims.items():
-            flow.labels.link(weight, dim, labels, role)
-        return
-    flow.labels.roles(weight, {d: role for d, (_, role) in dims.items()})
-    for dim, (labels, _) in dims.items():
-        flow.merge(node, Value(weight.shape, (along(labels, dim, weight.shape),)), Value(weight.shape, tuple(weight.along(dim)), weight.rest))
-    for dim in range(len(weight.shape)):
-        if dim not in dims:
-            flow.labels.fix_all(weight.along(dim), f"{flow.place(node)}: the size of its kernel")
 
 
 def _standing(flow: Flow, vector_: Any, dim: int, ndim: int) -> Value:
@@ -183,7 +166,7 @@ def group_norm(flow: Flow, node: fx.Node, x: Any, groups: int, weight: Any = Non
 def prelu(flow: Flow, node: fx.Node, x: Any, weight: Any) -> Any:
     """A slope per channel of dimension 1, or one for all."""
     source = flow.of(x)
-    return source if math.prod(_shape(weight)) == 1 else _affine(flow, node, source, (weight,), min(1, len(source.shape) - 1))
+    return source if math.prod(weight.shape) == 1 else _affine(flow, node, source, (weight,), min(1, len(source.shape) - 1))
 
 
 def embedding(flow: Flow, node: fx.Node, weight: Any, indices: Any, *rest: Any, **options: Any) -> Any:
@@ -301,7 +284,7 @@ def index(flow: Flow, node: fx.Node, x: Any, indices: Any) -> Any:
     source = flow.of(x)
     shape = tuple(node.meta["val"].shape)
     picked = [d for d, i in enumerate(indices) if i is not None]
-    shapes = [_shape(i) if i is not None else None for i in indices]
+    shapes = [i.shape if i is not None else None for i in indices]
     planes = []
     for plane in source.planes:
         if set(varying(plane)) & set(picked):
@@ -381,6 +364,6 @@ RULES: dict[str, Rule] = {
     "prelu": prelu, "embedding": embedding, "pad": pad, "constant_pad_nd": pad, "glu": glu, "roll": roll,
     "index": index, "index_select": gather, "gather": gather, "take_along_dim": gather,
     "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle, "channel_shuffle": channel_shuffle, "native_channel_shuffle": channel_shuffle,
-    "im2col": im2col,
+    "im2col": im2col, **dict.fromkeys(GATES, layers), **dict.fromkeys(CELLS, cell),
     **dict.fromkeys(REDUCTIONS, reduction), **dict.fromkeys(OVER_ONE - {"glu"}, over_one), **dict.fromkeys(SPATIAL, spatial),
 }  # fmt: skip

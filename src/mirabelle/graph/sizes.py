@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from mirabelle.graph.recurrent import GATES
 
 
 def replace_tensors(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
@@ -51,3 +54,10 @@ def mend_sizes(module: nn.Module, old_shapes: dict[str, tuple[int, ...]]) -> Non
         module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, nn.PReLU) and isinstance(weight, torch.Tensor):
         module.num_parameters = len(weight)
+    elif isinstance(module, nn.RNNBase):
+        first: Any = module.weight_ih_l0
+        module.hidden_size, module.input_size = len(first) // GATES[module.mode.lower()], first.shape[1]
+        module.proj_size = module.weight_hh_l0.shape[1] if module.proj_size else 0  # type: ignore[assignment, union-attr]
+        module._init_flat_weights()  # it holds its weights a second time
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
