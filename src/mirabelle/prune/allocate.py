@@ -97,19 +97,26 @@ def by_threshold(
 def _spend_rest(
     coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, kept: dict[str, int]
 ) -> dict[str, int]:
+    """Block by block the group whose next channels score most, as long as the cost fits. Costs rise with widths: a group that does not fit once is done."""
     ordered = {g.name: scores[g.name].sort(descending=True).values for g in coupling.groups}
     sizes = {g.name: (g.channels, step(g, align)) for g in coupling.groups}
-    while True:
-        options = []
-        for name, count in kept.items():
-            size, block = sizes[name]
-            more = min(size, (count // block + 1) * block)
-            if more > count and cost({**kept, name: more}) <= budget:
-                options.append((float(ordered[name][count:more].sum()), name, more))
-        if not options:
-            return kept
-        _, name, more = max(options)
-        kept = {**kept, name: more}
+    options: dict[str, tuple[float, str, int]] = {}
+
+    def offer(name: str) -> None:
+        (size, block), count = sizes[name], kept[name]
+        more = min(size, (count // block + 1) * block)
+        if more > count:
+            options[name] = (float(ordered[name][count:more].sum()), name, more)
+
+    for name in kept:
+        offer(name)
+    while options:
+        _, name, more = max(options.values())
+        del options[name]
+        if cost({**kept, name: more}) <= budget:
+            kept = {**kept, name: more}
+            offer(name)
+    return kept
 
 
 def by_worth(coupling: Coupling, scores: Scores, cost: Callable[[dict[str, int]], float], budget: float, align: int, least: float) -> dict[str, int]:
