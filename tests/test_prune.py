@@ -630,6 +630,8 @@ def wrong(kind: str) -> dict:
         ({"allocation": "globl"}, "did you mean 'global'"),
         ({"normalize": "means"}, "unknown normalization 'means'.*mean"),
         ({"aggregate": "summ"}, "unknown aggregation 'summ'.*sum"),
+        ({"loss": "cross entropi"}, "unknown loss 'cross entropi'.*did you mean 'cross_entropy'"),
+        ({"loss": 3}, r"loss is a int; expected one of cross_entropy, .*callable \(output, target\)"),
         ({"steps": 0}, "steps is the number of cuts.*got 0"),
         ({"steps": 1.5}, "got 1.5"),
         ({"train": 3}, "train is a int"),
@@ -649,6 +651,12 @@ def wrong(kind: str) -> dict:
 def test_errors(changes, message):
     with pytest.raises(InputError, match=message):
         prune(**(wrong("") | changes))
+
+
+def test_losses_have_names():
+    model, options = make("plain", torch.float32)[0], {"macs": 0.6, "criterion": "taylor", "data": labelled(), "align": 1, "repair": None}
+    one, other = (prune(model, image(), loss=loss, **options) for loss in ("cross_entropy", None))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_weights_that_are_nan():

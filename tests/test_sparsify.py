@@ -311,6 +311,7 @@ def test_own_criterion():
         ({"sparsity": 0.5, "least": 2}, "least is the share"),
         ({"sparsity": 0.5, "criterion": "taylor"}, r"needs data=, a loader of \(inputs, targets\)"),
         ({"sparsity": 0.5, "criterion": "obs"}, "needs data=, a loader of inputs"),
+        ({"sparsity": 0.5, "loss": "msa"}, "did you mean 'mse'"),
         ({"sparsity": 0.5, "keep": ["cnov"]}, "did you mean 'conv'"),
         ({"sparsity": 0.5, "keep": ["conv", "pointwise", "fc"]}, "no weight of this network"),
         ({"sparsity": 0.99, "least": 0.1}, "at most 0.8.* can be reached; lower least"),

@@ -1,4 +1,4 @@
-"""Gradients of a loss, batch by batch, without a step being taken."""
+"""Losses by name, and their gradients, batch by batch, without a step being taken."""
 
 from __future__ import annotations
 
@@ -9,19 +9,35 @@ from torch import nn
 
 from mirabelle.checks import clone, running
 from mirabelle.data import batches
-from mirabelle.errors import InputError
+from mirabelle.errors import InputError, choose
 from mirabelle.measure.accuracy import as_tensor
 from mirabelle.progress import track
 
+LOSSES: dict[str, Callable] = {
+    "cross_entropy": nn.functional.cross_entropy,
+    "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
+    "mse": nn.functional.mse_loss,
+}
 
-def loss_gradients(model: nn.Module, data: Iterable, loss: Callable | None, count: int, by_sample: bool = False) -> Iterator[dict[str, torch.Tensor]]:
-    """For each of `count` labelled batches the gradient of the loss (cross entropy unless given) by parameter; parameters that it does not reach are left out.
+
+def loss_function(loss: str | Callable | None) -> Callable:
+    """That of a name of `LOSSES`; a callable (output, target) -> scalar as it is; None is cross entropy."""
+    if isinstance(loss, str):
+        return choose(loss, LOSSES, "loss")
+    if loss is not None and not callable(loss):
+        raise InputError(f"loss is a {type(loss).__name__}; expected one of {', '.join(LOSSES)}, or a callable (output, target) -> scalar")
+    return loss or LOSSES["cross_entropy"]
+
+
+def loss_gradients(
+    model: nn.Module, data: Iterable, loss: str | Callable | None, count: int, by_sample: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """For each of `count` labelled batches the gradient of the loss (`loss_function`) by parameter; parameters that it does not reach are left out.
 
     by_sample: for each sample by itself. Eval mode, because a pruned network keeps BatchNorm's statistics fixed too: in train mode w * g summed over a filter before
     BatchNorm is zero. It is a copy that runs: the network's gradients, flags and buffers are left as they were. Raises `InputError` for gradients that are not finite.
     """
-    model = clone(model).eval()
-    function = loss or nn.functional.cross_entropy
+    model, function = clone(model).eval(), loss_function(loss)
     trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     device = next(iter(trained.values())).device
     for p in trained.values():

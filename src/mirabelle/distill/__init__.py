@@ -22,9 +22,9 @@ from mirabelle.distill.outputs import Encoding, fingerprints, write_segment
 from mirabelle.distill.teachers import Teachers, check_mixture
 from mirabelle.distill.views import Views
 from mirabelle.errors import InputError, did_you_mean
+from mirabelle.gradients import LOSSES as LABEL_LOSSES
 from mirabelle.plugins import resolve
 from mirabelle.train import train
-from mirabelle.train.loop import LOSSES as LABEL_LOSSES
 from mirabelle.train.loop import Trained, autocast_type, with_loss
 
 Teacher = nn.Module | str | Path

@@ -12,6 +12,7 @@ from torch import nn
 from mirabelle.checks import check_network
 from mirabelle.data import example_inputs, seed_everything
 from mirabelle.errors import InputError, choose
+from mirabelle.gradients import loss_function
 from mirabelle.graph.groups import Coupling, analyse
 from mirabelle.graph.surgery import remove
 from mirabelle.measure.macs import count_macs, count_parameters
@@ -43,7 +44,7 @@ def prune(
     normalize: str | None = None,
     aggregate: str | None = None,
     data: Iterable | None = None,
-    loss: Callable | None = None,
+    loss: str | Callable | None = None,
     batches: int = 16,
     align: int | None = None,
     keep: Iterable[str] = (),
@@ -63,7 +64,8 @@ def prune(
     timed there, and what is cut is measured and corrected until it is within 3 % of what was asked, if five tries suffice.
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) -> (C,) or (coupled layers, C) scores. normalize, aggregate: how the
     scores of coupled layers are made comparable (`NORMALIZATIONS`) and put together (`AGGREGATIONS`); None is what suits the criterion. data, loss: labelled batches and
-    the loss (cross entropy unless given) for criteria that need gradients, inputs alone for `brain_surgeon`; `batches` of them are used.
+    the loss (a name of `mirabelle.train.LOSSES` or a callable; cross entropy unless given) for criteria that need gradients, inputs alone for
+    `brain_surgeon`; `batches` of them are used.
     align: layers keep multiples of so many channels; None is 8, and for a latency what the kernels of `runtime` compute together, or half of it, as measured.
     keep: modules or parameters left alone. part: the path of the only module that is pruned, where `torch.export` refuses the whole (a detector's `backbone`): it
     is cut on what it is given when the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a loss cannot be used then.
@@ -132,7 +134,7 @@ def plan(
     normalize: str | None = None,
     aggregate: str | None = None,
     data: Iterable | None = None,
-    loss: Callable | None = None,
+    loss: str | Callable | None = None,
     batches: int = 16,
     align: int | None = None,
     keep: Iterable[str] = (),
@@ -148,6 +150,7 @@ def plan(
         raise InputError("this network is sparse, and a repair after the cut would fill its zeros; prune channels first, then sparsify")
     if what == "latency":
         check_runs_here(runtime)
+    loss = loss_function(loss)
     score = resolve(criterion, CRITERIA, "criterion")
     mend = None if repair is None else choose(repair, REPAIRS, "repair")
     usual = "global" if criterion not in ADDITIVE else "knapsack" if what == "latency" else "worth"

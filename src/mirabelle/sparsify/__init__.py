@@ -14,7 +14,7 @@ from mirabelle.checks import check_network, clone
 from mirabelle.data import Batch, seed_everything
 from mirabelle.data import batches as read
 from mirabelle.errors import InputError, choose
-from mirabelle.gradients import loss_gradients
+from mirabelle.gradients import loss_function, loss_gradients
 from mirabelle.graph.reconstruct import reconstruct
 from mirabelle.moments import has_rows, layer_moments
 from mirabelle.plugins import resolve
@@ -34,7 +34,7 @@ def sparsify(
     block: Sequence[int] | None = None,
     criterion: str | Callable[[Layer], torch.Tensor] = "magnitude",
     data: Iterable | None = None,
-    loss: Callable | None = None,
+    loss: str | Callable | None = None,
     batches: int = 16,
     allocation: str = "lamp",
     keep: Iterable[str] = (),
@@ -50,7 +50,7 @@ def sparsify(
 
     block: None for single weights, or (n, 1): n neighbouring output channels share their zeros; the kernels like (4, 1). The last block of a layer may be smaller; the
     sparsity is then that of blocks.
-    criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores; larger stays. data, loss: a loader and the loss (cross entropy unless given):
+    criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores; larger stays. data, loss: a loader and the loss (as for `mb.prune`):
     labelled batches for `taylor`, inputs alone for `wanda` and `obs`; `batches` of them are used.
     allocation: `global` sorts the units of all layers together, `uniform` takes the same share of every layer, `erk` leaves small layers more.
     keep: modules or parameters left alone. least: the share of every layer that always stays.
@@ -62,6 +62,7 @@ def sparsify(
     """
     check_network(model)
     check_options(sparsity, block, criterion, allocation, least, repair, rounds, batches)
+    loss = loss_function(loss)
     if isinstance(data, Iterator):
         if rounds > 1:
             raise InputError(f"data is an iterator ({type(data).__name__}), which can be read only once; rounds={rounds} read it several times")

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mirabelle.checks import check_network, check_runs, clone, load_state
 from mirabelle.data import Batch, as_batch, batches, device_of, seed_everything
 from mirabelle.errors import InputError, MirabelleError, choose
+from mirabelle.gradients import loss_function
 from mirabelle.measure.accuracy import as_tensor, evaluate, predictor
 from mirabelle.progress import bar
 from mirabelle.sparsify import masks
@@ -26,11 +27,6 @@ from mirabelle.train.checkpoint import load_checkpoint, save_checkpoint
 from mirabelle.train.optim import OPTIMIZERS, SCHEDULES, learning_rate, parameter_groups
 
 Objective = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
-LOSSES: dict[str, Callable] = {
-    "cross_entropy": nn.functional.cross_entropy,
-    "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
-    "mse": nn.functional.mse_loss,
-}
 
 
 @dataclass(frozen=True)
@@ -288,7 +284,7 @@ def _watch(best: Any, stale: int, value: float, model: nn.Module, patience: int 
 def fit(model: nn.Module, loader: Iterable, loss: str | Callable = "cross_entropy", **options: Any) -> nn.Module:
     """Trains a copy of `model` on labelled batches and returns it. Training a quantised network is quantisation-aware training.
 
-    loss: a name of `LOSSES` or a callable (output, target) -> scalar. options: those of `mirabelle.train.train`.
+    loss: a name of `mirabelle.train.LOSSES` or a callable (output, target) -> scalar. options: those of `mirabelle.train.train`.
     """
     return train(model, loader, labels_objective(loss), **with_loss(options, loss)).model
 
@@ -296,15 +292,11 @@ def fit(model: nn.Module, loader: Iterable, loss: str | Callable = "cross_entrop
 def with_loss(options: Mapping[str, Any], loss: str | Callable) -> dict[str, Any]:
     """The options of `train`, with the loss that the criterion of a gradual sparsity looks at, unless it has its own."""
     sparse = options.get("sparsify")
-    return {**options, "sparsify": {"loss": _function(loss), **sparse}} if isinstance(sparse, Mapping) else dict(options)
-
-
-def _function(loss: str | Callable) -> Callable:
-    return choose(loss, LOSSES, "loss") if isinstance(loss, str) else loss
+    return {**options, "sparsify": {"loss": loss_function(loss), **sparse}} if isinstance(sparse, Mapping) else dict(options)
 
 
 def labels_objective(loss: str | Callable) -> Objective:
-    function = _function(loss)
+    function = loss_function(loss)
 
     def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         if batch.target is None:
