@@ -33,9 +33,8 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
     for make in (_in_place, graph_form):
         try:
             small = make(model, coupling.inputs, gone)
-            problem = difference(expected, check_runs(small, coupling.inputs, "the example input after pruning")) or _other_batch(
-                model, small, coupling.inputs
-            )
+            found = check_runs(small, coupling.inputs, "the example input after pruning")
+            problem = difference(expected, found) or _other_batch(model, small, coupling.inputs, found)
         except (InputError, CaptureError, SurgeryError) as error:
             problem = str(error)
         else:
@@ -48,18 +47,23 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
     )
 
 
-def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch) -> str | None:
-    """What goes wrong for one sample more, where the original takes it: sizes written into forward can hide in one batch size."""
+def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch, output: Any) -> str | None:
+    """What goes wrong for one sample more, where the original takes it: sizes written into forward can hide in one batch size. output: what `small` gives for `inputs`.
+
+    The original is only asked where the outputs do not simply have one sample more.
+    """
     more = inputs.map(lambda t: torch.cat([t, t[:1]]) if t.ndim else t)
+    try:
+        others, problem = _shapes(small, more), None
+    except InputError as error:
+        others, problem = None, f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)"
+    if others == [(s[0] + 1, *s[1:]) if s else s for s in (tuple(v.shape) for v in _tensors(output))]:
+        return None
     try:
         shapes = _shapes(model, more)
     except InputError:
         return None
-    try:
-        others = _shapes(small, more)
-    except InputError as error:
-        return f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)"
-    return None if shapes == others else f"its outputs have the shapes {others} for one sample more, expected {shapes}"
+    return problem or (None if shapes == others else f"its outputs have the shapes {others} for one sample more, expected {shapes}")
 
 
 def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
