@@ -151,7 +151,7 @@ def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monk
 @pytest.mark.parametrize(
     "name", ["attention: fused", "attention: module", "class token", "unequal split", "weight standardisation", "lstm", "gru cell"]
 )
-def test_graph_forms_are_saved_pruned_again_quantised_and_exported(name, tmp_path):
+def test_pruned_networks_are_saved_pruned_again_quantised_and_exported(name, tmp_path):
     torch.manual_seed(0)
     model, x = WIDE[name]()
     model.eval()

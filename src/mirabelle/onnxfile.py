@@ -52,7 +52,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
     """
 
     for name, module in network.named_modules():
-        if getattr(module, "proj_size", 0) and isinstance(module, nn.LSTM):  # torch.onnx writes a file that no runtime takes
+        if isinstance(module, nn.LSTM) and module.proj_size:  # torch.onnx writes a file that no runtime takes
             raise CaptureError(
                 f"{name or 'the network'} is an LSTM with proj_size={module.proj_size}, which ONNX lacks; use an nn.Linear behind a plain LSTM"
             )

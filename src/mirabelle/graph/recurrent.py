@@ -19,6 +19,7 @@ from mirabelle.graph.labels import Value, along
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 CELLS = {f"{name}_cell": gates for name, gates in GATES.items()}
+RECURRENT = GATES | CELLS
 
 
 def layers(
@@ -27,7 +28,7 @@ def layers(
     """Sequences, batch first or not: (..., inputs) -> (..., directions x hidden channels), and the last states (layers x directions, batch, channels)."""
     directions = 2 if both_ways else 1
     each = len(weights) // (count * directions)
-    hidden = flow.labels.fresh(weights[0].shape[0] // GATES[operator(node)])
+    hidden = flow.labels.fresh(weights[0].shape[0] // RECURRENT[operator(node)])
     shown = flow.labels.fresh(weights[each - 1].shape[0]) if each % 2 else hidden  # an odd number: one of them projects
     source = flow.of(x)
     inputs, steps = flow.read(node, source, -1), math.prod(source.shape[:-1])
@@ -36,17 +37,17 @@ def layers(
         _one(flow, node, weights[start : start + each], into, hidden, shown, steps)
     _begin(flow, node, [shown, hidden])
     sequence, *last = node.meta["val"]
-    return tuple(_wide(flow, v, labels) for v, labels in zip((sequence, *last), (shown.repeat(directions), shown, hidden), strict=False))
+    return tuple(_wide(flow, v.shape, labels) for v, labels in zip((sequence, *last), (shown.repeat(directions), shown, hidden), strict=False))
 
 
 def cell(flow: Flow, node: fx.Node, x: Any, states: Any, *weights: Any) -> Any:
     """One step: (batch, inputs) -> the next states (batch, hidden channels)."""
     source = flow.of(x)
-    hidden = flow.labels.fresh(weights[0].shape[0] // CELLS[operator(node)])
+    hidden = flow.labels.fresh(weights[0].shape[0] // RECURRENT[operator(node)])
     _one(flow, node, weights, flow.read(node, source, -1), hidden, hidden, math.prod(source.shape[:-1]))
     _begin(flow, node, [hidden, hidden])
     values = node.meta["val"]
-    return tuple(_wide(flow, v, hidden) for v in values) if isinstance(values, (tuple, list)) else _wide(flow, values, hidden)
+    return tuple(_wide(flow, v.shape, hidden) for v in values) if isinstance(values, (tuple, list)) else _wide(flow, values.shape, hidden)
 
 
 def _one(flow: Flow, node: fx.Node, weights: Sequence[Any], inputs: torch.Tensor, hidden: torch.Tensor, shown: torch.Tensor, steps: int) -> None:
@@ -70,13 +71,13 @@ def _begin(flow: Flow, node: fx.Node, channels: Sequence[torch.Tensor]) -> None:
     given: Any = node.args[1]
     for state, labels in zip(given if isinstance(given, (tuple, list)) else [given], channels, strict=False):
         value = flow.of(flow.values[state])
-        own = flow.value(value.shape, [along(labels, len(value.shape) - 1, value.shape)])
-        if operator(state) == "zeros" and not value.planes and all(operator(user) in GATES | CELLS for user in state.users):
+        own = _wide(flow, value.shape, labels)
+        if operator(state) == "zeros" and not value.planes and all(operator(user) in RECURRENT for user in state.users):
             flow.values[state] = own
         else:
             flow.merge(node, own, value)
 
 
-def _wide(flow: Flow, value: torch.Tensor, labels: torch.Tensor) -> Value:
-    shape = tuple(value.shape)
-    return flow.value(shape, [along(labels, len(shape) - 1, shape)])
+def _wide(flow: Flow, shape: Sequence[int], labels: torch.Tensor) -> Value:
+    """A value whose last dimension has these channels."""
+    return flow.value(shape, [along(labels, len(shape) - 1, tuple(shape))])

@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 from mirabelle.graph.capture import operator
 from mirabelle.graph.flow import Flow
 from mirabelle.graph.labels import FIXED, Parameter, Value, thin, varying, vector
-from mirabelle.graph.recurrent import CELLS, GATES
+from mirabelle.graph.recurrent import RECURRENT
 from mirabelle.graph.rules import REDUCTIONS
 
 NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"}
-OF_WHAT_IS_LEFT = NORMS | REDUCTIONS | GATES.keys() | CELLS.keys()  # what they compute from removed elements is not zero, or reaches others
+OF_WHAT_IS_LEFT = NORMS | REDUCTIONS | RECURRENT.keys()  # what they compute from removed elements is not zero, or reaches others
 
 
 class Cutting:
@@ -37,8 +37,9 @@ class Cutting:
     def kept(self, value: Any) -> dict[int, torch.Tensor]:
         """By dimension, the indices that stay; dimensions that stay whole are not named."""
         if isinstance(value, Parameter):
-            links = [link for (name, _), link in self.flow.labels.links.items() if name == value.name]
-            stay = {link.dim: ~self._gone[self._roots[link.labels]] for link in links}
+            links = self.flow.labels.links
+            linked = [dim for dim in range(len(value.shape)) if (value.name, dim) in links]
+            stay = {dim: ~self._gone[self._roots[links[value.name, dim].labels]] for dim in linked}
             return {dim: s.nonzero()[:, 0] for dim, s in stay.items() if not s.all()}
         kept: dict[int, torch.Tensor] = {}
         for plane in value.planes if isinstance(value, Value) else ():
