@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-phones lint clean
+.PHONY: demo test test-phones test-processors lint clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
 
 test: .venv/dev lint
+	$(BIN)/python -m tests.processors --short
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+# The other kinds of processor, emulated where that can be done: half an hour. `make test` has a short form of it.
+test-processors: .venv/dev
+	$(BIN)/python -m tests.processors
 
 # LiteRT's and ExecuTorch's converters bring a gigabyte of packages along, which `make test` does without: their tests skip there.
 test-phones: .venv/dev

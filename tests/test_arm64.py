@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import mirabelle as mb
 from mirabelle.cli import main
@@ -13,6 +14,7 @@ from mirabelle.errors import InputError
 from mirabelle.files import write_json
 from mirabelle.quantize import quantize
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.verify import sqnr
 from tests.quantized_networks import batches, build, needs
 from tests.test_runtimes import conv_file
 
@@ -92,3 +94,17 @@ def test_files_run_on_arm(runtime, tmp_path):
     small = mb.measure(artifact, inputs=x, device="arm64", core="cortex-a53", baseline=artifact)
     assert small.instructions.relative < 0.05 and 0.99 < small.fewer < 1.01
     assert np.isfinite(small.instructions.difference) and small.to_dict()["instructions"]["count"] > 1000
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("name", ["residual", "sequential", "depthwise"])
+@pytest.mark.parametrize("core", arm64.CORES)
+def test_files_for_arm_are_as_good_as_simulated(core, name, tmp_path):
+    """On cores with and without the dot product of bytes: kernels for Arm add in 32 bits."""
+    set_up("onnxruntime")
+    network, x = build(name), torch.cat([3 * b.abs() for b in batches()])
+    q = quantize(network, [x], target="arm")
+    _, (given,) = arm64.run(mb.export(q, tmp_path, inputs=x[:1]), [x.numpy()], core, runs=3)
+    with torch.no_grad():
+        exact, simulated = network(x).numpy(), q(x).numpy()
+    assert sqnr(exact, given) > sqnr(exact, simulated) - 0.5

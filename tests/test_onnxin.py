@@ -14,6 +14,7 @@ from mirabelle.onnxin import network
 from mirabelle.onnxin.operators import OPERATORS
 from mirabelle.quantize import quantization
 from mirabelle.quantize.network import captured
+from mirabelle.runtimes.pair_sums import kernels_with_pairs
 from tests.quantized_networks import batches, build
 
 RNG = np.random.default_rng(0)
@@ -189,18 +190,24 @@ def exported(name: str, tmp_path):
     return model, data, mb.export(model, tmp_path / "float", inputs=data[0][:1]).path
 
 
+@pytest.mark.processor
+@pytest.mark.parametrize("target", ["auto", "x86", "x86-vnni"])
 @pytest.mark.parametrize("name", ["residual", "depthwise", "sequential", "squeeze_excite", "concatenation", "used_twice", "tokens", "conv1d"])
-def test_a_file_is_quantised_as_well_as_its_network(name, tmp_path):
+def test_a_file_is_quantised_as_well_as_its_network(name, target, tmp_path):
     model, data, path = exported(name, tmp_path)
-    q = mb.quantize(path, data, target="x86-vnni")
+    q = mb.quantize(path, data, target=target)
     artifact = mb.export(q, tmp_path / "int8", inputs=data[0][:1])
-    with torch.no_grad():
-        expected = model(data[1]).numpy()
-        other = mb.quantize(model, data, target="x86-vnni")(data[1]).numpy()
-    error, theirs = (float(np.square(expected - v).sum()) for v in (artifact(data[1].numpy()), other))
-    assert error < 1.3 * theirs + 1e-9
     found = mb.verify(q, artifact, data, samples=16)
     assert max(c.max_off_by for c in found.layers) <= 1 and min(c.exact for c in found.layers) >= 0.99
+    if target == "x86-vnni" and kernels_with_pairs("onnxruntime"):
+        assert found.saturated and "target='x86'" in str(found), "files for other processors are said to be wrong here"
+        return
+    assert not found.saturated
+    with torch.no_grad():
+        expected = model(data[1]).numpy()
+        other = mb.quantize(model, data, target=target)(data[1]).numpy()
+    error, theirs = (float(np.square(expected - v).sum()) for v in (artifact(data[1].numpy()), other))
+    assert error < 1.3 * theirs + 1e-9
 
 
 def with_constant_nodes(path):

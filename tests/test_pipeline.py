@@ -198,6 +198,13 @@ def test_limits_do_not_redo_steps_and_bind(whole, tmp_path, capsys):
     path = recipe(tmp_path, limits={"size_ratio": 1000, "on_fail": "warn"})
     assert main(["run", str(path), "--folder", str(out), "--resume"]) == 0
     assert "warning: limit missed: size_ratio" in " ".join(capsys.readouterr().out.split())
+    path = recipe(tmp_path, limits={"size_ratio": 1000, "speedup": 1e6, "on_fail": {"speedup": "warn"}})
+    finished = run(path, resume=True, folder=out, check=False)
+    assert [w.split()[0] for w in finished.warnings] == ["speedup"] and [w.split()[0] for w in finished.missed] == ["size_ratio"]
+    with pytest.raises(LimitError, match="size_ratio"):
+        run(path, resume=True, folder=out)
+    path = recipe(tmp_path, limits={"speedup": 1e6, "on_fail": {"speedup": "warn"}})
+    assert "speedup is" in run(path, resume=True, folder=out).warnings[0], "the run ends well"
 
 
 def test_two_runs_at_once(whole, tmp_path, capsys):

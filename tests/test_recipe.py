@@ -78,6 +78,8 @@ def test_whole(tmp_path):
         ({"limits": {"speedup": "fast"}}, "number above 0"),
         ({"limits": {"speedup": float("inf")}}, "number above 0"),
         ({"limits": {"on_fail": "ignore"}}, "'stop' or 'warn'"),
+        ({"limits": {"on_fail": {"speedup": "ignore"}}}, "'stop' or 'warn'"),
+        ({"limits": {"on_fail": {"speed": "warn"}}}, "did you mean 'speedup'"),
         ({"limits": {"macs": 0.2}}, "contradicts"),
         ({"limits": {"speedup": 2}, "steps": [{"prune": {"macs": 0.5}}]}, "no step exports"),
         ({"limits": {"size_ratio": 8}, "steps": ["quantize", "export"]}, "at most 4"),

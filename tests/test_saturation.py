@@ -1,20 +1,27 @@
 """Sums of pairs in 16 bits: the emulated kernel by hand, the bound of the calibration, and that limited weights never clip."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import mirabelle as mb
 from mirabelle import saturation
 from mirabelle.data import Batch
+from mirabelle.measure.machine import machine
 from mirabelle.quantize import quantization, quantize
 from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.network import captured
 from mirabelle.quantize.place import contractions
 from mirabelle.quantize.saturate import limit_pairs
-from mirabelle.verify.diagnose import diagnose
+from mirabelle.quantize.targets import resolve_target
+from mirabelle.runtimes.pair_sums import KERNELS, kernels_with_pairs
+from mirabelle.verify import sqnr
 from mirabelle.verify.reference import Reference
-from tests.quantized_networks import Network, batches, build, conv, head
+from tests.processors.__main__ import KINDS, native
+from tests.quantized_networks import Network, batches, build, conv, head, needs
 
 
 def test_pairs_by_hand():
@@ -100,15 +107,41 @@ def test_depthwise_layers_and_signed_bytes_are_left_alone():
     assert not quantization(quantize(network, batches(), target="arm")).pair_sums
 
 
-def test_a_kernel_that_clips_is_recognised():
-    q, x = quantize(overflowing(), batches(), target="x86-vnni", threshold="absmax"), batches(count=1)[0].abs()
-    batch = Batch((x,), {}, None)
-    names = {s.node: s.layer for s in quantization(q).sites}
-    for runtime, layout in (("onnxruntime", "mlas"), ("openvino", "onednn")):
-        seen = Reference(q, pairs=layout).run(batch)[0]
-        causes = diagnose(q, runtime, batch, seen, {}, names)
-        assert {names[n] for n, c in causes.items() if c.name == "saturation"} >= {"a"} and {c.name for c in causes.values()} <= {
-            "saturation",
-            "rounding",
-        }
-        assert "pairs beyond 16 bits" in str(causes["relu"])
+@pytest.mark.processor
+@pytest.mark.parametrize("runtime", sorted(KERNELS))
+def test_kernels_are_known_by_what_they_compute(runtime):
+    """`PROCESSOR` names the kind that this processor was made (`tests/processors`); without it the flags of the processor tell."""
+    needs(runtime)
+    kind = os.environ.get("PROCESSOR") or native(set(machine()["features"]) - {"amx_int8"})
+    assert (kernels_with_pairs(runtime) is not None) == (kind in KINDS and KINDS[kind].clips)
+    if runtime == "onnxruntime" and kind in KINDS:
+        assert resolve_target("auto").name == ("x86" if KINDS[kind].clips else "x86-vnni")
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("name", ["residual", "sequential"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_saturates_here_is_said(runtime, name, tmp_path):
+    """Files for processors with VNNI, and files of signed bytes: on others the layers that clip are named, and are those of the emulated kernels."""
+    data = [3 * x.abs() for x in batches()]
+    for target in ("x86-vnni", "arm"):
+        q = quantize(build(name), data, target=target, threshold="absmax")
+        found = mb.verify(q, mb.export(q, tmp_path / target, runtime=runtime, inputs=data[0][:1]), data[:1])
+        assert max(c.max_off_by for c in found.layers) <= 1 + (runtime == "openvino")
+        assert bool(found.saturated or (found.shipped or {}).get("cause") == "saturation") == (kernels_with_pairs(runtime) is not None)
+        assert not found.saturated or ("saturation" in str(found) and "saturation" in {c.cause for c in found.layers})
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("name", ["residual", "sequential", "depthwise"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_files_for_this_machine_are_as_good_as_simulated(runtime, name, tmp_path):
+    """On the data of the calibration nothing clips, and the outputs are those of the simulation, on every processor."""
+    network, data = build(name), [3 * x.abs() for x in batches()]
+    q = quantize(network, data)
+    artifact = mb.export(q, tmp_path, runtime=runtime, inputs=data[0][:1])
+    assert not mb.verify(q, artifact, data).saturated
+    x = torch.cat(data)
+    with torch.no_grad():
+        exact, simulated = network(x).numpy(), q(x).numpy()
+    assert sqnr(exact, artifact(x.numpy())) > sqnr(exact, simulated) - 0.5

@@ -54,6 +54,7 @@ def test_the_reference_takes_all_bits(name, options):
     assert sqnr(q(x).detach().numpy(), result) > {2: 8, 4: 20}.get(options.get("bits"), 35)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("options", [{"per_channel": False}, {"weight_bits": 4}, {"symmetric": False}], ids=str)
 def test_onnxruntime_takes_other_weights(options, tmp_path):
     q, data = quantize(build("residual"), batches("residual", 2), **options), batches("residual", 2, seed=5)
@@ -61,6 +62,7 @@ def test_onnxruntime_takes_other_weights(options, tmp_path):
     assert all(c.max_off_by <= 1 and c.exact >= 0.99 for c in found.layers)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("name", ON_THE_RUNTIME)
 def test_onnxruntime_equals_the_reference(name, tmp_path):
     q, data = quantize(build(name), batches(name, 2)), batches(name, 2, seed=5)
@@ -73,6 +75,7 @@ def test_onnxruntime_equals_the_reference(name, tmp_path):
     assert found.sqnr_db is None or found.sqnr_db > 35
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("name", ["residual", "depthwise", "sequential", "ends_in_conv", "concatenation"])
 def test_openvino_nearly_equals_the_reference(name, tmp_path):
     q, data = quantize(build(name), batches(name, 2)), batches(name, 2, seed=5)
@@ -82,6 +85,7 @@ def test_openvino_nearly_equals_the_reference(name, tmp_path):
     assert found.sqnr_db is None or found.sqnr_db > 30
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("runtime", [n for n in RUNTIMES if n in _WRITERS])
 def test_one_changed_weight_is_found_where_it_is(runtime, tmp_path):
     needs(runtime)
@@ -96,6 +100,7 @@ def test_one_changed_weight_is_found_where_it_is(runtime, tmp_path):
     assert found.to_dict()["first_departure"]["layer"] == "c1" and "c1" in str(found)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("runtime", [n for n, r in RUNTIMES.items() if r.int8 and r.save is not None])
 def test_an_altered_scale_is_found(runtime, tmp_path):
     needs(runtime)
@@ -148,10 +153,11 @@ def test_a_rounding_that_a_runtime_leaves_out_is_recognised():
     fused, _ = Reference(q).run(batch, unrounded={"conv2d_2"})
     exact = Reference(q).run(batch)[0]
     seen = {n: fused[n] if n in list(names)[list(names).index("relu_2") :] else exact[n] for n in names}
-    causes = diagnose(q, "openvino", batch, seen, {}, names)
+    causes = diagnose(q, None, batch, seen, {}, names)
     assert list(causes) == ["relu_2"] and causes["relu_2"].name == "fusion" and "c2 is not rounded" in str(causes["relu_2"])
 
 
+@pytest.mark.processor
 def test_what_the_file_as_shipped_does_otherwise_is_found(tmp_path):
     """OpenVINO adds a convolution's sums to the residual before it rounds, unless the convolution's own value is asked for."""
     q, data = quantize(build("residual"), batches(), target="x86-vnni"), batches(count=1)

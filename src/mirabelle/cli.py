@@ -106,10 +106,10 @@ def _run(options: argparse.Namespace) -> int:
             f"{100 * result['accuracy_drop']:+.2f} points of {finished.report['recipe']['metric']} lost"
         )
     out.print(f"report: {(finished.folder / 'report.html').resolve()}")
+    for warning in finished.warnings:
+        out.print(f"warning: limit missed: {warning}", style="yellow")
     if finished.missed:
-        if recipe.limits.on_fail == "stop":
-            raise LimitError(finished.shortfall())
-        out.print(f"warning: limit missed: {finished.shortfall()}", style="yellow")
+        raise LimitError(finished.shortfall())
     return 0
 
 

@@ -28,6 +28,8 @@ from mirabelle.sparsify.gradual import check as check_gradual
 from mirabelle.train import LOSSES, train
 from mirabelle.train.optim import OPTIMIZERS, SCHEDULES
 
+LIMITS = ("accuracy_drop", "speedup", "size_ratio", "macs")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -35,18 +37,21 @@ class Limits:
 
     accuracy_drop: at most so much below the original, as a fraction (0.005 is half a point). speedup: at least so many times faster than the float original
     on the same runtime. size_ratio: the file at least so many times smaller. macs: at most this fraction of the original's. on_fail: `stop` ends the run
-    with an error, `warn` only says so.
+    with an error, `warn` only says so; or one of these for each limit by its name, as a speed-up depends on the processor: those not named stop.
     """
 
     accuracy_drop: float | None = None
     speedup: float | None = None
     size_ratio: float | None = None
     macs: float | None = None
-    on_fail: str = "stop"
+    on_fail: str | Mapping[str, str] = "stop"
 
     def items(self) -> list[tuple[str, float]]:
-        found = [(n, getattr(self, n)) for n in ("accuracy_drop", "speedup", "size_ratio", "macs")]
-        return [(n, v) for n, v in found if v is not None]
+        return [(n, getattr(self, n)) for n in LIMITS if getattr(self, n) is not None]
+
+    def stops(self, name: str) -> bool:
+        """Whether missing this limit ends the run with an error."""
+        return (self.on_fail if isinstance(self.on_fail, str) else self.on_fail.get(name, "stop")) == "stop"
 
 
 @dataclass(frozen=True)
@@ -381,13 +386,20 @@ def _limits(content: Any) -> Limits:
     _known_keys(content, list(Limits.__dataclass_fields__), "limits")
     for key, value in content.items():
         if key == "on_fail":
-            if value not in ("stop", "warn"):
-                raise RecipeError(f"limits.on_fail is {value!r}; expected 'stop' or 'warn'")
+            _check_on_fail(value)
             continue
         low, high = {"accuracy_drop": (-1, 1), "macs": (0, 1)}.get(key, (0, float("inf")))
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == float("inf"):
             raise RecipeError(f"limits.{key} is {value!r}; expected a number above {low}" + (f" and at most {high}" if high != float("inf") else ""))
     return Limits(**content)
+
+
+def _check_on_fail(value: Any) -> None:
+    if isinstance(value, dict):
+        _known_keys(value, LIMITS, "limits.on_fail")
+    for word in value.values() if isinstance(value, dict) else [value]:
+        if word not in ("stop", "warn"):
+            raise RecipeError(f"limits.on_fail is {value!r}; expected 'stop' or 'warn', or one of these for each limit, such as {{speedup: warn}}")
 
 
 def _check_limits(limits: Limits, steps: tuple[Step, ...]) -> None:

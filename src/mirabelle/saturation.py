@@ -8,16 +8,29 @@ silently wrong. Which inputs are neighbours is the kernel's affair:
 | `mlas` (ONNX Runtime) | place by place, at each all channels of the group | (0, 1), (2, 3), ... through all of it; an odd last one stands alone |
 | `onednn` (OpenVINO) | the same | within a place; with an odd number of channels the last one stands alone |
 
-Depthwise convolutions and int8 activations go through other instructions and never clip. The layouts were read off both
-runtimes' kernels on a processor without VNNI.
+Signed bytes are raised by 128 first, by all of OpenVINO's kernels. ONNX Runtime multiplies them exactly, but turns most files of int8 into files of uint8 when
+it opens them: all but the values that something else reads, too. Depthwise convolutions go through other instructions and never clip.
+All of this was read off both runtimes' kernels on processors without VNNI.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 Array = np.ndarray
 LAYOUTS = ("mlas", "onednn")
+
+
+class Kernels(NamedTuple):
+    """layout: which products are paired. signed: whether layers of signed bytes clip, too, which are raised by 128 for that."""
+
+    layout: str
+    signed: bool
+
+
+KERNELS = {"mlas": Kernels("mlas", False), "mlas-u8": Kernels("mlas", True), "onednn": Kernels("onednn", True)}
 LOW, HIGH = -(2**15), 2**15 - 1
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from mirabelle.errors import InputError, choose
 from mirabelle.measure.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measure.layers import LayerRow, advice, compare_layers
-from mirabelle.measure.machine import has_vnni, machine, versions
+from mirabelle.measure.machine import machine, versions
 from mirabelle.measure.macs import OnnxMacs, count_macs, count_onnx_macs, count_onnx_parameters, count_parameters, fvcore_macs
 from mirabelle.measure.memory import PeakMemory, peak_memory
 
@@ -47,7 +47,6 @@ __all__ = [
     "count_onnx_parameters",
     "count_parameters",
     "fvcore_macs",
-    "has_vnni",
     "machine",
     "measure",
     "peak_memory",

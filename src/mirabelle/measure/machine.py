@@ -11,7 +11,6 @@ from pathlib import Path
 
 # Instructions that decide how fast int8 and bfloat16 are.
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm")
-VNNI = {"avx_vnni", "avx512_vnni", "amx_int8"}
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -84,14 +83,6 @@ def machine() -> dict:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def has_vnni() -> bool:
-    """Whether 8-bit products are added up in 32 bits by one instruction. Without it, x86 kernels add pairs in 16 bits, and these saturate.
-
-    False also where the system hides its features.
-    """
-    return bool(VNNI & set(_fixed()[1]))
 
 
 def versions(*packages: str) -> dict[str, str | None]:

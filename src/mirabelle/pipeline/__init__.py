@@ -24,14 +24,18 @@ from mirabelle.store import load
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result: `model/` and a folder for each runtime."""
+    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result: `model/` and a folder for each runtime.
+
+    missed, warnings: a sentence for each limit that was missed, those that stop a run and those that only warn.
+    """
 
     report: dict[str, Any]
     folder: Path
     missed: list[str]
+    warnings: list[str]
 
     def shortfall(self) -> str:
-        """Which limits were missed, by how much, and where the files are; empty where none was."""
+        """Which limits were missed that stop a run, by how much, and where the files are; empty where none was."""
         return "; ".join(self.missed) + f". Everything is kept in {self.folder}" if self.missed else ""
 
 
@@ -57,8 +61,8 @@ def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path
         _, report = _steps(state, workspace, root_key(recipe, model, loaders))
         write(report, workspace.folder)
         _collect(state, workspace.folder)
-    finished = Run(report, workspace.folder, missed(report))
-    if finished.missed and check and recipe.limits.on_fail == "stop":
+    finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))
+    if finished.missed and check:
         raise LimitError(finished.shortfall())
     return finished
 

@@ -107,15 +107,16 @@ def _limits(state: State, result: dict[str, Any]) -> list[dict[str, Any]]:
     for name, limit in state.recipe.limits.items():
         value = result["macs_ratio"] if name == "macs" else result[name]
         met = value is not None and (value <= limit if name in ("accuracy_drop", "macs") else value >= limit)
-        found.append({"name": name, "limit": limit, "value": value, "met": met, "runtime": result["runtime"]})
+        stops = state.recipe.limits.stops(name)
+        found.append({"name": name, "limit": limit, "value": value, "met": met, "runtime": result["runtime"], "on_fail": "stop" if stops else "warn"})
     return found
 
 
-def missed(report: dict[str, Any]) -> list[str]:
-    """One sentence for each limit that was not met: which, and by how much."""
+def missed(report: dict[str, Any], on_fail: str) -> list[str]:
+    """One sentence for each limit with this `on_fail` that was not met: which, and by how much."""
     said = []
     for limit in report["limits"]:
-        if not limit["met"]:
+        if not limit["met"] and limit["on_fail"] == on_fail:
             value = "not measured" if limit["value"] is None else f"{limit['value']:.4g}"
             by = "" if limit["value"] is None else f", missed by {abs(limit['value'] - limit['limit']):.2g}"
             said.append(f"{limit['name']} is {value}, the limit is {limit['limit']:g}{by} (on {limit['runtime']})")

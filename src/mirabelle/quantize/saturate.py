@@ -24,6 +24,9 @@ from mirabelle.quantize.fake import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantize.observe import Histogram
 from mirabelle.quantize.place import layer_input, layer_name
 
+# What layers read once those before them are rounded, and images that calibration has not seen, reach a little further.
+MARGIN = 0.125
+
 
 @dataclass(frozen=True)
 class PairSums:
@@ -69,14 +72,14 @@ def limit_pairs(
 ) -> PairSums | None:
     """Widens the steps of those filters of a layer whose sums of pairs can leave 16 bits; None for layers that kernels compute otherwise.
 
-    low, high: the least and largest value of each channel of the layer's input in the calibration data. An input counts as far as its channel reached, and zero,
-    which stands outside images, always. Filters are limited in the layouts of all kernels at once.
+    low, high: the least and largest value of each channel of the layer's input in the calibration data. An input counts as far as its channel reached and MARGIN
+    of that more, and zero, which stands outside images, always. Filters are limited in the layouts of all kernels at once.
     """
     inputs = weight.shape[1] if operator(node) != "linear" else weight.shape[-1]
     groups = len(low) // inputs
     if activation.low < 0 or (groups == len(weight) and inputs == 1):
         return None
-    reached = [_on_grid(v, activation) for v in (np.minimum(low, 0), np.maximum(high, 0))]
+    reached = [_on_grid(v * (1 + MARGIN), activation) for v in (np.minimum(low, 0), np.maximum(high, 0))]
     shape = (len(weight), inputs, -1)
     before, pairs = quantizer.scale.detach().clone(), None
     for _ in range(64):  # each turn leaves less than the one before; rounding may take a few

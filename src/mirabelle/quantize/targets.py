@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 
 from mirabelle.errors import choose
-from mirabelle.measure.machine import has_vnni
+from mirabelle.runtimes.pair_sums import kernels_with_pairs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ TARGETS: dict[str, Target] = {
 
 
 def resolve_target(name: str = "auto") -> Target:
-    """A target by name; `auto` is this machine's. Files for `x86` are right on every x86 machine, with or without VNNI."""
+    """A target by name; `auto` is this machine's, of whose kernels ONNX Runtime's are asked whether they clip sums of pairs. Files for `x86` suit every x86 machine."""
     if name == "auto":
-        name = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86-vnni" if has_vnni() else "x86"
+        name = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86-vnni" if kernels_with_pairs("onnxruntime") is None else "x86"
     return choose(name, TARGETS, "target")

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -23,13 +24,15 @@ from torch import fx, nn
 
 from mirabelle.data import Batch, samples
 from mirabelle.errors import InputError
+from mirabelle.graph.capture import sample_elements
 from mirabelle.measure.accuracy import Score, as_tensor, predictor, score
 from mirabelle.progress import bar
 from mirabelle.quantize.description import quantization
 from mirabelle.quantize.fake import ActivationQuantizer
-from mirabelle.quantize.place import Site
+from mirabelle.quantize.place import Site, layer_name
 from mirabelle.runtimes.artifact import Artifact
-from mirabelle.verify.diagnose import Cause, diagnose, diagnose_shipped
+from mirabelle.runtimes.pair_sums import kernels_with_pairs
+from mirabelle.verify.diagnose import Cause, diagnose, diagnose_shipped, layer_of, saturation
 from mirabelle.verify.expose import exposed, is_edited, run_in_float
 from mirabelle.verify.reference import Reference
 from mirabelle.verify.simulate import elements, simulate
@@ -99,6 +102,8 @@ class Verification:
     float_agreement: of the runtime against the network in float. float_operators: what the reference ran in float for want of an integer form.
     shipped: where the outputs of the file as it is differ from those of the copy that shows all layers, the first layer that does, and why.
     note: where the layers' values come from, if not from the file itself, and which layers are not in it.
+    saturated: the layers, in order of execution, that lost something because this processor's kernels clip pairs of products at 16 bits, and the share of their
+    sums that did. The reference clips them, too.
     """
 
     runtime: str
@@ -114,6 +119,7 @@ class Verification:
     float_operators: list[str]
     shipped: dict[str, str] | None = None
     note: str = ""
+    saturated: dict[str, float] = field(default_factory=dict)
 
     @property
     def first_departure(self) -> LayerCheck | None:
@@ -150,6 +156,11 @@ class Verification:
             f"runtime's output SQNR against float {_decibels(self.float_sqnr_db)} dB",
             f"first departure: {first.layer}: {first.note}" if first else "no layer is off by more than one step",
         ]
+        if found := self.saturated:
+            lines.append(
+                f"saturation: this processor's kernels clip pairs of products at 16 bits in {len(found)} layer{'s' * (len(found) > 1)}, first in {next(iter(found))}, "
+                f"most in {max(found, key=found.__getitem__)} ({_share(max(found.values()))} of its sums); quantize with target='x86'"
+            )
         if self.note:
             lines.append(self.note)
         if self.shipped:
@@ -182,8 +193,9 @@ def verify(
     reference and runtime, layer by layer.
 
     The runtime executes a copy of the artifact with the integers of every layer as outputs; each is compared with the integer reference. Where they differ, the
-    layer is computed again from the runtime's own integers before it, so that only its own departure is left, and causes are tried in turn: clipped
-    pairs of a kernel without VNNI, a fusion that leaves out a rounding, float arithmetic. The final outputs are compared on the artifact itself.
+    layer is computed again from the runtime's own integers before it, so that only its own departure is left, and causes are tried in turn: a fusion that leaves
+    out a rounding, float arithmetic. Where this processor's kernels clip pairs of products at 16 bits (x86 without VNNI) the reference clips them, too, and
+    `Verification.saturated` counts what that changed: other departures are found behind it. The final outputs are compared on the artifact itself.
     Where the runtime's files cannot be edited, the layers' values come from a second file made from `model`, and are left out if that one gives other outputs than
     the artifact. original: the float network that the runtime's outputs are compared with; by default `model` without its grids, which is the same until it is trained.
     Raises `InputError` where `model` is not quantised or does not fit the artifact.
@@ -191,11 +203,14 @@ def verify(
     described = quantization(model)
     if described is None:
         raise InputError("verify needs the quantised network (mb.quantize); a float artifact can be compared by mb.measure")
-    reference, layers, ends = Reference(model), {s.node: s for s in described.sites}, _outputs(model)
+    pairs = kernels_with_pairs(artifact.runtime)
+    reference, layers, ends = Reference(model, pairs=pairs), {s.node: s for s in described.sites}, _outputs(model)
+    clipped: Counter[str] = Counter()
     names = {n: s.layer for n, s in layers.items()}
     outputs: list[tuple[np.ndarray, ...]] = []
     causes: dict[str, Cause] = {}
     shipped: tuple[str, Cause] | None = None
+    unsigned: Reference | None = None
     changed = False
     with tempfile.TemporaryDirectory() as folder, bar(f"verifying on {artifact.runtime}", samples) as shown:
         copy, inside = exposed(model, artifact, [n for n in layers if n not in ends], Path(folder))
@@ -207,6 +222,7 @@ def verify(
         float_layers: dict[str, str] | None = None
         for batch in _pieces(data, samples, max(1, min(32, VALUES // max(1, elements(model))))):
             expected, result = reference.run(batch)
+            clipped.update(reference.clipped)
             values = copy.predict(batch)
             values = values if isinstance(values, tuple) else (values,)
             inner = iter(values[len(artifact.outputs) :])
@@ -227,26 +243,34 @@ def verify(
                 examined = {n: max(examined[n], worst[n]) for n in layers}
                 if float_layers is None:
                     float_layers = run_in_float(artifact, batch.head(1), layers)
-                found = diagnose(model, artifact.runtime, batch, seen, float_layers, names)
+                found = diagnose(model, pairs, batch, seen, float_layers, names)
                 causes |= {n: c for n, c in found.items() if n not in causes or causes[n].name == "rounding"}
             differs = not np.array_equal(as_tensor(values[0]).numpy(), actual)
             changed = changed or differs
-            if not outputs and differs and is_edited(artifact):
+            if not outputs and differs and pairs == "mlas":
+                unsigned = _nearer(Reference(model, pairs="mlas-u8"), batch, result, actual)
+            if unsigned is not None:  # the file's final outputs are those of these kernels
+                result = unsigned.run(batch)[1]
+                clipped.update(unsigned.clipped)
+            elif not outputs and differs and is_edited(artifact):
                 few = {n: v[:4] for n, v in seen.items()}
                 alone = _alone(model, artifact, batch.head(4), few, ends, grids, Path(folder))
-                shipped = diagnose_shipped(model, batch.head(4), few, alone, float_layers or {}, names)
+                shipped = diagnose_shipped(model, pairs, batch.head(4), few, alone, float_layers or {}, names)
             outputs.append((result, actual, simulation, plain if original is None else as_tensor(_predict(original, batch)).numpy()))
             shown.advance(batch.size)
     result, actual, simulation, plain = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     note = "" if is_edited(artifact) else OTHER if changed else AGAIN
     compared = [n for n in layers if note != OTHER or n in ends]
-    checks = [_check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes, names)) for n in compared]
+    checks = [
+        _check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes, names, clipped[layer_of(model, n).name]))
+        for n in compared
+    ]
     note += " " * bool(note and merged) + (f"Not in the file, as its converter merged them with others: {', '.join(merged)}." if merged else "")
     same = _classes(result) == _classes(actual)
     return Verification(
         artifact.runtime, len(result), checks, _agreement(result, actual), _ties(result[~same]), sqnr(result, actual), sqnr(result, simulation),
         sqnr(plain, actual), _agreement(plain, actual), _agreement(plain, simulation), sorted(set(reference.floats)),
-        shipped and {"layer": layers[shipped[0]].layer, "cause": shipped[1].name, "why": str(shipped[1])}, note,
+        shipped and {"layer": layers[shipped[0]].layer, "cause": shipped[1].name, "why": str(shipped[1])}, note, _shares(model, clipped, len(result)),
     )  # fmt: skip
 
 
@@ -323,7 +347,9 @@ def _ties(logits: np.ndarray) -> int:
     return int((best[:, 1] - best[:, 0] <= np.abs(flat).max(1) / 127).sum())
 
 
-def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause], names: dict[str, str]) -> Cause | None:
+def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause], names: dict[str, str], clipped: int) -> Cause | None:
+    if clipped and runtime[name].off_by <= 1:
+        return saturation(clipped, runtime[name].count)
     if runtime[name].off_by == 0:
         return None
     if name in causes and (runtime[name].off_by <= 1 or causes[name].name != "rounding"):
@@ -332,6 +358,19 @@ def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause], 
     handed = f"differences that began at {names[origin]}" if origin and origin != name else "differences of layers before it"
     own = f"; its own {causes[name]}" if name in causes else ""
     return Cause("earlier layers", handed + own)
+
+
+def _nearer(unsigned: Reference, batch: Batch, result: np.ndarray, actual: np.ndarray) -> Reference | None:
+    """`unsigned` where it gives the file's outputs, and not `result`: ONNX Runtime turns signed bytes into unsigned ones where nothing else reads them, and then clips."""
+    other = unsigned.run(batch)[1]
+    near, far = (float(np.square(actual.astype(np.float64) - v).sum()) for v in (other, result))
+    return unsigned if unsigned.clipped and near < far else None
+
+
+def _shares(model: fx.GraphModule, clipped: Mapping[str, int], samples: int) -> dict[str, float]:
+    """By layer, in order of execution, the share of its sums. clipped: how many, by node."""
+    count = sample_elements(model.graph)
+    return {layer_name(n): clipped[n.name] / (samples * count(n)) for n in model.graph.nodes if n.name in clipped}
 
 
 def _check(layer: str, runtime: Comparison, simulated: Comparison, floats: Comparison, cause: Cause | None) -> LayerCheck:

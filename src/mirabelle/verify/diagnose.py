@@ -17,8 +17,6 @@ from torch import fx
 from mirabelle.data import Batch
 from mirabelle.verify.reference import Reference
 
-# The layout of pairs that each runtime's kernels have, where they add pairs in 16 bits.
-PAIRS = {"onnxruntime": "mlas", "onnxruntime-mobile": "mlas", "openvino": "onednn"}
 # Another rounding explains a layer when it leaves at most this share of the differences.
 EXPLAINED = 0.1
 
@@ -34,33 +32,30 @@ class Cause:
         return f"{self.name}: {self.evidence}" if self.evidence else self.name
 
 
+def saturation(clipped: int, total: int) -> Cause:
+    """The cause of a layer of whose `total` sums so many lost something."""
+    return Cause("saturation", f"{clipped} of {total} sums hold pairs beyond 16 bits, which this processor's kernels clip")
+
+
 def diagnose(
-    model: fx.GraphModule, runtime: str, batch: Batch, seen: Mapping[str, np.ndarray], in_float: Mapping[str, str], names: Mapping[str, str]
+    model: fx.GraphModule, pairs: str | None, batch: Batch, seen: Mapping[str, np.ndarray], in_float: Mapping[str, str], names: Mapping[str, str]
 ) -> dict[str, Cause]:
     """For each site that holds something else than what follows from the integers that the runtime had before it, why.
 
-    seen: the runtime's integers of every site on `batch`. in_float: sites whose layer the runtime says it ran in float, with the name that it gives it.
+    pairs: as in `Reference`. seen: the runtime's integers of every site on `batch`. in_float: sites whose layer the runtime says it ran in float, with the name that it gives it.
     names: what people know the sites by.
     """
-    local, _ = Reference(model).run(batch, seen)
+    local, _ = Reference(model, pairs=pairs).run(batch, seen)
     causes: dict[str, Cause] = {}
-    with_pairs: list[tuple[dict[str, np.ndarray], dict[str, int]]] = []  # computed once, when first asked for
-
-    def clipping() -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        if not with_pairs:
-            reference = Reference(model, pairs=PAIRS.get(runtime))
-            with_pairs.append((reference.run(batch, seen)[0], reference.clipped))
-        return with_pairs[0]
-
     for site in seen:
-        if (cause := _cause(model, site, batch, seen, local[site], in_float, names, clipping)) is not None:
+        if (cause := _cause(model, pairs, site, batch, seen, local[site], in_float, names)) is not None:
             causes[site] = cause
     return causes
 
 
 def diagnose_shipped(
-    model: fx.GraphModule, batch: Batch, seen: Mapping[str, np.ndarray], alone: Callable[[str], np.ndarray], in_float: Mapping[str, str],
-    names: Mapping[str, str],
+    model: fx.GraphModule, pairs: str | None, batch: Batch, seen: Mapping[str, np.ndarray], alone: Callable[[str], np.ndarray],
+    in_float: Mapping[str, str], names: Mapping[str, str],
 ) -> tuple[str, Cause] | None:  # fmt: skip
     """The first site whose value in the file as it is differs from that in the copy with all values as outputs, and why: a runtime that may not drop a value
     cannot fuse the layers around it. None where there is no such site.
@@ -79,14 +74,14 @@ def diagnose_shipped(
     if shipped is None:
         return None
     site = order[low]
-    local, _ = Reference(model).run(batch, seen)
-    cause = _cause(model, site, batch, {**seen, site: shipped}, local[site], in_float, names, lambda: (local, {}))
+    local, _ = Reference(model, pairs=pairs).run(batch, seen)
+    cause = _cause(model, pairs, site, batch, {**seen, site: shipped}, local[site], in_float, names)
     return site, cause or Cause("unknown", "the value is another one when no other value is an output of the file")
 
 
 def _cause(
-    model: fx.GraphModule, site: str, batch: Batch, seen: Mapping[str, np.ndarray], expected: np.ndarray, in_float: Mapping[str, str],
-    names: Mapping[str, str], clipping: Callable,
+    model: fx.GraphModule, pairs: str | None, site: str, batch: Batch, seen: Mapping[str, np.ndarray], expected: np.ndarray,
+    in_float: Mapping[str, str], names: Mapping[str, str],
 ) -> Cause | None:  # fmt: skip
     off = np.abs(expected.astype(np.int64) - seen[site])
     differing, largest = float((off != 0).mean()), int(off.max())
@@ -97,18 +92,9 @@ def _cause(
 
     if not differing:
         return None
-    layer = _layer(model, site)
-    if largest > 1:
-        clipped, counts = clipping()
-        if counts.get(layer.name) and np.abs(clipped[site] - seen[site]).max() <= 1 and (rest := left(clipped[site])) < 1:
-            return Cause(
-                "saturation",
-                f"{counts[layer.name]} of {off.size} sums hold pairs beyond 16 bits; with the kernel's clipping {_percent(1 - differing * rest)} "
-                f"of the integers are equal, without it {_percent(1 - differing)}",
-            )
     for source in _sources(model, site):
         # Also for differences of one step: a value that is rounded once instead of twice differs by no more.
-        if (rest := left(Reference(model).run(batch, seen, {source})[0][site])) <= EXPLAINED:
+        if (rest := left(Reference(model, pairs=pairs).run(batch, seen, {source})[0][site])) <= EXPLAINED:
             return Cause(
                 "fusion",
                 f"{names[source]} is not rounded on the way: with that {_percent(1 - differing * rest)} of the integers are equal, "
@@ -127,7 +113,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %" if share < 0.99 else f"{100 * share:.5g} %"
 
 
-def _layer(model: fx.GraphModule, site: str) -> fx.Node:
+def layer_of(model: fx.GraphModule, site: str) -> fx.Node:
     """The node that makes the site's value: before its rectifier, if it has one."""
     node = next(n for n in model.graph.nodes if n.name == site)
     while node.op == "call_function" and len(node.all_input_nodes) == 1 and node.all_input_nodes[0].op == "call_function":

@@ -123,7 +123,7 @@ class Reference:
     """Runs a quantised network with integers. `floats` names the operators that ran in float for want of an integer form.
 
     requantisation: `float32`, a factor for each channel as CPU runtimes have it, or `fixed`, a fixed-point multiplier and a shift.
-    pairs: None for exact sums, or a layout of `saturation.LAYOUTS`: sums of pairs are clipped to 16 bits, as that library does without VNNI.
+    pairs: None for exact sums, or a name of `saturation.KERNELS`: sums of pairs are clipped to 16 bits, as these do without VNNI.
     """
 
     def __init__(self, model: fx.GraphModule, requantisation: str = "float32", pairs: str | None = None):
@@ -131,7 +131,7 @@ class Reference:
             raise InputError("the integer reference needs a quantised network; call mb.quantize first")
         self.model = model
         self.fixed = choose(requantisation, REQUANTISATIONS, "requantisation")
-        self.pairs = pairs if pairs is None else choose(pairs, {n: n for n in saturation.LAYOUTS}, "layout of pairs")
+        self.pairs = pairs if pairs is None else choose(pairs, saturation.KERNELS, "kernels with pairs")
         self.floats: list[str] = []
         self.clipped: dict[str, int] = {}
 
@@ -232,7 +232,7 @@ class Reference:
             bias = bias_integers(values[node.args[2]], scales).numpy()
         if name == "linear":
             q = intmath.linear(x.centred, weight, bias, bits)
-            return Accumulated(self._clip(node, q, x.q, weight.T, weight.shape[1]), scales.numpy())
+            return Accumulated(self._clip(node, q, x, x.q - x.grid.low, weight.T, weight.shape[1]), scales.numpy())
         centred, flat = x.centred, name == "conv1d"
         if flat:  # a convolution over images of height 1
             centred, weight = centred[:, :, None], weight[:, :, None]
@@ -245,31 +245,32 @@ class Reference:
         groups, padding = node.args[6] if len(node.args) > 6 else 1, _pair(padding, flat, 0)
         q = intmath.conv2d(centred, weight, bias, stride, padding, dilation, groups, bits)
         if self.pairs and weight.shape[1] > 1:
-            seen = intmath.patches(centred + x.grid.zero_point, weight.shape[2:], stride, padding, dilation, x.grid.zero_point)
-            q = self._clip_groups(node, q, seen, weight, groups)
+            zero = x.grid.zero_point - x.grid.low
+            seen = intmath.patches(centred + zero, weight.shape[2:], stride, padding, dilation, zero)
+            q = self._clip_groups(node, q, x, seen, weight, groups)
         return Accumulated(q[:, :, 0] if flat else q, scales.numpy().reshape(1, -1, *[1] * (x.q.ndim - 2)))
 
-    def _clip(self, node: fx.Node, accumulators: np.ndarray, rows: np.ndarray, columns: np.ndarray, channels: int) -> np.ndarray:
-        """Accumulators (..., O) as the kernel with pairs has them. rows: (..., K) stored integers, place by place with `channels` at each."""
-        if self.pairs is None or rows.min() < 0:  # signed activations take another instruction
+    def _clip(self, node: fx.Node, accumulators: np.ndarray, x: Quantized, rows: np.ndarray, columns: np.ndarray, channels: int) -> np.ndarray:
+        """Accumulators (..., O) as kernels with pairs have them. rows: (..., K) unsigned bytes, place by place with `channels` at each."""
+        if self.pairs is None or (x.grid.low < 0 and not self.pairs.signed):
             return accumulators
         rows, columns = (
-            saturation.paired(rows.reshape(-1, rows.shape[-1]), channels, self.pairs, 1),
-            saturation.paired(columns, channels, self.pairs, 0),
+            saturation.paired(rows.reshape(-1, rows.shape[-1]), channels, self.pairs.layout, 1),
+            saturation.paired(columns, channels, self.pairs.layout, 0),
         )
         lost = saturation.excess(rows, columns)
         if changed := int((lost != 0).sum()):
             self.clipped[node.name] = self.clipped.get(node.name, 0) + changed
         return intmath.checked(accumulators + lost.reshape(accumulators.shape))
 
-    def _clip_groups(self, node: fx.Node, accumulators: np.ndarray, seen: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
+    def _clip_groups(self, node: fx.Node, accumulators: np.ndarray, x: Quantized, seen: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
         """The same for a convolution: accumulators (N, O, H, W), seen: of `intmath.patches`."""
         outputs, inputs = weight.shape[:2]
         each = outputs // groups
         parts = []
         for g, columns in enumerate(intmath.filters(weight, groups)):
             rows = seen[..., g * inputs : (g + 1) * inputs].reshape(*seen.shape[:3], -1)
-            parts.append(self._clip(node, accumulators[:, g * each : (g + 1) * each].transpose(0, 2, 3, 1), rows, columns, inputs))
+            parts.append(self._clip(node, accumulators[:, g * each : (g + 1) * each].transpose(0, 2, 3, 1), x, rows, columns, inputs))
         return np.concatenate(parts, 3).transpose(0, 3, 1, 2)
 
     def _in_torch(self, node: fx.Node, values: dict) -> Any:
