@@ -18,7 +18,7 @@ test-processors: .venv/dev
 # LiteRT's and ExecuTorch's converters bring a gigabyte of packages along, which `make test` does without: their tests skip there.
 test-phones: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,litert,executorch]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_phone_runtimes.py tests/test_tflite_sparse.py tests/test_export.py tests/test_verify.py tests/test_watch.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtimes/test_phone_runtimes.py tests/runtimes/test_tflite_sparse.py tests/test_exporter.py tests/verification/test_verify.py tests/runtimes/test_watch.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

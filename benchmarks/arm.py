@@ -17,12 +17,12 @@ from torch import nn
 
 import mirabelle as mb
 from benchmarks import zoo
-from mirabelle.checks import clone
+from mirabelle.base.checks import clone
+from mirabelle.base.files import read_json, write_json
 from mirabelle.devices import arm64, arm_setup
-from mirabelle.files import read_json, write_json
-from mirabelle.measure.machine import machine, versions
-from mirabelle.prune import prune
-from mirabelle.quantize import quantize
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.pruning import prune
+from mirabelle.quantization import quantize
 
 RESULTS = Path(__file__).parent / "results" / "arm.json"
 NETWORKS = {"MobileNetV1": "timm/mobilenetv1_100", "MobileNetV2": "torchvision/mobilenet_v2", "ResNet-18": "torchvision/resnet18"}

@@ -20,11 +20,11 @@ import mirabelle as mb
 from benchmarks.distillation_table import write_tables
 from examples import fashion
 from examples.embeddings import UNSEEN, ArcFace, LargeEmbedder, MobileFaceNet, arcface_loss, verify_pairs
-from mirabelle.data import cache_folder, seed_everything
-from mirabelle.distill import run as distill
-from mirabelle.files import read_json, read_tensors, write_json, write_tensors
-from mirabelle.measure.accuracy import evaluate, predictor
-from mirabelle.measure.machine import machine, versions
+from mirabelle.base.data import cache_folder, seed_everything
+from mirabelle.base.files import read_json, read_tensors, write_json, write_tensors
+from mirabelle.distillation.api import run as distill
+from mirabelle.measurement.accuracy import evaluate, predictor
+from mirabelle.measurement.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = {"lr": 0.01, "precision": "float32", "progress": ""}
@@ -411,7 +411,7 @@ def text(bench: Bench) -> None:
 
 
 def _batch(images: torch.Tensor) -> Any:
-    from mirabelle.data import as_batch
+    from mirabelle.base.data import as_batch
 
     return as_batch(images)
 

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from mirabelle.files import read_json, write_text
+from mirabelle.base.files import read_json, write_text
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "distillation.md"
 BEGIN, END = "<!-- results: written by python -m benchmarks.distillation --table -->", "<!-- end of results -->"

@@ -15,10 +15,10 @@ import torch
 from benchmarks import zoo
 from benchmarks.openings import milliseconds, share_of
 from benchmarks.runs import carry_out, kept
-from mirabelle.data import example_inputs
-from mirabelle.measure import count_macs
-from mirabelle.measure.machine import machine, versions
-from mirabelle.prune import prune
+from mirabelle.base.data import example_inputs
+from mirabelle.measurement import count_macs
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.pruning import prune
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
 NETWORKS = ("torchvision/resnet50", "torchvision/mobilenet_v2")

@@ -25,15 +25,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from benchmarks import zoo
-from mirabelle.data import example_inputs
-from mirabelle.export import export
-from mirabelle.files import read_json, write_json
-from mirabelle.graph.groups import Coupling
-from mirabelle.graph.surgery import difference, indices, mask, reference
-from mirabelle.measure import count_macs, count_parameters
-from mirabelle.measure.machine import machine, versions
-from mirabelle.prune import plan, prune
-from mirabelle.prune.part import given
+from mirabelle.base.data import example_inputs
+from mirabelle.base.files import read_json, write_json
+from mirabelle.channels.groups import Coupling
+from mirabelle.channels.surgery import difference, indices, mask, reference
+from mirabelle.exporter import export
+from mirabelle.measurement import count_macs, count_parameters
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.pruning import prune
+from mirabelle.pruning.api import plan
+from mirabelle.pruning.part import given
 from mirabelle.store import load, save
 
 RESULTS = Path(__file__).parent / "results" / "networks.json"

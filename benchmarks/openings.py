@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from mirabelle.data import Batch
+from mirabelle.base.data import Batch
 from mirabelle.graph.artifacts import time_in_turn, write_artifact
 
 OPENINGS = 5

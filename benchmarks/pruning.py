@@ -34,14 +34,14 @@ from benchmarks import photographs
 from benchmarks.openings import milliseconds, share_of
 from benchmarks.runs import carry_out, command, is_asked, kept, rows, span, those
 from examples import fashion
-from mirabelle.batchnorm import reestimate_batchnorm
-from mirabelle.data import cache_folder, example_inputs, seed_everything
-from mirabelle.measure import count_macs
-from mirabelle.measure.accuracy import evaluate, predictor
-from mirabelle.measure.machine import machine, versions
-from mirabelle.prune import prune
+from mirabelle.base.data import cache_folder, example_inputs, seed_everything
+from mirabelle.fitting.batchnorm import reestimate_batchnorm
+from mirabelle.measurement import count_macs
+from mirabelle.measurement.accuracy import evaluate, predictor
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.pruning import prune
 from mirabelle.store import load, save
-from mirabelle.train import fit
+from mirabelle.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
 SHARES = (0.8, 0.65, 0.5)

@@ -36,12 +36,12 @@ import mirabelle as mb
 from benchmarks import photographs, zoo
 from benchmarks.runs import carry_out, kept, rows
 from examples import fashion
-from mirabelle.data import cache_folder, seed_everything
-from mirabelle.errors import MirabelleError
-from mirabelle.measure.accuracy import paired_drop
-from mirabelle.measure.latency import alternate, speedup
-from mirabelle.measure.machine import machine, versions
-from mirabelle.quantize import quantize
+from mirabelle.base.data import cache_folder, seed_everything
+from mirabelle.base.errors import MirabelleError
+from mirabelle.measurement.accuracy import paired_drop
+from mirabelle.measurement.latency import alternate, speedup
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.quantization import quantize
 from mirabelle.runtimes import load
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"

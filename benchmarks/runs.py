@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mirabelle.files import read_json, write_json
+from mirabelle.base.files import read_json, write_json
 
 Run = dict[str, Any]
 

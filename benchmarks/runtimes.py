@@ -19,12 +19,12 @@ from torch import nn
 import mirabelle as mb
 from benchmarks import photographs
 from examples import fashion
-from mirabelle.errors import MissingRuntimeError
-from mirabelle.files import read_json, write_json
-from mirabelle.measure.accuracy import evaluate, predictor
-from mirabelle.measure.latency import alternate, speedup
-from mirabelle.measure.machine import machine, versions
-from mirabelle.quantize import quantize
+from mirabelle.base.errors import MissingRuntimeError
+from mirabelle.base.files import read_json, write_json
+from mirabelle.measurement.accuracy import evaluate, predictor
+from mirabelle.measurement.latency import alternate, speedup
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.quantization import quantize
 from mirabelle.runtimes import RUNTIMES, check_runs_here, load
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"

@@ -26,15 +26,16 @@ import mirabelle as mb
 from benchmarks import zoo
 from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
 from examples import fashion
-from mirabelle.batchnorm import reestimate_batchnorm
-from mirabelle.checks import clone
-from mirabelle.data import Batch, seed_everything
-from mirabelle.measure.accuracy import evaluate, predictor
-from mirabelle.measure.breakeven import limits, zeroed
-from mirabelle.measure.machine import machine, versions
-from mirabelle.onnxfile import onnx_proto, write_onnx
-from mirabelle.sparsify import by_block, candidates, masks, share_of_zeros, spread
-from mirabelle.train import fit
+from mirabelle.base.checks import clone
+from mirabelle.base.data import Batch, seed_everything
+from mirabelle.fitting.batchnorm import reestimate_batchnorm
+from mirabelle.measurement.accuracy import evaluate, predictor
+from mirabelle.measurement.breakeven import limits, zeroed
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.onnx_files.write import onnx_proto, write_onnx
+from mirabelle.sparsity import masks, share_of_zeros
+from mirabelle.sparsity.layers import by_block, candidates, spread
+from mirabelle.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "sparsity.json"
 SPARSITIES = (0.9, 0.95, 0.98)

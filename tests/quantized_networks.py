@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mirabelle.errors import MissingRuntimeError
+from mirabelle.base.errors import MissingRuntimeError
 from mirabelle.runtimes import check_runs_here
 from mirabelle.runtimes.artifact import require
 

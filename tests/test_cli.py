@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from test_recipe import written
-from tiny import data, model
 
 import mirabelle as mb
 from mirabelle.cli import main
+from tests.pipeline.test_recipe import written
+from tests.tiny import data, model
 
 
 def test_help(capsys):
@@ -20,25 +20,37 @@ def test_help(capsys):
 def test_check(tmp_path, capsys):
     assert main(["run", str(written(tmp_path)), "--check"]) == 0
     assert "is sound" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
-    assert main(["run", str(written(tmp_path, model="tiny:modle")), "--check"]) == 1
+    assert main(["run", str(written(tmp_path, model="tests.tiny:modle")), "--check"]) == 1
     assert "did you mean 'model'" in capsys.readouterr().err
 
 
 def test_explain_and_measure(capsys):
-    assert main(["explain", "tiny:model", "--input", "1,1,8,8", "--json"]) == 0
+    assert main(["explain", "tests.tiny:model", "--input", "1,1,8,8", "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
-    assert main(["measure", "tiny:model", "--input", "1x1x8x8", "--json"]) == 0
+    assert main(["measure", "tests.tiny:model", "--input", "1x1x8x8", "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
 def test_export_and_verify(tmp_path, capsys):
     q = mb.quantize(model().eval(), data()[1], samples=32)
     mb.save(q, tmp_path / "q")
-    line = ["export", "tiny:model", "--load", str(tmp_path / "q"), "--input", "1,1,8,8", "--folder", str(tmp_path / "out")]
+    line = ["export", "tests.tiny:model", "--load", str(tmp_path / "q"), "--input", "1,1,8,8", "--folder", str(tmp_path / "out")]
     assert main(line) == 0
     file = next((tmp_path / "out").rglob("*.onnx"))
     capsys.readouterr()
-    line = ["verify", "tiny:model", "--load", str(tmp_path / "q"), "--file", str(file), "--data", "tiny:data", "--samples", "20", "--json"]
+    line = [
+        "verify",
+        "tests.tiny:model",
+        "--load",
+        str(tmp_path / "q"),
+        "--file",
+        str(file),
+        "--data",
+        "tests.tiny:data",
+        "--samples",
+        "20",
+        "--json",
+    ]
     assert main(line) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
@@ -47,13 +59,13 @@ def test_export_and_verify(tmp_path, capsys):
     "line",
     [
         ["run", "none.yaml"],
-        ["explain", "tiny:modle", "--input", "1,1,8,8"],
-        ["explain", "tiny:model", "--input", "1,3,8,8"],
-        ["measure", "tiny:model"],
+        ["explain", "tests.tiny:modle", "--input", "1,1,8,8"],
+        ["explain", "tests.tiny:model", "--input", "1,3,8,8"],
+        ["measure", "tests.tiny:model"],
         ["measure", "none.onnx", "--input", "1,1,8,8"],
-        ["export", "tiny:model", "--input", "1,1,8,8", "--runtime", "onnxrunti"],
-        ["export", "tiny:model"],
-        ["export", "tiny:model", "--load", "nowhere", "--input", "1,1,8,8"],
+        ["export", "tests.tiny:model", "--input", "1,1,8,8", "--runtime", "onnxrunti"],
+        ["export", "tests.tiny:model"],
+        ["export", "tests.tiny:model", "--load", "nowhere", "--input", "1,1,8,8"],
         ["report", "none.json"],
     ],
 )

@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
-from tiny import data, model
 from torch import nn
-from wide_networks import WIDE
 
 import mirabelle as mb
 from mirabelle import store
-from mirabelle.errors import InputError
+from mirabelle.base.errors import InputError
+from tests.tiny import data, model
+from tests.wide_networks import WIDE
 
 
 def example() -> torch.Tensor:

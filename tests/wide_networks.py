@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from networks import Head, Net, conv_bn, image, shuffle
 from torch import nn
 from torch.nn import functional as F
+
+from tests.networks import Head, Net, conv_bn, image, shuffle
 
 
 def after(function: Callable) -> Net:

@@ -1,19 +1,95 @@
-"""Mirabelle: a trained network in, one that fits a phone out. The public names are the functions below."""
+"""Mirabelle: a trained network in, one that fits a phone out.
 
-from mirabelle.distill import distill
-from mirabelle.export import export
-from mirabelle.graph.explain import explain
-from mirabelle.measure import measure
-from mirabelle.pipeline import run
-from mirabelle.prune import prune
-from mirabelle.quantize import quantize
-from mirabelle.report.picture import picture
-from mirabelle.sparsify import sparsify
-from mirabelle.store import load, save
-from mirabelle.train import fit
-from mirabelle.verify import verify
-from mirabelle.version import __version__
+The verbs are functions, `mb.prune(...)`; the rooms that hold their tables are packages, `mb.pruning.CRITERIA`. Each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mirabelle.base.errors import (
+        CaptureError,
+        CheckpointError,
+        InputError,
+        LimitError,
+        MirabelleError,
+        MissingRuntimeError,
+        RecipeError,
+        SurgeryError,
+    )
+    from mirabelle.base.version import __version__
+    from mirabelle.channels.explain import explain
+    from mirabelle.distillation.api import distill
+    from mirabelle.exporter import export
+    from mirabelle.measurement.api import Measurement, measure
+    from mirabelle.pipeline.api import Run, run
+    from mirabelle.pruning.api import prune
+    from mirabelle.quantization.api import quantize
+    from mirabelle.report.picture import picture
+    from mirabelle.runtimes.artifact import Artifact
+    from mirabelle.sparsity.api import sparsify
+    from mirabelle.store import load, save
+    from mirabelle.training.loop import fit
+    from mirabelle.verification.api import Verification, verify
+
+_HOME = {
+    "distill": "distillation.api", "explain": "channels.explain", "export": "exporter", "fit": "training.loop", "load": "store", "measure": "measurement.api",
+    "picture": "report.picture", "prune": "pruning.api", "quantize": "quantization.api", "run": "pipeline.api", "save": "store", "sparsify": "sparsity.api",
+    "verify": "verification.api",
+    "Artifact": "runtimes.artifact", "Measurement": "measurement.api", "Run": "pipeline.api", "Verification": "verification.api",
+    **dict.fromkeys(
+        ("CaptureError", "CheckpointError", "InputError", "LimitError", "MirabelleError", "MissingRuntimeError", "RecipeError", "SurgeryError"), "base.errors"
+    ),
+    "__version__": "base.version",
+}  # fmt: skip
+_ROOMS = (
+    "base", "channels", "devices", "distillation", "fitting", "graph", "integers", "measurement", "onnx_files", "pipeline", "pruning", "quantization", "report",
+    "runtimes", "sources", "sparsity", "training", "verification",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        found = getattr(importlib.import_module(f"mirabelle.{_HOME[name]}"), name)
+    elif name in _ROOMS:
+        return importlib.import_module(f"mirabelle.{name}")
+    else:
+        raise AttributeError(f"module 'mirabelle' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_ROOMS})
+
 
 __all__ = [
-    "__version__", "distill", "explain", "export", "fit", "load", "measure", "picture", "prune", "quantize", "run", "save", "sparsify", "verify",
-]  # fmt: skip
+    "Artifact",
+    "CaptureError",
+    "CheckpointError",
+    "InputError",
+    "LimitError",
+    "Measurement",
+    "MirabelleError",
+    "MissingRuntimeError",
+    "RecipeError",
+    "Run",
+    "SurgeryError",
+    "Verification",
+    "__version__",
+    "distill",
+    "explain",
+    "export",
+    "fit",
+    "load",
+    "measure",
+    "picture",
+    "prune",
+    "quantize",
+    "run",
+    "save",
+    "sparsify",
+    "verify",
+]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mirabelle
-from mirabelle.errors import InputError, LimitError, MirabelleError
+from mirabelle.base.errors import InputError, LimitError, MirabelleError
 
 out = Console(soft_wrap=True)
 
@@ -88,9 +88,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mirabelle.pipeline import run
+    from mirabelle.pipeline.api import run
     from mirabelle.pipeline.facts import build_data, build_model, check_fit
-    from mirabelle.recipe import load_recipe
+    from mirabelle.pipeline.recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
     if options.check:
@@ -175,7 +175,7 @@ def _measure(options: argparse.Namespace) -> int:
         binary=options.benchmark, serial=options.serial, break_even=options.break_even,
     )  # fmt: skip
     if options.html:
-        from mirabelle.files import write_text
+        from mirabelle.base.files import write_text
         from mirabelle.report import render
 
         seen = found.to_dict()
@@ -218,7 +218,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mirabelle.files import read_json, write_text
+    from mirabelle.base.files import read_json, write_text
     from mirabelle.report import render
 
     if not Path(options.json_file).is_file():

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.checks import clone, load_state
-from mirabelle.compact import decode, encode
-from mirabelle.errors import InputError, did_you_mean
-from mirabelle.files import read_json, read_tensors, sha256, write_json, write_tensors
-from mirabelle.graph.rewrite import FORM, rebuild_graph_form
-from mirabelle.graph.sizes import replace_tensors
-from mirabelle.onnxin import network as network_of
-from mirabelle.quantize import quantization, rebuild
-from mirabelle.quantize.network import example_of
-from mirabelle.sparsify import masks
+from mirabelle.base.checks import clone, load_state
+from mirabelle.base.compression_of_zeros import decode, encode
+from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.files import read_json, read_tensors, sha256, write_json, write_tensors
+from mirabelle.channels.rewrite import FORM, rebuild_graph_form
+from mirabelle.channels.sizes import replace_tensors
+from mirabelle.onnx_files.read import network as network_of
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.graph import example_of, rebuild
+from mirabelle.sparsity import masks
 
 FORMAT = 1
 
@@ -25,7 +25,7 @@ FORMAT = 1
 def save(model: nn.Module, folder: str | Path) -> Path:
     """Writes `folder/model.safetensors` (weights and buffers, with their sizes) and `folder/model.json` (what else is needed to build it again).
 
-    Of weights that `mb.sparsify` made sparse only those that are not zero are written (`compact.py`).
+    Of weights that `mb.sparsify` made sparse only those that are not zero are written (`base/compression_of_zeros.py`).
     The weights are written first, the JSON with their checksum last: an interrupted save leaves no folder that loads as something else.
     """
     folder = Path(folder)

@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mirabelle.base.errors import InputError
 from mirabelle.devices import arm_setup
-from mirabelle.errors import InputError
-from mirabelle.measure.machine import machine
+from mirabelle.measurement.machine import machine
 
 SOURCE = Path(__file__).with_name("cpuid.c")
 UNSUPPORTED = 77
@@ -154,8 +154,8 @@ def on_arm(short: bool) -> Run:
     except InputError as error:
         return Run("arm", "not run", str(error))
     if short:
-        return Run("arm", "64-bit Arm under QEMU", "`make test` runs tests/test_arm64.py")
-    options = ["tests/test_arm64.py", "-p", "no:xdist"]
+        return Run("arm", "64-bit Arm under QEMU", "`make test` runs tests/devices/test_arm64.py")
+    options = ["tests/devices/test_arm64.py", "-p", "no:xdist"]
     return tests("arm", "64-bit Arm under QEMU", options, [sys.executable], {})
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mirabelle.errors import InputError, choose
-from mirabelle.progress import bar
+from mirabelle.base.errors import InputError, choose
+from mirabelle.base.progress import bar
 from mirabelle.runtimes.artifact import Artifact
 
 FOLDER = "/data/local/tmp"

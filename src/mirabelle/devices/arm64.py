@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mirabelle.base.errors import InputError, choose
 from mirabelle.devices import arm_setup
-from mirabelle.errors import InputError, choose
 from mirabelle.runtimes.artifact import Artifact
 
 TIMEOUT = 1800

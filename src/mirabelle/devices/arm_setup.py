@@ -17,10 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from mirabelle.data import cache_folder
-from mirabelle.errors import InputError
-from mirabelle.files import read_json, write_json
-from mirabelle.progress import bar
+from mirabelle.base.data import cache_folder
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import read_json, write_json
+from mirabelle.base.progress import bar
 
 EMULATOR = "qemu-aarch64"
 # What Debian's Python and the wheels load. Their own dependencies come along.

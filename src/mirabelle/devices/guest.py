@@ -1,6 +1,6 @@
 """What runs inside the emulator: `python guest.py job.json inputs.npz outputs.npz`, one network on the Arm build of its runtime.
 
-As in `measure/probe.py`, a bare package stands in for Mirabelle's own, which imports torch. The plugin that counts instructions takes each
+As in `measurement/probe.py`, a bare package stands in for Mirabelle's own, which imports torch. The plugin that counts instructions takes each
 `close` of a number that is no file as a mark.
 """
 

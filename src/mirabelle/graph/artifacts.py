@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from mirabelle.checks import clone
-from mirabelle.data import Batch
+from mirabelle.base.checks import clone
+from mirabelle.base.data import Batch
 from mirabelle.graph.capture import program
-from mirabelle.measure.latency import Latency, alternate
-from mirabelle.onnxfile import onnx_proto, write_onnx
+from mirabelle.measurement.latency import Latency, alternate
+from mirabelle.onnx_files.write import onnx_proto, write_onnx
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 ROUNDS = 400

@@ -16,10 +16,10 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from mirabelle.checks import check_network, check_runs
-from mirabelle.data import Batch
-from mirabelle.errors import CaptureError, InputError
-from mirabelle.muffle import uncollected
+from mirabelle.base.checks import check_network, check_runs
+from mirabelle.base.data import Batch
+from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.quiet import uncollected
 
 BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
 

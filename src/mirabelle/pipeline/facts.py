@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.checks import check_network, check_runs
-from mirabelle.data import Batch, batches
-from mirabelle.distill.features import FEATURE_LOSSES, Taps
-from mirabelle.distill.losses import ANY_WIDTH, PROJECTED
-from mirabelle.distill.teachers import Teachers, teacher_files
-from mirabelle.errors import InputError, RecipeError
-from mirabelle.files import content_hash, sha256, tensors_hash
-from mirabelle.measure.accuracy import METRICS, as_tensor, sample_scores
-from mirabelle.measure.machine import versions
-from mirabelle.plugins import load, resolve
-from mirabelle.prune.criteria import NEEDS_GRADIENTS
-from mirabelle.recipe import OPTIONS, OWN, Recipe, Step
-from mirabelle.sparsify.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
-from mirabelle.train import LOSSES
-from mirabelle.train.loop import seed_epoch
+from mirabelle.base.checks import check_network, check_runs
+from mirabelle.base.data import Batch, batches
+from mirabelle.base.errors import InputError, RecipeError
+from mirabelle.base.files import content_hash, sha256, tensors_hash
+from mirabelle.base.names import load, resolve
+from mirabelle.distillation.features import FEATURE_LOSSES, Taps
+from mirabelle.distillation.losses import ANY_WIDTH, PROJECTED
+from mirabelle.distillation.teachers import Teachers, teacher_files
+from mirabelle.fitting.gradients import LOSSES
+from mirabelle.measurement.accuracy import METRICS, as_tensor, sample_scores
+from mirabelle.measurement.machine import versions
+from mirabelle.pipeline.recipe import OPTIONS, OWN, Recipe, Step
+from mirabelle.pruning.criteria import NEEDS_GRADIENTS
+from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
+from mirabelle.training.loop import seed_epoch
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,28 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mirabelle.data import Batch
-from mirabelle.distill import run as run_distillation
-from mirabelle.errors import InputError
-from mirabelle.export import export
-from mirabelle.measure.accuracy import METRICS, sample_scores
-from mirabelle.measure.latency import alternate, speedup
-from mirabelle.measure.machine import machine
-from mirabelle.measure.memory import peak_memory
+from mirabelle.base.data import Batch
+from mirabelle.base.errors import InputError
+from mirabelle.base.names import resolve
+from mirabelle.distillation.api import run as run_distillation
+from mirabelle.exporter import export
+from mirabelle.fitting.gradients import LOSSES
+from mirabelle.measurement.accuracy import METRICS, sample_scores
+from mirabelle.measurement.latency import alternate, speedup
+from mirabelle.measurement.machine import machine
+from mirabelle.measurement.memory import peak_memory
 from mirabelle.pipeline.facts import Loaders, build_teachers
-from mirabelle.plugins import resolve
-from mirabelle.prune import prune
-from mirabelle.quantize import quantization, quantize
-from mirabelle.quantize.describe import describe_tensors
-from mirabelle.recipe import Recipe
+from mirabelle.pipeline.recipe import Recipe
+from mirabelle.pruning.api import prune
+from mirabelle.quantization.api import quantize
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.tensors import describe_tensors
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
-from mirabelle.sparsify import sparsify
+from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
-from mirabelle.train import LOSSES, train
-from mirabelle.train.loop import Trained, labels_objective, seed_epoch, with_loss
-from mirabelle.verify import verify
+from mirabelle.training.loop import Trained, labels_objective, seed_epoch, train, with_loss
+from mirabelle.verification.api import verify
 
 LATENCY_SECONDS = 12.0
 
@@ -187,7 +188,7 @@ def measure_all(state: State, folder: Path) -> Outcome:
 
     Without an export step the accuracy is that of the networks in PyTorch, and nothing is timed.
     """
-    from mirabelle.measure.accuracy import predictor
+    from mirabelle.measurement.accuracy import predictor
 
     metric = resolve(state.recipe.metric, METRICS, "metric")
     scores: dict[str, np.ndarray] = {}

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from mirabelle.measure import count_macs, count_parameters, machine, versions
-from mirabelle.measure.accuracy import paired_drop, score
+from mirabelle.base.version import __version__
+from mirabelle.measurement.accuracy import paired_drop, score
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pipeline.steps import Stage, State, read_scores
 from mirabelle.runtimes.sparse import choice
-from mirabelle.sparsify import share_of_zeros
-from mirabelle.version import __version__
+from mirabelle.sparsity.api import share_of_zeros
 
 TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms")
 CLOCKED = ("fallback", "timing")  # parts of the quantisation that hold milliseconds

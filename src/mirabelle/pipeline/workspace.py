@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mirabelle.errors import InputError
-from mirabelle.files import content_hash, read_json, sha256, write_json
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import content_hash, read_json, sha256, write_json
 
 DONE = "step.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mirabelle import files
+from mirabelle.base import files
 from mirabelle.report.html import render
 
 __all__ = ["render", "write"]

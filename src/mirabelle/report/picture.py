@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mirabelle import files
-from mirabelle.errors import InputError, did_you_mean
+from mirabelle.base import files
+from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.report import svg, units
 from mirabelle.report.parts import child
 from mirabelle.report.style import CSS
@@ -50,8 +50,8 @@ def picture(model: Any, layer: str | None = None, path: str | Path | None = None
     `input x`; None for the activation that clipping gained most. path: where the page is written too, if anywhere.
     Raises `InputError` where the network is not quantised, has no such layer, or has no histograms.
     """
-    from mirabelle.quantize.describe import describe_tensors  # a report is drawn without torch
-    from mirabelle.quantize.description import quantization
+    from mirabelle.quantization.simulation.description import quantization
+    from mirabelle.quantization.simulation.tensors import describe_tensors  # a report is drawn without torch
 
     if quantization(model) is None:
         raise InputError("a picture needs a quantised network; call mb.quantize first")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirabelle.errors import InputError, MissingRuntimeError, choose
-from mirabelle.muffle import muffled
+from mirabelle.base.errors import InputError, MissingRuntimeError, choose
+from mirabelle.base.quiet import muffled
 
 
 class TensorSpec(NamedTuple):
@@ -216,7 +216,7 @@ class Artifact:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def predict(self, batch: Any) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The outputs for a `mirabelle.data.Batch` of any size: a file for a fixed batch size runs it in pieces, the last one filled up."""
+        """The outputs for a `mirabelle.base.data.Batch` of any size: a file for a fixed batch size runs it in pieces, the last one filled up."""
         sizes = {s.shape[0] for s in self.inputs if s.shape}
         size = sizes.pop() if len(sizes) == 1 else None
         if size is None or batch.size == size or any(t.ndim == 0 or len(t) != batch.size for t in batch.tensors):

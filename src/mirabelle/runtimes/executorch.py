@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mirabelle.errors import CaptureError, InputError
-from mirabelle.files import atomic
-from mirabelle.muffle import silenced
+from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.files import atomic
+from mirabelle.base.quiet import silenced
 from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require, unreadable
 
 IDENTIFIER = b"ET12"
@@ -99,7 +99,7 @@ def convert(program: Any, sites: Sequence[str], path: Path) -> Path:
     with silenced(), _fewer_logs():
         exir = require("executorch.exir", "executorch")
         partition = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-        from mirabelle.data import Batch
+        from mirabelle.base.data import Batch
 
         args, kwargs = program.example_inputs
         names = Batch(tuple(args), dict(kwargs), None).names

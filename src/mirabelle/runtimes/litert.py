@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirabelle.errors import CaptureError, InputError
-from mirabelle.files import atomic
-from mirabelle.muffle import silenced
+from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.files import atomic
+from mirabelle.base.quiet import silenced
 from mirabelle.runtimes import flatbuffer as tflite
 from mirabelle.runtimes import tflite_sparse
 from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require, unreadable
@@ -63,7 +63,7 @@ def convert(program: Any, sites: Sequence[str], path: Path) -> Path:
     Scales, zero points and integers are those of the program. Inputs and outputs are float, NCHW where the network's are. A last linear layer whose
     result has no grid keeps int8 weights, which the interpreter turns into floats once, when it opens the file.
     """
-    from mirabelle.data import Batch
+    from mirabelle.base.data import Batch
 
     with silenced():
         litert_torch = require("litert_torch", "litert")

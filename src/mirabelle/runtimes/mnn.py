@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mirabelle.errors import InputError
-from mirabelle.files import atomic
-from mirabelle.muffle import captured
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import atomic
+from mirabelle.base.quiet import captured
 from mirabelle.runtimes import mnnfile
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, require, unreadable
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mirabelle.errors import CaptureError, InputError
-from mirabelle.files import atomic
-from mirabelle.muffle import silenced
+from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.files import atomic
+from mirabelle.base.quiet import silenced
 from mirabelle.runtimes import ncnnfile
 from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, check_present, require, unreadable
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirabelle.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError
 
 MAGIC = "7767517"
 INT8_TAG = 0x000D4B38

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mirabelle.errors import InputError
-from mirabelle.files import atomic
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import atomic
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, check_present, require, unreadable
 
 TYPES = {"float": "float32", "double": "float64", "bool": "bool", "float16": "float16"} | {

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mirabelle.errors import InputError
-from mirabelle.files import read_json, write_json
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import read_json, write_json
 from mirabelle.runtimes import onnxruntime as cpu
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, require, unreadable
 from mirabelle.runtimes.tensorrt import LARGEST_BATCH, check

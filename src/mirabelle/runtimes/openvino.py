@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mirabelle.errors import InputError
+from mirabelle.base.errors import InputError
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
 from mirabelle.runtimes.signals import enough_signal_stack
 

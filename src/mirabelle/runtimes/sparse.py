@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mirabelle.errors import InputError, MissingRuntimeError
-from mirabelle.files import atomic, read_json, sha256, write_json
+from mirabelle.base.errors import InputError, MissingRuntimeError
+from mirabelle.base.files import atomic, read_json, sha256, write_json
 from mirabelle.runtimes import mnn, mnnfile, onnxruntime, openvino
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, check_present, require, unreadable
 
@@ -180,7 +180,7 @@ class Variants:
         """Median milliseconds by weight and form: the variants take turns, so that what else the machine does hits all of them."""
         passes = {form: mnn.timer(self.write(folder / f"{form}.mnn", form), threads, arrays) for form in self.forms()}
         seen: dict[str, list[dict[str, tuple[str, float]]]] = {form: [] for form in passes}
-        from mirabelle.progress import track  # here: processes that only run a file, the emulated one too, have no rich
+        from mirabelle.base.progress import track  # here: processes that only run a file, the emulated one too, have no rich
 
         for i in track(range(mnn.WARM_UP + rounds), "timing layers"):
             for form, once in passes.items():
@@ -234,7 +234,7 @@ def choose(
     arrays: an example input. rounds, seconds: of timing, for the layers and for the whole network.
     Raises `InputError` where a candidate's outputs are not those of ONNX Runtime to `SAME` of the largest.
     """
-    from mirabelle.measure.latency import alternate  # the only import upwards: there is one clock
+    from mirabelle.measurement.latency import alternate  # the only import upwards: there is one clock
 
     onnx_path, folder = Path(onnx_path), Path(folder)
     mnn.version()

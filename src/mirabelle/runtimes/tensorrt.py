@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mirabelle.errors import InputError
-from mirabelle.files import atomic
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import atomic
 from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require
 from mirabelle.runtimes.tensorrt_rules import lint
 

@@ -1,0 +1,87 @@
+"""`mb.export`: a network as a file that a runtime loads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mirabelle.base.checks import check_network, check_runs, clone
+from mirabelle.base.data import Batch, example_inputs
+from mirabelle.base.errors import InputError, choose
+from mirabelle.graph.capture import program
+from mirabelle.onnx_files.write import fold_pads, onnx_proto, save_onnx, write_onnx
+from mirabelle.quantization.forms.onnx_file import spliced
+from mirabelle.quantization.forms.pt2e import to_pt2e
+from mirabelle.quantization.forms.qdq import with_integers
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.runtimes import RUNTIMES, load
+from mirabelle.runtimes.artifact import Artifact
+
+
+def export(
+    model: nn.Module | str | Path, folder: str | Path, *, runtime: str = "onnxruntime", inputs: Any = None, threads: int = 1, name: str = "model"
+) -> Artifact:
+    """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
+
+    model: a network, float or quantised, or the path of an ONNX file. inputs: example inputs; needed for networks.
+    The batch size stays free where network and runtime allow it; files for LiteRT and ExecuTorch take that of the example.
+    threads: those that the artifact will run with.
+    Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not take, and where the runtime cannot run what
+    it is given (integers, ONNX files); `MissingRuntimeError` names what to install. Files for a GPU are written without one, and come back unopened.
+    """
+    adapter = choose(runtime, RUNTIMES, "runtime")
+    adapter.version()
+    folder = Path(folder)
+    if isinstance(model, (str, Path)):
+        if adapter.save is None:
+            raise InputError(f"files for {runtime} are made from networks, not from ONNX files such as {model}; give the network and inputs=")
+        return _opened(adapter.save(Path(model), folder), runtime, threads)
+    if inputs is None:
+        raise InputError("export needs inputs=, an example of what the network takes")
+    if quantization(model) is not None and not adapter.int8:
+        raise InputError(f"{runtime} does not run quantised networks; export the float network, or choose another runtime")
+    if adapter.convert is not None:
+        captured, sites = to_program(model, example_inputs(inputs))
+        return _opened(adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads)
+    assert adapter.save is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary) / f"{name}.onnx"
+        to_onnx(model, example_inputs(inputs), source)
+        return _opened(adapter.save(source, folder), runtime, threads)
+
+
+def _opened(path: Path, runtime: str, threads: int) -> Artifact:
+    return load(path, runtime, threads) if RUNTIMES[runtime].absent() is None else Artifact(path, runtime, threads)
+
+
+def to_program(model: nn.Module, inputs: Batch, outputs: Sequence[str] = ()) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """What `Runtime.convert` takes: the network as an exported program for inputs of exactly these shapes, and the names of its sites.
+
+    A quantised network is in PT2E form. outputs: sites whose values become outputs behind the network's own.
+    """
+    check_runs(check_network(model), inputs, "the example input")
+    network, sites = to_pt2e(model, outputs) if quantization(model) is not None else (clone(model).eval(), [])  # type: ignore[arg-type]
+    return program(network, inputs), sites
+
+
+def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
+    """Writes an ONNX file: float, or in Q/DQ form for a quantised network; the same network gives the same bytes.
+
+    The integers of every site are the value `<site>_quantized` of the file, and as floats `<site>_dequantized` (outputs keep
+    their own names). Doc strings and metadata (source paths among them)
+    are left out. Returns the names of the sites in order.
+    """
+    check_runs(check_network(model), inputs, "the example input")
+    if quantization(model) is not None and model.meta.get("onnx") is not None:  # type: ignore[union-attr]
+        proto, sites = spliced(model)  # type: ignore[arg-type]
+        fold_pads(proto)
+        save_onnx(proto, path)
+        return sites
+    network, sites = with_integers(model) if quantization(model) is not None else (model, [])  # type: ignore[arg-type]
+    write_onnx(onnx_proto(network, inputs), path)
+    return sites

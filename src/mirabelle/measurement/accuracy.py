@@ -1,0 +1,145 @@
+"""Metrics, per sample, and their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+from mirabelle.base.data import Batch, batches, device_of
+from mirabelle.base.errors import InputError, choose
+from mirabelle.base.progress import track
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over `n` samples with its 95 % interval; `binary` says that every sample counts 0 or 1 (then it is Wilson's)."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    binary: bool = True
+
+    def __str__(self) -> str:
+        if self.binary:
+            return f"{self.metric} {100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}], n = {self.n}"
+        return f"{self.metric} {self.value:.5g} [{self.low:.5g}, {self.high:.5g}], n = {self.n}"
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval of a proportion, as fractions. Wilson 1927, eq. 4; stays inside [0, 1] and is sound near its ends."""
+    if n < 1:
+        raise InputError(f"an interval needs at least one sample, got n = {n}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The normal interval of a mean, for metrics that are not 0 or 1 per sample."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    half = z * float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.inf
+    return float(scores.mean()) - half, float(scores.mean()) + half
+
+
+def _class_scores(output: torch.Tensor, target: torch.Tensor, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if output.ndim != 2 or target.shape != output.shape[:1]:
+        raise InputError(
+            f"{metric} needs outputs (N, classes) and targets (N,), got {tuple(output.shape)} and {tuple(target.shape)}; "
+            "pass a metric of your own: a callable (output, target) -> scores (N,)"
+        )
+    return output, target
+
+
+def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 where the largest of the outputs (N, classes) is the target (N,), else 0."""
+    output, target = _class_scores(output, target, "top1")
+    return (output.argmax(1) == target).float()
+
+
+def top5(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 where the target (N,) is among the five largest outputs (N, classes), else 0."""
+    output, target = _class_scores(output, target, "top5")
+    return (output.topk(min(5, output.shape[1]), 1).indices == target[:, None]).any(1).float()
+
+
+METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"top1": top1, "top5": top5}
+
+
+def score(samples: np.ndarray, metric: str) -> Score:
+    """The mean of per-sample scores (N,) and its interval: Wilson's where they are 0 or 1, the normal one elsewhere."""
+    n = len(samples)
+    binary = bool(np.isin(samples, (0, 1)).all())
+    low, high = wilson(float(samples.sum()), n) if binary else mean_interval(samples)
+    return Score(metric, float(samples.mean()), low, high, n, binary)
+
+
+def as_tensor(output: Any) -> torch.Tensor:
+    """The first tensor of what a network or a runtime returned, as float32 or its own integer type."""
+    if isinstance(output, (tuple, list)):
+        return as_tensor(output[0])
+    if isinstance(output, dict):
+        return as_tensor(next(iter(output.values())))
+    tensor = torch.as_tensor(output)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def sample_scores(predict: Callable[[Batch], Any], loader: Iterable, metric: str | Callable = "top1", what: str = "evaluating") -> np.ndarray:
+    """The metric of every sample of a labelled loader, (N,) float64, in the loader's order; see `evaluate`."""
+    function = choose(metric, METRICS, "metric") if isinstance(metric, str) else metric
+    total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+    parts = [
+        np.asarray(torch.as_tensor(function(as_tensor(predict(b)).cpu(), torch.as_tensor(b.target).cpu())), dtype=np.float64).reshape(-1)
+        for b in track(batches(loader, labelled=True), what, total)
+    ]
+    scores = np.concatenate(parts)
+    if not np.isfinite(scores).all():
+        raise InputError(
+            f"{metric_name(metric)} is NaN or infinite on {int((~np.isfinite(scores)).sum())} of {len(scores)} samples; the network's outputs are not finite"
+        )
+    return scores
+
+
+def evaluate(predict: Callable[[Batch], Any], loader: Iterable, metric: str | Callable = "top1", what: str = "evaluating") -> Score:
+    """The mean of `metric` over every sample of a labelled loader.
+
+    predict: maps a `Batch` to the outputs. metric: a name of `METRICS` or a callable (output, target) -> scores (N,), higher is better.
+    """
+    return score(sample_scores(predict, loader, metric, what), metric_name(metric))
+
+
+def metric_name(metric: str | Callable) -> str:
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+
+
+def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
+    """How much the mean fell from `before` to `after`, scores of the same samples, with its 95 % interval: (drop, low, high). Normal, on the differences."""
+    low, high = mean_interval(before - after)
+    return float((before - after).mean()), low, high
+
+
+def predictor(model: torch.nn.Module) -> Callable[[Batch], torch.Tensor]:
+    """`predict` for a network: eval mode for the time of each call, no autograd graph, on the network's own device."""
+
+    def predict(batch: Batch) -> torch.Tensor:
+        device = device_of(model)
+        batch = batch.to(device)
+        training = {m: m.training for m in model.modules()}
+        model.eval()
+        try:
+            with torch.inference_mode():
+                return as_tensor(model(*batch.args, **batch.kwargs))
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+    return predict

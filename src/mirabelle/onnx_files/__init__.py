@@ -1,0 +1,1 @@
+"""ONNX files: read as networks, written from networks, and integers in them."""

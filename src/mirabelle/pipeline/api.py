@@ -1,0 +1,132 @@
+"""`mb.run`: a recipe's steps in order, each cached, so that a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirabelle.base.checks import clone
+from mirabelle.base.errors import CheckpointError, InputError, LimitError, RecipeError
+from mirabelle.base.files import atomic
+from mirabelle.base.progress import console
+from mirabelle.pipeline.facts import build_data, build_model, check_fit, depends, root_key
+from mirabelle.pipeline.recipe import Recipe, load_recipe
+from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
+from mirabelle.pipeline.summary import missed, summarise, without_timings
+from mirabelle.pipeline.workspace import Workspace, chain
+from mirabelle.report import write
+from mirabelle.runtimes import RUNTIMES
+from mirabelle.store import load
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result: `model/` and a folder for each runtime.
+
+    missed, warnings: a sentence for each limit that was missed, those that stop a run and those that only warn.
+    """
+
+    report: dict[str, Any]
+    folder: Path
+    missed: list[str]
+    warnings: list[str]
+
+    def shortfall(self) -> str:
+        """Which limits were missed that stop a run, by how much, and where the files are; empty where none was."""
+        return "; ".join(self.missed) + f". Everything is kept in {self.folder}" if self.missed else ""
+
+
+def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path | None = None, check: bool = True) -> Run:
+    """Carries out a recipe and writes its report.
+
+    recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all are done anew. folder: `runs/<recipe's name>` by default.
+    check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has been written.
+
+    Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the metric, before the first step.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    try:
+        model = build_model(recipe.model)
+        loaders = build_data(recipe.data)
+    except InputError as error:
+        raise RecipeError(f"{recipe.path}: {error}") from error
+    example = check_fit(recipe, model, loaders)
+    workspace = Workspace(Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume)
+    with workspace.lock():
+        workspace.sweep()
+        state = State(recipe, loaders, example, [Stage("original", "original", model)])
+        _, report = _steps(state, workspace, root_key(recipe, model, loaders))
+        write(report, workspace.folder)
+        _collect(state, workspace.folder)
+    finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))
+    if finished.missed and check:
+        raise LimitError(finished.shortfall())
+    return finished
+
+
+def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], dict[str, Any]]:
+    records = []
+    steps = state.recipe.steps
+    for number, step in enumerate(steps, 1):
+        key = chain(key, step=step.name, options=dict(step.options), references=depends(step))
+        record = _cached(
+            state, workspace, number, len(steps), step.name, key, lambda folder, work, s=step: execute(s.name, state, s.options, folder, work)
+        )
+        path = workspace.path(number, step.name, key)
+        if (path / "model").is_dir():
+            # From the disk even when it was just made: a resumed run sees the same.
+            state.saved = path / "model"
+            name = step.name if all(s.name != step.name for s in state.stages) else f"{step.name}{number}"
+            state.stages.append(Stage(name, LABELS[step.name], load(path / "model", clone(state.stages[0].model))))
+        if step.name == "export":
+            state.exported, state.threads = path, step.options.get("threads", 1)
+            state.runtimes = list(step.options.get("runtimes", ["onnxruntime"]))
+        records.append(record)
+    key = chain(key, step="measure")
+    number = len(steps) + 1
+    measured = _cached(state, workspace, number, number, "measure", key, lambda folder, work: measure_all(state, folder))
+    return records, summarise(state, [*records, measured], measured, workspace.path(number, "measure", key))
+
+
+def _cached(state: State, workspace: Workspace, number: int, count: int, name: str, key: str, execute_into: Any) -> dict[str, Any]:
+    record = workspace.finished(number, name, key)
+    if record is not None:
+        console.print(f"[dim]{number}/{count} {name}: done before[/dim]")
+        return record
+    written = workspace.begin(number, name, key)
+    begun = time.monotonic()
+    work = workspace.work(number, name, key)
+    try:
+        try:
+            outcome: Outcome = execute_into(written, work)
+        except CheckpointError as error:
+            console.print(f"[yellow]{number}/{count} {name}: its checkpoint cannot be used, it starts from the beginning: {error}[/yellow]")
+            shutil.rmtree(work)
+            outcome = execute_into(written, work)
+        seconds = time.monotonic() - begun
+        record = workspace.finish(number, name, key, written, outcome.facts, {**outcome.timings, "wall": seconds})
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    console.print(f"{number}/{count} {name}: {seconds:.1f} s")
+    return record
+
+
+def _collect(state: State, folder: Path) -> None:
+    """Copies the last stage's files to where they are easily found."""
+    if state.saved is not None:
+        for name in ("model.safetensors", "model.json"):  # in the order in which `mb.save` writes them
+            with atomic(folder / "model" / name) as temporary:
+                shutil.copyfile(state.saved / name, temporary)
+    if state.exported is None:
+        return
+    last = state.stages[-1].name
+    for runtime in state.runtimes:
+        for source in RUNTIMES[runtime].files(state.artifact(last, runtime).path):
+            with atomic(folder / runtime / source.name) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+__all__ = ["Run", "run", "without_timings"]

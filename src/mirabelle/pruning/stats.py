@@ -1,0 +1,128 @@
+"""Statistics: what a criterion may look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from mirabelle.base.checks import clone, running
+from mirabelle.base.data import Batch, device_of, samples
+from mirabelle.base.errors import InputError
+from mirabelle.channels.groups import Coupling, Slot
+from mirabelle.fitting.gradients import loss_gradients
+from mirabelle.fitting.gram import Moments, has_rows, layer_moments
+from mirabelle.measurement.accuracy import as_tensor
+
+TRIAL = 16  # samples on which a cut is tried; the moments are those of others
+MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
+
+
+@dataclass
+class Stats:
+    """What a criterion may look at.
+
+    tensors: every parameter and buffer of the network by name. gradients: the loss's gradient by parameter, the mean over the batches seen.
+    changes: by group, (batches, C): for each batch the first-order change of the loss if the channel's contributions were zero; for each sample
+    where the criterion is one of `NEEDS_SAMPLES`, and likewise below.
+    products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the channel has there. squares: the same keys, (C,): the
+    sum of (weight x gradient) squared, the mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when first looked at.
+    trial: parameters that take the places of the network's -> the squared error of its outputs relative to their energy about the mean, on TRIAL samples.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    changes: dict[str, torch.Tensor] = field(default_factory=dict)
+    products: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    squares: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    scales: frozenset[str] = frozenset()
+    read: Callable[[], dict[str, Moments]] = dict
+    trial: Callable[[dict[str, torch.Tensor]], float] | None = None
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """By layer, what it reads and what depends on what it gives, on the same batches."""
+        return self.read()
+
+
+def per_channel(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """(C, everything that channel c has in this slot), flattened."""
+    index = slot.index.to(tensor.device)
+    moved = tensor.movedim(slot.dim, 0)
+    return moved[index.reshape(-1)].reshape(index.shape[0], -1)
+
+
+def collect(
+    model: nn.Module, coupling: Coupling, data: Iterable | None, loss: Callable | None, count: int, needs_gradients: bool, by_sample: bool = False
+) -> Stats:
+    """The statistics for a criterion; with gradients, `count` labelled batches go forward and backward through the network in eval mode.
+
+    by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a mean, in which those of its samples cancel.
+    """
+    tensors = {n: p.detach() for n, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+
+    def read() -> dict[str, Moments]:
+        if data is None:
+            raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
+        return layer_moments(model, _readers(model, coupling), data, count, skip=TRIAL)
+
+    stats = Stats(
+        tensors,
+        scales=frozenset(f"{n}.weight" for n in norms),
+        read=read,
+        trial=None if data is None or isinstance(data, Iterator) else _trial(model, data),
+    )
+    if not needs_gradients:
+        return stats
+    if data is None:
+        raise InputError("this criterion needs gradients: give data=, a loader of (inputs, targets), and loss=")
+    products: dict[tuple[str, str, int], list[torch.Tensor]] = {}
+    seen = 0
+    for found in loss_gradients(model, data, loss, count, by_sample):
+        for name, grad in found.items():
+            stats.gradients[name] = stats.gradients.get(name, 0) + grad
+        for group in coupling.groups:
+            for s in (s for s in group.slots if s.parameter in found):
+                product = per_channel(tensors[s.parameter] * found[s.parameter], s)
+                key = (group.name, s.parameter, s.dim)
+                products.setdefault(key, []).append(product.sum(1).cpu())
+                stats.squares[key] = stats.squares.get(key, 0) + product.square().sum(1).cpu()
+        seen += 1
+    stats.gradients = {n: g / seen for n, g in stats.gradients.items()}
+    stats.products = {key: torch.stack(rows) for key, rows in products.items()}
+    stats.squares = {key: sums / seen for key, sums in stats.squares.items()}
+    for g in coupling.groups:
+        read_by = [stats.products[key] for s in g.with_role("in") if (key := (g.name, s.parameter, s.dim)) in products]
+        stats.changes[g.name] = -torch.stack(read_by).sum(0) if read_by else torch.zeros(seen, g.channels)
+    return stats
+
+
+def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:
+    """`Stats.trial`; the data is read when it is first called."""
+    known: list[tuple[nn.Module, Batch, torch.Tensor]] = []
+
+    def error(changes: dict[str, torch.Tensor]) -> float:
+        with torch.no_grad():
+            if not known:
+                network = clone(model).eval()
+                device = device_of(network)
+                few = next(samples(data, TRIAL, what="data"))._replace(target=None).to(device)
+                with running(few, "batch 0 of data"):
+                    known.append((network, few, as_tensor(network(*few.args, **few.kwargs)).double()))
+            network, few, expected = known[0]
+            found = as_tensor(torch.func.functional_call(network, changes, few.args, few.kwargs)).double()
+            energy = (expected - expected.mean(0)).square().sum() if len(expected) > 1 else expected.square().sum()
+            return float((found - expected).square().sum() / energy.clamp_min(1e-30))
+
+    return error
+
+
+def _readers(model: nn.Module, coupling: Coupling) -> list[str]:
+    """The layers that read a group's channels and whose inputs are rows of not too many columns."""
+    slots = {s.module: s for g in coupling.groups for s in g.with_role("in") if has_rows(model.get_submodule(s.module))}
+    return [n for n, s in slots.items() if math.prod(coupling.shapes[s.parameter][1:]) <= MOST_COLUMNS]

@@ -1,0 +1,1 @@
+"""From values to grids: histograms, thresholds, sums of pairs."""

@@ -1,0 +1,1 @@
+"""The quantized network: where it rounds, its graph, its quantizers, its description."""

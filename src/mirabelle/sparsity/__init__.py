@@ -1,0 +1,8 @@
+"""Weights that are zero, and stay so: `mb.sparsify`."""
+
+from mirabelle.sparsity.allocation import ALLOCATIONS
+from mirabelle.sparsity.api import REPAIRS, check_options, cut, ramp, share_of_zeros, sparsify
+from mirabelle.sparsity.criteria import CRITERIA
+from mirabelle.sparsity.layers import Layer
+
+__all__ = ["ALLOCATIONS", "CRITERIA", "REPAIRS", "Layer", "check_options", "cut", "ramp", "share_of_zeros", "sparsify"]

@@ -1,0 +1,273 @@
+"""The cache: the same weights as without it, no teacher on views that are known, and nothing wrong from a damaged or a stranger's file."""
+
+import copy
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import mirabelle as mb
+from mirabelle.base.data import as_batch
+from mirabelle.base.errors import InputError, MirabelleError
+from mirabelle.distillation.api import run
+from mirabelle.distillation.cache import Cache
+from mirabelle.distillation.outputs import Encoding, Index, fingerprints, read_segment
+from tests.tiny import Noisy, model, teacher
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class StopError(Exception):
+    pass
+
+
+class Counting(nn.Module):
+    """A teacher that counts the samples that it is asked about, and refuses the 6th question and later ones if told so. Deep copies count together."""
+
+    def __init__(self, net: nn.Module | None = None, stops: bool = False):
+        super().__init__()
+        self.net = net or teacher()
+        self.asked: list[int] = []
+        self.stops = stops
+
+    def forward(self, x):
+        self.asked.append(len(x))
+        if self.stops and len(self.asked) > 6:
+            raise StopError
+        return self.net(x)
+
+    def __deepcopy__(self, memo):
+        new = Counting(copy.deepcopy(self.net, memo), self.stops)
+        new.asked = self.asked
+        return new
+
+
+def loader(count: int = 24, **options) -> DataLoader:
+    return DataLoader(Noisy(count), **{"batch_size": 8, "shuffle": True, **options})
+
+
+def same(a, b) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return all(torch.equal(x[k], y[k]) for k in x)
+
+
+OPTIONS = {"losses": {"kd": 1.0, "dist": 1.0}, "epochs": 5, "lr": 0.02, "views": 2, "precision": "float32"}
+
+
+def test_same_weights_as_uncached_and_the_teacher_runs_once_for_each_view(tmp_path):
+    whole = run(model(), teacher(), loader(), **OPTIONS)
+    asks = Counting()
+    cached = run(model(), asks, loader(), cache=tmp_path, **OPTIONS)
+    assert same(cached.model, whole.model) and cached.history == whole.history
+    assert sum(asks.asked) == 2 * 24 + 2 + 2, "two views, and two looks at the shapes"
+    asks.asked.clear()
+    again = run(model(), asks, loader(), cache=tmp_path, **OPTIONS)
+    assert same(again.model, whole.model)
+    assert sum(asks.asked) == 2 + 2 + 8, "two looks at the shapes, and one batch that is compared with the cache"
+
+
+def test_another_student_batch_size_and_order_pays_no_teacher(tmp_path):
+    data = [(Noisy(24, 0.0)[i][0][None]) for i in range(24)]
+    asks = Counting()
+    run(model(), asks, [torch.cat(data[:12]), torch.cat(data[12:])], cache=tmp_path, losses={"kd": 1.0}, precision="float32")
+    asks.asked.clear()
+    other = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+    backwards = [torch.cat(data[i : i + 5][::-1]) for i in range(0, 20, 5)]
+    a = run(other, asks, backwards, cache=tmp_path, losses={"kd": 1.0}, epochs=2, precision="float32")
+    assert sum(asks.asked) == 2 + 2 + 5
+    b = run(other, teacher(), backwards, losses={"kd": 1.0}, epochs=2, precision="float32")
+    for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_stopped_and_resumed_with_a_cache(tmp_path):
+    whole = run(model(), teacher(), loader(), **OPTIONS)
+    keep = {"checkpoint": tmp_path / "checkpoint", "checkpoint_seconds": -1.0, "cache": tmp_path / "cache"}
+    with pytest.raises(InputError, match="StopError"):
+        run(model(), Counting(stops=True), loader(), **OPTIONS, **keep)
+    asks = Counting()
+    resumed = run(model(), asks, loader(), **OPTIONS, **keep)
+    assert sum(asks.asked) == 2 + 2 + 8 + 2 * 8, "four of six batches of the two views were known"
+    assert same(resumed.model, whole.model) and resumed.history == whole.history
+
+
+def segments(folder) -> list:
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+def test_damaged_files_are_found_and_made_anew(tmp_path):
+    whole = run(model(), teacher(), loader(), cache=tmp_path, **OPTIONS)
+    (file,) = segments(tmp_path)
+    sound = file.read_bytes()
+    for damaged in (sound[:-5], sound[:-1] + bytes([sound[-1] ^ 1]), b"", b"nonsense" * 9):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="removed from the cache"):
+            again = run(model(), teacher(), loader(), cache=tmp_path, **OPTIONS)
+        assert same(again.model, whole.model)
+        (file,) = segments(tmp_path)
+        assert read_segment(file).keys.shape == (48, 2)
+
+
+def test_another_teacher_never_finds_the_first_ones_outputs(tmp_path):
+    for other in (teacher(), model(5, 12)):
+        plain, cached = (run(model(), other, loader(), **OPTIONS, **c) for c in ({}, {"cache": tmp_path}))
+        assert same(plain.model, cached.model)
+    assert len(list(tmp_path.iterdir())) == 2
+    both = [teacher(), model(5, 12)]
+    for mixture in ({}, {"weights": [2, 1]}, {"ensemble": "confidence"}, {"teacher_temperatures": [1, 2]}):
+        plain, cached = (run(model(), both, loader(), **OPTIONS, **mixture, **c) for c in ({}, {"cache": tmp_path}))
+        assert same(plain.model, cached.model)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_teacher_in_lower_precision_is_recognised(tmp_path):
+    """What is compared with the cache runs in the precision that the training runs in; a warning would be an error."""
+    deep = nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 4)).eval()
+    for p in deep.parameters():  # sensitive to rounding
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
+    data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    few = {"losses": {"mse": 1.0}, "epochs": 1, "precision": "bfloat16", "cache": tmp_path}
+    first = run(nn.Linear(8, 4), deep, data, **few)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = deep(data[0]).float()
+    assert (rounded - deep(data[0])).norm() > 0.02 * deep(data[0]).norm(), "the precision makes no difference here"
+    again = run(nn.Linear(8, 4), deep, data, **few)
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 1 and len(first.history) == len(again.history) == 1
+
+
+class Scaled(nn.Module):
+    """Says something else when its code changes, which neither weights nor structure show."""
+
+    factor = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.net = teacher()
+
+    def forward(self, x):
+        return Scaled.factor * self.net(x)
+
+
+def test_changed_code_is_found(tmp_path, monkeypatch):
+    run(model(), Scaled(), loader(), cache=tmp_path, **OPTIONS)
+    monkeypatch.setattr(Scaled, "factor", 3.0)
+    plain = run(model(), Scaled(), loader(), **OPTIONS)
+    with pytest.warns(UserWarning, match="no longer says"):
+        cached = run(model(), Scaled(), loader(), cache=tmp_path, **OPTIONS)
+    assert same(plain.model, cached.model)
+
+
+def test_a_cache_that_saves_nothing_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="set views="):
+        run(model(), teacher(), loader(), cache=tmp_path, epochs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(model(), teacher(), [torch.randn(4, 1, 8, 8)], cache=tmp_path, epochs=2)
+
+
+def test_half_precision_and_top_classes(tmp_path):
+    whole = run(model(), teacher(), loader(), **OPTIONS).model
+    half = run(model(), teacher(), loader(), cache=tmp_path, cache_precision="float16", **OPTIONS).model
+    x = loader(shuffle=False).dataset[0][0][None]
+    torch.testing.assert_close(half(x), whole(x), atol=0.02, rtol=0.02)
+    assert not same(half, whole)
+    run(model(), teacher(), loader(), cache=tmp_path, cache_top=2, **OPTIONS)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_top_classes_by_hand():
+    """(0.5, 0.1, 0.3, 0.1): the two largest are kept, the others share 0.2."""
+    p = torch.tensor([[0.5, 0.12, 0.3, 0.08]])
+    encoding = Encoding(top=2)
+    back = encoding.decode(encoding.encode(p.log() + 5), (4,)).exp()
+    torch.testing.assert_close(back, torch.tensor([[0.5, 0.1, 0.3, 0.1]]))
+    with pytest.raises(InputError, match="more than 4 classes"):
+        Encoding(top=4).encode(p)
+    with pytest.raises(InputError, match="float16"):
+        Encoding("float16").encode(p * 1e6)
+    with pytest.raises(MirabelleError, match="NaN"):
+        Encoding().encode(p * float("nan"))
+
+
+def test_fingerprints():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, 4, 4, generator=g)
+    keys = fingerprints(as_batch(x))
+    assert keys.shape == (6, 2) and keys.dtype == np.int64 and len(np.unique(keys, axis=0)) == 6
+    order = [4, 0, 5]
+    assert np.array_equal(fingerprints(as_batch(x[order])), keys[order]), "of the sample, not of its place"
+    assert np.array_equal(fingerprints(as_batch(x.to(memory_format=torch.channels_last))), keys)
+    near = x.clone()
+    near[2, 1, 1, 1] = torch.nextafter(near[2, 1, 1, 1], torch.tensor(9.0))
+    assert (fingerprints(as_batch(near)) != keys).all(1).tolist() == [False, False, True, False, False, False]
+    swapped = x[:, :, [1, 0, 2, 3]]
+    assert not (fingerprints(as_batch(swapped)) == keys).any()
+    zeros = [torch.zeros(1, 4), torch.zeros(1, 2, 2), torch.zeros(1, 5), torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.bool)]
+    assert len({tuple(fingerprints(as_batch(z))[0]) for z in zeros}) == 5
+    named = [fingerprints(as_batch({"a": a, "b": b})) for a, b in ((x, -x), (-x, x))]
+    assert not (named[0] == named[1]).any()
+    for kind in (torch.float64, torch.bfloat16, torch.uint8):
+        assert len(np.unique(fingerprints(as_batch((x * 50).abs().to(kind))), axis=0)) == 6
+    with pytest.raises(InputError, match="one row for each"):
+        fingerprints(as_batch({"x": x, "scale": torch.ones(1)}))
+
+
+def test_index():
+    index, g = Index(), np.random.default_rng(0)
+    keys = g.integers(-(2**63), 2**63, (500, 2), dtype=np.int64)
+    assert index.find(keys).tolist() == [-1] * 500
+    index.add(keys[:200], np.arange(200))
+    index.add(keys[200:400], np.arange(200, 400))
+    assert index.find(keys).tolist() == [*range(400), *[-1] * 100]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cache": 3}, "expected a folder"),
+        ({"cache": __file__}, "which is a file"),
+        ({"cache_top": 2}, "name its folder"),
+        ({"cache_precision": "float16"}, "name its folder"),
+        ({"cache": "c", "cache_precision": "int8"}, "float32 or float16"),
+        ({"cache": "c", "cache_top": 0}, "at least 1"),
+        ({"cache": "c", "cache_top": 2, "losses": {"mse": 1.0}}, "leave cache_top out"),
+        ({"cache": "c", "features": {"2": "2"}}, "needs their layers"),
+    ],
+)
+def test_errors(options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        mb.distill(model(), teacher(), loader(), **options)
+
+
+def test_two_processes_share_a_folder_and_small_files_make_one_answer(tmp_path, monkeypatch):
+    module = sys.modules[Cache.__module__]  # by its name one finds the function mirabelle.distillation.api
+    monkeypatch.setattr(module, "LOOK_AGAIN", -1.0)
+    monkeypatch.setattr(module, "BYTES", 20)
+    asked = []
+
+    def teach(batch, position):
+        asked.append(batch.size)
+        return batch.args[0][:, :2] * 10
+
+    one, two = (Cache(tmp_path, teach, {"teacher": 1}, Encoding(), torch.device("cpu")) for _ in range(2))
+    x = torch.arange(12.0).reshape(6, 2)
+    for rows in ([0, 1], [2, 2, 3], [4]):
+        assert torch.equal(one(as_batch(x[rows])), x[rows] * 10)
+    assert asked == [2, 3, 1]
+    one.flush()
+    assert len(list(one.folder.glob("*.safetensors"))) > 1
+    assert torch.equal(two(as_batch(x[[5, 4, 2, 0]])), x[[5, 4, 2, 0]] * 10)
+    assert asked == [2, 3, 1, 1], "only what the other had not asked"
+    assert (two.hits, two.misses) == (3, 1)
+    assert torch.equal(two(as_batch(x[[5, 0]])), x[[5, 0]] * 10) and len(asked) == 4

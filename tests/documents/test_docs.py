@@ -1,0 +1,122 @@
+"""The documents: the README's Python runs as it stands, every recipe parses, every option is described with its default, every link leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mirabelle.distillation import ENSEMBLES, FEATURE_LOSSES, LOSSES
+from mirabelle.pipeline import recipe
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/recipes.md", "docs/distillation.md")]
+RECIPES = ROOT / "docs" / "recipes.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+SPAN = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(r"[\w.-]+(/[\w.-]+)*(\.(py|md|yaml|png)|/)")
+# What a run or an example writes, which is in no clone.
+WRITTEN = ("runs/", "steps/", "work/", "onnxruntime/", "openvino/")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for name, text in FENCE.findall(path.read_text(encoding="utf-8")) if name == language]
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def tables(section: str) -> dict[str, str]:
+    """First column -> second column, of the rows whose two first cells are code."""
+    text = RECIPES.read_text(encoding="utf-8")
+    found = re.search(rf"^###? {section}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/recipes.md has no section {section!r}"
+    return dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", found[1], re.MULTILINE))
+
+
+@pytest.mark.parametrize("number", range(len(blocks(ROOT / "README.md", "python"))))
+def test_python_of_the_readme_runs_as_it_stands(number, tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    code = blocks(ROOT / "README.md", "python")[number]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for said in ("layer1.0.conv1", "against the integer reference", "speed-up", "peak memory"):
+        assert said in done.stdout
+
+
+def test_the_readme_has_python():
+    assert blocks(ROOT / "README.md", "python")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_recipes_in_documents_parse(document):
+    found = [recipe.parse(yaml.safe_load(text)) for text in blocks(document, "yaml")]
+    assert found or document.name not in ("README.md", "recipes.md")
+
+
+@pytest.mark.parametrize("step", recipe.OPTIONS)
+def test_every_option_is_described_with_its_default(step):
+    defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.OPTIONS[step].items()}
+    described = tables(step) if step != "fit" else {k: v for k, v in tables("distill").items() if k in recipe.OPTIONS["fit"]}
+    assert {k: yaml.safe_load(v) for k, v in described.items()} == defaults
+
+
+def test_every_option_of_fit_is_named_under_fit():
+    section = RECIPES.read_text(encoding="utf-8").split("### fit\n")[1].split("\n### ")[0]
+    assert set(recipe.OPTIONS["fit"]) <= set(SPAN.findall(section))
+
+
+def test_every_limit_is_described_with_its_default():
+    assert {k: yaml.safe_load(v) for k, v in tables("Limits").items()} == vars(recipe.Limits())
+
+
+@pytest.mark.parametrize(
+    ("step", "option", "names"),
+    [
+        ("prune", "criterion", recipe.CRITERIA), ("prune", "allocation", recipe.ALLOCATIONS), ("prune", "repair", recipe.REPAIRS),
+        ("sparsify", "criterion", recipe.SPARSE_CRITERIA), ("sparsify", "allocation", recipe.SPARSE_ALLOCATIONS), ("sparsify", "repair", recipe.SPARSE_REPAIRS),
+        ("quantize", "threshold", recipe.THRESHOLDS), ("quantize", "target", recipe.TARGETS), ("distill", "optimizer", recipe.OPTIMIZERS),
+        ("distill", "schedule", recipe.SCHEDULES), ("distill", "ensemble", ENSEMBLES), ("export", "runtimes", recipe.RUNTIMES),
+    ],
+)  # fmt: skip
+def test_every_name_that_an_option_takes_is_in_its_row(step, option, names):
+    section = RECIPES.read_text(encoding="utf-8").split(f"### {step}\n")[1].split("\n### ")[0]
+    (row,) = re.findall(rf"^\| `{option}` \|.*$", section, re.MULTILINE)
+    assert set(names) <= set(SPAN.findall(row))
+
+
+def test_every_loss_of_distillation_is_described():
+    section = RECIPES.read_text(encoding="utf-8").split("#### Losses of distillation\n")[1].split("\n### ")[0]
+    assert {*LOSSES, *FEATURE_LOSSES, "labels"} <= set(SPAN.findall(section))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    for target in LINK.findall(document.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = document.parent / file if file else document
+        assert path.is_file(), f"{document.name} links to {target}, which is not there"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{document.name} links to {target}; {path.name} has no such heading"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_files_named_exist(document):
+    """Files in code spans are named from the root, or from the package."""
+    prose = FENCE.sub("", document.read_text(encoding="utf-8"))
+    for name in SPAN.findall(prose):
+        if FILE.fullmatch(name) and not name.startswith(WRITTEN):
+            assert any((base / name).exists() for base in (ROOT, ROOT / "src" / "mirabelle")), f"{document.name} names {name}, which is not there"
