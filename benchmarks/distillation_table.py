@@ -11,7 +11,10 @@ from typing import Any
 from mirabelle.base.files import read_json, write_text
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "distillation.md"
-BEGIN, END = "<!-- results: written by python -m benchmarks.distillation --table -->", "<!-- end of results -->"
+BEGIN, END = (
+    "<!-- results: written by python -m benchmarks.distillation --table -->",
+    "<!-- end of results -->",
+)
 # Student's t, 97.5 %, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -20,16 +23,28 @@ def interval(values: list[float]) -> tuple[float, float]:
     """The mean and half of its 95 % interval; NaN for a single value."""
     if len(values) < 2:
         return values[0], math.nan
-    return statistics.mean(values), T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), T[len(values) - 1] * statistics.stdev(values) / math.sqrt(
+        len(values)
+    )
 
 
-def by_name(results: dict[str, Any], section: str, field: str, only: str = "") -> dict[str, dict[str, float]]:
-    """name -> seed -> value, of the names that begin with `only`; what has no seed has the seed ''."""
+def by_name(
+    results: dict[str, Any], section: str, field: str, only: str = ""
+) -> dict[str, dict[str, float]]:
+    """name -> seed -> value, of the names that begin with `only`; what has no seed has the
+    seed ''.
+    """
     found: dict[str, dict[str, float]] = {}
     for key, value in results.items():
         parts = key.split("/")
         if parts[0] == section and field in value:
-            name, seed = (parts[1], parts[2]) if len(parts) == 3 else ("", parts[1]) if parts[1].isdigit() else (parts[1], "")
+            name, seed = (
+                (parts[1], parts[2])
+                if len(parts) == 3
+                else ("", parts[1])
+                if parts[1].isdigit()
+                else (parts[1], "")
+            )
             if name.startswith(only):
                 found.setdefault(name, {})[seed] = value[field]
     return found
@@ -46,13 +61,20 @@ def _paired(table: dict[str, dict[str, float]], name: str, base: str) -> str:
     return _shown(*interval([table[name][s] - table[base][s] for s in common]))
 
 
-def section(results: dict[str, Any], name: str, field: str, bases: list[str], only: str = "") -> list[str]:
+def section(
+    results: dict[str, Any], name: str, field: str, bases: list[str], only: str = ""
+) -> list[str]:
     """A table: each configuration, and its difference from each base, paired by seed."""
     table = by_name(results, name, field, only)
-    lines = [f"| {field} | seeds | value, % |" + "".join(f" minus “{b}” |" for b in bases), "|---" * (3 + len(bases)) + "|"]
+    lines = [
+        f"| {field} | seeds | value, % |" + "".join(f" minus “{b}” |" for b in bases),
+        "|---" * (3 + len(bases)) + "|",
+    ]
     for row, values in table.items():
         differences = "".join(f" {_paired(table, row, b)} |" for b in bases)
-        lines.append(f"| {row} | {len(values)} | {_shown(*interval(list(values.values())))} |{differences}")
+        lines.append(
+            f"| {row} | {len(values)} | {_shown(*interval(list(values.values())))} |{differences}"
+        )
     return lines
 
 
@@ -64,21 +86,59 @@ def tables(results: dict[str, Any]) -> str:
         if by_name(results, name, field, only):
             parts.extend(["", f"### {title}", "", *section(results, name, field, bases, only)])
 
-    add("500 images", "few", "top1", ["cross-entropy, lr 0.03", "augmented, cross-entropy, lr 0.03"])
-    add("No labels, all labels", "labels", "top1", ["all labels, cross-entropy", "all labels, cross-entropy, lr 0.03"])
+    add(
+        "500 images", "few", "top1", ["cross-entropy, lr 0.03", "augmented, cross-entropy, lr 0.03"]
+    )
+    add(
+        "No labels, all labels",
+        "labels",
+        "top1",
+        ["all labels, cross-entropy", "all labels, cross-entropy, lr 0.03"],
+    )
     for labels in ("1 000", "55 000"):
         alone = [f"{labels}, student of teacher {i}" for i in range(3)]
-        add(f"An ensemble of three teachers, each with {labels} labels of its own", "ensemble", "top1", alone, f"{labels},")
+        add(
+            f"An ensemble of three teachers, each with {labels} labels of its own",
+            "ensemble",
+            "top1",
+            alone,
+            f"{labels},",
+        )
     add("A class that was never seen: its recall", "missing", "recall", [])
     add("A class that was never seen: all classes", "missing", "top1", [])
-    add("A pruned network: 40 % of the MACs, 1 000 images, 200 steps", "shrunk", "top1", ["pruned, cross-entropy"], "pruned")
+    add(
+        "A pruned network: 40 % of the MACs, 1 000 images, 200 steps",
+        "shrunk",
+        "top1",
+        ["pruned, cross-entropy"],
+        "pruned",
+    )
     for bits in (3, 4, 8):
-        add(f"Quantised to {bits} bits: 1 000 images, 200 steps", "shrunk", "top1", [f"{bits} bits, cross-entropy"], f"{bits} bits")
+        add(
+            f"Quantised to {bits} bits: 1 000 images, 200 steps",
+            "shrunk",
+            "top1",
+            [f"{bits} bits, cross-entropy"],
+            f"{bits} bits",
+        )
     add("The network before", "shrunk", "top1", [], "original")
-    add("Embeddings: pairs accepted at a false acceptance rate of 1 %", "embeddings", "tar at far 0.01", ["student alone", "teacher"])
-    add("Embeddings: pairs accepted at a false acceptance rate of 10 %", "embeddings", "tar at far 0.1", ["student alone", "teacher"])
+    add(
+        "Embeddings: pairs accepted at a false acceptance rate of 1 %",
+        "embeddings",
+        "tar at far 0.01",
+        ["student alone", "teacher"],
+    )
+    add(
+        "Embeddings: pairs accepted at a false acceptance rate of 10 %",
+        "embeddings",
+        "tar at far 0.1",
+        ["student alone", "teacher"],
+    )
     add("Embeddings: area under the ROC", "embeddings", "auc", ["student alone", "teacher"])
-    for field, title in (("tar at far 0.1", "pairs accepted at a false acceptance rate of 10 %"), ("auc", "area under the ROC")):
+    for field, title in (
+        ("tar at far 0.1", "pairs accepted at a false acceptance rate of 10 %"),
+        ("auc", "area under the ROC"),
+    ):
         add(f"Sentences: {title}", "text", field, ["student alone", "teacher"])
     if ratios := by_name(results, "cache", "ratio"):
         (values,) = ratios.values()
@@ -89,12 +149,19 @@ def tables(results: dict[str, Any]) -> str:
                 "",
                 "### The cache",
                 "",
-                f"Epochs on known views are {_shown(mean, half, 1)} times as fast ({len(values)} seeds); same weights: {'yes' if same else 'no'}.",
+                f"Epochs on known views are {_shown(mean, half, 1)} times as fast "
+                f"({len(values)} seeds); same weights: {'yes' if same else 'no'}.",
             ]
         )
     conditions = results.get("conditions", {})
     if conditions:
-        parts.extend(["", f"{conditions['threads']} thread of {conditions['machine']['cpu']}, torch {conditions['torch']}."])
+        parts.extend(
+            [
+                "",
+                f"{conditions['threads']} thread of {conditions['machine']['cpu']}, torch "
+                f"{conditions['torch']}.",
+            ]
+        )
     return "\n".join(parts).strip()
 
 
@@ -103,7 +170,9 @@ def write_tables(path: Path) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     block = f"{BEGIN}\n\n{tables(read_json(path))}\n\n{END}"
     if BEGIN in text:
-        text = re.sub(re.escape(BEGIN) + ".*" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
+        text = re.sub(
+            re.escape(BEGIN) + ".*" + re.escape(END), lambda _: block, text, flags=re.DOTALL
+        )
     else:
         text = f"{text.rstrip()}\n\n{block}\n"
     write_text(DOCUMENT, text)

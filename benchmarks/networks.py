@@ -1,7 +1,9 @@
-"""Prunes every network of `zoo.py` to half of its MACs and checks what came out: `python -m benchmarks.networks`.
+"""Prunes every network of `zoo.py` to half of its MACs and checks what came out: `python -m
+benchmarks.networks`.
 
-Each network runs in a process of its own with a limit on its time. Results are written as they come, so an interrupted run goes on with what is missing;
-named networks run anew, `--missing` prints the names of those without a row, `--table` the table of `docs/networks.md`. One thread.
+Each network runs in a process of its own with a limit on its time. Results are written as they
+come, so an interrupted run goes on with what is missing; named networks run anew, `--missing`
+prints the names of those without a row, `--table` the table of `docs/networks.md`. One thread.
 Needs torchvision, timm and transformers (without their dependencies if need be).
 """
 
@@ -40,7 +42,13 @@ from mirabelle.store import load, save
 RESULTS = Path(__file__).parent / "results" / "networks.json"
 SHARE, TOLERANCE = 0.5, 0.03
 LIMIT = 300
-PRUNING: dict[str, Any] = {"macs": SHARE, "criterion": "l1", "align": 1, "allocation": "uniform", "repair": None}
+PRUNING: dict[str, Any] = {
+    "macs": SHARE,
+    "criterion": "l1",
+    "align": 1,
+    "allocation": "uniform",
+    "repair": None,
+}
 
 
 class Row(dict):
@@ -64,7 +72,9 @@ def same(expected: Any, found: Any, what: str) -> None:
 
 
 def check(row: Row, name: str) -> None:
-    """One network: cut, equivalence on inputs that it was not cut with, another batch, backward, files."""
+    """One network: cut, equivalence on inputs that it was not cut with, another batch, backward,
+    files.
+    """
     model, x = zoo.build(name)
     row["parameters"] = count_parameters(model)
     with row.stage("prune"):
@@ -74,33 +84,59 @@ def check(row: Row, name: str) -> None:
     other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), row.stage("equivalence"):
         found = small.eval()(other)
-        same(reference(coupling, indices(coupling, removed), example_inputs(other)), found, "not the masked network")
-        same([v.new_zeros(v.shape) for v in tensors(model(other))], [v.new_zeros(v.shape) for v in tensors(found)], "outputs")
+        same(
+            reference(coupling, indices(coupling, removed), example_inputs(other)),
+            found,
+            "not the masked network",
+        )
+        same(
+            [v.new_zeros(v.shape) for v in tensors(model(other))],
+            [v.new_zeros(v.shape) for v in tensors(found)],
+            "outputs",
+        )
     row["masked_weights"] = difference(mask(model, coupling, removed)(other), found) is None
     del coupling, removed, model
     with torch.no_grad(), row.stage("batch"):
         small(torch.randn(3, *x.shape[1:]))
     with row.stage("backward"):
-        backward(small, sum(v.double().square().mean() for v in tensors(small.train()(other)) if v.is_floating_point()))
+        backward(
+            small,
+            sum(
+                v.double().square().mean()
+                for v in tensors(small.train()(other))
+                if v.is_floating_point()
+            ),
+        )
     files(small.eval(), lambda: zoo.build(name)[0], other, row)
 
 
 def check_part(row: Row, name: str) -> None:
-    """A detector with non-maximum suppression inside: its backbone is cut and put back; files are those of the whole, and of the part for ONNX."""
+    """A detector with non-maximum suppression inside: its backbone is cut and put back; files are
+    those of the whole, and of the part for ONNX.
+    """
     model, x = zoo.build(name)
     row["parameters"] = count_parameters(model)
     with row.stage("prune"):
         small = prune(model, x, part="backbone", **PRUNING)
     seen = given(model, "backbone", example_inputs(x))
-    row["form"] = "graph" if isinstance(small.get_submodule("backbone"), torch.fx.GraphModule) else "module"
+    row["form"] = (
+        "graph" if isinstance(small.get_submodule("backbone"), torch.fx.GraphModule) else "module"
+    )
     row["macs"] = round(count_macs(small.backbone, seen) / count_macs(model.backbone, seen), 4)
     with torch.no_grad(), row.stage("equivalence"):
         boxes = small.eval()(x)
-        shapes = [[tuple(t.shape) for t in tensors(m.backbone.eval()(seen))] for m in (model, small)]
-        if shapes[0] != shapes[1] or [set(b) for b in boxes] != [{"boxes", "scores", "labels"}] * len(x):
+        shapes = [
+            [tuple(t.shape) for t in tensors(m.backbone.eval()(seen))] for m in (model, small)
+        ]
+        if shapes[0] != shapes[1] or [set(b) for b in boxes] != [
+            {"boxes", "scores", "labels"}
+        ] * len(x):
             raise AssertionError(f"the part gives {shapes[1]}, expected {shapes[0]}; boxes {boxes}")
     with row.stage("backward"):
-        target = [{"boxes": torch.tensor([[10.0, 10.0, 90.0, 90.0]]), "labels": torch.tensor([1])} for _ in x]
+        target = [
+            {"boxes": torch.tensor([[10.0, 10.0, 90.0, 90.0]]), "labels": torch.tensor([1])}
+            for _ in x
+        ]
         backward(small, sum(small.train()(x, target).values()))
     small.eval()
     with torch.no_grad(), row.stage("save"), tempfile.TemporaryDirectory() as folder:
@@ -139,7 +175,11 @@ def files(small: nn.Module, build: Any, other: torch.Tensor, row: Row) -> None:
 def onnx(small: nn.Module, other: torch.Tensor, row: Row) -> None:
     with torch.no_grad(), row.stage("onnx"), tempfile.TemporaryDirectory() as folder:
         artifact = export(small, folder, runtime="onnxruntime", inputs=other)
-        same(tensors(small(other)), [torch.as_tensor(v) for v in pytree.tree_leaves(artifact(other.numpy()))], "ONNX Runtime")
+        same(
+            tensors(small(other)),
+            [torch.as_tensor(v) for v in pytree.tree_leaves(artifact(other.numpy()))],
+            "ONNX Runtime",
+        )
 
 
 def run_one(name: str) -> dict:
@@ -168,7 +208,16 @@ def in_process(name: str) -> dict:
     except subprocess.TimeoutExpired:
         return {"name": name, "ok": False, "stage": "time", "error": f"over {LIMIT} s"}
     rows = [s[4:] for s in ran.stdout.splitlines() if s.startswith("ROW ")]
-    row = json.loads(rows[0]) if rows else {"name": name, "ok": False, "stage": "process", "error": ran.stderr[-500:] or f"code {ran.returncode}"}
+    row = (
+        json.loads(rows[0])
+        if rows
+        else {
+            "name": name,
+            "ok": False,
+            "stage": "process",
+            "error": ran.stderr[-500:] or f"code {ran.returncode}",
+        }
+    )
     if not row["ok"]:
         sys.stderr.write(ran.stderr[-900:])  # where it failed: for the eye, not for the results
     return row
@@ -178,30 +227,56 @@ def table(results: dict) -> str:
     """How many passed, and a row per network."""
     rows = results["networks"]
     lines = [
-        "| network | parameters | groups | form | MACs kept | masked weights | analysis and surgery, s | all checks, s | peak, GB | checks |",
+        "| network | parameters | groups | form | MACs kept | masked weights | analysis and "
+        "surgery, s | all checks, s | peak, GB | checks |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in (n for n in zoo.names() if n in rows):
         r = rows[name]
-        said = "all" if r["ok"] else f"**{r['stage']}**: {' '.join(r.get('error', '').split())[:140]}"
+        said = (
+            "all" if r["ok"] else f"**{r['stage']}**: {' '.join(r.get('error', '').split())[:140]}"
+        )
         size = f"{r['parameters'] / 1e6:.1f} M" if "parameters" in r else ""
         masked = {True: "equal", False: "statistics"}.get(r.get("masked_weights"), "")  # type: ignore[call-overload]
-        cells = [name, size, r.get("groups", ""), r.get("form", ""), r.get("macs", ""), masked, r.get("cpu_s", {}).get("prune", "")]
-        lines.append("| " + " | ".join(map(str, [*cells, r.get("seconds", ""), r.get("peak_gb", ""), said])) + " |")
+        cells = [
+            name,
+            size,
+            r.get("groups", ""),
+            r.get("form", ""),
+            r.get("macs", ""),
+            masked,
+            r.get("cpu_s", {}).get("prune", ""),
+        ]
+        lines.append(
+            "| "
+            + " | ".join(map(str, [*cells, r.get("seconds", ""), r.get("peak_gb", ""), said]))
+            + " |"
+        )
     counts = []
     for kind in dict.fromkeys(n.partition("/")[0] for n in zoo.names()):
         of = [n for n in zoo.names() if n.startswith(f"{kind}/")]
         ran = [rows[n] for n in of if n in rows]
-        counts.append(f"{kind} {sum(r['ok'] for r in ran)} of {len(ran)} that ran ({len(of)} in all)")
+        counts.append(
+            f"{kind} {sum(r['ok'] for r in ran)} of {len(ran)} that ran ({len(of)} in all)"
+        )
     info = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    return f"Passed: {', '.join(counts)}. One core of {results['machine']['cpu']}, {info}.\n\n" + "\n".join(lines)
+    return (
+        f"Passed: {', '.join(counts)}. One core of {results['machine']['cpu']}, {info}.\n\n"
+        + "\n".join(lines)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--missing", action="store_true", help="only print the names of the networks that have no row yet")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the table of what is there"
+    )
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="only print the names of the networks that have no row yet",
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -214,11 +289,24 @@ def main() -> None:
         return
     for name in options.names or missing:
         row = in_process(name)
-        results = read_json(RESULTS) if RESULTS.exists() else results  # another process may have added to it
-        results |= {"machine": machine(), "versions": versions("torch", "torchvision", "timm", "transformers", "onnxruntime")}
+        results = (
+            read_json(RESULTS) if RESULTS.exists() else results
+        )  # another process may have added to it
+        results |= {
+            "machine": machine(),
+            "versions": versions("torch", "torchvision", "timm", "transformers", "onnxruntime"),
+        }
         results["networks"][name] = row
         write_json(RESULTS, results)
-        print("ok  " if row["ok"] else "FAIL", name, row.get("macs"), row.get("form"), row["stage"], row.get("error", "")[:150], flush=True)
+        print(
+            "ok  " if row["ok"] else "FAIL",
+            name,
+            row.get("macs"),
+            row.get("form"),
+            row["stage"],
+            row.get("error", "")[:150],
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

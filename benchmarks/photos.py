@@ -1,7 +1,8 @@
 """Photographs that come with Python packages, as calibration and test sets for ImageNet networks.
 
-Calibration: random crops of the photographs of scikit-image and scikit-learn. Test: random crops of foolbox's 20 ImageNet photographs (`pip install
-foolbox==3.3.4 scikit-image scikit-learn --no-deps`). No photograph is in both. There are no ImageNet labels for a crop: what is measured is
+Calibration: random crops of the photographs of scikit-image and scikit-learn. Test: random crops of
+foolbox's 20 ImageNet photographs (`pip install foolbox==3.3.4 scikit-image scikit-learn
+--no-deps`). No photograph is in both. There are no ImageNet labels for a crop: what is measured is
 agreement with the float network, and an interval must count photographs, not crops.
 """
 
@@ -27,7 +28,10 @@ CALIBRATION = {
     ],
     "sklearn/datasets/images": ["china.jpg", "flower.jpg"],
 }
-MEAN = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5,) * 3, (0.5,) * 3)}
+MEAN = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5,) * 3, (0.5,) * 3),
+}
 
 
 def _folder(inside: str) -> Path:
@@ -39,7 +43,9 @@ def _folder(inside: str) -> Path:
 
 
 def _crops(photos: list[Path], count: int, size: int, seed: int) -> np.ndarray:
-    """(count, size, size, 3) bytes: each photograph in turn, a random part of 35 to 100 % of its area with a ratio of 3/4 to 4/3, half of them mirrored."""
+    """(count, size, size, 3) bytes: each photograph in turn, a random part of 35 to 100 % of its
+    area with a ratio of 3/4 to 4/3, half of them mirrored.
+    """
     generator = np.random.default_rng(seed)
     images = [Image.open(p).convert("RGB") for p in photos]
     found = []
@@ -47,9 +53,17 @@ def _crops(photos: list[Path], count: int, size: int, seed: int) -> np.ndarray:
         image = images[i % len(images)]
         ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
         area = generator.uniform(0.35, 1.0) * image.width * image.height
-        width, height = min(image.width, round((area * ratio) ** 0.5)), min(image.height, round((area / ratio) ** 0.5))
-        left, top = generator.integers(image.width - width + 1), generator.integers(image.height - height + 1)
-        crop = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + width, top + height))
+        width, height = (
+            min(image.width, round((area * ratio) ** 0.5)),
+            min(image.height, round((area / ratio) ** 0.5)),
+        )
+        left, top = (
+            generator.integers(image.width - width + 1),
+            generator.integers(image.height - height + 1),
+        )
+        crop = image.resize(
+            (size, size), Image.Resampling.BILINEAR, (left, top, left + width, top + height)
+        )
         pixels = np.asarray(crop)
         found.append(pixels[:, ::-1] if generator.random() < 0.5 else pixels)
     return np.stack(found)
@@ -66,7 +80,9 @@ def calibration(count: int = 300, size: int = 224, normalisation: str = "imagene
     return _tensor(_crops(photos, count, size, 0), normalisation)
 
 
-def test(count: int = 500, size: int = 224, normalisation: str = "imagenet") -> tuple[torch.Tensor, np.ndarray]:
+def test(
+    count: int = 500, size: int = 224, normalisation: str = "imagenet"
+) -> tuple[torch.Tensor, np.ndarray]:
     """(count, 3, size, size) float32, and the number of the photograph that each is of."""
     photos = sorted((_folder("foolbox/data")).glob("imagenet_*.jpg"))
     return _tensor(_crops(photos, count, size, 1), normalisation), np.arange(count) % len(photos)

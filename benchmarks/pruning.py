@@ -1,19 +1,28 @@
-"""What is left of a network before any training, and after a little, against Torch-Pruning 1.6.1: `python -m benchmarks.pruning`; one thread, resumable.
+"""What is left of a network before any training, and after a little, against Torch-Pruning 1.6.1:
+`python -m benchmarks.pruning`; one thread, resumable.
 
-Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2`, `photographs`, `tuned` or `latency` runs one of the
-five tables, `--methods` and `--seed` a part of it, `--runs N` at most N runs more.
+Needs `pip install torch-pruning` and what `photographs.py` names. `--only fashion`, `mobilenet_v2`,
+`photographs`, `tuned` or `latency` runs one of the five tables, `--methods` and `--seed` a part of
+it, `--runs N` at most N runs more.
 
-- fashion: the demo's trained residual network on Fashion-MNIST; top-1 on the 10 000 test images, which choose nothing; a drop is against the original on the same images.
-- mobilenet_v2: MobileNetV2 with ImageNet weights on photographs, half of them for calibration and half for the comparison: agreement with the original's first class, and the
+- fashion: the demo's trained residual network on Fashion-MNIST; top-1 on the 10 000 test images,
+which choose nothing; a drop is against the original on the same images.
+- mobilenet_v2: MobileNetV2 with ImageNet weights on photographs, half of them for calibration and
+half for the comparison: agreement with the original's first class, and the
   signal-to-noise ratio of the logits, at three sizes of each photograph.
-- photographs: the same at 80 % of the MACs, with as many views but of fewer or more photographs; compared on the last quarter of all, and on the calibration views.
-- tuned: fashion's networks after so many epochs on the 55 000 training images, with the same budget, rate and schedule.
-- latency: the same networks cut to shares of the milliseconds on a runtime, and to shares of the MACs around them; then timed on the runtime, the original and all cuts in turn.
-  Each file is opened several times, since its time varies more between openings than within one: the median is given, and from what to what they reach. Widths are as
-  `prune` aligns them by itself: to 8 channels for MACs, to the kernels' own block, or half of it, for milliseconds; both are allocated by the knapsack.
-  Networks are kept in the cache folder until all are timed.
+- photographs: the same at 80 % of the MACs, with as many views but of fewer or more photographs;
+compared on the last quarter of all, and on the calibration views.
+- tuned: fashion's networks after so many epochs on the 55 000 training images, with the same
+budget, rate and schedule.
+- latency: the same networks cut to shares of the milliseconds on a runtime, and to shares of the
+MACs around them; then timed on the runtime, the original and all cuts in turn.
+  Each file is opened several times, since its time varies more between openings than within one:
+  the median is given, and from what to what they reach. Widths are as `prune` aligns them by
+  itself: to 8 channels for MACs, to the kernels' own block, or half of it, for milliseconds; both
+  are allocated by the knapsack. Networks are kept in the cache folder until all are timed.
 
-Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are re-estimated on them. Seeds draw the batches, and the halves of the photographs.
+Both sides get the same MACs and the same batches; BatchNorm statistics of Torch-Pruning are
+re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 """
 
 from __future__ import annotations
@@ -50,17 +59,31 @@ EPOCHS = (1, 3, 10)
 PHOTOGRAPHS = (37, 75, 150, 225)  # of 300; the other tables have 150 for calibration
 BATCHES = {"fashion": 8, "mobilenet_v2": 16}
 RATE = 1e-3
-TIMED: dict[str, dict[str, tuple[float, ...]]] = {  # shares of the MACs, and of the milliseconds on each runtime
-    "fashion": {"macs": (0.7, 0.6, 0.5, 0.4, 0.3, 0.2), "onnxruntime": (0.6, 0.5, 0.4), "openvino": (0.6, 0.5, 0.4)},
-    "mobilenet_v2": {"macs": (0.85, 0.75, 0.65), "onnxruntime": (0.85, 0.75), "openvino": (0.85, 0.75)},
+TIMED: dict[
+    str, dict[str, tuple[float, ...]]
+] = {  # shares of the MACs, and of the milliseconds on each runtime
+    "fashion": {
+        "macs": (0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
+        "onnxruntime": (0.6, 0.5, 0.4),
+        "openvino": (0.6, 0.5, 0.4),
+    },
+    "mobilenet_v2": {
+        "macs": (0.85, 0.75, 0.65),
+        "onnxruntime": (0.85, 0.75),
+        "openvino": (0.85, 0.75),
+    },
 }
 Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int, int], nn.Module]
 
 
 def torch_pruning(importance: str, global_: bool) -> Method:
-    """Torch-Pruning's own loop: small steps until the MACs are reached; gradients of one batch before each step where its criterion reads them."""
+    """Torch-Pruning's own loop: small steps until the MACs are reached; gradients of one batch
+    before each step where its criterion reads them.
+    """
 
-    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int) -> nn.Module:
+    def run(
+        model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int
+    ) -> nn.Module:
         import torch_pruning as tp
 
         small = copy.deepcopy(model)
@@ -87,8 +110,21 @@ def torch_pruning(importance: str, global_: bool) -> Method:
 
 
 def ours(criterion: str, allocation: str | None, repair: str) -> Method:
-    def run(model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int) -> nn.Module:
-        return prune(model, x, macs=share, criterion=criterion, allocation=allocation, data=loader, batches=count, align=1, repair=repair, seed=seed)
+    def run(
+        model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int
+    ) -> nn.Module:
+        return prune(
+            model,
+            x,
+            macs=share,
+            criterion=criterion,
+            allocation=allocation,
+            data=loader,
+            batches=count,
+            align=1,
+            repair=repair,
+            seed=seed,
+        )
 
     return run
 
@@ -108,18 +144,29 @@ TUNED = ("Torch-Pruning, L2, uniform", "Torch-Pruning, Taylor, uniform", BEST)
 
 
 @lru_cache(maxsize=1)
-def _photographs(seed: int, count: int | None = None) -> tuple[nn.Module, list, torch.Tensor, torch.Tensor]:
-    """The network, batches of 32 views of calibration photographs with the classes that it gives them, other photographs, and its logits on these.
+def _photographs(
+    seed: int, count: int | None = None
+) -> tuple[nn.Module, list, torch.Tensor, torch.Tensor]:
+    """The network, batches of 32 views of calibration photographs with the classes that it gives
+    them, other photographs, and its logits on these.
 
-    count: of the photographs for calibration, and then the others are the last quarter of all; None: one half is for calibration, and the others the other.
+    count: of the photographs for calibration, and then the others are the last quarter of all;
+    None: one half is for calibration, and the others the other.
     """
     model = photographs.mobilenet_v2()
     calibration, others = photographs.split(seed)
     if count is not None:
         calibration, others = (calibration + others)[:count], others[len(others) // 2 :]
     views = photographs.centres(others)
-    crops = photographs.crops(calibration, -(-32 * BATCHES["mobilenet_v2"] // len(calibration)), seed)[: 32 * BATCHES["mobilenet_v2"]]
-    return model, [(b, _logits(model, b).argmax(1)) for b in crops.split(32)], views, _logits(model, views)
+    crops = photographs.crops(
+        calibration, -(-32 * BATCHES["mobilenet_v2"] // len(calibration)), seed
+    )[: 32 * BATCHES["mobilenet_v2"]]
+    return (
+        model,
+        [(b, _logits(model, b).argmax(1)) for b in crops.split(32)],
+        views,
+        _logits(model, views),
+    )
 
 
 def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +181,9 @@ def _subject(network: str, seed: int) -> tuple[nn.Module, torch.Tensor, Iterable
     return model, views[:2], loader
 
 
-def _measured(network: str, seed: int, model: nn.Module, small: nn.Module, x: torch.Tensor) -> dict[str, Any]:
+def _measured(
+    network: str, seed: int, model: nn.Module, small: nn.Module, x: torch.Tensor
+) -> dict[str, Any]:
     """The share of the MACs that `small` has, and what is left of the accuracy."""
     found = {"macs": count_macs(small, x) / count_macs(model, x)}
     if network == "fashion":
@@ -145,22 +194,27 @@ def _measured(network: str, seed: int, model: nn.Module, small: nn.Module, x: to
 
 def _run_untrained(network: str, method: str, share: float, seed: int) -> dict[str, Any]:
     model, x, loader = _subject(network, seed)
-    return _measured(network, seed, model, METHODS[method](model, x, share, loader, BATCHES[network], seed), x)
+    return _measured(
+        network, seed, model, METHODS[method](model, x, share, loader, BATCHES[network], seed), x
+    )
 
 
 def run_photographs(method: str, share: float, seed: int, photographs: int) -> dict[str, Any]:
     model, loader, views, expected = _photographs(seed, photographs)
     small = METHODS[method](model, views[:2], share, loader, len(loader), seed)
     seen = torch.cat([b for b, _ in loader])
-    return _against(expected, _logits(small, views)) | {"seen": _against(_logits(model, seen), _logits(small, seen))}
+    return _against(expected, _logits(small, views)) | {
+        "seen": _against(_logits(model, seen), _logits(small, seen))
+    }
 
 
 def _against(expected: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
     error = (found - expected).square().mean()
     return {
-        "n": len(found), "agreement": float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        "n": len(found),
+        "agreement": float((found.argmax(1) == expected.argmax(1)).float().mean()),
         "sqnr": 10 * math.log10(float((expected - expected.mean(0)).square().mean() / error)),
-    }  # fmt: skip
+    }
 
 
 def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, Any]:
@@ -171,7 +225,9 @@ def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, An
 
 
 def _smaller(network: str, seed: int, by: str, share: float) -> nn.Module:
-    """The network cut to a share of the MACs, or of the milliseconds on a runtime: made once, and then read from where the networks of this seed are kept."""
+    """The network cut to a share of the MACs, or of the milliseconds on a runtime: made once, and
+    then read from where the networks of this seed are kept.
+    """
     model, x, loader = _subject(network, seed)
     folder = _kept_networks(network, seed) / f"{by}-{share}"
     if not (folder / "model.json").is_file():
@@ -187,7 +243,11 @@ def _kept_networks(network: str, seed: int) -> Path:
 
 def run_latency(network: str, seed: int) -> dict[str, Any]:
     model, x, _ = _subject(network, seed)
-    made = {(by, share): _smaller(network, seed, by, share) for by, asked in TIMED[network].items() for share in asked}
+    made = {
+        (by, share): _smaller(network, seed, by, share)
+        for by, asked in TIMED[network].items()
+        for share in asked
+    }
     known = {cut: _measured(network, seed, model, small, x) for cut, small in made.items()}
     cuts = []
     for runtime in [by for by in TIMED[network] if by != "macs"]:
@@ -195,15 +255,28 @@ def run_latency(network: str, seed: int) -> dict[str, Any]:
         times = milliseconds({"original": model} | timed, example_inputs(x), runtime)
         for by, share in timed:
             time, low, high = share_of(times["original"], times[by, share])
-            cuts.append({"runtime": runtime, "by": by, "share": share, "time": time, "low": low, "high": high} | known[by, share])
+            cuts.append(
+                {
+                    "runtime": runtime,
+                    "by": by,
+                    "share": share,
+                    "time": time,
+                    "low": low,
+                    "high": high,
+                }
+                | known[by, share]
+            )
     shutil.rmtree(_kept_networks(network, seed))
     return {"cuts": cuts}
 
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    "fashion": partial(_run_untrained, "fashion"), "mobilenet_v2": partial(_run_untrained, "mobilenet_v2"),
-    "photographs": run_photographs, "tuned": run_tuned, "latency": run_latency,
-}  # fmt: skip
+    "fashion": partial(_run_untrained, "fashion"),
+    "mobilenet_v2": partial(_run_untrained, "mobilenet_v2"),
+    "photographs": run_photographs,
+    "tuned": run_tuned,
+    "latency": run_latency,
+}
 
 
 def wanted() -> list[dict[str, Any]]:
@@ -211,10 +284,27 @@ def wanted() -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = []
     for seed in SEEDS:
         for kind in ("fashion", "mobilenet_v2"):
-            runs += [{"kind": kind, "method": m, "share": s, "seed": seed} for s in SHARES for m in METHODS]
-        runs += [{"kind": "photographs", "method": BEST, "share": SHARES[0], "seed": seed, "photographs": n} for n in PHOTOGRAPHS]
+            runs += [
+                {"kind": kind, "method": m, "share": s, "seed": seed}
+                for s in SHARES
+                for m in METHODS
+            ]
+        runs += [
+            {
+                "kind": "photographs",
+                "method": BEST,
+                "share": SHARES[0],
+                "seed": seed,
+                "photographs": n,
+            }
+            for n in PHOTOGRAPHS
+        ]
         runs += [{"kind": "latency", "network": n, "seed": seed} for n in TIMED]
-        runs += [{"kind": "tuned", "method": m, "share": 0.5, "seed": seed, "epochs": e} for e in EPOCHS for m in TUNED]
+        runs += [
+            {"kind": "tuned", "method": m, "share": 0.5, "seed": seed, "epochs": e}
+            for e in EPOCHS
+            for m in TUNED
+        ]
     return runs
 
 
@@ -224,55 +314,112 @@ def table(results: dict) -> str:
     original = results.get("original", math.nan)
     parts = [f"| residual network, points lost before any training | {heads} |", columns]
     for m in METHODS:
-        cells = [span([100 * (original - r["top1"]) for r in rows(results, kind="fashion", method=m, share=s)]) for s in SHARES]
+        cells = [
+            span(
+                [
+                    100 * (original - r["top1"])
+                    for r in rows(results, kind="fashion", method=m, share=s)
+                ]
+            )
+            for s in SHARES
+        ]
         parts.append(f"| {m} | {' | '.join(cells)} |")
-    for key, title, factor in (("agreement", "agreement with the original, %", 100), ("sqnr", "SQNR of the logits, dB", 1)):
+    for key, title, factor in (
+        ("agreement", "agreement with the original, %", 100),
+        ("sqnr", "SQNR of the logits, dB", 1),
+    ):
         parts += ["", f"| MobileNetV2, {title} | {heads} |", columns]
         for m in METHODS:
-            cells = [span([factor * r[key] for r in rows(results, kind="mobilenet_v2", method=m, share=s)]) for s in SHARES]
+            cells = [
+                span(
+                    [factor * r[key] for r in rows(results, kind="mobilenet_v2", method=m, share=s)]
+                )
+                for s in SHARES
+            ]
             parts.append(f"| {m} | {' | '.join(cells)} |")
     parts += [
         "",
-        "| MobileNetV2 at 80 % of the MACs, 512 views of | agreement, % | SQNR, dB | agreement on those views, % | SQNR on them, dB |",
+        "| MobileNetV2 at 80 % of the MACs, 512 views of | agreement, % | SQNR, dB | agreement "
+        "on those views, % | SQNR on them, dB |",
         "|---|---|---|---|---|",
     ]
     for n in PHOTOGRAPHS:
         found = rows(results, kind="photographs", photographs=n)
-        cells = [span([f * r[key] for r in side]) for side in (found, [r["seen"] for r in found]) for key, f in (("agreement", 100), ("sqnr", 1))]
+        cells = [
+            span([f * r[key] for r in side])
+            for side in (found, [r["seen"] for r in found])
+            for key, f in (("agreement", 100), ("sqnr", 1))
+        ]
         parts.append(f"| {n} photographs | {' | '.join(cells)} |")
     parts += [
         "",
-        "| residual network at 50 % of the MACs, points lost after training | " + " | ".join(f"{e} epochs" for e in EPOCHS) + " |",
+        "| residual network at 50 % of the MACs, points lost after training | "
+        + " | ".join(f"{e} epochs" for e in EPOCHS)
+        + " |",
         "|---|" + "---|" * len(EPOCHS),
     ]
     for m in TUNED:
-        cells = [span([100 * (original - r["top1"]) for r in rows(results, kind="tuned", method=m, epochs=e)]) for e in EPOCHS]
+        cells = [
+            span(
+                [
+                    100 * (original - r["top1"])
+                    for r in rows(results, kind="tuned", method=m, epochs=e)
+                ]
+            )
+            for e in EPOCHS
+        ]
         parts.append(f"| {m} | {' | '.join(cells)} |")
     parts += ["", *_latency_table(results)]
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
-    parts.append(f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. {results.get('machine', {}).get('cpu')}, one thread, {info}.")
+    parts.append(
+        f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. "
+        f"{results.get('machine', {}).get('cpu')}, one thread, {info}."
+    )
     return "\n".join(parts)
 
 
 def _latency_table(results: dict) -> list[str]:
     lines = [
-        "| on | asked | time of a call, % | by milliseconds, % | more than by MACs, points | SQNR by milliseconds, dB | more than by MACs, dB |",
+        "| on | asked | time of a call, % | by milliseconds, % | more than by MACs, points | "
+        "SQNR by milliseconds, dB | more than by MACs, dB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for network, key, title in (("fashion", "top1", "residual network, top-1"), ("mobilenet_v2", "agreement", "MobileNetV2, agreement")):
-        for runtime, share in [(by, s) for by, asked in TIMED[network].items() if by != "macs" for s in asked]:
-            cuts = [those(r["cuts"], runtime=runtime) for r in rows(results, kind="latency", network=network)]
+    for network, key, title in (
+        ("fashion", "top1", "residual network, top-1"),
+        ("mobilenet_v2", "agreement", "MobileNetV2, agreement"),
+    ):
+        for runtime, share in [
+            (by, s) for by, asked in TIMED[network].items() if by != "macs" for s in asked
+        ]:
+            cuts = [
+                those(r["cuts"], runtime=runtime)
+                for r in rows(results, kind="latency", network=network)
+            ]
             pairs = [(those(c, by=runtime, share=share)[0], those(c, by="macs")) for c in cuts]
-            cells = [f"{title}, {runtime}", f"{share:.0%}", span([100 * own["time"] for own, _ in pairs])]
+            cells = [
+                f"{title}, {runtime}",
+                f"{share:.0%}",
+                span([100 * own["time"] for own, _ in pairs]),
+            ]
             for value, factor in ((key, 100), ("sqnr", 1)):
-                known = [(factor * own[value], factor * _at(own["time"], macs, value)) for own, macs in pairs if value in own]
-                cells += [span([own for own, _ in known]), span([own - other for own, other in known])] if known else ["", ""]
+                known = [
+                    (factor * own[value], factor * _at(own["time"], macs, value))
+                    for own, macs in pairs
+                    if value in own
+                ]
+                cells += (
+                    [span([own for own, _ in known]), span([own - other for own, other in known])]
+                    if known
+                    else ["", ""]
+                )
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def _at(time: float, cuts: list[dict], key: str) -> float:
-    """What cuts by MACs have at this time, on straight lines between them; not a number outside of them."""
+    """What cuts by MACs have at this time, on straight lines between them; not a number outside of
+    them.
+    """
     known = sorted((c["time"], c[key]) for c in cuts)
     return float(np.interp(time, [t for t, _ in known], [v for _, v in known], math.nan, math.nan))
 
@@ -288,8 +435,12 @@ def main() -> None:
         torch.set_num_threads(1)
         conditions = {"machine": machine(), "versions": versions("torch", "torch-pruning")}
         if "original" not in kept(RESULTS):
-            conditions["original"] = evaluate(predictor(fashion.resnet()), fashion.data().test).value
-        carry_out(RESULTS, [r for r in wanted() if is_asked(r, options)], do, conditions, options.runs)
+            conditions["original"] = evaluate(
+                predictor(fashion.resnet()), fashion.data().test
+            ).value
+        carry_out(
+            RESULTS, [r for r in wanted() if is_asked(r, options)], do, conditions, options.runs
+        )
     print(table(kept(RESULTS)))
 
 

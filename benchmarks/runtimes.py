@@ -1,8 +1,11 @@
-"""The demo's network and MobileNetV2 on every runtime, float and int8: bytes, milliseconds in turn, accuracy, and how near the integers are to the reference.
+"""The demo's network and MobileNetV2 on every runtime, float and int8: bytes, milliseconds in turn,
+accuracy, and how near the integers are to the reference.
 
-`python -m benchmarks.runtimes` goes on where it stopped and prints the table of docs/runtimes.md; one thread, batch 1. Runtimes that are not installed are left out.
-The demo's network is scored on all test images of Fashion-MNIST. MobileNetV2 has real weights and photographs without labels (see `photographs.py`; needs torchvision and
-pillow): there, the share of the same class as torch in float. `--table` only prints.
+`python -m benchmarks.runtimes` goes on where it stopped and prints the table of docs/runtimes.md;
+one thread, batch 1. Runtimes that are not installed are left out. The demo's network is scored on
+all test images of Fashion-MNIST. MobileNetV2 has real weights and photographs without labels (see
+`photographs.py`; needs torchvision and pillow): there, the share of the same class as torch in
+float. `--table` only prints.
 """
 
 from __future__ import annotations
@@ -29,7 +32,12 @@ from mirabelle.runtimes import RUNTIMES, check_runs_here, load
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
 # The grids that suit each runtime's kernels on this machine.
-GRIDS = {"onnxruntime": "auto", "onnxruntime-mobile": "auto", "openvino": "auto", "ncnn": "symmetric"}
+GRIDS = {
+    "onnxruntime": "auto",
+    "onnxruntime-mobile": "auto",
+    "openvino": "auto",
+    "ncnn": "symmetric",
+}
 SAMPLES, SECONDS = 64, 60
 
 
@@ -48,7 +56,12 @@ def installed() -> list[str]:
 
 def fashion_data() -> tuple[nn.Module, list, list, list]:
     data = fashion.data()
-    return fashion.resnet(), [b[0] for b in data.calibration], list(data.test), [next(iter(data.test))[0][:SAMPLES]]
+    return (
+        fashion.resnet(),
+        [b[0] for b in data.calibration],
+        list(data.test),
+        [next(iter(data.test))[0][:SAMPLES]],
+    )
 
 
 def photo_data() -> tuple[nn.Module, list, list, list]:
@@ -56,7 +69,12 @@ def photo_data() -> tuple[nn.Module, list, list, list]:
     model, seen = photographs.mobilenet_v2(), photographs.crops(held_out, 1, 1)
     with torch.no_grad():
         classes = torch.cat([model(part).argmax(1) for part in seen.split(16)])
-    return model, list(photographs.crops(calibration, 1, 0).split(16)), list(zip(seen.split(16), classes.split(16))), [seen[:SAMPLES]]
+    return (
+        model,
+        list(photographs.crops(calibration, 1, 0).split(16)),
+        list(zip(seen.split(16), classes.split(16))),
+        [seen[:SAMPLES]],
+    )
 
 
 # Network, calibration data, labelled data, and what the integers are compared on.
@@ -64,17 +82,26 @@ NETWORKS = {"demo": fashion_data, "MobileNetV2": photo_data}
 
 
 # What suits the network's quantisation, see docs/quantization.md.
-OPTIONS: dict[str, dict] = {"demo": {}, "MobileNetV2": {"repair": ["equalize-activations", "bias-analytic"], "threshold": "laplace"}}
+OPTIONS: dict[str, dict] = {
+    "demo": {},
+    "MobileNetV2": {"repair": ["equalize-activations", "bias-analytic"], "threshold": "laplace"},
+}
 
 
-def variants(name: str, model: nn.Module, calibration: list, names: list[str]) -> dict[str, nn.Module]:
+def variants(
+    name: str, model: nn.Module, calibration: list, names: list[str]
+) -> dict[str, nn.Module]:
     """The float network, and quantised ones by their grids."""
     wanted = dict.fromkeys(GRIDS.get(n, "arm") for n in names if RUNTIMES[n].int8)
-    return {"float": model} | {t: quantize(model, calibration, target=t, samples=512, **OPTIONS[name]) for t in wanted}
+    return {"float": model} | {
+        t: quantize(model, calibration, target=t, samples=512, **OPTIONS[name]) for t in wanted
+    }
 
 
 def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
-    """Exports, scores, verifies and times one network on the runtimes that are not in the results yet; timing is of all of them."""
+    """Exports, scores, verifies and times one network on the runtimes that are not in the results
+    yet; timing is of all of them.
+    """
     rows = results["networks"].setdefault(name, {})
     model, calibration, labelled, compared = NETWORKS[name]()
     made = variants(name, model, calibration, names)
@@ -84,36 +111,68 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
         for kind in ("float", "int8") if RUNTIMES[runtime].int8 else ("float",):
             form = made["float" if kind == "float" else GRIDS.get(runtime, "arm")]
             path = folder / name / runtime / kind / f"model{RUNTIMES[runtime].suffix}"
-            artifact = load(path, runtime) if path.is_file() else mb.export(form, path.parent, runtime=runtime, inputs=x)
+            artifact = (
+                load(path, runtime)
+                if path.is_file()
+                else mb.export(form, path.parent, runtime=runtime, inputs=x)
+            )
             calls[runtime, kind] = partial(artifact.session.run, artifact.arrays(x.numpy()))
             row = rows.setdefault(runtime, {}).setdefault(kind, {})
             if "score" in row:
                 continue
             found = evaluate(artifact.predict, labelled, "top1", f"{runtime} {kind}")
-            row |= {"bytes": artifact.bytes, "version": artifact.version, "score": found.value, "n": found.n, "low": found.low, "high": found.high}
+            row |= {
+                "bytes": artifact.bytes,
+                "version": artifact.version,
+                "score": found.value,
+                "n": found.n,
+                "low": found.low,
+                "high": found.high,
+            }
             if kind == "int8":
                 seen = mb.verify(form, artifact, compared, samples=SAMPLES)
                 simulated = evaluate(predictor(form), labelled, "top1", f"{runtime}, simulated")
                 row |= {
-                    "samples": seen.samples, "layers": len(seen.layers), "sites": len(form.meta["quantization"].sites), "declared": RUNTIMES[runtime].off_by,
-                    "off_by": max((c.max_off_by for c in seen.layers), default=None), "exact": min((c.exact for c in seen.layers), default=None),
-                    "own": max((c.max_off_by for c in seen.layers if c.cause != "earlier layers"), default=None),
-                    "simulated": simulated.value, "agreement": seen.agreement.value, "note": seen.note, "grids": form.meta["quantization"].target,
-                }  # fmt: skip
-            results |= {"machine": machine(), "versions": versions("torch", "onnx"), "date": str(datetime.date.today())}
+                    "samples": seen.samples,
+                    "layers": len(seen.layers),
+                    "sites": len(form.meta["quantization"].sites),
+                    "declared": RUNTIMES[runtime].off_by,
+                    "off_by": max((c.max_off_by for c in seen.layers), default=None),
+                    "exact": min((c.exact for c in seen.layers), default=None),
+                    "own": max(
+                        (c.max_off_by for c in seen.layers if c.cause != "earlier layers"),
+                        default=None,
+                    ),
+                    "simulated": simulated.value,
+                    "agreement": seen.agreement.value,
+                    "note": seen.note,
+                    "grids": form.meta["quantization"].target,
+                }
+            results |= {
+                "machine": machine(),
+                "versions": versions("torch", "onnx"),
+                "date": str(datetime.date.today()),
+            }
             write_json(RESULTS, results)
     if any("p50" not in row[kind] for runtime, row in rows.items() for kind in row):
-        seen = alternate({f"{r}/{k}": c for (r, k), c in calls.items()}, 1000, seconds=SECONDS, pin=True)
+        seen = alternate(
+            {f"{r}/{k}": c for (r, k), c in calls.items()}, 1000, seconds=SECONDS, pin=True
+        )
         for runtime, kind in calls:
             faster = speedup(seen["onnxruntime/float"], seen[f"{runtime}/{kind}"])
             found = seen[f"{runtime}/{kind}"]
-            rows[runtime][kind] |= {"p50": found.p50_ms, "rounds": found.runs, "speedup": [faster.value, faster.low, faster.high]}
+            rows[runtime][kind] |= {
+                "p50": found.p50_ms,
+                "rounds": found.runs,
+                "speedup": [faster.value, faster.low, faster.high],
+            }
         write_json(RESULTS, results)
 
 
 def table(results: dict) -> str:
     lines = [
-        "| network | runtime | | MB | times as fast as ONNX Runtime in float | top-1 | of the simulation | "
+        "| network | runtime | | MB | times as fast as ONNX Runtime in float | top-1 | of the "
+        "simulation | "
         "off by of its own (declared) | off by, with what it grew into | exact, worst layer |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -125,20 +184,34 @@ def table(results: dict) -> str:
                 exact = f"{100 * r['exact']:.2f} %" if r.get("exact") is not None else "–"
                 simulated = f"{100 * r['simulated']:.2f} %" if "simulated" in r else "–"
                 faster = "{:.2f} [{:.2f}, {:.2f}]".format(*r["speedup"]) if "speedup" in r else "–"
-                score = f"{100 * r['score']:.2f} % [{100 * r['low']:.2f}, {100 * r['high']:.2f}], n = {r['n']}"
+                score = (
+                    f"{100 * r['score']:.2f} % [{100 * r['low']:.2f}, "
+                    f"{100 * r['high']:.2f}], n = {r['n']}"
+                )
                 shown = f"{kind}, {r['grids']} grids" if "grids" in r else kind
                 lines.append(
-                    f"| {name} | {runtime} {r['version']} | {shown} | {r['bytes'] / 1e6:.3f} | {faster} | {score} | {simulated} | {own} | {off} | {exact} |"
+                    f"| {name} | {runtime} {r['version']} | {shown} | {r['bytes'] / 1e6:.3f} | "
+                    f"{faster} | {score} | {simulated} | {own} | {off} | {exact} |"
                 )
     told = results["machine"]
     return "\n".join(
-        [*lines, "", f"One thread of {told['cpu']} ({', '.join(told['features'])}), torch {results['versions']['torch']}, {results['date']}."]
+        [
+            *lines,
+            "",
+            f"One thread of {told['cpu']} ({', '.join(told['features'])}), torch "
+            f"{results['versions']['torch']}, {results['date']}.",
+        ]
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "mirabelle-runtimes", help="where the files are kept meanwhile")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "mirabelle-runtimes",
+        help="where the files are kept meanwhile",
+    )
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -1,10 +1,12 @@
-"""The networks of the pruning benchmark: torchvision's classifiers, segmenters and one-stage detectors, one small network of each family of timm, and
-vision models of transformers.
+"""The networks of the pruning benchmark: torchvision's classifiers, segmenters and one-stage
+detectors, one small network of each family of timm, and vision models of transformers.
 
-Detectors come without the choice of boxes behind them (`detection/`: backbone, pyramid and dense heads) and whole, with non-maximum suppression inside
-(`part/`), where `prune` is given `part="backbone"`.
+Detectors come without the choice of boxes behind them (`detection/`: backbone, pyramid and dense
+heads) and whole, with non-maximum suppression inside (`part/`), where `prune` is given
+`part="backbone"`.
 
-With a CPU build of torch, torchvision's own wheel lacks its compiled operators; declaring their schemas is enough for the architectures.
+With a CPU build of torch, torchvision's own wheel lacks its compiled operators; declaring their
+schemas is enough for the architectures.
 """
 
 from __future__ import annotations
@@ -114,22 +116,47 @@ TIMM = [
     "xception41p",
     "xcit_nano_12_p8_224",
 ]
-SIZES = {"deepseek_vit_412m": 252, "gemma4_vit_167m": 384}  # pixels; at their own 546 and 768 one pass takes 21 and 14 s on one core
-DETECTORS = ["retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large"]
+SIZES = {
+    "deepseek_vit_412m": 252,
+    "gemma4_vit_167m": 384,
+}  # pixels; at their own 546 and 768 one pass takes 21 and 14 s on one core
+DETECTORS = [
+    "retinanet_resnet50_fpn",
+    "fcos_resnet50_fpn",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+]
 TRANSFORMERS = ["vit", "swin", "segformer", "detr"]
 _SCHEMAS = [
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
-    "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned) -> Tensor",  # noqa: E501
-    "roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)",
-    "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",  # noqa: E501
-    "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
-    "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",  # noqa: E501
-    "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)",
-    "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",  # noqa: E501
-    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor",  # noqa: E501
-    "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",  # noqa: E501
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
+    "pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+    "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, "
+    "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int "
+    "sampling_ratio, bool aligned) -> Tensor",
+    "roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
+    "pooled_width) -> (Tensor, Tensor)",
+    "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale, SymInt "
+    "pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, "
+    "SymInt width) -> Tensor",
+    "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
+    "pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
+    "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float "
+    "spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, SymInt "
+    "batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",
+    "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
+    "pooled_width) -> (Tensor, Tensor)",
+    "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float "
+    "spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt "
+    "channels, SymInt height, SymInt width) -> Tensor",
+    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt "
+    "stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt "
+    "dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor",
+    "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor "
+    "mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt "
+    "dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
 ]
 
 
@@ -142,7 +169,9 @@ def _declare() -> list[torch.library.Library]:
 
 
 def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The boxes that overlap none of higher score by more than `threshold`, by falling score: what the missing kernel does."""
+    """The boxes that overlap none of higher score by more than `threshold`, by falling score: what
+    the missing kernel does.
+    """
     from torchvision.ops import box_iou
 
     overlap, left, kept = box_iou(boxes, boxes), scores.argsort(descending=True), []
@@ -176,7 +205,10 @@ def names() -> list[str]:
 
     classifiers = [n for n in models.list_models(module=models) if not n.startswith("quantized")]
     return [
-        *(f"torchvision/{n}" for n in [*classifiers, *models.list_models(module=models.segmentation)]),
+        *(
+            f"torchvision/{n}"
+            for n in [*classifiers, *models.list_models(module=models.segmentation)]
+        ),
         *(f"timm/{n}" for n in TIMM),
         *(f"transformers/{n}" for n in TRANSFORMERS),
         *(f"detection/{n}" for n in DETECTORS),
@@ -185,7 +217,9 @@ def names() -> list[str]:
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The network with random weights from a fixed seed, in eval mode, and an example of its own size (`SIZES` where that is too large): two images, or one large one."""
+    """The network with random weights from a fixed seed, in eval mode, and an example of its own
+    size (`SIZES` where that is too large): two images, or one large one.
+    """
     torch.manual_seed(0)
     library, _, plain = name.partition("/")
     with warnings.catch_warnings():
@@ -197,9 +231,19 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
 def _torchvision(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
     import torchvision.models as models
 
-    options = {"weights_backbone": None} if plain in models.list_models(module=models.segmentation) else {}
-    options |= {"aux_logits": True, "init_weights": True} if plain in ("googlenet", "inception_v3") else {}
-    return models.get_model(plain, weights=None, **options), (3, 299, 299) if plain == "inception_v3" else (3, 224, 224)
+    options = (
+        {"weights_backbone": None}
+        if plain in models.list_models(module=models.segmentation)
+        else {}
+    )
+    options |= (
+        {"aux_logits": True, "init_weights": True} if plain in ("googlenet", "inception_v3") else {}
+    )
+    return models.get_model(plain, weights=None, **options), (
+        3,
+        299,
+        299,
+    ) if plain == "inception_v3" else (3, 224, 224)
 
 
 def _timm(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -207,7 +251,9 @@ def _timm(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
 
     model = timm.create_model(plain, pretrained=False)
     size = SIZES.get(plain)
-    return model, (3, size, size) if size else tuple(model.default_cfg.get("input_size") or (3, 224, 224))
+    return model, (3, size, size) if size else tuple(
+        model.default_cfg.get("input_size") or (3, 224, 224)
+    )
 
 
 def _transformers(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -220,7 +266,9 @@ def _transformers(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
     if plain == "segformer":
         return t.SegformerForSemanticSegmentation(t.SegformerConfig()), (3, 224, 224)
     backbone = t.ResNetConfig(out_features=["stage4"])
-    return t.DetrForObjectDetection(t.DetrConfig(backbone_config=backbone, use_timm_backbone=False)), (3, 320, 320)
+    return t.DetrForObjectDetection(
+        t.DetrConfig(backbone_config=backbone, use_timm_backbone=False)
+    ), (3, 320, 320)
 
 
 def _detector(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -235,4 +283,10 @@ def _dense(plain: str) -> tuple[nn.Module, tuple[int, ...]]:
     return Dense(detector), size
 
 
-_BUILDERS = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers, "detection": _dense, "part": _detector}
+_BUILDERS = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "transformers": _transformers,
+    "detection": _dense,
+    "part": _detector,
+}

@@ -1,4 +1,6 @@
-"""Fashion-MNIST (Xiao et al. 2017, MIT): the data, and a residual network trained on it by `examples/train_fashion.py`."""
+"""Fashion-MNIST (Xiao et al. 2017, MIT): the data, and a residual network trained on it by
+`examples/train_fashion.py`.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,22 @@ FILES = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 MEAN, STD = 0.2860, 0.3530
-CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+CLASSES = [
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+]
 
 
-# --- the data -------------------------------------------------------------------------------------------------------------------------
+# --- the data
+# --------------------------------------------------------------------------------------------------
 
 
 def _sound(path: Path, name: str) -> bool:
@@ -49,13 +63,18 @@ def _from_official(name: str) -> bytes:
 
 def _store(folder: Path, name: str, content: bytes, source: str) -> None:
     if (found := hashlib.sha256(content).hexdigest()) != FILES[name]:
-        raise InputError(f"{name} from {source} has SHA-256 {found}, expected {FILES[name]}; it is damaged or has been changed")
+        raise InputError(
+            f"{name} from {source} has SHA-256 {found}, expected {FILES[name]}; it is damaged "
+            "or has been changed"
+        )
     with atomic(folder / name) as temporary:
         temporary.write_bytes(content)
 
 
 def fetch(folder: Path | None = None) -> Path:
-    """The folder with the four files, each checked against its SHA-256; downloads what is missing or damaged."""
+    """The folder with the four files, each checked against its SHA-256; downloads what is missing
+    or damaged.
+    """
     folder = folder or cache_folder() / "fashion-mnist"
     missing = [name for name in FILES if not _sound(folder / name, name)]
     if not missing:
@@ -71,25 +90,41 @@ def fetch(folder: Path | None = None) -> Path:
     installed = Path("/usr/share/datasets/fashion-mnist")
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            source = installed if installed.is_dir() else unpacked(DEBIAN, Path(temporary)) / installed.relative_to("/")
+            source = (
+                installed
+                if installed.is_dir()
+                else unpacked(DEBIAN, Path(temporary)) / installed.relative_to("/")
+            )
             for name in missing:
                 _store(folder, name, gzip.decompress((source / f"{name}.gz").read_bytes()), DEBIAN)
             return folder
     except (OSError, EOFError, InputError) as error:
         failures.append(str(error))
-    raise InputError("Fashion-MNIST could not be fetched:\n  " + "\n  ".join(failures) + f"\nput {', '.join(FILES)} (uncompressed) into {folder}")
+    raise InputError(
+        "Fashion-MNIST could not be fetched:\n  "
+        + "\n  ".join(failures)
+        + f"\nput {', '.join(FILES)} (uncompressed) into {folder}"
+    )
 
 
 def images_and_labels(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`part` is `train` (60 000) or `t10k` (10 000): images (N, 1, 28, 28) float32, normalised, and labels (N,) int64."""
+    """`part` is `train` (60 000) or `t10k` (10 000): images (N, 1, 28, 28) float32, normalised, and
+    labels (N,) int64.
+    """
     folder = fetch()
-    images = np.frombuffer((folder / f"{part}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    images = np.frombuffer(
+        (folder / f"{part}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16
+    ).reshape(-1, 1, 28, 28)
     labels = np.frombuffer((folder / f"{part}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
-    return (torch.from_numpy(images.astype(np.float32)) / 255 - MEAN) / STD, torch.from_numpy(labels.astype(np.int64))
+    return (torch.from_numpy(images.astype(np.float32)) / 255 - MEAN) / STD, torch.from_numpy(
+        labels.astype(np.int64)
+    )
 
 
 class Augmented(Dataset):
-    """Whole batches by index list, randomly flipped and shifted by up to two pixels: transforms image by image would cost more than the network."""
+    """Whole batches by index list, randomly flipped and shifted by up to two pixels: transforms
+    image by image would cost more than the network.
+    """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, erase: bool = False):
         self.images, self.labels, self.erase = images, labels, erase
@@ -110,7 +145,13 @@ class Augmented(Dataset):
         if self.erase:
             y0, x0 = torch.randint(0, 21, (2, n, 1, 1, 1))
             grid_y, grid_x = torch.arange(28).view(1, 1, 28, 1), torch.arange(28).view(1, 1, 1, 28)
-            hole = (grid_y >= y0) & (grid_y < y0 + 8) & (grid_x >= x0) & (grid_x < x0 + 8) & (torch.rand(n, 1, 1, 1) < 0.5)
+            hole = (
+                (grid_y >= y0)
+                & (grid_y < y0 + 8)
+                & (grid_x >= x0)
+                & (grid_x < x0 + 8)
+                & (torch.rand(n, 1, 1, 1) < 0.5)
+            )
             x = torch.where(hole, torch.tensor(-MEAN / STD), x)
         return x, self.labels[indices]
 
@@ -134,14 +175,22 @@ class Loaders(NamedTuple):
 
 
 def data(batch_size: int = 128, erase: bool = False) -> Loaders:
-    """Train on 55 000, validate on the last 5 000 of the 60 000, calibrate on 512 of the first; the 10 000 test images choose nothing.
+    """Train on 55 000, validate on the last 5 000 of the 60 000, calibrate on 512 of the first; the
+    10 000 test images choose nothing.
 
-    erase: also blank out squares of training images (Zhong et al. 2020), as when the network was trained from scratch.
+    erase: also blank out squares of training images (Zhong et al. 2020), as when the network was
+    trained from scratch.
     """
     images, labels = images_and_labels("train")
     test_images, test_labels = images_and_labels("t10k")
     return Loaders(
-        train=DataLoader(Augmented(images[:55000], labels[:55000], erase), batch_size, shuffle=True, drop_last=True, collate_fn=_as_is),
+        train=DataLoader(
+            Augmented(images[:55000], labels[:55000], erase),
+            batch_size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=_as_is,
+        ),
         calibration=DataLoader(Plain(images[:512], labels[:512]), 64, collate_fn=_as_is),
         test=DataLoader(Plain(test_images, test_labels), 250, collate_fn=_as_is),
         validation=DataLoader(Plain(images[55000:], labels[55000:]), 250, collate_fn=_as_is),
@@ -149,13 +198,18 @@ def data(batch_size: int = 128, erase: bool = False) -> Loaders:
 
 
 def plain(batch_size: int = 128) -> Loaders:
-    """The same without augmentation: a network that was trained with it and is only cut and taught again learns faster from images as they are."""
+    """The same without augmentation: a network that was trained with it and is only cut and taught
+    again learns faster from images as they are.
+    """
     loaders = data(batch_size)
     seen = Plain(loaders.train.dataset.images, loaders.train.dataset.labels)  # type: ignore[attr-defined]
-    return loaders._replace(train=DataLoader(seen, batch_size, shuffle=True, drop_last=True, collate_fn=_as_is))
+    return loaders._replace(
+        train=DataLoader(seen, batch_size, shuffle=True, drop_last=True, collate_fn=_as_is)
+    )
 
 
-# --- the network ----------------------------------------------------------------------------------------------------------------------
+# --- the network
+# --------------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -169,7 +223,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -179,14 +235,19 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A residual network for (N, 1, 28, 28) images: three stages at 28, 14 and 7 pixels."""
 
-    def __init__(self, width: int = 32, blocks: tuple[int, int, int] = (1, 1, 2), classes: int = 10):
+    def __init__(
+        self, width: int = 32, blocks: tuple[int, int, int] = (1, 1, 2), classes: int = 10
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         inputs = width
         for stage, count in enumerate(blocks):
             outputs = width * 2**stage
-            layers = [Block(inputs if j == 0 else outputs, outputs, 2 if stage and j == 0 else 1) for j in range(count)]
+            layers = [
+                Block(inputs if j == 0 else outputs, outputs, 2 if stage and j == 0 else 1)
+                for j in range(count)
+            ]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
             inputs = outputs
         self.pool = nn.AdaptiveAvgPool2d(1)

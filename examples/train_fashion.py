@@ -1,4 +1,6 @@
-"""Makes `examples/weights/fashion_resnet.safetensors`: `python -m examples.train_fashion`. Interrupted, it goes on where it was."""
+"""Makes `examples/weights/fashion_resnet.safetensors`: `python -m examples.train_fashion`.
+Interrupted, it goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,25 @@ def main() -> None:
     seed_everything(SEED)
     loaders = data(erase=True)
     model = mb.fit(
-        untrained(), loaders.train, loss=functools.partial(torch.nn.functional.cross_entropy, label_smoothing=0.05),
-        epochs=options.epochs, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.05, ema=0.999, clip=5.0, seed=SEED,
-        validation=loaders.validation, checkpoint=options.checkpoint,
-    )  # fmt: skip
+        untrained(),
+        loaders.train,
+        loss=functools.partial(torch.nn.functional.cross_entropy, label_smoothing=0.05),
+        epochs=options.epochs,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        warmup=0.05,
+        ema=0.999,
+        clip=5.0,
+        seed=SEED,
+        validation=loaders.validation,
+        checkpoint=options.checkpoint,
+    )
     write_tensors(WEIGHTS, model.state_dict(), {"seed": str(SEED), "epochs": str(options.epochs)})
-    scores = {part: str(evaluate(predictor(model), getattr(loaders, part))) for part in ("validation", "test")}
+    scores = {
+        part: str(evaluate(predictor(model), getattr(loaders, part)))
+        for part in ("validation", "test")
+    }
     print(json.dumps(scores, indent=1))
 
 

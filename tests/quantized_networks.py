@@ -1,4 +1,6 @@
-"""Small networks, calibration data and helpers for the tests of quantisation, export and verification."""
+"""Small networks, calibration data and helpers for the tests of quantisation, export and
+verification.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,13 @@ def _named(**children: nn.Module) -> nn.Module:
 
 
 def _tied() -> Network:
-    network = Network(lambda n, x: head(n, F.relu(n.c(3 * F.relu(n.b(n.a(x)))))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), fc=nn.Linear(8, 5))
+    network = Network(
+        lambda n, x: head(n, F.relu(n.c(3 * F.relu(n.b(n.a(x)))))),
+        a=conv(3, 8),
+        b=conv(8, 8),
+        c=conv(8, 8),
+        fc=nn.Linear(8, 5),
+    )
     network.c.weight, network.c.bias = network.b.weight, network.b.bias
     return network
 
@@ -115,7 +123,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "residual_in_place": (
         lambda: Network(
-            _residual_in_place, c0=conv(3, 8), bn0=nn.BatchNorm2d(8), c1=conv(8, 8, padding="same"), bn1=nn.BatchNorm2d(8), fc=nn.Linear(8, 5)
+            _residual_in_place,
+            c0=conv(3, 8),
+            bn0=nn.BatchNorm2d(8),
+            c1=conv(8, 8, padding="same"),
+            bn1=nn.BatchNorm2d(8),
+            fc=nn.Linear(8, 5),
         ),
         set(),
     ),
@@ -131,7 +144,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         set(),
     ),
     "grouped": (
-        lambda: Network(lambda n, x: head(n, F.relu(n.b(F.relu(n.a(x))))), a=conv(3, 8), b=conv(8, 12, groups=4, dilation=2), fc=nn.Linear(12, 5)),
+        lambda: Network(
+            lambda n, x: head(n, F.relu(n.b(F.relu(n.a(x))))),
+            a=conv(3, 8),
+            b=conv(8, 12, groups=4, dilation=2),
+            fc=nn.Linear(12, 5),
+        ),
         set(),
     ),
     "sequential": (
@@ -149,11 +167,32 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         set(),
     ),
-    "concatenation": (lambda: Network(_concatenation, a=conv(3, 8), c=conv(8, 4, padding=1), b=conv(12, 8), fc=nn.Linear(8, 5)), set()),
-    "ends_in_conv": (lambda: Network(lambda n, x: n.b(F.relu(n.a(x))), a=conv(3, 8), b=conv(8, 5, 1)), set()),
-    "mean": (lambda: Network(lambda n, x: n.fc(F.relu(n.a(x)).mean((2, 3))), a=conv(3, 8), fc=nn.Linear(8, 5)), set()),
-    "with_itself": (lambda: Network(_with_itself, a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)), set()),
-    "two_readers": (lambda: Network(lambda n, x: head(n, n.b(x) + n.a(x)), a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 5)), set()),
+    "concatenation": (
+        lambda: Network(
+            _concatenation, a=conv(3, 8), c=conv(8, 4, padding=1), b=conv(12, 8), fc=nn.Linear(8, 5)
+        ),
+        set(),
+    ),
+    "ends_in_conv": (
+        lambda: Network(lambda n, x: n.b(F.relu(n.a(x))), a=conv(3, 8), b=conv(8, 5, 1)),
+        set(),
+    ),
+    "mean": (
+        lambda: Network(
+            lambda n, x: n.fc(F.relu(n.a(x)).mean((2, 3))), a=conv(3, 8), fc=nn.Linear(8, 5)
+        ),
+        set(),
+    ),
+    "with_itself": (
+        lambda: Network(_with_itself, a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)),
+        set(),
+    ),
+    "two_readers": (
+        lambda: Network(
+            lambda n, x: head(n, n.b(x) + n.a(x)), a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 5)
+        ),
+        set(),
+    ),
     "colliding_names": (
         lambda: Network(
             lambda n, x: head(n, F.relu(n.a_b.c(F.relu(n.a.b_c(x))))),
@@ -165,35 +204,87 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "called_quantizers": (
         lambda: Network(
-            lambda n, x: head(n, n.quantizers[1](F.relu(n.quantizers[0](x)))), quantizers=nn.Sequential(conv(3, 8), conv(8, 8)), fc=nn.Linear(8, 5)
+            lambda n, x: head(n, n.quantizers[1](F.relu(n.quantizers[0](x)))),
+            quantizers=nn.Sequential(conv(3, 8), conv(8, 8)),
+            fc=nn.Linear(8, 5),
         ),
         set(),
     ),
     "used_twice": (
-        lambda: Network(lambda n, x: head(n, F.relu(n.b(3 * F.relu(n.b(n.a(x)))))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)),
+        lambda: Network(
+            lambda n, x: head(n, F.relu(n.b(3 * F.relu(n.b(n.a(x)))))),
+            a=conv(3, 8),
+            b=conv(8, 8),
+            fc=nn.Linear(8, 5),
+        ),
         {"mul"},
     ),
     "tied": (_tied, {"mul"}),
-    "preactivation": (lambda: Network(_preactivation, a=conv(3, 8), b=conv(8, 8, padding=1), fc=nn.Linear(8, 5)), {"relu"}),
-    "broadcast": (lambda: Network(_broadcast, a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)), {"add"}),
-    "clamp": (lambda: Network(lambda n, x: head(n, n.b(torch.clamp(n.a(x), 0, 1))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)), {"clamp"}),
-    "hardtanh": (lambda: Network(lambda n, x: head(n, n.b(F.hardtanh(n.a(x)))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)), {"hardtanh"}),
+    "preactivation": (
+        lambda: Network(_preactivation, a=conv(3, 8), b=conv(8, 8, padding=1), fc=nn.Linear(8, 5)),
+        {"relu"},
+    ),
+    "broadcast": (
+        lambda: Network(_broadcast, a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)),
+        {"add"},
+    ),
+    "clamp": (
+        lambda: Network(
+            lambda n, x: head(n, n.b(torch.clamp(n.a(x), 0, 1))),
+            a=conv(3, 8),
+            b=conv(8, 8),
+            fc=nn.Linear(8, 5),
+        ),
+        {"clamp"},
+    ),
+    "hardtanh": (
+        lambda: Network(
+            lambda n, x: head(n, n.b(F.hardtanh(n.a(x)))),
+            a=conv(3, 8),
+            b=conv(8, 8),
+            fc=nn.Linear(8, 5),
+        ),
+        {"hardtanh"},
+    ),
     "hardswish": (
-        lambda: Network(lambda n, x: head(n, F.hardswish(n.b(F.hardswish(n.a(x))))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 5)),
+        lambda: Network(
+            lambda n, x: head(n, F.hardswish(n.b(F.hardswish(n.a(x))))),
+            a=conv(3, 8),
+            b=conv(8, 8),
+            fc=nn.Linear(8, 5),
+        ),
         {"hardswish", "adaptive_avg_pool2d"},
     ),
     "squeeze_excite": (
-        lambda: Network(_squeeze_excite, a=conv(3, 8), b=conv(8, 8), e1=conv(8, 4, 1), e2=conv(4, 8, 1), fc=nn.Linear(8, 5)),
+        lambda: Network(
+            _squeeze_excite,
+            a=conv(3, 8),
+            b=conv(8, 8),
+            e1=conv(8, 4, 1),
+            e2=conv(4, 8, 1),
+            fc=nn.Linear(8, 5),
+        ),
         {"sigmoid", "mul"},
     ),
-    "sigmoid": (lambda: Network(lambda n, x: torch.sigmoid(head(n, F.relu(n.a(x)))), a=conv(3, 8), fc=nn.Linear(8, 5)), {"sigmoid"}),
+    "sigmoid": (
+        lambda: Network(
+            lambda n, x: torch.sigmoid(head(n, F.relu(n.a(x)))), a=conv(3, 8), fc=nn.Linear(8, 5)
+        ),
+        {"sigmoid"},
+    ),
     "reflecting": (
-        lambda: Network(lambda n, x: head(n, F.relu(n.a(x))), a=conv(3, 8, padding=1, padding_mode="reflect"), fc=nn.Linear(8, 5)),
+        lambda: Network(
+            lambda n, x: head(n, F.relu(n.a(x))),
+            a=conv(3, 8, padding=1, padding_mode="reflect"),
+            fc=nn.Linear(8, 5),
+        ),
         {"pad"},
     ),
     "padded": (
         lambda: Network(
-            lambda n, x: head(n, F.relu(n.b(F.pad(F.relu(n.a(F.pad(x, (1, 1, 2, 2)))), (0, 1, 0, 1))))),
+            lambda n, x: head(
+                n, F.relu(n.b(F.pad(F.relu(n.a(F.pad(x, (1, 1, 2, 2)))), (0, 1, 0, 1))))
+            ),
             a=conv(3, 8, padding=1),
             b=conv(8, 8, stride=2),
             fc=nn.Linear(8, 5),
@@ -201,7 +292,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         set(),
     ),
     "transposed": (
-        lambda: Network(lambda n, x: n.b(F.relu(n.t(F.relu(n.a(x))))), a=conv(3, 8), t=nn.ConvTranspose2d(8, 8, 2, 2), b=conv(8, 2)),
+        lambda: Network(
+            lambda n, x: n.b(F.relu(n.t(F.relu(n.a(x))))),
+            a=conv(3, 8),
+            t=nn.ConvTranspose2d(8, 8, 2, 2),
+            b=conv(8, 2),
+        ),
         {"conv_transpose2d", "relu"},
     ),
     "conv1d": (
@@ -214,7 +310,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         set(),
     ),
     "tokens": (
-        lambda: Network(lambda n, x: n.fc(F.relu(n.bn(n.a(x)))).flatten(1), a=nn.Linear(16, 8), bn=nn.BatchNorm1d(8), fc=nn.Linear(8, 5)),
+        lambda: Network(
+            lambda n, x: n.fc(F.relu(n.bn(n.a(x)))).flatten(1),
+            a=nn.Linear(16, 8),
+            bn=nn.BatchNorm1d(8),
+            fc=nn.Linear(8, 5),
+        ),
         {"batch_norm", "relu", "flatten"},
     ),
 }
@@ -235,4 +336,6 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 def batches(name: str = "", count: int = 4, size: int = 16, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(size, *SHAPES.get(name, (3, 16, 16)), generator=generator) for _ in range(count)]
+    return [
+        torch.randn(size, *SHAPES.get(name, (3, 16, 16)), generator=generator) for _ in range(count)
+    ]

@@ -11,7 +11,10 @@ from tests.tiny import data, model
 
 
 def test_help(capsys):
-    for line in (["--help"], *([c, "--help"] for c in ("run", "explain", "measure", "export", "verify", "report"))):
+    for line in (
+        ["--help"],
+        *([c, "--help"] for c in ("run", "explain", "measure", "export", "verify", "report")),
+    ):
         with pytest.raises(SystemExit) as stop:
             main(line)
         assert stop.value.code == 0 and "usage" in capsys.readouterr().out
@@ -19,7 +22,9 @@ def test_help(capsys):
 
 def test_check(tmp_path, capsys):
     assert main(["run", str(written(tmp_path)), "--check"]) == 0
-    assert "is sound" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert "is sound" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == [
+        "recipe.yaml"
+    ]
     assert main(["run", str(written(tmp_path, model="tests.tiny:modle")), "--check"]) == 1
     assert "did you mean 'model'" in capsys.readouterr().err
 
@@ -34,7 +39,16 @@ def test_explain_and_measure(capsys):
 def test_export_and_verify(tmp_path, capsys):
     q = mb.quantize(model().eval(), data()[1], samples=32)
     mb.save(q, tmp_path / "q")
-    line = ["export", "tests.tiny:model", "--load", str(tmp_path / "q"), "--input", "1,1,8,8", "--folder", str(tmp_path / "out")]
+    line = [
+        "export",
+        "tests.tiny:model",
+        "--load",
+        str(tmp_path / "q"),
+        "--input",
+        "1,1,8,8",
+        "--folder",
+        str(tmp_path / "out"),
+    ]
     assert main(line) == 0
     file = next((tmp_path / "out").rglob("*.onnx"))
     capsys.readouterr()

@@ -1,4 +1,6 @@
-"""Exported files: their structure by written rules, their bytes, and that runtimes do execute integers."""
+"""Exported files: their structure by written rules, their bytes, and that runtimes do execute
+integers.
+"""
 
 import copy
 import hashlib
@@ -25,11 +27,23 @@ from mirabelle.runtimes import RUNTIMES
 from tests.quantized_networks import Network, batches, build, needs
 
 FLOAT = ["residual", "sequential", "transposed", "conv1d"]
-INTEGER = ["residual", "residual_in_place", "depthwise", "grouped", "ends_in_conv", "used_twice", "colliding_names", "conv1d"]
+INTEGER = [
+    "residual",
+    "residual_in_place",
+    "depthwise",
+    "grouped",
+    "ends_in_conv",
+    "used_twice",
+    "colliding_names",
+    "conv1d",
+]
 
 
 def layers(q) -> int:
-    return sum(getattr(getattr(n.target, "overloadpacket", None), "__name__", "") in CONTRACTIONS for n in q.graph.nodes)
+    return sum(
+        getattr(getattr(n.target, "overloadpacket", None), "__name__", "") in CONTRACTIONS
+        for n in q.graph.nodes
+    )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -40,14 +54,23 @@ def test_float_files_agree_with_torch(name, runtime, tmp_path):
     artifact = mb.export(network, tmp_path, runtime=runtime, inputs=x[:1])
     for size in (1, 5):
         expected = network(x[:size]).detach().numpy()
-        assert np.allclose(artifact.predict(as_batch(x[:size])), expected, rtol=1e-4, atol=1e-4), "any batch size"
+        assert np.allclose(artifact.predict(as_batch(x[:size])), expected, rtol=1e-4, atol=1e-4), (
+            "any batch size"
+        )
 
 
 @pytest.mark.parametrize(
-    "name, target", [*((n, "x86-vnni") for n in INTEGER if n not in ("grouped", "conv1d")), ("residual", "arm"), ("residual", "symmetric")]
+    "name, target",
+    [
+        *((n, "x86-vnni") for n in INTEGER if n not in ("grouped", "conv1d")),
+        ("residual", "arm"),
+        ("residual", "symmetric"),
+    ],
 )
 def test_structure(name, target, tmp_path):
-    """Rules: weights int8 on axis 0 with zero points 0; biases int32 in units of s_x s_w; activations of one dtype, one scale; every layer so."""
+    """Rules: weights int8 on axis 0 with zero points 0; biases int32 in units of s_x s_w;
+    activations of one dtype, one scale; every layer so.
+    """
     q = quantize(build(name), batches(name, 1), target=target)
     graph = onnx.load(mb.export(q, tmp_path, inputs=batches(name, 1)[0][:1]).path).graph
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
@@ -62,8 +85,17 @@ def test_structure(name, target, tmp_path):
             x = makers[x.input[0]]
         assert x.op_type == w.op_type == "DequantizeLinear"
         weight, scale, zero = (constants[i] for i in w.input)
-        assert weight.dtype == np.int8 and zero.dtype == np.int8 and not zero.any() and scale.shape == weight.shape[:1]
-        assert [a.i for a in w.attribute if a.name == "axis"] == [0] and (scale > 0).all() and weight.min() >= -127
+        assert (
+            weight.dtype == np.int8
+            and zero.dtype == np.int8
+            and not zero.any()
+            and scale.shape == weight.shape[:1]
+        )
+        assert (
+            [a.i for a in w.attribute if a.name == "axis"] == [0]
+            and (scale > 0).all()
+            and weight.min() >= -127
+        )
         s_x = constants[x.input[1]]
         assert s_x.shape == ()
         bias = makers[node.input[2]] if len(node.input) > 2 else None
@@ -73,33 +105,67 @@ def test_structure(name, target, tmp_path):
     quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
     zeros = [constants[n.input[2]] for n in quantizers]
     assert {z.dtype.name for z in zeros} == {"uint8" if target == "x86-vnni" else "int8"}
-    assert {int(z) for z in zeros} <= {"x86-vnni": {0, 128}, "arm": {0, -128}, "symmetric": {0}}[target]
+    assert {int(z) for z in zeros} <= {"x86-vnni": {0, 128}, "arm": {0, -128}, "symmetric": {0}}[
+        target
+    ]
     rectified = [n for n in quantizers if n.output[0].startswith(("relu", "hardtanh"))]
-    assert rectified and all(int(constants[n.input[2]]) == {"x86-vnni": 0, "arm": -128, "symmetric": 0}[target] for n in rectified)
+    assert rectified and all(
+        int(constants[n.input[2]]) == {"x86-vnni": 0, "arm": -128, "symmetric": 0}[target]
+        for n in rectified
+    )
 
 
-# What `sparse` writes depends on the clock, and ONNX Runtime's own writer orders its tables anew each time.
+# What `sparse` writes depends on the clock, and ONNX Runtime's own writer orders its tables anew
+# each time.
 @pytest.mark.parametrize(
     ("runtime", "quantised"),
-    [(n, q) for n, r in RUNTIMES.items() for q in (True, False) if n not in ("sparse", "onnxruntime-mobile") and r.free_batch and (r.int8 or not q)],
+    [
+        (n, q)
+        for n, r in RUNTIMES.items()
+        for q in (True, False)
+        if n not in ("sparse", "onnxruntime-mobile") and r.free_batch and (r.int8 or not q)
+    ],
 )
 def test_the_same_network_gives_the_same_bytes(runtime, quantised, tmp_path):
     needs(runtime)
 
     def files(folder, size):
         network = quantize(build("residual"), batches(count=1)) if quantised else build("residual")
-        artifact = mb.export(network, tmp_path / folder, runtime=runtime, inputs=batches(count=1)[0][:size])
-        return [hashlib.sha256(f.read_bytes()).hexdigest() for f in artifact.files], b"".join(f.read_bytes() for f in artifact.files)
+        artifact = mb.export(
+            network, tmp_path / folder, runtime=runtime, inputs=batches(count=1)[0][:size]
+        )
+        return [hashlib.sha256(f.read_bytes()).hexdigest() for f in artifact.files], b"".join(
+            f.read_bytes() for f in artifact.files
+        )
 
     (first, content), (second, _) = files("a", 1), files("b", 3)
     assert first == second
-    for word in (b"/work", b"/tmp", b"/root", b"/home", b"site-packages", b".py", b"stack_trace", str(tmp_path).encode()):
+    for word in (
+        b"/work",
+        b"/tmp",
+        b"/root",
+        b"/home",
+        b"site-packages",
+        b".py",
+        b"stack_trace",
+        str(tmp_path).encode(),
+    ):
         assert word not in content
 
 
 def test_no_doc_strings_or_metadata(tmp_path):
-    proto = onnx.load(mb.export(quantize(build("residual"), batches(count=1)), tmp_path, inputs=batches(count=1)[0]).path)
-    for holder in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.value_info):
+    proto = onnx.load(
+        mb.export(
+            quantize(build("residual"), batches(count=1)), tmp_path, inputs=batches(count=1)[0]
+        ).path
+    )
+    for holder in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.initializer,
+        *proto.graph.value_info,
+    ):
         assert not holder.doc_string and not holder.metadata_props
     assert (proto.producer_name, proto.producer_version) == ("mirabelle", "")
     assert [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")] == [20]
@@ -110,12 +176,20 @@ def test_onnxruntime_runs_every_layer_on_integers(name, tmp_path):
     q = quantize(build(name), batches(name, 1))
     artifact = mb.export(q, tmp_path / "out", inputs=batches(name, 1)[0][:1])
     options = ort.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    options.optimized_model_filepath, options.log_severity_level = (
+        str(tmp_path / "optimized.onnx"),
+        3,
+    )
     ort.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
     convolutions = sum("conv" in str(n.target) for n in q.graph.nodes if n.op == "call_function")
     assert kinds.count("QLinearConv") == convolutions and "Conv" not in kinds
-    assert "Gemm" not in kinds and "MatMul" not in kinds and "Relu" not in kinds and "Clip" not in kinds
+    assert (
+        "Gemm" not in kinds
+        and "MatMul" not in kinds
+        and "Relu" not in kinds
+        and "Clip" not in kinds
+    )
     if name.startswith("residual"):
         assert "QLinearAdd" in kinds and "Add" not in kinds
 
@@ -124,27 +198,46 @@ def test_onnxruntime_runs_every_layer_on_integers(name, tmp_path):
 def test_openvino_runs_convolutions_on_integers(name, tmp_path):
     q = quantize(build(name), batches(name, 1))
     artifact = mb.export(q, tmp_path, runtime="openvino", inputs=batches(name, 1)[0][:1])
-    found = [t for t in artifact.profile(batches(name, 1)[0][:1].numpy(), runs=1) if "Convolution" in t.operator]
-    assert len(found) == sum("conv" in str(n.target) for n in q.graph.nodes if n.op == "call_function")
+    found = [
+        t
+        for t in artifact.profile(batches(name, 1)[0][:1].numpy(), runs=1)
+        if "Convolution" in t.operator
+    ]
+    assert len(found) == sum(
+        "conv" in str(n.target) for n in q.graph.nodes if n.op == "call_function"
+    )
     assert all(t.int8 for t in found), found
 
 
 def test_openvino_runs_layers_of_equal_size_on_integers(tmp_path):
-    """The exporter stores equal constants once; zero points that convolutions, or weights the other way round, share would keep their layers in float."""
+    """The exporter stores equal constants once; zero points that convolutions, or weights the other
+    way round, share would keep their layers in float.
+    """
     needs("openvino")
     layers = {"a": nn.Conv2d(3, 32, 3), "b": nn.Linear(32, 32), "c": nn.Linear(32, 32)}
     # A Gemm, and a MatMul of three dimensions.
-    network = Network(lambda n, x: n.c(F.gelu(n.b(F.gelu(n.a(x)).mean((2, 3))))[:, None]), **layers).eval()
+    network = Network(
+        lambda n, x: n.c(F.gelu(n.b(F.gelu(n.a(x)).mean((2, 3))))[:, None]), **layers
+    ).eval()
     x = batches(count=1)[0]
-    artifact = mb.export(quantize(network, [x], target="openvino"), tmp_path, runtime="openvino", inputs=x[:1])
-    found = [t for t in artifact.profile(x.numpy(), runs=2) if "FullyConnected" in t.operator or "Convolution" in t.operator]
+    artifact = mb.export(
+        quantize(network, [x], target="openvino"), tmp_path, runtime="openvino", inputs=x[:1]
+    )
+    found = [
+        t
+        for t in artifact.profile(x.numpy(), runs=2)
+        if "FullyConnected" in t.operator or "Convolution" in t.operator
+    ]
     assert [t.int8 for t in found] == [True, True, True]
 
 
 def test_quantised_files_are_small(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3))
     x = batches(count=1)
-    before, after = mb.export(network, tmp_path / "f", inputs=x[0]), mb.export(quantize(network, x), tmp_path / "q", inputs=x[0])
+    before, after = (
+        mb.export(network, tmp_path / "f", inputs=x[0]),
+        mb.export(quantize(network, x), tmp_path / "q", inputs=x[0]),
+    )
     assert after.bytes < before.bytes / 3.5
 
 
@@ -153,7 +246,9 @@ def test_a_trained_quantised_network_exports(tmp_path):
     loader = [(b, torch.arange(16) % 5) for b in x]
     q = mb.fit(quantize(build("residual_in_place"), loader), loader, epochs=2, lr=1e-3)
     found = mb.verify(q, mb.export(q, tmp_path, inputs=x[0][:1]), x)
-    assert max(c.max_off_by for c in found.layers) <= 1 and min(c.exact for c in found.layers) >= 0.99
+    assert (
+        max(c.max_off_by for c in found.layers) <= 1 and min(c.exact for c in found.layers) >= 0.99
+    )
 
 
 def test_exporting_leaves_the_network_as_it_is(tmp_path):
@@ -172,7 +267,13 @@ def test_exporting_leaves_the_network_as_it_is(tmp_path):
 @pytest.mark.parametrize("shape", [(6, 8), (2, 6, 8), (2, 3, 6, 8), (2, 2, 3, 2, 6, 8)], ids=len)
 def test_attention_over_any_dimensions(shape, masked, tmp_path):
     """Windows are dimensions before the heads; torch.onnx knows four dimensions alone."""
-    mask = torch.randn(6, 6) if masked is True else torch.randn(*shape[1:-2][-1:], 6, 6) if masked else None
+    mask = (
+        torch.randn(6, 6)
+        if masked is True
+        else torch.randn(*shape[1:-2][-1:], 6, 6)
+        if masked
+        else None
+    )
 
     class Attention(nn.Module):
         def forward(self, x):
@@ -200,7 +301,14 @@ def test_two_clips_of_one_value(tmp_path):
                 self.register_buffer(name, torch.tensor(value))
 
         def forward(self, x):
-            return torch.cat([torch.clamp(x, self.low, self.high), torch.clamp(x, self.lower, self.higher), torch.clamp(x, self.low, self.higher)], 1)
+            return torch.cat(
+                [
+                    torch.clamp(x, self.low, self.high),
+                    torch.clamp(x, self.lower, self.higher),
+                    torch.clamp(x, self.low, self.higher),
+                ],
+                1,
+            )
 
     x = 2 * torch.randn(3, 16)
     assert np.array_equal(mb.export(Clips(), tmp_path, inputs=x)(x.numpy()), Clips()(x).numpy())
@@ -219,7 +327,11 @@ def test_named_inputs(tmp_path):
     q = quantize(Two(), [x])
     artifact = mb.export(q, tmp_path, inputs=x)
     assert {s.name for s in artifact.inputs} == {"a", "b"}
-    assert np.allclose(artifact(a=x["a"][:2], b=x["b"][:2]), q(a=x["a"][:2], b=x["b"][:2]).detach().numpy(), atol=0.05)
+    assert np.allclose(
+        artifact(a=x["a"][:2], b=x["b"][:2]),
+        q(a=x["a"][:2], b=x["b"][:2]).detach().numpy(),
+        atol=0.05,
+    )
     found = mb.verify(q, artifact, [{"a": x["a"], "b": x["b"]}])
     assert max(c.max_off_by for c in found.layers) <= 1
 
@@ -270,6 +382,8 @@ def test_a_file_that_lost_a_rounded_value_or_a_stored_tensor_is_refused():
     lost.meta[META] = Integers(integers.values[1:], integers.stored)
     with pytest.raises(CaptureError, match=rf"{len(sites)} of {len(sites) - 1} quantised values"):
         onnx_proto(lost, Batch((batches(count=1)[0],), {}, None))
-    lost.meta[META] = Integers(integers.values, {**integers.stored, "other": next(iter(integers.stored.values()))})
+    lost.meta[META] = Integers(
+        integers.values, {**integers.stored, "other": next(iter(integers.stored.values()))}
+    )
     with pytest.raises(CaptureError, match="stored tensors"):
         onnx_proto(lost, Batch((batches(count=1)[0],), {}, None))

@@ -1,4 +1,6 @@
-"""What was saved comes back with the same outputs, bit by bit; what is damaged or another network's is refused."""
+"""What was saved comes back with the same outputs, bit by bit; what is damaged or another network's
+is refused.
+"""
 
 import errno
 import json
@@ -25,7 +27,11 @@ def pruned() -> nn.Module:
 @pytest.fixture(scope="module")
 def networks() -> dict[str, nn.Module]:
     small = pruned().eval()
-    return {"original": model().eval(), "pruned": small, "quantised": mb.quantize(small, data()[1], samples=32).eval()}
+    return {
+        "original": model().eval(),
+        "pruned": small,
+        "quantised": mb.quantize(small, data()[1], samples=32).eval(),
+    }
 
 
 @pytest.mark.parametrize("name", ["original", "pruned", "quantised"])
@@ -36,7 +42,9 @@ def test_round_trip(networks, name, tmp_path):
     back = mb.load(tmp_path / "a", fresh)
     with torch.no_grad():
         assert torch.equal(back(example()), net(example()))
-    assert not back.training and all(torch.equal(a, b) for a, b in zip(before, fresh.state_dict().values(), strict=True))
+    assert not back.training and all(
+        torch.equal(a, b) for a, b in zip(before, fresh.state_dict().values(), strict=True)
+    )
     mb.save(back, tmp_path / "b")
     for file in ("model.safetensors", "model.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -49,7 +57,9 @@ def test_round_trip(networks, name, tmp_path):
 
 
 class Versioned(nn.Linear):
-    """As torchvision's MNASNet: it does not load what does not say by which version it was written."""
+    """As torchvision's MNASNet: it does not load what does not say by which version it was
+    written.
+    """
 
     _version = 2
 
@@ -64,8 +74,28 @@ def test_modules_with_a_version_of_their_own(tmp_path):
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), Versioned(8, 4))
 
-    net = mb.prune(build(), example(), params=0.7, align=1, criterion="l1", steps=2, train={"steps": 2}, data=data()[0], checkpoint=tmp_path / "c")
-    again = mb.prune(build(), example(), params=0.7, align=1, criterion="l1", steps=2, train={"steps": 2}, data=data()[0], checkpoint=tmp_path / "c")
+    net = mb.prune(
+        build(),
+        example(),
+        params=0.7,
+        align=1,
+        criterion="l1",
+        steps=2,
+        train={"steps": 2},
+        data=data()[0],
+        checkpoint=tmp_path / "c",
+    )
+    again = mb.prune(
+        build(),
+        example(),
+        params=0.7,
+        align=1,
+        criterion="l1",
+        steps=2,
+        train={"steps": 2},
+        data=data()[0],
+        checkpoint=tmp_path / "c",
+    )
     assert again(example()).shape == (5, 4)
     back = mb.load(mb.save(net, tmp_path / "n"), build())
     with torch.no_grad():
@@ -84,12 +114,26 @@ def test_damaged(networks, tmp_path):
     mb.save(networks["pruned"], tmp_path)
     weights, described = tmp_path / "model.safetensors", tmp_path / "model.json"
     good, text = weights.read_bytes(), described.read_text()
-    for bad in (good[:-1], good[:20], b"", bytes([good[0] ^ 1]) + good[1:], good[:-3] + bytes([good[-3] ^ 16]) + good[-2:]):
+    for bad in (
+        good[:-1],
+        good[:20],
+        b"",
+        bytes([good[0] ^ 1]) + good[1:],
+        good[:-3] + bytes([good[-3] ^ 16]) + good[-2:],
+    ):
         weights.write_bytes(bad)
         with pytest.raises(InputError, match="damaged"):
             mb.load(tmp_path, model())
     weights.write_bytes(good)
-    for bad in ("", "{", "[]", "{}", '{"format": 1}', text.replace('"format": 1', '"format": 2'), "\x00"):
+    for bad in (
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": 1}',
+        text.replace('"format": 1', '"format": 2'),
+        "\x00",
+    ):
         described.write_text(bad)
         with pytest.raises(InputError):
             mb.load(tmp_path, model())
@@ -105,7 +149,9 @@ def test_damaged(networks, tmp_path):
 def test_quantisation_that_makes_no_sense(networks, tmp_path, part):
     mb.save(networks["quantised"], tmp_path)
     content = json.loads((tmp_path / "model.json").read_text())
-    content["quantization"] = part if not isinstance(part, dict) or not part else {**content["quantization"], **part}
+    content["quantization"] = (
+        part if not isinstance(part, dict) or not part else {**content["quantization"], **part}
+    )
     (tmp_path / "model.json").write_text(json.dumps(content))
     with pytest.raises(InputError):
         mb.load(tmp_path, model())
@@ -149,20 +195,42 @@ def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "name", ["attention: fused", "attention: module", "class token", "unequal split", "weight standardisation", "lstm", "gru cell"]
+    "name",
+    [
+        "attention: fused",
+        "attention: module",
+        "class token",
+        "unequal split",
+        "weight standardisation",
+        "lstm",
+        "gru cell",
+    ],
 )
 def test_pruned_networks_are_saved_pruned_again_quantised_and_exported(name, tmp_path):
     torch.manual_seed(0)
     model, x = WIDE[name]()
     model.eval()
     data = [torch.randn_like(x) for _ in range(2)]
-    once = mb.prune(model, x, macs=0.8, criterion="brain_surgeon", data=data, batches=2, align=1, repair="least-squares").eval()
+    once = mb.prune(
+        model,
+        x,
+        macs=0.8,
+        criterion="brain_surgeon",
+        data=data,
+        batches=2,
+        align=1,
+        repair="least-squares",
+    ).eval()
     twice = mb.prune(once, x, macs=0.8, criterion="l2", align=1, repair=None).eval()
     y = torch.randn_like(x)
     for i, network in enumerate([once, twice, mb.quantize(twice, data)]):
         mb.save(network, tmp_path / str(i))
         again = mb.load(tmp_path / str(i), WIDE[name]()[0])
-        assert type(again) is type(network) or (isinstance(network, torch.fx.GraphModule) and isinstance(again, torch.fx.GraphModule))
+        assert type(again) is type(network) or (
+            isinstance(network, torch.fx.GraphModule) and isinstance(again, torch.fx.GraphModule)
+        )
         torch.testing.assert_close(again(y), network(y), rtol=0, atol=0)
     artifact = mb.export(twice, tmp_path / "out", inputs=x)
-    torch.testing.assert_close(torch.as_tensor(artifact(y.numpy())), twice(y).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.as_tensor(artifact(y.numpy())), twice(y).detach(), rtol=1e-4, atol=1e-4
+    )

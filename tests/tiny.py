@@ -1,6 +1,8 @@
-"""A tiny network and tiny synthetic data for recipes: `tiny:model` and `tiny:data`; a whole run takes seconds.
+"""A tiny network and tiny synthetic data for recipes: `tiny:model` and `tiny:data`; a whole run
+takes seconds.
 
-TINY_SLEEP: seconds that a training batch takes, so that a run can be killed in the middle of an epoch. The rest are callables that are wrong in one way each.
+TINY_SLEEP: seconds that a training batch takes, so that a run can be killed in the middle of an
+epoch. The rest are callables that are wrong in one way each.
 """
 
 from __future__ import annotations
@@ -19,9 +21,17 @@ def model(seed: int = 0, width: int = 8) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.BatchNorm2d(2 * width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(2 * width, CLASSES),
-        )  # fmt: skip
+            nn.Conv2d(1, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(2 * width, CLASSES),
+        )
 
 
 def teacher() -> nn.Module:
@@ -37,7 +47,9 @@ def broken() -> nn.Module:
 
 
 class Noisy(Dataset):
-    """Classes are brightnesses; each reading adds fresh noise from torch's generator, as an augmentation does."""
+    """Classes are brightnesses; each reading adds fresh noise from torch's generator, as an
+    augmentation does.
+    """
 
     def __init__(self, count: int, noise: float = 0.3, sleep: float = 0.0):
         self.count, self.noise, self.sleep = count, noise, sleep
@@ -49,17 +61,27 @@ class Noisy(Dataset):
         if i >= self.count:
             raise IndexError(i)
         time.sleep(self.sleep)
-        image = torch.full((1, 8, 8), float(i % CLASSES)) + 0.1 * torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i))
+        image = torch.full((1, 8, 8), float(i % CLASSES)) + 0.1 * torch.randn(
+            1, 8, 8, generator=torch.Generator().manual_seed(i)
+        )
         return image + self.noise * torch.randn(1, 8, 8), i % CLASSES
 
 
 def data() -> tuple:
-    train = DataLoader(Noisy(48, sleep=float(os.environ.get("TINY_SLEEP", "0")) / 16), batch_size=16, shuffle=True)
-    return train, DataLoader(Noisy(32, 0.0), batch_size=16), DataLoader(Noisy(60, 0.0), batch_size=20)
+    train = DataLoader(
+        Noisy(48, sleep=float(os.environ.get("TINY_SLEEP", "0")) / 16), batch_size=16, shuffle=True
+    )
+    return (
+        train,
+        DataLoader(Noisy(32, 0.0), batch_size=16),
+        DataLoader(Noisy(60, 0.0), batch_size=20),
+    )
 
 
 def own_generator() -> tuple:
-    return DataLoader(Noisy(48), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(3)), *data()[1:]
+    return DataLoader(
+        Noisy(48), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(3)
+    ), *data()[1:]
 
 
 def wrong_shape() -> tuple:

@@ -1,6 +1,8 @@
-"""Small networks beyond plain convolutional ones: attention in its forms, normalisations over channels, shuffles, slices, computed weights.
+"""Small networks beyond plain convolutional ones: attention in its forms, normalisations over
+channels, shuffles, slices, computed weights.
 
-`WIDE[name]()` is (network, inputs). Those in `GRAPH` have sizes written into their forward, so that only their graph form can be cut.
+`WIDE[name]()` is (network, inputs). Those in `GRAPH` have sizes written into their forward, so that
+only their graph form can be cut.
 """
 
 from __future__ import annotations
@@ -16,8 +18,16 @@ from tests.networks import Head, Net, conv_bn, image, shuffle
 
 
 def after(function: Callable) -> Net:
-    """A network in which `function` comes between two convolutions, with a prunable convolution before both."""
-    return Net(lambda s, x: s.head(s.b(function(s.a(torch.relu(s.z(x)))))), z=conv_bn(3, 5), a=conv_bn(5, 8), b=nn.LazyConv2d(6, 1), head=Head(6))
+    """A network in which `function` comes between two convolutions, with a prunable convolution
+    before both.
+    """
+    return Net(
+        lambda s, x: s.head(s.b(function(s.a(torch.relu(s.z(x)))))),
+        z=conv_bn(3, 5),
+        a=conv_bn(5, 8),
+        b=nn.LazyConv2d(6, 1),
+        head=Head(6),
+    )
 
 
 def between(function: Callable) -> Callable[[], tuple[nn.Module, Any]]:
@@ -30,7 +40,9 @@ def between(function: Callable) -> Callable[[], tuple[nn.Module, Any]]:
 
 
 class Attention(nn.Module):
-    """kind: how queries, keys and values are made and multiplied. `h` heads of `d` channels over (B, N, C) tokens."""
+    """kind: how queries, keys and values are made and multiplied. `h` heads of `d` channels over
+    (B, N, C) tokens.
+    """
 
     def __init__(self, kind: str, channels: int = 12, h: int = 4, d: int = 3, kv: int = 4):
         super().__init__()
@@ -38,7 +50,11 @@ class Attention(nn.Module):
         if kind == "fused":
             self.qkv = nn.Linear(channels, 3 * h * d)
         else:
-            self.q, self.k, self.v = nn.Linear(channels, h * d), nn.Linear(channels, kv * d), nn.Linear(channels, kv * d)
+            self.q, self.k, self.v = (
+                nn.Linear(channels, h * d),
+                nn.Linear(channels, kv * d),
+                nn.Linear(channels, kv * d),
+            )
         if kind == "table":
             self.table = nn.Parameter(torch.randn(7, h))
             self.register_buffer("index", torch.arange(4)[:, None] - torch.arange(4)[None] + 3)
@@ -51,9 +67,16 @@ class Attention(nn.Module):
         if self.kind == "fused":
             q, k, v = self.qkv(x).reshape(n, t, 3, self.h, self.d).permute(2, 0, 3, 1, 4).unbind(0)
         else:
-            q, k, v = (p(x).view(n, t, -1, self.d).transpose(1, 2) for p in (self.q, self.k, self.v))
+            q, k, v = (
+                p(x).view(n, t, -1, self.d).transpose(1, 2) for p in (self.q, self.k, self.v)
+            )
         if self.kind == "repeated":
-            k, v = (y[:, :, None].expand(n, self.kv, self.h // self.kv, t, self.d).reshape(n, self.h, t, self.d) for y in (k, v))
+            k, v = (
+                y[:, :, None]
+                .expand(n, self.kv, self.h // self.kv, t, self.d)
+                .reshape(n, self.h, t, self.d)
+                for y in (k, v)
+            )
         if self.kind in ("table", "cosine"):
             if self.kind == "cosine":
                 q, k = F.normalize(q, dim=-1) * self.scale, F.normalize(k, dim=-1)
@@ -64,7 +87,9 @@ class Attention(nn.Module):
         elif self.kind == "linear":
             y = q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
         elif self.kind == "einsum":
-            y = torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
+            y = torch.einsum(
+                "bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v
+            )
         else:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.kind == "grouped")
         return self.out(y.transpose(1, 2).reshape(n, t, -1))
@@ -73,7 +98,12 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """Patches, a class token, positions, a block and a head."""
 
-    def __init__(self, attention: nn.Module, norm: Callable[[int], nn.Module] = nn.LayerNorm, token: bool = False):
+    def __init__(
+        self,
+        attention: nn.Module,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        token: bool = False,
+    ):
         super().__init__()
         self.patches = nn.Conv2d(3, 12, 4, 4)
         self.token = nn.Parameter(torch.randn(1, 1, 12)) if token else None
@@ -88,7 +118,11 @@ class Transformer(nn.Module):
         if self.token is not None:
             x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
         x = x + self.positions
-        y = self.attention(self.norm1(x)) if not isinstance(self.attention, nn.MultiheadAttention) else self.attention(*[self.norm1(x)] * 3)[0]
+        y = (
+            self.attention(self.norm1(x))
+            if not isinstance(self.attention, nn.MultiheadAttention)
+            else self.attention(*[self.norm1(x)] * 3)[0]
+        )
         x = x + self.gamma * y
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         return self.head(self.norm(x)[:, 0])
@@ -102,7 +136,9 @@ class Standardised(nn.Conv2d):
         self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
 
     def forward(self, x):
-        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+        ).reshape_as(self.weight)
         return F.conv2d(x, weight * self.gain, None, self.stride, self.padding)
 
 
@@ -111,8 +147,15 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, channels: int = 8):
         super().__init__()
-        self.a, self.d = conv_bn(3, channels), nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.norm, self.up, self.down = nn.LayerNorm(channels), nn.Linear(channels, 12), nn.Linear(12, channels)
+        self.a, self.d = (
+            conv_bn(3, channels),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        )
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(channels),
+            nn.Linear(channels, 12),
+            nn.Linear(12, channels),
+        )
         self.gamma, self.beta = nn.Parameter(torch.rand(12)), nn.Parameter(torch.rand(12))
         self.head = Head(channels)
 
@@ -125,7 +168,9 @@ class ConvNeXt(nn.Module):
 
 
 class Selective(nn.Module):
-    """Two branches weighed against one another, channel by channel. Li et al. 2019, selective kernels."""
+    """Two branches weighed against one another, channel by channel. Li et al. 2019, selective
+    kernels.
+    """
 
     def __init__(self):
         super().__init__()
@@ -155,12 +200,19 @@ class Words(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A sequence through a layer between two others, in one call or step by step; read at its end, or from the last states. begins: the initial state, if not
-    zeros, one for the whole batch, is learnt."""
+    """A sequence through a layer between two others, in one call or step by step; read at its end,
+    or from the last states. begins: the initial state, if not zeros, one for the whole batch, is
+    learnt.
+    """
 
     def __init__(self, layer: nn.Module, width: int, last: bool = False, begins: bool = False):
         super().__init__()
-        self.embed, self.layer, self.head, self.last = nn.Linear(5, 6), layer, nn.Linear(width, 3), last
+        self.embed, self.layer, self.head, self.last = (
+            nn.Linear(5, 6),
+            layer,
+            nn.Linear(width, 3),
+            last,
+        )
         if begins:
             self.begin = nn.Parameter(torch.randn(1, 1, layer.hidden_size))
 
@@ -176,11 +228,15 @@ class Recurrent(nn.Module):
         states = (self.begin.expand(-1, x.shape[0], -1),) if hasattr(self, "begin") else ()
         every, last = self.layer(x, *states)
         if self.last:
-            return self.head((last[0] if isinstance(last, tuple) else last).transpose(0, 1).flatten(1))
+            return self.head(
+                (last[0] if isinstance(last, tuple) else last).transpose(0, 1).flatten(1)
+            )
         return self.head(every).mean(1 if self.layer.batch_first else 0)
 
 
-def recurrent(kind: Callable, width: int = 8, last: bool = False, begins: bool = False, **options: Any) -> Callable[[], tuple[nn.Module, Any]]:
+def recurrent(
+    kind: Callable, width: int = 8, last: bool = False, begins: bool = False, **options: Any
+) -> Callable[[], tuple[nn.Module, Any]]:
     return lambda: (Recurrent(kind(6, 8, **options), width, last, begins), image(size=5)[:, 0])
 
 
@@ -199,34 +255,70 @@ def merged(x: torch.Tensor) -> torch.Tensor:
 
 
 WIDE: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    **{f"attention: {kind}": tokens(kind) for kind in ("fused", "separate", "table", "cosine", "linear", "einsum")},
+    **{
+        f"attention: {kind}": tokens(kind)
+        for kind in ("fused", "separate", "table", "cosine", "linear", "einsum")
+    },
     "attention: grouped": tokens("grouped", kv=2),
     "attention: repeated": tokens("repeated", kv=2),
     "attention: one head": tokens("separate", h=1, d=6, kv=1),
-    "attention: module": lambda: (Transformer(nn.MultiheadAttention(12, 4, batch_first=True)), image(2, size=8)),
+    "attention: module": lambda: (
+        Transformer(nn.MultiheadAttention(12, 4, batch_first=True)),
+        image(2, size=8),
+    ),
     "class token": lambda: (Transformer(Attention("fused"), token=True), image(2, size=8)),
-    "root-mean-square norm": lambda: (Transformer(Attention("fused"), nn.RMSNorm), image(2, size=8)),
+    "root-mean-square norm": lambda: (
+        Transformer(Attention("fused"), nn.RMSNorm),
+        image(2, size=8),
+    ),
     "convnext": lambda: (ConvNeXt(), image()),
     "selective kernels": lambda: (Selective(), image()),
     "words": lambda: (Words(), torch.tensor([[1, 2, 3], [4, 5, 8]])),
-    "weight standardisation": lambda: (Net(lambda s, x: s.head(s.b(torch.relu(s.a(x)))), a=Standardised(3, 8, 3), b=Standardised(8, 6, 3), head=Head(6)), image()),
+    "weight standardisation": lambda: (
+        Net(
+            lambda s, x: s.head(s.b(torch.relu(s.a(x)))),
+            a=Standardised(3, 8, 3),
+            b=Standardised(8, 6, 3),
+            head=Head(6),
+        ),
+        image(),
+    ),
     "layer norm of everything": between(lambda y: F.layer_norm(y, y.shape[1:])),
-    "group norm": lambda: (Net(lambda s, x: s.head(s.n(s.a(x))), a=conv_bn(3, 8), n=nn.GroupNorm(2, 8), head=Head(8)), image()),
+    "group norm": lambda: (
+        Net(lambda s, x: s.head(s.n(s.a(x))), a=conv_bn(3, 8), n=nn.GroupNorm(2, 8), head=Head(8)),
+        image(),
+    ),
     "mean over channels": between(lambda y: y - y.mean(1, keepdim=True)),
-    "spatial attention": lambda: (Net(_spatial_attention, a=conv_bn(3, 8), g=nn.Conv2d(2, 1, 3, 1, 1), head=Head(8)), image()),
+    "spatial attention": lambda: (
+        Net(_spatial_attention, a=conv_bn(3, 8), g=nn.Conv2d(2, 1, 3, 1, 1), head=Head(8)),
+        image(),
+    ),
     "one map for all": between(lambda y: y.mean((1, 2, 3), keepdim=True) * y),
     "slice": between(lambda y: y[:, :4]),
     "select": between(lambda y: y * y[:, 3:4]),
     "unequal split": between(lambda y: torch.cat(y.split([2, 6], 1)[::-1], 1)),
     "unequal chunks": between(lambda y: torch.cat(y.chunk(3, 1)[::-1], 1)),
     "shuffle without groups": between(lambda y: shuffle(y, 2)),
-    "channel shuffle": lambda: (Net(lambda s, x: s.head(F.channel_shuffle(s.a(x), 2)), a=conv_bn(3, 8), head=Head(8)), image()),
+    "channel shuffle": lambda: (
+        Net(lambda s, x: s.head(F.channel_shuffle(s.a(x), 2)), a=conv_bn(3, 8), head=Head(8)),
+        image(),
+    ),
     "pixel shuffle": between(lambda y: F.pixel_shuffle(y, 2)),
     "pixel shuffle there and back": between(lambda y: F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2)),
     "patch merging": between(merged),
     "gated": between(lambda y: F.glu(y, 1)),
-    "unfold": lambda: (Net(lambda s, x: s.fc(F.unfold(s.a(x), 2, stride=2).mean(2)), a=conv_bn(3, 5), fc=nn.Linear(20, 3)), image()),
-    "view with a size": lambda: (Net(lambda s, x: s.fc(s.a(x).view(-1, 8 * 8 * 8)), a=conv_bn(3, 8), fc=nn.Linear(512, 3)), image()),
+    "unfold": lambda: (
+        Net(
+            lambda s, x: s.fc(F.unfold(s.a(x), 2, stride=2).mean(2)),
+            a=conv_bn(3, 5),
+            fc=nn.Linear(20, 3),
+        ),
+        image(),
+    ),
+    "view with a size": lambda: (
+        Net(lambda s, x: s.fc(s.a(x).view(-1, 8 * 8 * 8)), a=conv_bn(3, 8), fc=nn.Linear(512, 3)),
+        image(),
+    ),
     "lstm": recurrent(nn.LSTM, 16, num_layers=2, bidirectional=True, batch_first=True),
     "lstm: last states": recurrent(nn.LSTM, 32, True, num_layers=2, bidirectional=True),
     "lstm: projected": recurrent(nn.LSTM, 4, num_layers=2, proj_size=4, bias=False),
@@ -236,14 +328,31 @@ WIDE: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "lstm cell": recurrent(nn.LSTMCell),
     "gru cell": recurrent(nn.GRUCell, bias=False),
     "plain recurrent cell": recurrent(nn.RNNCell),
-    "a convolution of a map": lambda: (Net(lambda s, x: s.head(s.a(x) * s.g(x)), a=conv_bn(3, 8), g=conv_bn(3, 1), head=Head(8)), image()),
-}  # fmt: skip
+    "a convolution of a map": lambda: (
+        Net(lambda s, x: s.head(s.a(x) * s.g(x)), a=conv_bn(3, 8), g=conv_bn(3, 1), head=Head(8)),
+        image(),
+    ),
+}
 GRAPH = {
-    "attention: fused", "attention: module", "attention: repeated", "attention: one head", "class token", "root-mean-square norm", "slice", "select", "unequal split",
-    "unequal chunks", "view with a size",
-}  # fmt: skip
+    "attention: fused",
+    "attention: module",
+    "attention: repeated",
+    "attention: one head",
+    "class token",
+    "root-mean-square norm",
+    "slice",
+    "select",
+    "unequal split",
+    "unequal chunks",
+    "view with a size",
+}
 # Their statistics are those of the channels that are left, which no masking of weights gives.
 STATISTICS = {
-    *(n for n in WIDE if n.startswith("attention") or "norm" in n or "mean over" in n), "class token", "convnext", "words", "weight standardisation",
-    "spatial attention", "one map for all",
-}  # fmt: skip
+    *(n for n in WIDE if n.startswith("attention") or "norm" in n or "mean over" in n),
+    "class token",
+    "convnext",
+    "words",
+    "weight standardisation",
+    "spatial attention",
+    "one map for all",
+}

@@ -1,6 +1,7 @@
 """Mirabelle: a trained network in, one that fits a phone out.
 
-The verbs are functions, `mb.prune(...)`; the rooms that hold their tables are packages, `mb.pruning.CRITERIA`. Each is imported when it is first used.
+The verbs are functions, `mb.prune(...)`; the rooms that hold their tables are packages,
+`mb.pruning.CRITERIA`. Each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -35,19 +36,58 @@ if TYPE_CHECKING:
     from mirabelle.verification.api import Verification, verify
 
 _HOME = {
-    "distill": "distillation.api", "explain": "channels.explain", "export": "exporter", "fit": "training.loop", "load": "store", "measure": "measurement.api",
-    "picture": "report.picture", "prune": "pruning.api", "quantize": "quantization.api", "run": "pipeline.api", "save": "store", "sparsify": "sparsity.api",
+    "distill": "distillation.api",
+    "explain": "channels.explain",
+    "export": "exporter",
+    "fit": "training.loop",
+    "load": "store",
+    "measure": "measurement.api",
+    "picture": "report.picture",
+    "prune": "pruning.api",
+    "quantize": "quantization.api",
+    "run": "pipeline.api",
+    "save": "store",
+    "sparsify": "sparsity.api",
     "verify": "verification.api",
-    "Artifact": "runtimes.artifact", "Measurement": "measurement.api", "Run": "pipeline.api", "Verification": "verification.api",
+    "Artifact": "runtimes.artifact",
+    "Measurement": "measurement.api",
+    "Run": "pipeline.api",
+    "Verification": "verification.api",
     **dict.fromkeys(
-        ("CaptureError", "CheckpointError", "InputError", "LimitError", "MirabelleError", "MissingRuntimeError", "RecipeError", "SurgeryError"), "base.errors"
+        (
+            "CaptureError",
+            "CheckpointError",
+            "InputError",
+            "LimitError",
+            "MirabelleError",
+            "MissingRuntimeError",
+            "RecipeError",
+            "SurgeryError",
+        ),
+        "base.errors",
     ),
     "__version__": "base.version",
-}  # fmt: skip
+}
 _ROOMS = (
-    "base", "channels", "devices", "distillation", "fitting", "graph", "integers", "measurement", "onnx_files", "pipeline", "pruning", "quantization", "report",
-    "runtimes", "sources", "sparsity", "training", "verification",
-)  # fmt: skip
+    "base",
+    "channels",
+    "devices",
+    "distillation",
+    "fitting",
+    "graph",
+    "integers",
+    "measurement",
+    "onnx_files",
+    "pipeline",
+    "pruning",
+    "quantization",
+    "report",
+    "runtimes",
+    "sources",
+    "sparsity",
+    "training",
+    "verification",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,30 +24,47 @@ from mirabelle.runtimes.artifact import Artifact
 
 
 def export(
-    model: nn.Module | str | Path, folder: str | Path, *, runtime: str = "onnxruntime", inputs: Any = None, threads: int = 1, name: str = "model"
+    model: nn.Module | str | Path,
+    folder: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    inputs: Any = None,
+    threads: int = 1,
+    name: str = "model",
 ) -> Artifact:
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 
-    model: a network, float or quantised, or the path of an ONNX file. inputs: example inputs; needed for networks.
-    The batch size stays free where network and runtime allow it; files for LiteRT and ExecuTorch take that of the example.
+    model: a network, float or quantised, or the path of an ONNX file. inputs: example inputs;
+    needed for networks. The batch size stays free where network and runtime allow it; files for
+    LiteRT and ExecuTorch take that of the example.
     threads: those that the artifact will run with.
-    Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not take, and where the runtime cannot run what
-    it is given (integers, ONNX files); `MissingRuntimeError` names what to install. Files for a GPU are written without one, and come back unopened.
+    Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not
+    take, and where the runtime cannot run what it is given (integers, ONNX files);
+    `MissingRuntimeError` names what to install. Files for a GPU are written without one, and come
+    back unopened.
     """
     adapter = choose(runtime, RUNTIMES, "runtime")
     adapter.version()
     folder = Path(folder)
     if isinstance(model, (str, Path)):
         if adapter.save is None:
-            raise InputError(f"files for {runtime} are made from networks, not from ONNX files such as {model}; give the network and inputs=")
+            raise InputError(
+                f"files for {runtime} are made from networks, not from ONNX files such as "
+                f"{model}; give the network and inputs="
+            )
         return _opened(adapter.save(Path(model), folder), runtime, threads)
     if inputs is None:
         raise InputError("export needs inputs=, an example of what the network takes")
     if quantization(model) is not None and not adapter.int8:
-        raise InputError(f"{runtime} does not run quantised networks; export the float network, or choose another runtime")
+        raise InputError(
+            f"{runtime} does not run quantised networks; export the float network, or choose "
+            "another runtime"
+        )
     if adapter.convert is not None:
         captured, sites = to_program(model, example_inputs(inputs))
-        return _opened(adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads)
+        return _opened(
+            adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads
+        )
     assert adapter.save is not None
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / f"{name}.onnx"
@@ -56,25 +73,36 @@ def export(
 
 
 def _opened(path: Path, runtime: str, threads: int) -> Artifact:
-    return load(path, runtime, threads) if RUNTIMES[runtime].absent() is None else Artifact(path, runtime, threads)
+    return (
+        load(path, runtime, threads)
+        if RUNTIMES[runtime].absent() is None
+        else Artifact(path, runtime, threads)
+    )
 
 
-def to_program(model: nn.Module, inputs: Batch, outputs: Sequence[str] = ()) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """What `Runtime.convert` takes: the network as an exported program for inputs of exactly these shapes, and the names of its sites.
+def to_program(
+    model: nn.Module, inputs: Batch, outputs: Sequence[str] = ()
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """What `Runtime.convert` takes: the network as an exported program for inputs of exactly these
+    shapes, and the names of its sites.
 
-    A quantised network is in PT2E form. outputs: sites whose values become outputs behind the network's own.
+    A quantised network is in PT2E form. outputs: sites whose values become outputs behind the
+    network's own.
     """
     check_runs(check_network(model), inputs, "the example input")
-    network, sites = to_pt2e(model, outputs) if quantization(model) is not None else (clone(model).eval(), [])  # type: ignore[arg-type]
+    network, sites = (
+        to_pt2e(model, outputs) if quantization(model) is not None else (clone(model).eval(), [])
+    )  # type: ignore[arg-type]
     return program(network, inputs), sites
 
 
 def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
-    """Writes an ONNX file: float, or in Q/DQ form for a quantised network; the same network gives the same bytes.
+    """Writes an ONNX file: float, or in Q/DQ form for a quantised network; the same network gives
+    the same bytes.
 
-    The integers of every site are the value `<site>_quantized` of the file, and as floats `<site>_dequantized` (outputs keep
-    their own names). Doc strings and metadata (source paths among them)
-    are left out. Returns the names of the sites in order.
+    The integers of every site are the value `<site>_quantized` of the file, and as floats
+    `<site>_dequantized` (outputs keep their own names). Doc strings and metadata (source paths
+    among them) are left out. Returns the names of the sites in order.
     """
     check_runs(check_network(model), inputs, "the example input")
     if quantization(model) is not None and model.meta.get("onnx") is not None:  # type: ignore[union-attr]

@@ -1,4 +1,6 @@
-"""`mb.save` and `mb.load`: pruned, sparse and quantised networks as safetensors and JSON; no pickle."""
+"""`mb.save` and `mb.load`: pruned, sparse and quantised networks as safetensors and JSON; no
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,13 @@ FORMAT = 1
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
-    """Writes `folder/model.safetensors` (weights and buffers, with their sizes) and `folder/model.json` (what else is needed to build it again).
+    """Writes `folder/model.safetensors` (weights and buffers, with their sizes) and
+    `folder/model.json` (what else is needed to build it again).
 
-    Of weights that `mb.sparsify` made sparse only those that are not zero are written (`base/compression_of_zeros.py`).
-    The weights are written first, the JSON with their checksum last: an interrupted save leaves no folder that loads as something else.
+    Of weights that `mb.sparsify` made sparse only those that are not zero are written
+    (`base/compression_of_zeros.py`).
+    The weights are written first, the JSON with their checksum last: an interrupted save leaves no
+    folder that loads as something else.
     """
     folder = Path(folder)
     described = quantization(model)
@@ -46,34 +51,54 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
 
 def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
-    """The network saved in `folder`. model: the original, unpruned network, freshly built; it stays as it is and its weights do not matter. The path of the ONNX
-    file where the network came from one.
+    """The network saved in `folder`. model: the original, unpruned network, freshly built; it stays
+    as it is and its weights do not matter. The path of the ONNX file where the network came from
+    one.
 
-    Raises `InputError` where the files are damaged or do not belong together, and where `model` is another network.
+    Raises `InputError` where the files are damaged or do not belong together, and where `model` is
+    another network.
     """
     folder = Path(folder)
     if not (folder / "model.json").is_file():
-        raise InputError(f"{folder} holds no network: there is no model.json; it was saved elsewhere, or the save was interrupted")
+        raise InputError(
+            f"{folder} holds no network: there is no model.json; it was saved elsewhere, or the "
+            "save was interrupted"
+        )
     described = read_json(folder / "model.json")
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise InputError(
-            f"{folder / 'model.json'} is of format {described.get('format') if isinstance(described, dict) else None!r}; this version reads format {FORMAT}"
+            f"{folder / 'model.json'} is of format "
+            f"{described.get('format') if isinstance(described, dict) else None!r}; this "
+            f"version reads format {FORMAT}"
         )
     if not {"quantization", "float_sizes", "sha256"} <= described.keys():
-        raise InputError(f"{folder / 'model.json'} lacks parts of its content; it was damaged or written by something else")
+        raise InputError(
+            f"{folder / 'model.json'} lacks parts of its content; it was damaged or written by "
+            "something else"
+        )
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} holds no weights: there is no model.safetensors")
     if sha256(folder / "model.safetensors") != described["sha256"]:
-        raise InputError(f"{folder / 'model.safetensors'} is not the file that model.json was written for; it was damaged or replaced")
+        raise InputError(
+            f"{folder / 'model.safetensors'} is not the file that model.json was written for; "
+            "it was damaged or replaced"
+        )
     sparse = described.get("sparse") or {}  # files from before there were sparse networks have none
     tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder)
     if isinstance(model, (str, Path)):
         if described["quantization"] is None:
-            raise InputError(f"{folder} holds a float network; load it with the network that it was made from, not with {model}")
+            raise InputError(
+                f"{folder} holds a float network; load it with the network that it was made "
+                f"from, not with {model}"
+            )
         model = network_of(model, example_of(described["quantization"]))
     result = clone(model)
     form = described.get("graph_form")
-    known = form["sizes"] if form else described["float_sizes"] or {n: t.shape for n, t in tensors.items()}
+    known = (
+        form["sizes"]
+        if form
+        else described["float_sizes"] or {n: t.shape for n, t in tensors.items()}
+    )
     _resize(result, {n: tuple(s) for n, s in known.items()})
     if form:
         result = rebuild_graph_form(result, form)
@@ -81,24 +106,34 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
         try:
             result = rebuild(result, described["quantization"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: {error}); it was damaged") from error
+            raise InputError(
+                f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: "
+                f"{error}); it was damaged"
+            ) from error
         result.meta |= {"float_sizes": described["float_sizes"], FORM: form}
     own = result.state_dict()
     for name, tensor in tensors.items():
-        if name in own and own[name].dtype != tensor.dtype:  # load_state_dict would convert it, and give other outputs than what was saved
+        if (
+            name in own and own[name].dtype != tensor.dtype
+        ):  # load_state_dict would convert it, and give other outputs than what was saved
             raise InputError(
-                f"{name} is saved as {tensor.dtype}, {type(model).__name__} has {own[name].dtype}; load needs the network in the type that was saved"
+                f"{name} is saved as {tensor.dtype}, {type(model).__name__} has "
+                f"{own[name].dtype}; load needs the network in the type that was saved"
             )
     try:
         load_state(result, tensors)
     except RuntimeError as error:
-        raise InputError(f"{folder} holds another network: {str(error).splitlines()[-1].strip()}") from None
+        raise InputError(
+            f"{folder} holds another network: {str(error).splitlines()[-1].strip()}"
+        ) from None
     masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})
     return result.eval()
 
 
 def _compact(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
-    """The state to write, sparse weights as `<name>/<part>`, and block and shape of each of them."""
+    """The state to write, sparse weights as `<name>/<part>`, and block and shape of each of
+    them.
+    """
     tensors, sparse = model.state_dict(), {}
     for name, block in masks.blocks(model).items():
         sparse[name] = {"block": block, "shape": list(tensors[name].shape)}
@@ -112,15 +147,29 @@ def _whole(tensors: dict[str, torch.Tensor], sparse: Any, folder: Path) -> dict[
     try:
         for name, entry in sparse.items():
             block, shape = entry["block"], entry["shape"]
-            parts = {p: tensors.pop(f"{name}/{p}") for p in ("values", "gaps", "bits") if f"{name}/{p}" in tensors}
+            parts = {
+                p: tensors.pop(f"{name}/{p}")
+                for p in ("values", "gaps", "bits")
+                if f"{name}/{p}" in tensors
+            }
             if parts:
                 tensors[name] = decode(parts, shape, block, f"{name} in {folder}")
             elif name not in tensors:
                 raise KeyError(name)
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ZeroDivisionError,
+        RuntimeError,
+    ) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder / 'model.json'} describes no sparse weights ({type(error).__name__}: {error}); it was damaged") from error
+        raise InputError(
+            f"{folder / 'model.json'} describes no sparse weights ({type(error).__name__}: "
+            f"{error}); it was damaged"
+        ) from error
     return tensors
 
 
@@ -130,9 +179,15 @@ def _resize(model: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
         if name not in own or name not in sizes:
             where = "the saved network" if name in own else type(model).__name__
             raise InputError(
-                f"{where} has no {name!r}{did_you_mean(name, sizes if name in own else own)} load needs the network that was saved, unpruned"
+                f"{where} has no {name!r}{did_you_mean(name, sizes if name in own else own)} "
+                "load needs the network that was saved, unpruned"
             )
         if own[name].ndim != len(sizes[name]):
-            raise InputError(f"{name} is saved with sizes {sizes[name]}, {type(model).__name__} has {tuple(own[name].shape)}; it is another network")
-    new = {n: torch.zeros(s, dtype=own[n].dtype) for n, s in sizes.items() if tuple(own[n].shape) != s}
+            raise InputError(
+                f"{name} is saved with sizes {sizes[name]}, {type(model).__name__} has "
+                f"{tuple(own[name].shape)}; it is another network"
+            )
+    new = {
+        n: torch.zeros(s, dtype=own[n].dtype) for n, s in sizes.items() if tuple(own[n].shape) != s
+    }
     replace_tensors(model, new)

@@ -10,21 +10,46 @@ import pytest
 import torch
 
 from mirabelle.base.checks import check_network, check_runs, clone
-from mirabelle.base.data import Batch, as_batch, batches, cache_folder, example_inputs, pieces, samples, seed_everything
+from mirabelle.base.data import (
+    Batch,
+    as_batch,
+    batches,
+    cache_folder,
+    example_inputs,
+    pieces,
+    samples,
+    seed_everything,
+)
 from mirabelle.base.errors import InputError
-from mirabelle.base.files import atomic, content_hash, read_json, read_tensors, sha256, write_json, write_tensors, write_text
+from mirabelle.base.files import (
+    atomic,
+    content_hash,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from mirabelle.base.names import load, resolve
 
 X, Y = torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2])
 
 
-# --- batches ------------------------------------------------------------------------------------------------------------------------------
+# --- batches
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("item", [X, X.numpy(), (X,), [X]])
 def test_inputs_alone(item):
     batch = as_batch(item)
-    assert torch.equal(batch.args[0], X) and len(batch.args) == 1 and batch.kwargs == {} and batch.target is None and batch.size == 3
+    assert (
+        torch.equal(batch.args[0], X)
+        and len(batch.args) == 1
+        and batch.kwargs == {}
+        and batch.target is None
+        and batch.size == 3
+    )
 
 
 @pytest.mark.parametrize("item", [(X, Y), [X.numpy(), Y.numpy()], (X.numpy(), Y)])
@@ -36,15 +61,25 @@ def test_inputs_and_target(item):
 def test_several_inputs():
     assert len(as_batch(((X, X), Y)).args) == 2
     batch = as_batch(({"a": X, "b": X.numpy()}, Y))
-    assert batch.args == () and list(batch.kwargs) == ["a", "b"] and len(batch.tensors) == 2 and torch.equal(batch.target, Y)
+    assert (
+        batch.args == ()
+        and list(batch.kwargs) == ["a", "b"]
+        and len(batch.tensors) == 2
+        and torch.equal(batch.target, Y)
+    )
     assert as_batch({"a": X}).target is None
     assert as_batch(batch) is batch
-    assert [t.shape for t in batch.map(lambda t: t[:1]).tensors] == [(1, 2), (1, 2)] and batch.size == 3
+    assert [t.shape for t in batch.map(lambda t: t[:1]).tensors] == [
+        (1, 2),
+        (1, 2),
+    ] and batch.size == 3
 
 
 def test_example_inputs_are_never_labelled():
     assert len(example_inputs((X, Y)).args) == 2 and example_inputs((X, Y)).target is None
-    assert torch.equal(example_inputs(X.numpy()).args[0], X) and list(example_inputs({"x": X}).kwargs) == ["x"]
+    assert torch.equal(example_inputs(X.numpy()).args[0], X) and list(
+        example_inputs({"x": X}).kwargs
+    ) == ["x"]
     with pytest.raises(InputError, match="example input 1 is a str"):
         example_inputs((X, "y"))
 
@@ -101,22 +136,37 @@ def test_batches_reads_no_more_than_its_limit():
     assert seen == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (6, [3, 3]), (100, [3, 3, 3])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (6, [3, 3]), (100, [3, 3, 3])]
+)
 def test_samples(count, sizes):
     found = list(samples([(X, Y)] * 3, count))
     assert [b.size for b in found] == sizes == [len(b.target) for b in found]
     assert torch.equal(found[-1].args[0], X[: sizes[-1]])
 
 
-@pytest.mark.parametrize(("numbers", "sizes"), [(1, [1] * 7), (12, [2, 2, 1, 2]), (18, [3, 2, 2]), (1000, [5, 2])])
+@pytest.mark.parametrize(
+    ("numbers", "sizes"), [(1, [1] * 7), (12, [2, 2, 1, 2]), (18, [3, 2, 2]), (1000, [5, 2])]
+)
 def test_pieces(numbers, sizes):
     """Two inputs of 2 and 4 numbers for each sample, one that belongs to all, and a target."""
-    whole = [Batch((torch.arange(10.0).view(5, 2), torch.tensor(3.0)), {"b": torch.ones(5, 2, 2)}, torch.arange(5))]
+    whole = [
+        Batch(
+            (torch.arange(10.0).view(5, 2), torch.tensor(3.0)),
+            {"b": torch.ones(5, 2, 2)},
+            torch.arange(5),
+        )
+    ]
     whole.append(Batch((torch.zeros(2, 2), torch.tensor(3.0)), {"b": torch.ones(2, 2, 2)}, None))
     found = list(pieces(whole, numbers))
-    assert [b.size for b in found] == sizes and all(b.args[1] == 3 and len(b.kwargs["b"]) == b.size for b in found)
+    assert [b.size for b in found] == sizes and all(
+        b.args[1] == 3 and len(b.kwargs["b"]) == b.size for b in found
+    )
     assert torch.equal(torch.cat([b.args[0] for b in found])[:5], whole[0].args[0])
-    assert torch.cat([b.target for b in found if b.target is not None]).tolist() == list(range(5)) and found[-1].target is None
+    assert (
+        torch.cat([b.target for b in found if b.target is not None]).tolist() == list(range(5))
+        and found[-1].target is None
+    )
 
 
 def test_seeds():
@@ -145,7 +195,8 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == Path.home() / "Library" / "Caches" / "mirabelle"
 
 
-# --- checks -------------------------------------------------------------------------------------------------------------------------------
+# --- checks
+# --------------------------------------------------------------------------------------------------
 
 
 def test_check_network():
@@ -168,7 +219,10 @@ def test_check_runs_leaves_the_mode_and_says_the_shapes():
     out = check_runs(model, Batch((X,), {}, None), "the example")
     assert torch.equal(out, model[1](X)) and not out.requires_grad
     assert (model.training, model[0].training, model[1].training) == (True, True, False)
-    with pytest.raises(InputError, match=r"does not run on the example \(inputs: \(2, 3\) float32\): RuntimeError: "):
+    with pytest.raises(
+        InputError,
+        match=r"does not run on the example \(inputs: \(2, 3\) float32\): RuntimeError: ",
+    ):
         check_runs(model, Batch((X.T,), {}, None), "the example")
     assert model[0].training
 
@@ -182,7 +236,8 @@ def test_a_clone_shares_nothing():
     assert bool(model.weight.any())
 
 
-# --- names of functions -------------------------------------------------------------------------------------------------------------------
+# --- names of functions
+# --------------------------------------------------------------------------------------------------
 
 
 def test_names_of_functions():
@@ -212,7 +267,8 @@ def test_a_module_that_fails(tmp_path, monkeypatch):
         load("broken_plugin:f", "criterion")
 
 
-# --- files --------------------------------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_atomic_is_all_or_nothing(tmp_path):
@@ -234,7 +290,9 @@ def test_atomic_is_all_or_nothing(tmp_path):
 def test_json(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"b": 1, "a": [0.1, None]})
-    assert read_json(path) == {"b": 1, "a": [0.1, None]} and path.read_text().index('"a"') < path.read_text().index('"b"')
+    assert read_json(path) == {"b": 1, "a": [0.1, None]} and path.read_text().index(
+        '"a"'
+    ) < path.read_text().index('"b"')
     with pytest.raises(ValueError):
         write_json(path, {"x": math.nan})
     assert read_json(path)["b"] == 1
@@ -252,7 +310,10 @@ def test_tensors(tmp_path):
     write_tensors(path, {"a": base, "shared": base, "view": base.T, "int": Y}, {"note": "é"})
     tensors, metadata = read_tensors(path)
     assert (
-        metadata == {"note": "é"} and torch.equal(tensors["view"], base.T) and torch.equal(tensors["shared"], base) and torch.equal(tensors["int"], Y)
+        metadata == {"note": "é"}
+        and torch.equal(tensors["view"], base.T)
+        and torch.equal(tensors["shared"], base)
+        and torch.equal(tensors["int"], Y)
     )
     first = sha256(path)
     write_tensors(path, {"a": base, "shared": base, "view": base.T, "int": Y}, {"note": "é"})
@@ -282,5 +343,9 @@ def test_tensors_that_do_not_fit_the_disk(tmp_path):
 
 
 def test_content_hash():
-    assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1}) != content_hash({"a": 1, "b": [3]})
+    assert (
+        content_hash({"a": 1, "b": [2]})
+        == content_hash({"b": [2], "a": 1})
+        != content_hash({"a": 1, "b": [3]})
+    )
     assert len(content_hash(None)) == 64

@@ -1,4 +1,6 @@
-"""The arithmetic of the distillation benchmark: intervals, pairs by seed, the bias of a class that was never seen."""
+"""The arithmetic of the distillation benchmark: intervals, pairs by seed, the bias of a class that
+was never seen.
+"""
 
 import math
 
@@ -17,14 +19,20 @@ def test_interval_by_hand():
 
 
 def test_differences_are_paired_by_seed():
-    results = {f"few/{n}/{s}": {"top1": v + 0.1 * s} for n, v in (("cross-entropy, lr 0.03", 0.7), ("kd", 0.75)) for s in (0, 1, 2)}
+    results = {
+        f"few/{n}/{s}": {"top1": v + 0.1 * s}
+        for n, v in (("cross-entropy, lr 0.03", 0.7), ("kd", 0.75))
+        for s in (0, 1, 2)
+    }
     results["labels/teacher"] = {"top1": 0.947}
     assert by_name(results, "labels", "top1")["teacher"] == {"": 0.947}
     assert "| kd | 3 | 85.00 ± 24.84 | 5.00 ± 0.00 |" in tables(results)
 
 
 def test_best_shift_by_hand():
-    """The first two are of the missing class, 1 and 3 below the best; the third, 2 below, is right already. A shift between 1 and 2 gets three of four right."""
+    """The first two are of the missing class, 1 and 3 below the best; the third, 2 below, is right
+    already. A shift between 1 and 2 gets three of four right.
+    """
     scores, labels = torch.zeros(4, 10), torch.tensor([MISSING, MISSING, 0, 0])
     scores[:, 0] = 5.0
     scores[:, MISSING] = torch.tensor([4.0, 2.0, 3.0, 0.0])

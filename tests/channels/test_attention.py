@@ -39,21 +39,36 @@ def network(forward):
 
 
 def data(count=2):
-    return [torch.randn(8, 10, 16, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    return [
+        torch.randn(8, 10, 16, generator=torch.Generator().manual_seed(i)) for i in range(count)
+    ]
 
 
 def rounded(q):
     """By node that has a grid, what reads it, through a transposition."""
-    calls = [n for n in q.graph.nodes if n.op == "call_module" and isinstance(q.get_submodule(n.target), ActivationQuantizer)]
-    return {n.args[0].name: {r.name for u in n.users for r in (u.users if operator(u) == "transpose" else [u])} for n in calls}
+    calls = [
+        n
+        for n in q.graph.nodes
+        if n.op == "call_module" and isinstance(q.get_submodule(n.target), ActivationQuantizer)
+    ]
+    return {
+        n.args[0].name: {
+            r.name for u in n.users for r in (u.users if operator(u) == "transpose" else [u])
+        }
+        for n in calls
+    }
 
 
-@pytest.mark.parametrize("forward, product", [(_fused, "scaled_dot_product_attention"), (_written_out, "matmul")])
+@pytest.mark.parametrize(
+    "forward, product", [(_fused, "scaled_dot_product_attention"), (_written_out, "matmul")]
+)
 def test_queries_and_keys_are_integers_on_openvino_alone(forward, product, tmp_path):
     net, x = network(forward), data()
     q = quantize(net, x, target="openvino")
     readers = rounded(q)
-    assert sum(product in r for r in readers.values()) == 2 and not any("matmul_1" in r for r in readers.values()), "what weighs the values is float"
+    assert sum(product in r for r in readers.values()) == 2 and not any(
+        "matmul_1" in r for r in readers.values()
+    ), "what weighs the values is float"
     with torch.no_grad():
         error = float((net(x[0]) - q(x[0])).norm() / net(x[0]).norm())
     assert 0 < error < 0.03
@@ -63,7 +78,9 @@ def test_queries_and_keys_are_integers_on_openvino_alone(forward, product, tmp_p
     assert torch.equal(again(x[0]), q(x[0]))
     needs("openvino")
     found = mb.verify(q, mb.export(q, tmp_path, runtime="openvino", inputs=x[0][:1]), x)
-    assert found.first_departure is None and found.sqnr_db > 30 and len(found.layers) == len(readers)
+    assert (
+        found.first_departure is None and found.sqnr_db > 30 and len(found.layers) == len(readers)
+    )
 
 
 @pytest.mark.parametrize("forward", [_fused, _written_out])
@@ -74,8 +91,12 @@ def test_what_a_float_layer_gives_is_multiplied_in_float(forward):
 
 def test_a_kept_module_keeps_its_product():
     block = nn.Sequential(network(_fused), nn.Linear(5, 3)).eval()
-    assert "scaled_dot_product_attention" in set.union(*rounded(quantize(block, data(), target="openvino")).values())
-    assert rounded(quantize(block, data(), target="openvino", keep=["0"])) == {"linear_1": {"linear_2"}}
+    assert "scaled_dot_product_attention" in set.union(
+        *rounded(quantize(block, data(), target="openvino")).values()
+    )
+    assert rounded(quantize(block, data(), target="openvino", keep=["0"])) == {
+        "linear_1": {"linear_2"}
+    }
 
 
 def test_keys_from_no_layer_stay_in_float():

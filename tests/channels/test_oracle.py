@@ -1,7 +1,9 @@
-"""The labels against an oracle that knows none of our rules: every dimension of every parameter gets a size of its own, and torch's shape propagation says
-which sizes had to be equal for the network to run.
+"""The labels against an oracle that knows none of our rules: every dimension of every parameter
+gets a size of its own, and torch's shape propagation says which sizes had to be equal for the
+network to run.
 
-Sizes say less than labels (which channel of a concatenation is which), but they come from torch's own operators.
+Sizes say less than labels (which channel of a concatenation is which), but they come from torch's
+own operators.
 """
 
 import networks
@@ -16,45 +18,88 @@ from examples import fashion
 from mirabelle.base.data import as_batch, example_inputs
 from mirabelle.channels.groups import Coupling, Group, analyse
 
-# No sizes or numbers of groups in forward, which hold a size fast that labels may change (nor bilinear resizing, in which torch looks at the number of channels).
+# No sizes or numbers of groups in forward, which hold a size fast that labels may change (nor
+# bilinear resizing, in which torch looks at the number of channels).
 NAMES = [
-    "plain", "residual", "dense", "squeeze-excite", "bottlenecks", "flatten", "prelu", "two inputs", "two outputs", "an intermediate is an output",
-    "shared convolution", "tied weights", "in place", "plus its own mean", "concatenated with itself", "flipped channels", "dropout", "spatial attention", "1d", "3d",
+    "plain",
+    "residual",
+    "dense",
+    "squeeze-excite",
+    "bottlenecks",
+    "flatten",
+    "prelu",
+    "two inputs",
+    "two outputs",
+    "an intermediate is an output",
+    "shared convolution",
+    "tied weights",
+    "in place",
+    "plus its own mean",
+    "concatenated with itself",
+    "flipped channels",
+    "dropout",
+    "spatial attention",
+    "1d",
+    "3d",
     "linear",
-]  # fmt: skip
+]
 
 
 def sizes(model: nn.Module, x) -> dict[tuple[str, int], sympy.Expr]:
-    """(parameter or buffer, dimension) -> its size, written in the sizes that are free once the network has run."""
+    """(parameter or buffer, dimension) -> its size, written in the sizes that are free once the
+    network has run.
+    """
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     names: dict[int, str] = {}
     fakes, found = {}, {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
         first = names.setdefault(id(tensor), name)
         if first != name:
             fakes[name] = fakes[first]
             continue
         context = StatelessSymbolicContext(
-            dynamic_sizes=[DimDynamic.DYNAMIC if n > 1 and d < 2 else DimDynamic.STATIC for d, n in enumerate(tensor.shape)]
+            dynamic_sizes=[
+                DimDynamic.DYNAMIC if n > 1 and d < 2 else DimDynamic.STATIC
+                for d, n in enumerate(tensor.shape)
+            ]
         )
-        fakes[name] = mode.from_tensor(tensor.detach(), symbolic_context=context, source=torch._dynamo.source.ConstantSource(name))
+        fakes[name] = mode.from_tensor(
+            tensor.detach(),
+            symbolic_context=context,
+            source=torch._dynamo.source.ConstantSource(name),
+        )
     batch = example_inputs(x).map(
-        lambda t: mode.from_tensor(t, symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC] * t.ndim))
+        lambda t: mode.from_tensor(
+            t, symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC] * t.ndim)
+        )
     )
     model.eval()
     with mode, torch.no_grad():
         torch.func.functional_call(model, fakes, batch.args, batch.kwargs)
     solved: dict[sympy.Symbol, sympy.Expr] = {}
-    for guard in env.guards:  # equalities of products stay guards: they are solved for the size that stands alone
+    for guard in (
+        env.guards
+    ):  # equalities of products stay guards: they are solved for the size that stands alone
         if isinstance(guard.expr, sympy.Eq):
             rest = _known(env, solved, guard.expr.lhs - guard.expr.rhs)
-            alone = [s for s in rest.free_symbols if rest.is_polynomial() and abs(sympy.diff(rest, s)) == 1]
+            alone = [
+                s
+                for s in rest.free_symbols
+                if rest.is_polynomial() and abs(sympy.diff(rest, s)) == 1
+            ]
             if alone:
                 solved[alone[0]] = sympy.expand(sympy.solve(rest, alone[0])[0])
     for name in names.values():
         for dim, size in enumerate(fakes[name].shape):
-            found[name, dim] = _known(env, solved, size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            found[name, dim] = (
+                _known(env, solved, size.node.expr)
+                if isinstance(size, torch.SymInt)
+                else sympy.Integer(size)
+            )
     return found
 
 
@@ -65,7 +110,9 @@ def _known(env: ShapeEnv, solved: dict[sympy.Symbol, sympy.Expr], expr: sympy.Ex
 
 
 def ours(coupling: Coupling) -> dict[tuple[str, int], dict[str, int]]:
-    """(parameter, dimension) -> by group, how many of its entries go with one channel; only dimensions that groups make up wholly."""
+    """(parameter, dimension) -> by group, how many of its entries go with one channel; only
+    dimensions that groups make up wholly.
+    """
     found: dict[tuple[str, int], dict[str, int]] = {}
     covered: dict[tuple[str, int], int] = {}
     for group in coupling.groups:
@@ -73,7 +120,11 @@ def ours(coupling: Coupling) -> dict[tuple[str, int], dict[str, int]]:
             key = (slot.parameter, slot.dim)
             found.setdefault(key, {})[group.name] = slot.index.shape[1]
             covered[key] = covered.get(key, 0) + slot.index.numel()
-    return {key: parts for key, parts in found.items() if covered[key] == coupling.shapes[key[0]][key[1]]}
+    return {
+        key: parts
+        for key, parts in found.items()
+        if covered[key] == coupling.shapes[key[0]][key[1]]
+    }
 
 
 def check(model: nn.Module, x) -> tuple[int, int]:
@@ -92,7 +143,10 @@ def check(model: nn.Module, x) -> tuple[int, int]:
     assert len(set(free.values())) == len(free)
     # Every dimension is the sum that the labels say.
     for key, parts in labels.items():
-        assert sympy.expand(oracle[key] - sum(count * free[group] for group, count in parts.items())) == 0, (key, oracle[key], parts)
+        assert (
+            sympy.expand(oracle[key] - sum(count * free[group] for group, count in parts.items()))
+            == 0
+        ), (key, oracle[key], parts)
     # What labels freeze shares no size with a group.
     for f in coupling.frozen:
         if (f.parameter, f.dim) not in labels and f.count == coupling.shapes[f.parameter][f.dim]:
@@ -119,9 +173,15 @@ def test_the_oracle_sees_a_wrong_coupling(monkeypatch):
     found = analyse(model, as_batch(x))
     a, b, *rest = found.groups
     wrong = [
-        Group(g.name, g.channels, (*(s for s in g.slots if s.role != "in"), *(s for s in other.slots if s.role == "in")))
+        Group(
+            g.name,
+            g.channels,
+            (*(s for s in g.slots if s.role != "in"), *(s for s in other.slots if s.role == "in")),
+        )
         for g, other in ((a, b), (b, a))
     ]
-    monkeypatch.setitem(globals(), "analyse", lambda *arguments: Coupling([*wrong, *rest], [], [], {}, found.shapes))
+    monkeypatch.setitem(
+        globals(), "analyse", lambda *arguments: Coupling([*wrong, *rest], [], [], {}, found.shapes)
+    )
     with pytest.raises(AssertionError):
         check(model, x)

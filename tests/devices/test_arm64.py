@@ -1,4 +1,6 @@
-"""Arm under the emulator: what is said where something is missing, marks, and, where it is set up, real runs."""
+"""Arm under the emulator: what is said where something is missing, marks, and, where it is set up,
+real runs.
+"""
 
 import shutil
 import sys
@@ -21,9 +23,15 @@ from tests.runtimes.test_runtimes import conv_file
 
 def test_marks_by_hand():
     """The first pair encloses nothing: 7 instructions are the marks' own."""
-    assert arm64._counts([100, 107, 200, 1207, 1300, 2309]) == (1002, 2)  # of 1000 and 1002 the greater middle one; they differ by 2
+    assert arm64._counts([100, 107, 200, 1207, 1300, 2309]) == (
+        1002,
+        2,
+    )  # of 1000 and 1002 the greater middle one; they differ by 2
     ends = [10, 1000, 9000, 1002, 1004, 998]  # of five, one that an allocator made far longer
-    assert arm64._counts([m for i, n in enumerate(ends) for m in (10000 * i, 10000 * i + n)]) == (992, 4)
+    assert arm64._counts([m for i, n in enumerate(ends) for m in (10000 * i, 10000 * i + n)]) == (
+        992,
+        4,
+    )
     for marks in ([], [1, 2], [1, 2, 3]):
         with pytest.raises(InputError, match="expected pairs"):
             arm64._counts(marks)
@@ -34,18 +42,32 @@ def test_nothing_is_set_up(tmp_path, monkeypatch, capsys):
     net = conv_file(tmp_path / "net.onnx", batch=1)
     assert main(["measure", str(net), "--device", "arm64"]) == 1
     assert "`mirabelle setup-arm64` does it" in capsys.readouterr().err
-    with pytest.raises(InputError, match="executorch has no Arm build that runs under the emulator; those that have: onnxruntime"):
+    with pytest.raises(
+        InputError,
+        match="executorch has no Arm build that runs under the emulator; those that have: "
+        "onnxruntime",
+    ):
         arm_setup.find("executorch")
     with pytest.raises(InputError, match="did you mean 'cortex-a76'"):
         mb.measure(net, device="arm64", core="cortex-a77")
 
 
-@pytest.mark.parametrize(("missing", "package"), [("qemu-aarch64", "qemu-user"), ("cc", "gcc"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")])
-def test_tools_that_are_missing_are_named_with_their_package(missing, package, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("missing", "package"),
+    [("qemu-aarch64", "qemu-user"), ("cc", "gcc"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")],
+)
+def test_tools_that_are_missing_are_named_with_their_package(
+    missing, package, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MIRABELLE_CACHE", str(tmp_path))
     absent = {missing, *(("gcc", "clang") if missing == "cc" else ())}
-    monkeypatch.setattr(shutil, "which", lambda name: None if name in absent else f"/usr/bin/{name}")
-    with pytest.raises(InputError, match=f"{missing} is not installed; on Debian and Ubuntu: apt-get install {package}"):
+    monkeypatch.setattr(
+        shutil, "which", lambda name: None if name in absent else f"/usr/bin/{name}"
+    )
+    with pytest.raises(
+        InputError,
+        match=f"{missing} is not installed; on Debian and Ubuntu: apt-get install {package}",
+    ):
         arm_setup.set_up(["onnxruntime"])
     assert not (tmp_path / "arm64").exists(), "found before anything is made"
 
@@ -61,8 +83,13 @@ def test_unsound_requests(monkeypatch):
 def test_another_version_there_than_here(tmp_path, monkeypatch):
     monkeypatch.setenv("MIRABELLE_CACHE", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    write_json(tmp_path / "arm64/setup.json", {"python": "usr/bin/python3.11", "packages": {"onnxruntime": "1.0"}})
-    with pytest.raises(InputError, match="onnxruntime is 1.0 for Arm and .* here.*setup-arm64` again"):
+    write_json(
+        tmp_path / "arm64/setup.json",
+        {"python": "usr/bin/python3.11", "packages": {"onnxruntime": "1.0"}},
+    )
+    with pytest.raises(
+        InputError, match="onnxruntime is 1.0 for Arm and .* here.*setup-arm64` again"
+    ):
         arm_setup.find("onnxruntime")
     with pytest.raises(InputError, match="not set up; `mirabelle setup-arm64 --runtimes openvino`"):
         arm_setup.find("openvino")
@@ -78,13 +105,18 @@ def set_up(runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", sorted(arm_setup.WHEELS.keys() & RUNTIMES.keys()))
 def test_files_run_on_arm(runtime, tmp_path):
-    """Outputs as here, and the same number of instructions each time; int8 within what the runtime declares."""
+    """Outputs as here, and the same number of instructions each time; int8 within what the runtime
+    declares.
+    """
     set_up(runtime)
     network, data = build("depthwise"), batches(count=1)
     x = data[0][:1].numpy()
-    found = mb.measure(mb.export(network, tmp_path / "f", runtime=runtime, inputs=x), inputs=x, device="arm64")
+    found = mb.measure(
+        mb.export(network, tmp_path / "f", runtime=runtime, inputs=x), inputs=x, device="arm64"
+    )
     assert found.instructions.relative < 1e-5 and found.latency is None
-    # What the allocator does differs from run to run by up to some thousand instructions, however small the network is.
+    # What the allocator does differs from run to run by up to some thousand instructions, however
+    # small the network is.
     assert found.instructions.spread <= 0.002 * found.instructions.count + 10_000
     assert "are not milliseconds" in str(found) and "cortex-a76" in str(found)
     if not RUNTIMES[runtime].int8:
@@ -93,7 +125,10 @@ def test_files_run_on_arm(runtime, tmp_path):
     artifact = mb.export(q, tmp_path / "q", runtime=runtime, inputs=x)
     small = mb.measure(artifact, inputs=x, device="arm64", core="cortex-a53", baseline=artifact)
     assert small.instructions.relative < 0.05 and 0.99 < small.fewer < 1.01
-    assert np.isfinite(small.instructions.difference) and small.to_dict()["instructions"]["count"] > 1000
+    assert (
+        np.isfinite(small.instructions.difference)
+        and small.to_dict()["instructions"]["count"] > 1000
+    )
 
 
 @pytest.mark.processor

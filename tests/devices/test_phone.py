@@ -1,4 +1,6 @@
-"""Timing on a phone: the output of each runtime's benchmark program as it is known, and whole sessions against an `adb` that plays a phone."""
+"""Timing on a phone: the output of each runtime's benchmark program as it is known, and whole
+sessions against an `adb` that plays a phone.
+"""
 
 import json
 import os
@@ -28,7 +30,8 @@ SAID = {
     "openvino": (16.01, 50, 15.98, 15.71, 17.3),
 }
 
-# Plays a phone from files in PHONE: `devices`, `getprop`, what each program says, and, one line each, what it was asked.
+# Plays a phone from files in PHONE: `devices`, `getprop`, what each program says, and, one line
+# each, what it was asked.
 FAKE = """#!{python}
 import json, os, pathlib, shlex, sys
 phone = pathlib.Path(os.environ["PHONE"])
@@ -49,7 +52,8 @@ elif command == "shell" and rest[0] == "getprop":
     print((phone / "getprop").read_text())
 elif command == "shell" and rest[0].startswith("cd "):
     place, program = shlex.split(rest[0])[1], shlex.split(rest[0])[4]
-    assert (phone / "pushed" / program.strip("/")).is_file() and any((phone / "pushed" / place.strip("/")).iterdir())
+    pushed = phone / "pushed"
+    assert (pushed / program.strip("/")).is_file() and any((pushed / place.strip("/")).iterdir())
     print((phone / "said").read_text())
 elif command == "logcat" and "-d" in rest:
     print((phone / "log").read_text())
@@ -63,7 +67,8 @@ def phone(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "devices").write_text("List of devices attached\nR58M123\tdevice\n\n")
     (folder / "getprop").write_text(
-        "[ro.board.platform]: [kona]\n[ro.build.version.release]: [14]\n[ro.product.cpu.abi]: [arm64-v8a]\n"
+        "[ro.board.platform]: [kona]\n[ro.build.version.release]: [14]\n[ro.product.cpu.abi]: "
+        "[arm64-v8a]\n"
         "[ro.product.model]: [Pixel 7]\n[ro.soc.model]: [Tensor G2]\n"
     )
     (folder / "log").write_text("")
@@ -105,44 +110,80 @@ def test_each_program_is_read(runtime):
     if program.log:
         text += (SESSIONS / f"{runtime}.log").read_text()
     found = program.read(text, 50)
-    assert found == pytest.approx(SAID[runtime]) if None not in SAID[runtime] else tuple(found) == SAID[runtime]
+    assert (
+        found == pytest.approx(SAID[runtime])
+        if None not in SAID[runtime]
+        else tuple(found) == SAID[runtime]
+    )
     assert found.typical == pytest.approx(SAID[runtime][2] or SAID[runtime][0])
     assert program.read("Segmentation fault", 50) is None
 
 
 def test_every_runtime_for_phones_has_a_program():
-    assert {"litert", "executorch", "ncnn", "onnxruntime", "onnxruntime-mobile", "openvino"} <= adb.PROGRAMS.keys()
+    assert {
+        "litert",
+        "executorch",
+        "ncnn",
+        "onnxruntime",
+        "onnxruntime-mobile",
+        "openvino",
+    } <= adb.PROGRAMS.keys()
 
 
 def test_older_words_of_the_same_programs():
-    same = "count=50 curr=1200(all same)\nInference timings in us: Init: 1, First inference: 1200, Warmup (avg): 1200, Inference (avg): 1200"
+    same = (
+        "count=50 curr=1200(all same)\nInference timings in us: Init: 1, First inference: "
+        "1200, Warmup (avg): 1200, Inference (avg): 1200"
+    )
     assert adb.PROGRAMS["litert"].read(same, 50) == (1.2, 50, None, None, None)
-    warm_up_only = "count=50 first=3 curr=2 min=1 max=3 avg=2 std=1\nERROR: Node number 3 failed to invoke."
+    warm_up_only = (
+        "count=50 first=3 curr=2 min=1 max=3 avg=2 std=1\nERROR: Node number 3 failed to invoke."
+    )
     assert adb.PROGRAMS["litert"].read(warm_up_only, 50) is None
     older = "Average inference time cost: 62.2935 ms\nP50 Latency is 0.0603562 s"
-    assert adb.PROGRAMS["onnxruntime"].read(older, 100)[:3] == pytest.approx((62.2935, 100, 60.3562))
-    assert adb.PROGRAMS["executorch"].read("Model executed successfully 10 time(s) in 20.5 ms.", 10) == (2.05, 10, None, None, None)
+    assert adb.PROGRAMS["onnxruntime"].read(older, 100)[:3] == pytest.approx(
+        (62.2935, 100, 60.3562)
+    )
+    assert adb.PROGRAMS["executorch"].read(
+        "Model executed successfully 10 time(s) in 20.5 ms.", 10
+    ) == (2.05, 10, None, None, None)
 
 
 def test_a_session(phone, tmp_path):
     (phone / "said").write_text((SESSIONS / "litert.txt").read_text())
     files = {"new": file_for("litert", tmp_path, "new"), "old": file_for("litert", tmp_path, "old")}
-    timings, found = adb.run(files, binary(tmp_path / "android_aarch64_benchmark_model"), threads=2, runs=50, rounds=3)
+    timings, found = adb.run(
+        files, binary(tmp_path / "android_aarch64_benchmark_model"), threads=2, runs=50, rounds=3
+    )
     assert str(found) == "Pixel 7 (Tensor G2), Android 14, arm64-v8a"
-    assert {k: len(v) for k, v in timings.items()} == {"new": 3, "old": 3} and timings["new"][0].typical == 12.962
+    assert {k: len(v) for k, v in timings.items()} == {"new": 3, "old": 3} and timings["new"][
+        0
+    ].typical == 12.962
     words = asked(phone)
     runs = [w[1] for w in words if w[0] == "shell" and w[1].startswith("cd ")]
     assert ["new.tflite" in r for r in runs] == [True, False] * 3, "in turn"
-    assert "--num_threads=2" in runs[0] and "--num_runs=50" in runs[0] and runs[0].endswith("; echo exit status $?")
+    assert (
+        "--num_threads=2" in runs[0]
+        and "--num_runs=50" in runs[0]
+        and runs[0].endswith("; echo exit status $?")
+    )
     folder = runs[0].split()[1].rpartition("/")[0]
-    assert folder.startswith("/data/local/tmp/mirabelle-") and words[-1] == ["shell", f"rm -rf {folder}"]
+    assert folder.startswith("/data/local/tmp/mirabelle-") and words[-1] == [
+        "shell",
+        f"rm -rf {folder}",
+    ]
     assert [w[1] for w in words if w[0] == "push"].count(str(files["new"].path)) == 1, "pushed once"
 
 
 def test_executorch_is_read_from_the_log(phone, tmp_path):
     (phone / "said").write_text((SESSIONS / "executorch.txt").read_text())
     (phone / "log").write_text((SESSIONS / "executorch.log").read_text())
-    timings, _ = adb.run({"net": file_for("executorch", tmp_path)}, binary(tmp_path / "executor_runner"), runs=4, rounds=1)
+    timings, _ = adb.run(
+        {"net": file_for("executorch", tmp_path)},
+        binary(tmp_path / "executor_runner"),
+        runs=4,
+        rounds=1,
+    )
     assert timings["net"][0] == (12.625, 4, 12.75, 12.0, 13.5)
     words = asked(phone)
     assert words.index(["logcat", "-c"]) < words.index(["logcat", "-d", "-s", "ExecuTorch:I"])
@@ -151,7 +192,9 @@ def test_executorch_is_read_from_the_log(phone, tmp_path):
 def test_ncnn_gets_both_files_and_the_shape(phone, tmp_path):
     (phone / "said").write_text((SESSIONS / "ncnn.txt").read_text())
     artifact = file_for("ncnn", tmp_path)
-    vars(artifact)["session"] = Session([TensorSpec("input", (1, 3, 112, 224), "float32")], [], list)  # only its shape is asked for
+    vars(artifact)["session"] = Session(
+        [TensorSpec("input", (1, 3, 112, 224), "float32")], [], list
+    )  # only its shape is asked for
     adb.run({"net": artifact}, binary(tmp_path / "benchncnn"), rounds=1)
     words = asked(phone)
     assert {Path(w[1]).suffix for w in words if w[0] == "push"} >= {".param", ".bin"}
@@ -189,8 +232,13 @@ def test_programs_that_do_not_fit(phone, tmp_path):
 
 
 def test_what_fails_on_the_phone_is_said_and_cleaned_up(phone, tmp_path):
-    (phone / "said").write_text("CANNOT LINK EXECUTABLE: library libc++_shared.so not found\nexit status 1\n")
-    with pytest.raises(InputError, match=r"benchmark_model gave no timing on the phone \(exit status 1\): CANNOT LINK"):
+    (phone / "said").write_text(
+        "CANNOT LINK EXECUTABLE: library libc++_shared.so not found\nexit status 1\n"
+    )
+    with pytest.raises(
+        InputError,
+        match=r"benchmark_model gave no timing on the phone \(exit status 1\): CANNOT LINK",
+    ):
         adb.run({"net": file_for("litert", tmp_path)}, binary(tmp_path / "b"))
     assert asked(phone)[-1][1].startswith("rm -rf /data/local/tmp/mirabelle-")
     (phone / "full").touch()
@@ -209,11 +257,23 @@ def test_measure_and_the_command_line(phone, tmp_path, capsys):
     from test_runtimes import conv_file
 
     (phone / "said").write_text((SESSIONS / "onnxruntime.txt").read_text())
-    net, program = conv_file(tmp_path / "net.onnx", batch=1), binary(tmp_path / "onnxruntime_perf_test")
-    found = mb.measure(net, device="adb", binary=program, baseline=net, inputs=np.zeros((1, 3, 8, 8), "float32"))
-    assert found.latency.p50_ms == pytest.approx(14.187) and found.speedup.value == 1 and found.latency.runs == 5
+    net, program = (
+        conv_file(tmp_path / "net.onnx", batch=1),
+        binary(tmp_path / "onnxruntime_perf_test"),
+    )
+    found = mb.measure(
+        net, device="adb", binary=program, baseline=net, inputs=np.zeros((1, 3, 8, 8), "float32")
+    )
+    assert (
+        found.latency.p50_ms == pytest.approx(14.187)
+        and found.speedup.value == 1
+        and found.latency.runs == 5
+    )
     assert "Pixel 7 (Tensor G2)" in str(found) and found.memory is None and found.score is None
-    assert json.loads(json.dumps(found.to_dict()))["device"] == "Pixel 7 (Tensor G2), Android 14, arm64-v8a"
+    assert (
+        json.loads(json.dumps(found.to_dict()))["device"]
+        == "Pixel 7 (Tensor G2), Android 14, arm64-v8a"
+    )
     assert main(["measure", str(net), "--device", "adb", "--benchmark", str(program)]) == 0
     assert "p50 14.187 ms" in capsys.readouterr().out
     assert main(["measure", str(net), "--device", "adb"]) == 1

@@ -1,4 +1,6 @@
-"""Teachers left alone, modes, layers by name, and errors before any training. The losses are in `test_distill_losses.py`."""
+"""Teachers left alone, modes, layers by name, and errors before any training. The losses are in
+`test_distill_losses.py`.
+"""
 
 import copy
 import math
@@ -31,10 +33,14 @@ class Constant(nn.Module):
 
 
 def test_ensemble_is_the_mean_of_probabilities():
-    taught = Teachers([Constant([0.2, 0.8]), Constant([0.6, 0.4])], torch.device("cpu"))(as_batch(torch.zeros(3, 1)))
+    taught = Teachers([Constant([0.2, 0.8]), Constant([0.6, 0.4])], torch.device("cpu"))(
+        as_batch(torch.zeros(3, 1))
+    )
     torch.testing.assert_close(taught.softmax(1), torch.tensor([[0.4, 0.6]] * 3))
     with pytest.raises(InputError, match=r"\(3, 2\), \(3, 3\)"):
-        Teachers([Constant([0.2, 0.8]), Constant([0.2, 0.4, 0.4])], torch.device("cpu"))(as_batch(torch.zeros(3, 1)))
+        Teachers([Constant([0.2, 0.8]), Constant([0.2, 0.4, 0.4])], torch.device("cpu"))(
+            as_batch(torch.zeros(3, 1))
+        )
 
 
 def watched(net: nn.Module) -> tuple[nn.Module, list[bool]]:
@@ -48,9 +54,14 @@ def test_teacher_and_student_are_left_as_they_were():
     t, s = teacher(), model()
     t.train()
     before = copy.deepcopy(t), copy.deepcopy(s)
-    mb.distill(s, t, images(), losses={"kd": 1, "features": 1}, features={"2": "2"}, epochs=2, lr=0.1)
+    mb.distill(
+        s, t, images(), losses={"kd": 1, "features": 1}, features={"2": "2"}, epochs=2, lr=0.1
+    )
     for now, then in zip((t, s), before, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(now.state_dict().values(), then.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(now.state_dict().values(), then.state_dict().values(), strict=True)
+        )
         assert all(p.grad is None for p in now.parameters())
     assert t.training, "the teacher given keeps its mode"
     assert not t[2]._forward_hooks and not s[2]._forward_hooks
@@ -74,10 +85,21 @@ def test_learns_from_unlabelled_data():
 
 
 def test_the_student_may_be_its_own_teacher():
-    """Hints of a network against itself: different while it learns from labels, so its teacher stayed what it was."""
+    """Hints of a network against itself: different while it learns from labels, so its teacher
+    stayed what it was.
+    """
     net = model()
     batches = [(x, torch.zeros(6, dtype=torch.long)) for x in images(3)]
-    trained = run(net, net, batches, losses={"features": 1e-3, "labels": 1.0}, features={"3": "3"}, epochs=6, lr=0.1, precision="float32")
+    trained = run(
+        net,
+        net,
+        batches,
+        losses={"features": 1e-3, "labels": 1.0},
+        features={"3": "3"},
+        epochs=6,
+        lr=0.1,
+        precision="float32",
+    )
     assert trained.history[-1]["features"] > 1e-5
 
 
@@ -85,15 +107,23 @@ def test_same_seed_gives_the_same_projections():
     found = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        found.append(mb.distill(model(), teacher(), images(), losses={"features": 1.0}, features={"2": "2"}).state_dict())
+        found.append(
+            mb.distill(
+                model(), teacher(), images(), losses={"features": 1.0}, features={"2": "2"}
+            ).state_dict()
+        )
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
 def test_weights_and_own_losses(monkeypatch):
     x = images(1)
-    both = run(model(), teacher(), x, losses={"mse": 2.0, "test_distill:own": 0.5}, precision="float32").history[0]
+    both = run(
+        model(), teacher(), x, losses={"mse": 2.0, "test_distill:own": 0.5}, precision="float32"
+    ).history[0]
     one = run(model(), teacher(), x, losses={"mse": 1.0}, precision="float32").history[0]
-    assert both["mse"] == pytest.approx(2 * one["mse"], rel=1e-5) and both["test_distill:own"] == pytest.approx(0.5 * one["mse"], rel=1e-5)
+    assert both["mse"] == pytest.approx(2 * one["mse"], rel=1e-5) and both[
+        "test_distill:own"
+    ] == pytest.approx(0.5 * one["mse"], rel=1e-5)
 
 
 def own(student, taught, temperature):

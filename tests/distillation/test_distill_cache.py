@@ -1,4 +1,6 @@
-"""The cache: the same weights as without it, no teacher on views that are known, and nothing wrong from a damaged or a stranger's file."""
+"""The cache: the same weights as without it, no teacher on views that are known, and nothing wrong
+from a damaged or a stranger's file.
+"""
 
 import copy
 import sys
@@ -32,7 +34,9 @@ class StopError(Exception):
 
 
 class Counting(nn.Module):
-    """A teacher that counts the samples that it is asked about, and refuses the 6th question and later ones if told so. Deep copies count together."""
+    """A teacher that counts the samples that it is asked about, and refuses the 6th question and
+    later ones if told so. Deep copies count together.
+    """
 
     def __init__(self, net: nn.Module | None = None, stops: bool = False):
         super().__init__()
@@ -61,7 +65,13 @@ def same(a, b) -> bool:
     return all(torch.equal(x[k], y[k]) for k in x)
 
 
-OPTIONS = {"losses": {"kd": 1.0, "dist": 1.0}, "epochs": 5, "lr": 0.02, "views": 2, "precision": "float32"}
+OPTIONS = {
+    "losses": {"kd": 1.0, "dist": 1.0},
+    "epochs": 5,
+    "lr": 0.02,
+    "views": 2,
+    "precision": "float32",
+}
 
 
 def test_same_weights_as_uncached_and_the_teacher_runs_once_for_each_view(tmp_path):
@@ -73,17 +83,28 @@ def test_same_weights_as_uncached_and_the_teacher_runs_once_for_each_view(tmp_pa
     asks.asked.clear()
     again = run(model(), asks, loader(), cache=tmp_path, **OPTIONS)
     assert same(again.model, whole.model)
-    assert sum(asks.asked) == 2 + 2 + 8, "two looks at the shapes, and one batch that is compared with the cache"
+    assert sum(asks.asked) == 2 + 2 + 8, (
+        "two looks at the shapes, and one batch that is compared with the cache"
+    )
 
 
 def test_another_student_batch_size_and_order_pays_no_teacher(tmp_path):
     data = [(Noisy(24, 0.0)[i][0][None]) for i in range(24)]
     asks = Counting()
-    run(model(), asks, [torch.cat(data[:12]), torch.cat(data[12:])], cache=tmp_path, losses={"kd": 1.0}, precision="float32")
+    run(
+        model(),
+        asks,
+        [torch.cat(data[:12]), torch.cat(data[12:])],
+        cache=tmp_path,
+        losses={"kd": 1.0},
+        precision="float32",
+    )
     asks.asked.clear()
     other = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
     backwards = [torch.cat(data[i : i + 5][::-1]) for i in range(0, 20, 5)]
-    a = run(other, asks, backwards, cache=tmp_path, losses={"kd": 1.0}, epochs=2, precision="float32")
+    a = run(
+        other, asks, backwards, cache=tmp_path, losses={"kd": 1.0}, epochs=2, precision="float32"
+    )
     assert sum(asks.asked) == 2 + 2 + 5
     b = run(other, teacher(), backwards, losses={"kd": 1.0}, epochs=2, precision="float32")
     for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True):
@@ -92,7 +113,11 @@ def test_another_student_batch_size_and_order_pays_no_teacher(tmp_path):
 
 def test_stopped_and_resumed_with_a_cache(tmp_path):
     whole = run(model(), teacher(), loader(), **OPTIONS)
-    keep = {"checkpoint": tmp_path / "checkpoint", "checkpoint_seconds": -1.0, "cache": tmp_path / "cache"}
+    keep = {
+        "checkpoint": tmp_path / "checkpoint",
+        "checkpoint_seconds": -1.0,
+        "cache": tmp_path / "cache",
+    }
     with pytest.raises(InputError, match="StopError"):
         run(model(), Counting(stops=True), loader(), **OPTIONS, **keep)
     asks = Counting()
@@ -120,19 +145,33 @@ def test_damaged_files_are_found_and_made_anew(tmp_path):
 
 def test_another_teacher_never_finds_the_first_ones_outputs(tmp_path):
     for other in (teacher(), model(5, 12)):
-        plain, cached = (run(model(), other, loader(), **OPTIONS, **c) for c in ({}, {"cache": tmp_path}))
+        plain, cached = (
+            run(model(), other, loader(), **OPTIONS, **c) for c in ({}, {"cache": tmp_path})
+        )
         assert same(plain.model, cached.model)
     assert len(list(tmp_path.iterdir())) == 2
     both = [teacher(), model(5, 12)]
-    for mixture in ({}, {"weights": [2, 1]}, {"ensemble": "confidence"}, {"teacher_temperatures": [1, 2]}):
-        plain, cached = (run(model(), both, loader(), **OPTIONS, **mixture, **c) for c in ({}, {"cache": tmp_path}))
+    for mixture in (
+        {},
+        {"weights": [2, 1]},
+        {"ensemble": "confidence"},
+        {"teacher_temperatures": [1, 2]},
+    ):
+        plain, cached = (
+            run(model(), both, loader(), **OPTIONS, **mixture, **c)
+            for c in ({}, {"cache": tmp_path})
+        )
         assert same(plain.model, cached.model)
     assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_a_teacher_in_lower_precision_is_recognised(tmp_path):
-    """What is compared with the cache runs in the precision that the training runs in; a warning would be an error."""
-    deep = nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 4)).eval()
+    """What is compared with the cache runs in the precision that the training runs in; a warning
+    would be an error.
+    """
+    deep = nn.Sequential(
+        *[layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 4)
+    ).eval()
     for p in deep.parameters():  # sensitive to rounding
         nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
     data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -140,9 +179,14 @@ def test_a_teacher_in_lower_precision_is_recognised(tmp_path):
     first = run(nn.Linear(8, 4), deep, data, **few)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = deep(data[0]).float()
-    assert (rounded - deep(data[0])).norm() > 0.02 * deep(data[0]).norm(), "the precision makes no difference here"
+    assert (rounded - deep(data[0])).norm() > 0.02 * deep(data[0]).norm(), (
+        "the precision makes no difference here"
+    )
     again = run(nn.Linear(8, 4), deep, data, **few)
-    assert len(list(tmp_path.glob("*/*.safetensors"))) == 1 and len(first.history) == len(again.history) == 1
+    assert (
+        len(list(tmp_path.glob("*/*.safetensors"))) == 1
+        and len(first.history) == len(again.history) == 1
+    )
 
 
 class Scaled(nn.Module):
@@ -177,7 +221,9 @@ def test_a_cache_that_saves_nothing_says_so(tmp_path):
 
 def test_half_precision_and_top_classes(tmp_path):
     whole = run(model(), teacher(), loader(), **OPTIONS).model
-    half = run(model(), teacher(), loader(), cache=tmp_path, cache_precision="float16", **OPTIONS).model
+    half = run(
+        model(), teacher(), loader(), cache=tmp_path, cache_precision="float16", **OPTIONS
+    ).model
     x = loader(shuffle=False).dataset[0][0][None]
     torch.testing.assert_close(half(x), whole(x), atol=0.02, rtol=0.02)
     assert not same(half, whole)
@@ -205,14 +251,29 @@ def test_fingerprints():
     keys = fingerprints(as_batch(x))
     assert keys.shape == (6, 2) and keys.dtype == np.int64 and len(np.unique(keys, axis=0)) == 6
     order = [4, 0, 5]
-    assert np.array_equal(fingerprints(as_batch(x[order])), keys[order]), "of the sample, not of its place"
+    assert np.array_equal(fingerprints(as_batch(x[order])), keys[order]), (
+        "of the sample, not of its place"
+    )
     assert np.array_equal(fingerprints(as_batch(x.to(memory_format=torch.channels_last))), keys)
     near = x.clone()
     near[2, 1, 1, 1] = torch.nextafter(near[2, 1, 1, 1], torch.tensor(9.0))
-    assert (fingerprints(as_batch(near)) != keys).all(1).tolist() == [False, False, True, False, False, False]
+    assert (fingerprints(as_batch(near)) != keys).all(1).tolist() == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     swapped = x[:, :, [1, 0, 2, 3]]
     assert not (fingerprints(as_batch(swapped)) == keys).any()
-    zeros = [torch.zeros(1, 4), torch.zeros(1, 2, 2), torch.zeros(1, 5), torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.bool)]
+    zeros = [
+        torch.zeros(1, 4),
+        torch.zeros(1, 2, 2),
+        torch.zeros(1, 5),
+        torch.zeros(1, 4, dtype=torch.int64),
+        torch.zeros(1, 4, dtype=torch.bool),
+    ]
     assert len({tuple(fingerprints(as_batch(z))[0]) for z in zeros}) == 5
     named = [fingerprints(as_batch({"a": a, "b": b})) for a, b in ((x, -x), (-x, x))]
     assert not (named[0] == named[1]).any()
@@ -251,7 +312,9 @@ def test_errors(options, words, tmp_path, monkeypatch):
 
 
 def test_two_processes_share_a_folder_and_small_files_make_one_answer(tmp_path, monkeypatch):
-    module = sys.modules[Cache.__module__]  # by its name one finds the function mirabelle.distillation.api
+    module = sys.modules[
+        Cache.__module__
+    ]  # by its name one finds the function mirabelle.distillation.api
     monkeypatch.setattr(module, "LOOK_AGAIN", -1.0)
     monkeypatch.setattr(module, "BYTES", 20)
     asked = []
@@ -260,7 +323,9 @@ def test_two_processes_share_a_folder_and_small_files_make_one_answer(tmp_path, 
         asked.append(batch.size)
         return batch.args[0][:, :2] * 10
 
-    one, two = (Cache(tmp_path, teach, {"teacher": 1}, Encoding(), torch.device("cpu")) for _ in range(2))
+    one, two = (
+        Cache(tmp_path, teach, {"teacher": 1}, Encoding(), torch.device("cpu")) for _ in range(2)
+    )
     x = torch.arange(12.0).reshape(6, 2)
     for rows in ([0, 1], [2, 2, 3], [4]):
         assert torch.equal(one(as_batch(x[rows])), x[rows] * 10)

@@ -1,4 +1,6 @@
-"""Outputs of every kind, through the whole of `mb.distill`: dense, binary, multi-label, embeddings with and without a classifier, layers of all shapes."""
+"""Outputs of every kind, through the whole of `mb.distill`: dense, binary, multi-label, embeddings
+with and without a classifier, layers of all shapes.
+"""
 
 import pytest
 import torch
@@ -25,23 +27,47 @@ def seeded(build, seed: int) -> nn.Module:
 
 
 def dense(width: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3, 3, padding=1)
+    )
 
 
 def embedder(width: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, outputs))
 
 
-@pytest.mark.parametrize("name", ["kd", "standardized_kd", "dist", "decoupled_kd", "binary_kd", "channelwise", "mse"])
+@pytest.mark.parametrize(
+    "name", ["kd", "standardized_kd", "dist", "decoupled_kd", "binary_kd", "channelwise", "mse"]
+)
 def test_segmentation(name):
-    trained = run(seeded(lambda: dense(4), 0), seeded(lambda: dense(8), 1), images(), losses={name: 1.0}, **FAST)
+    trained = run(
+        seeded(lambda: dense(4), 0),
+        seeded(lambda: dense(8), 1),
+        images(),
+        losses={name: 1.0},
+        **FAST,
+    )
     assert trained.history[-1][name] < 0.5 * trained.history[0][name]
 
 
 def test_segmentation_with_labels_some_of_which_are_no_class():
     g = torch.Generator().manual_seed(1)
-    data = [(x, torch.randint(0, 3, (6, 8, 8), generator=g).masked_fill(torch.rand(6, 8, 8, generator=g) < 0.2, -100)) for x in images()]
-    found = run(seeded(lambda: dense(4), 0), seeded(lambda: dense(8), 1), data, losses={"decoupled_kd": 1.0, "labels": 0.1}, **FAST).history
+    data = [
+        (
+            x,
+            torch.randint(0, 3, (6, 8, 8), generator=g).masked_fill(
+                torch.rand(6, 8, 8, generator=g) < 0.2, -100
+            ),
+        )
+        for x in images()
+    ]
+    found = run(
+        seeded(lambda: dense(4), 0),
+        seeded(lambda: dense(8), 1),
+        data,
+        losses={"decoupled_kd": 1.0, "labels": 0.1},
+        **FAST,
+    ).history
     assert found[-1]["decoupled_kd"] < found[0]["decoupled_kd"]
 
 
@@ -50,7 +76,12 @@ def test_binary_and_multilabel_with_an_ensemble(outputs):
     teachers = [seeded(lambda: embedder(16, outputs), s) for s in (1, 2)]
     data = [(x, (x.mean((1, 2, 3)) > 0).float()[:, None].expand(-1, outputs)) for x in images()]
     found = run(
-        seeded(lambda: embedder(8, outputs), 0), teachers, data, losses={"binary_kd": 1.0, "labels": 0.1}, label_loss="binary_cross_entropy", **FAST
+        seeded(lambda: embedder(8, outputs), 0),
+        teachers,
+        data,
+        losses={"binary_kd": 1.0, "labels": 0.1},
+        label_loss="binary_cross_entropy",
+        **FAST,
     )
     assert found.history[-1]["binary_kd"] < 0.3 * found.history[0]["binary_kd"]
 
@@ -58,27 +89,41 @@ def test_binary_and_multilabel_with_an_ensemble(outputs):
 @pytest.mark.parametrize("name", ["cosine", "l2"])
 def test_embeddings_of_another_width_are_projected(name):
     student = seeded(lambda: embedder(8, 5), 0)
-    trained = run(student, seeded(lambda: embedder(32, 12), 1), images(), losses={name: 1.0}, **FAST)
+    trained = run(
+        student, seeded(lambda: embedder(32, 12), 1), images(), losses={name: 1.0}, **FAST
+    )
     assert trained.history[-1][name] < 0.5 * trained.history[0][name]
-    assert trained.model.state_dict().keys() == student.state_dict().keys() and trained.model(images(1)[0]).shape == (6, 5)
+    assert trained.model.state_dict().keys() == student.state_dict().keys() and trained.model(
+        images(1)[0]
+    ).shape == (6, 5)
 
 
 @pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle", "similarity"])
 def test_relations_of_embeddings_of_another_width(name):
-    trained = run(seeded(lambda: embedder(8, 5), 0), seeded(lambda: embedder(32, 12), 1), images(), losses={name: 1.0}, **FAST)
+    trained = run(
+        seeded(lambda: embedder(8, 5), 0),
+        seeded(lambda: embedder(32, 12), 1),
+        images(),
+        losses={name: 1.0},
+        **FAST,
+    )
     assert trained.history[-1][name] < 0.7 * trained.history[0][name]
 
 
 @pytest.mark.parametrize("width", [12, 5])
 def test_a_frozen_head_judges_the_students_embedding(width):
-    """The teacher gives embeddings; its classifier reads those of both. Of another width, a projection stands between."""
+    """The teacher gives embeddings; its classifier reads those of both. Of another width, a
+    projection stands between.
+    """
     whole, head = seeded(lambda: embedder(32, 12), 1), seeded(lambda: nn.Linear(12, 3), 2)
     before = head.weight.clone()
     data = [(x, head(whole(x)).argmax(1)) for x in images()]
     options = {"losses": {"head": 1.0, "head_labels": 0.001}, "head": head, **FAST}
     trained = run(seeded(lambda: embedder(8, width), 0), whole, data, **options)
     assert trained.history[-1]["head"] < 0.5 * trained.history[0]["head"]
-    assert torch.equal(head.weight, before) and head.weight.requires_grad and head.weight.grad is None
+    assert (
+        torch.equal(head.weight, before) and head.weight.requires_grad and head.weight.grad is None
+    )
     # A teacher that gives the scores themselves teaches the same.
     scores = run(seeded(lambda: embedder(8, width), 0), nn.Sequential(whole, head), data, **options)
     for a, b in zip(scores.history, trained.history, strict=True):
@@ -86,7 +131,9 @@ def test_a_frozen_head_judges_the_students_embedding(width):
 
 
 def test_a_head_in_train_mode_by_hand():
-    """KL of the classifier's probabilities: student (1/4, 3/4) against the teacher's (1/2, 1/2), whatever mode the head came in."""
+    """KL of the classifier's probabilities: student (1/4, 3/4) against the teacher's (1/2, 1/2),
+    whatever mode the head came in.
+    """
     head = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Dropout(0.9)).train()
     head[0].weight.data = torch.eye(2)
 
@@ -100,8 +147,17 @@ def test_a_head_in_train_mode_by_hand():
 
     import math
 
-    found = run(Says(0.0, math.log(3.0)), Says(0.0, 0.0), [torch.zeros(4, 1)], losses={"head": 1.0}, head=head, precision="float32")
-    assert found.history[0]["head"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
+    found = run(
+        Says(0.0, math.log(3.0)),
+        Says(0.0, 0.0),
+        [torch.zeros(4, 1)],
+        losses={"head": 1.0},
+        head=head,
+        precision="float32",
+    )
+    assert found.history[0]["head"] == pytest.approx(
+        0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5
+    )
     assert head.training
 
 

@@ -1,4 +1,6 @@
-"""Distillation from a recipe: ensembles, files as teachers, the cache; and what is wrong is said as the recipe is read."""
+"""Distillation from a recipe: ensembles, files as teachers, the cache; and what is wrong is said as
+the recipe is read.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,17 @@ from tests.tiny import teacher
 
 def written(tmp_path, steps, **changes):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"version": 1, "model": "tests.tiny:model", "data": "tests.tiny:data", "steps": steps, **changes}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "version": 1,
+                "model": "tests.tiny:model",
+                "data": "tests.tiny:data",
+                "steps": steps,
+                **changes,
+            }
+        )
+    )
     return path
 
 
@@ -34,9 +46,16 @@ def test_ensemble_with_a_cache_gives_what_it_gives_without(tmp_path):
     }
     runs = []
     for name, more in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
-        runs.append(mb.run(written(tmp_path, [{"distill": {**options, **more}}]), folder=tmp_path / name))
-    plain, cached = (mb.load(tmp_path / name / "model", teacher_of_width(8)) for name in ("plain", "cached"))
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), cached.state_dict().values(), strict=True))
+        runs.append(
+            mb.run(written(tmp_path, [{"distill": {**options, **more}}]), folder=tmp_path / name)
+        )
+    plain, cached = (
+        mb.load(tmp_path / name / "model", teacher_of_width(8)) for name in ("plain", "cached")
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.state_dict().values(), cached.state_dict().values(), strict=True)
+    )
     assert list((tmp_path / "cache").glob("*/*.safetensors"))
 
 
@@ -47,19 +66,34 @@ def teacher_of_width(width: int) -> nn.Module:
 
 
 def test_an_onnx_file_teaches(tmp_path):
-    exported = mb.export(teacher(), tmp_path / "out", runtime="onnxruntime", inputs=torch.zeros(1, 1, 8, 8))
-    done = mb.run(written(tmp_path, [{"distill": {"teacher": str(exported.path), "losses": {"kd": 1.0}}}]), folder=tmp_path / "run")
+    exported = mb.export(
+        teacher(), tmp_path / "out", runtime="onnxruntime", inputs=torch.zeros(1, 1, 8, 8)
+    )
+    done = mb.run(
+        written(tmp_path, [{"distill": {"teacher": str(exported.path), "losses": {"kd": 1.0}}}]),
+        folder=tmp_path / "run",
+    )
     assert done.folder.is_dir()
-    assert len(depends(Step("distill", {"teacher": str(exported.path)}))[str(exported.path)]) == len(exported.files)
+    assert len(
+        depends(Step("distill", {"teacher": str(exported.path)}))[str(exported.path)]
+    ) == len(exported.files)
     with pytest.raises(RecipeError, match="no layers"):
-        mb.run(written(tmp_path, [{"distill": {"teacher": str(exported.path), "features": {"2": "2"}}}]), folder=tmp_path / "other")
+        mb.run(
+            written(
+                tmp_path, [{"distill": {"teacher": str(exported.path), "features": {"2": "2"}}}]
+            ),
+            folder=tmp_path / "other",
+        )
 
 
 def test_a_damaged_teacher_is_found_before_the_first_step(tmp_path):
     path = save_outputs(tmp_path / "t.safetensors", [torch.zeros(4, 1, 8, 8)], teacher())
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(RecipeError, match=r"t\.safetensors"):
-        mb.run(written(tmp_path, [{"fit": {}}, {"distill": {"teacher": str(path)}}]), folder=tmp_path / "run")
+        mb.run(
+            written(tmp_path, [{"fit": {}}, {"distill": {"teacher": str(path)}}]),
+            folder=tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -68,7 +102,10 @@ def test_a_damaged_teacher_is_found_before_the_first_step(tmp_path):
     [
         ({"ensemble": "means"}, "ensemble is 'means'"),
         ({"teacher": ["original", "tests.tiny:teacher"], "weights": [1]}, "list of 2 numbers"),
-        ({"teacher": ["original", "tests.tiny:teacher"], "teacher_temperatures": "1"}, "list of 2 numbers"),
+        (
+            {"teacher": ["original", "tests.tiny:teacher"], "teacher_temperatures": "1"},
+            "list of 2 numbers",
+        ),
         ({"cache": 3}, "expected a folder"),
         ({"cache": "c", "features": {"2": "2"}}, "needs their layers"),
         ({"cache": "c", "cache_top": 1.5}, "integer|number of classes"),

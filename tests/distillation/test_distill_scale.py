@@ -1,4 +1,6 @@
-"""Two processes against one, accumulation, mixed precision, resumption: the weights are the same ones."""
+"""Two processes against one, accumulation, mixed precision, resumption: the weights are the same
+ones.
+"""
 
 import os
 import socket
@@ -36,12 +38,33 @@ def large(outputs: int = 3) -> nn.Module:
 
 def batches() -> list:
     g = torch.Generator().manual_seed(0)
-    return [(torch.randn(n, 1, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g)) for n in (5, 6, 7, 5)]
+    return [
+        (torch.randn(n, 1, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g))
+        for n in (5, 6, 7, 5)
+    ]
 
 
-COMMON = {"optimizer": "sgd", "schedule": "constant", "weight_decay": 0.0, "lr": 0.1, "precision": "float32", "epochs": 2, "accumulate": 2}
+COMMON = {
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "lr": 0.1,
+    "precision": "float32",
+    "epochs": 2,
+    "accumulate": 2,
+}
 SETTINGS = {
-    "relations": {"losses": {"dist": 1.0, "kd": 1.0, "rkd_distance": 1.0, "rkd_angle": 1.0, "similarity": 1.0, "decoupled_kd": 0.1, "labels": 0.5}},
+    "relations": {
+        "losses": {
+            "dist": 1.0,
+            "kd": 1.0,
+            "rkd_distance": 1.0,
+            "rkd_angle": 1.0,
+            "similarity": 1.0,
+            "decoupled_kd": 0.1,
+            "labels": 0.5,
+        }
+    },
     "layers": {"losses": {"features": 1.0, "feature_similarity": 1.0}, "features": {"1": "1"}},
     "embeddings": {"losses": {"cosine": 1.0, "l2": 1.0}},
     "random": {"losses": {"mse": 1.0}, "ensemble": "random"},
@@ -50,13 +73,21 @@ SETTINGS = {
 
 
 def trained(name: str, folder: str) -> nn.Module:
-    taught = [large(), student()] if name == "random" else large(5) if name == "embeddings" else large()
+    taught = (
+        [large(), student()] if name == "random" else large(5) if name == "embeddings" else large()
+    )
     options = {"cache": folder} if name == "cached" else {}
     return mb.distill(student(), taught, batches(), **COMMON, **SETTINGS[name], **options)
 
 
 def _one_of_two(rank: int, port: int, path: str) -> None:
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     try:
         for name in SETTINGS:
@@ -76,7 +107,13 @@ def test_two_processes_equal_one(tmp_path):
         for rank in range(2):
             two = torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True)
             for k in one:
-                torch.testing.assert_close(two[k], one[k], rtol=1e-4, atol=1e-5, msg=lambda m, n=name, k=k: f"{n}, {k}: {m}")
+                torch.testing.assert_close(
+                    two[k],
+                    one[k],
+                    rtol=1e-4,
+                    atol=1e-5,
+                    msg=lambda m, n=name, k=k: f"{n}, {k}: {m}",
+                )
 
 
 def test_accumulation_equals_larger_batches():
@@ -95,7 +132,9 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("after", [1, 4, 8])
 def test_resumed_equals_uninterrupted(tmp_path, after):
-    """Projections, dropout, BatchNorm, augmentation, a random teacher for each batch; stopped within and between epochs."""
+    """Projections, dropout, BatchNorm, augmentation, a random teacher for each batch; stopped
+    within and between epochs.
+    """
     data = DataLoader(Noisy(24), batch_size=8, shuffle=True)
     calls = 0
 
@@ -107,11 +146,24 @@ def test_resumed_equals_uninterrupted(tmp_path, after):
         return nn.functional.cross_entropy(output, target)
 
     for taught, settings in (
-        (teacher(), {"losses": {"dist": 1.0, "features": 1.0, "labels": 0.1}, "features": {"3": "3"}}),
-        ([teacher(), model(4)], {"losses": {"kd": 1.0, "labels": 0.1}, "ensemble": "random", "views": 2}),
+        (
+            teacher(),
+            {"losses": {"dist": 1.0, "features": 1.0, "labels": 0.1}, "features": {"3": "3"}},
+        ),
+        (
+            [teacher(), model(4)],
+            {"losses": {"kd": 1.0, "labels": 0.1}, "ensemble": "random", "views": 2},
+        ),
     ):
         calls = 1000
-        options = {"epochs": 3, "lr": 0.01, "accumulate": 1, "ema": 0.9, **settings, "label_loss": loss}
+        options = {
+            "epochs": 3,
+            "lr": 0.01,
+            "accumulate": 1,
+            "ema": 0.9,
+            **settings,
+            "label_loss": loss,
+        }
         whole = run(model(), taught, data, **options)
         keep = {"checkpoint": tmp_path / str(len(settings)), "checkpoint_seconds": -1.0}
         calls = 0
@@ -121,7 +173,12 @@ def test_resumed_equals_uninterrupted(tmp_path, after):
         torch.manual_seed(99)
         resumed = run(model(), taught, data, **options, **keep)
         assert resumed.history == whole.history
-        assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
+            )
+        )
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
@@ -133,13 +190,23 @@ def test_mixed_precision_computes_losses_in_float32(precision, monkeypatch):
         return (output - taught).square().mean()
 
     monkeypatch.setitem(LOSSES, "watched", loss)
-    found = run(student(), large(), [x for x, _ in batches()], losses={"watched": 1.0, "similarity": 1.0}, precision=precision, epochs=8, lr=0.02)
+    found = run(
+        student(),
+        large(),
+        [x for x, _ in batches()],
+        losses={"watched": 1.0, "similarity": 1.0},
+        precision=precision,
+        epochs=8,
+        lr=0.02,
+    )
     assert set(seen) == {(torch.float32, torch.float32)}
     assert found.history[-1]["watched"] < found.history[0]["watched"]
 
 
 def test_names_under_distributed_data_parallel_are_found_or_refused():
-    """`module.` in front of every name: a hint that matches nothing must never be a loss of zero."""
+    """`module.` in front of every name: a hint that matches nothing must never be a loss of
+    zero.
+    """
 
     class Wrapped(nn.Module):
         def __init__(self, net):
@@ -150,11 +217,18 @@ def test_names_under_distributed_data_parallel_are_found_or_refused():
             return self.module(x)
 
     with pytest.raises(
-        InputError, match=r"'1', which is no module of the student; did you mean .*'module\.1'|'1', which is no module of the student"
+        InputError,
+        match=r"'1', which is no module of the student; did you mean .*'module\.1'|'1', which "
+        r"is no module of the student",
     ):
         mb.distill(Wrapped(student()), large(), batches(), features={"1": "1"})
     with pytest.raises(InputError, match=r"'module\.1', which is no module of the student"):
         mb.distill(student(), large(), batches(), features={"module.1": "1"})
     with pytest.raises(InputError, match=r"'module\.1', which is no module of the teacher"):
         mb.distill(student(), large(), batches(), features={"1": "module.1"})
-    assert run(Wrapped(student()), large(), batches(), features={"module.1": "1"}).history[0]["features"] > 0
+    assert (
+        run(Wrapped(student()), large(), batches(), features={"module.1": "1"}).history[0][
+            "features"
+        ]
+        > 0
+    )

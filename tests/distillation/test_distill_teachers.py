@@ -45,14 +45,29 @@ HALF = torch.tensor([0.5, 0.5])
 
 def test_mixtures_by_hand():
     a, b = torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.6, 0.4]]).log()
-    torch.testing.assert_close(ENSEMBLES["probabilities"]([a, b], HALF).exp(), torch.tensor([[0.4, 0.6]]))
-    torch.testing.assert_close(ENSEMBLES["probabilities"]([a, b], torch.tensor([0.75, 0.25])).exp(), torch.tensor([[0.3, 0.7]]))
-    torch.testing.assert_close(ENSEMBLES["logits"]([a, b], torch.tensor([0.75, 0.25])), 0.75 * a + 0.25 * b)
+    torch.testing.assert_close(
+        ENSEMBLES["probabilities"]([a, b], HALF).exp(), torch.tensor([[0.4, 0.6]])
+    )
+    torch.testing.assert_close(
+        ENSEMBLES["probabilities"]([a, b], torch.tensor([0.75, 0.25])).exp(),
+        torch.tensor([[0.3, 0.7]]),
+    )
+    torch.testing.assert_close(
+        ENSEMBLES["logits"]([a, b], torch.tensor([0.75, 0.25])), 0.75 * a + 0.25 * b
+    )
     yes = [torch.tensor([[odds(0.2)]]), torch.tensor([[odds(0.6)]])]
     assert ENSEMBLES["binary"](yes, HALF).item() == pytest.approx(odds(0.4), rel=1e-5)
     # Entropies H give exp(H): 2 for (1/2, 1/2), 1 for a sure teacher. Weights 1 - 2/3 and 1 - 1/3.
-    unsure, sure = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1 - 1e-9, 1e-9]], dtype=torch.float64).log()
-    torch.testing.assert_close(ENSEMBLES["confidence"]([unsure, sure], HALF).exp()[0, 0].item(), 0.5 / 3 + 2 / 3, rtol=1e-4, atol=0)
+    unsure, sure = (
+        torch.tensor([[0.5, 0.5]]).log(),
+        torch.tensor([[1 - 1e-9, 1e-9]], dtype=torch.float64).log(),
+    )
+    torch.testing.assert_close(
+        ENSEMBLES["confidence"]([unsure, sure], HALF).exp()[0, 0].item(),
+        0.5 / 3 + 2 / 3,
+        rtol=1e-4,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
@@ -61,7 +76,9 @@ def test_every_mixture_of_equals_is_that_equal(name):
     found = ENSEMBLES[name]([z, z, z], torch.tensor([0.5, 0.3, 0.2]))
     assert found.shape == z.shape
     torch.testing.assert_close(found.softmax(1), z.softmax(1))
-    assert torch.isfinite(ENSEMBLES[name]([z, 2 * z], torch.tensor([1.0, 0.0]))).all(), "a weight of 0"
+    assert torch.isfinite(ENSEMBLES[name]([z, 2 * z], torch.tensor([1.0, 0.0]))).all(), (
+        "a weight of 0"
+    )
 
 
 def test_temperatures_weights_and_kind():
@@ -77,7 +94,9 @@ def test_temperatures_weights_and_kind():
 
 
 def test_random_is_one_teacher_for_each_batch_drawn_by_position_and_weights():
-    two = Teachers([Constant([0.2, 0.8]), Constant([0.6, 0.4])], CPU, ensemble="random", weights=[3, 1])
+    two = Teachers(
+        [Constant([0.2, 0.8]), Constant([0.6, 0.4])], CPU, ensemble="random", weights=[3, 1]
+    )
     x = as_batch(torch.zeros(3, 1))
     drawn = [two(x, (0, i)).softmax(1)[0, 0].item() for i in range(400)]
     assert {round(d, 3) for d in drawn} == {0.2, 0.6}
@@ -93,7 +112,10 @@ def test_a_teacher_is_in_memory_once_and_left_alone():
     for copied in held.networks:
         assert [p.data_ptr() for p in copied.parameters()] == mine
         assert not copied.training and not any(p.requires_grad for p in copied.parameters())
-        assert all(a.data_ptr() != b.data_ptr() for a, b in zip(copied.buffers(), net.buffers(), strict=True))
+        assert all(
+            a.data_ptr() != b.data_ptr()
+            for a, b in zip(copied.buffers(), net.buffers(), strict=True)
+        )
     assert net.training and all(p.requires_grad for p in net.parameters())
     assert held(as_batch(images(1)[0])).grad_fn is None
 
@@ -102,11 +124,15 @@ def linear_file(path, rows) -> np.ndarray:
     """An ONNX file that multiplies (rows, 4) by a matrix (4, 3)."""
     matrix = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, 3])],
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, 3])],
         [helper.make_tensor("w", TensorProto.FLOAT, [4, 3], matrix.tobytes(), raw=True)],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path
+    )
     return matrix
 
 
@@ -114,8 +140,18 @@ def linear_file(path, rows) -> np.ndarray:
 def test_onnx_file(tmp_path, rows):
     matrix = linear_file(tmp_path / "t.onnx", rows)
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(Teachers(tmp_path / "t.onnx", CPU)(as_batch(x)), x @ torch.from_numpy(matrix))
-    student = mb.distill(nn.Linear(4, 3), str(tmp_path / "t.onnx"), [x] * 4, losses={"mse": 1.0}, epochs=40, lr=0.1, precision="float32")
+    torch.testing.assert_close(
+        Teachers(tmp_path / "t.onnx", CPU)(as_batch(x)), x @ torch.from_numpy(matrix)
+    )
+    student = mb.distill(
+        nn.Linear(4, 3),
+        str(tmp_path / "t.onnx"),
+        [x] * 4,
+        losses={"mse": 1.0},
+        epochs=40,
+        lr=0.1,
+        precision="float32",
+    )
     torch.testing.assert_close(student(x), x @ torch.from_numpy(matrix), atol=0.1, rtol=0.1)
     mixed = Teachers([tmp_path / "t.onnx", nn.Linear(4, 3)], CPU, ensemble="logits")
     assert mixed(as_batch(x)).shape == (5, 3)
@@ -126,7 +162,12 @@ def test_saved_outputs_are_the_teacher(tmp_path):
     path = save_outputs(tmp_path / "t.safetensors", data, teacher())
     options = {"losses": {"kd": 1.0}, "epochs": 2, "lr": 0.02, "precision": "float32"}
     a, b = run(model(), teacher(), data, **options), run(model(), path, data, **options)
-    torch.testing.assert_close(Teachers(path, CPU)(as_batch(data[1])), Teachers(teacher(), CPU)(as_batch(data[1])), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        Teachers(path, CPU)(as_batch(data[1])),
+        Teachers(teacher(), CPU)(as_batch(data[1])),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     for x, y in zip(a.history, b.history, strict=True):
         assert x["kd"] == pytest.approx(y["kd"], rel=1e-3)
     with pytest.raises(InputError, match=r"no outputs for 2 of 2 inputs.*augmentation"):
@@ -160,7 +201,9 @@ def test_damaged_files(tmp_path, damage):
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[-3] ^= 1
-    path.write_bytes({"shorter": content[:-9], "empty": b"", "other": b"x" * 500}.get(damage, bytes(content)))
+    path.write_bytes(
+        {"shorter": content[:-9], "empty": b"", "other": b"x" * 500}.get(damage, bytes(content))
+    )
     if damage == "gone":
         path.unlink()
     with pytest.raises(InputError, match="t.safetensors"):
@@ -198,7 +241,11 @@ def test_views_come_back_and_leave_the_students_generators_alone():
             batches.append(x)
             assert loader.position == (epoch % 2, len(batches) - 1)
         seen.append(torch.cat(batches))
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+    assert (
+        torch.equal(seen[0], seen[2])
+        and torch.equal(seen[1], seen[3])
+        and not torch.equal(seen[0], seen[1])
+    )
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

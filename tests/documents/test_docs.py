@@ -1,4 +1,6 @@
-"""The documents: the README's Python runs as it stands, every recipe parses, every option is described with its default, every link leads somewhere."""
+"""The documents: the README's Python runs as it stands, every recipe parses, every option is
+described with its default, every link leads somewhere.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from mirabelle.distillation import ENSEMBLES, FEATURE_LOSSES, LOSSES
 from mirabelle.pipeline import recipe
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/recipes.md", "docs/distillation.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/recipes.md",
+        "docs/distillation.md",
+    )
+]
 RECIPES = ROOT / "docs" / "recipes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -26,7 +37,9 @@ WRITTEN = ("runs/", "steps/", "work/", "onnxruntime/", "openvino/")
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    return [text for name, text in FENCE.findall(path.read_text(encoding="utf-8")) if name == language]
+    return [
+        text for name, text in FENCE.findall(path.read_text(encoding="utf-8")) if name == language
+    ]
 
 
 def slug(heading: str) -> str:
@@ -47,7 +60,12 @@ def test_python_of_the_readme_runs_as_it_stands(number, tmp_path):
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     code = blocks(ROOT / "README.md", "python")[number]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     for said in ("layer1.0.conv1", "against the integer reference", "speed-up", "peak memory"):
@@ -67,7 +85,11 @@ def test_recipes_in_documents_parse(document):
 @pytest.mark.parametrize("step", recipe.OPTIONS)
 def test_every_option_is_described_with_its_default(step):
     defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.OPTIONS[step].items()}
-    described = tables(step) if step != "fit" else {k: v for k, v in tables("distill").items() if k in recipe.OPTIONS["fit"]}
+    described = (
+        tables(step)
+        if step != "fit"
+        else {k: v for k, v in tables("distill").items() if k in recipe.OPTIONS["fit"]}
+    )
     assert {k: yaml.safe_load(v) for k, v in described.items()} == defaults
 
 
@@ -83,12 +105,20 @@ def test_every_limit_is_described_with_its_default():
 @pytest.mark.parametrize(
     ("step", "option", "names"),
     [
-        ("prune", "criterion", recipe.CRITERIA), ("prune", "allocation", recipe.ALLOCATIONS), ("prune", "repair", recipe.REPAIRS),
-        ("sparsify", "criterion", recipe.SPARSE_CRITERIA), ("sparsify", "allocation", recipe.SPARSE_ALLOCATIONS), ("sparsify", "repair", recipe.SPARSE_REPAIRS),
-        ("quantize", "threshold", recipe.THRESHOLDS), ("quantize", "target", recipe.TARGETS), ("distill", "optimizer", recipe.OPTIMIZERS),
-        ("distill", "schedule", recipe.SCHEDULES), ("distill", "ensemble", ENSEMBLES), ("export", "runtimes", recipe.RUNTIMES),
+        ("prune", "criterion", recipe.CRITERIA),
+        ("prune", "allocation", recipe.ALLOCATIONS),
+        ("prune", "repair", recipe.REPAIRS),
+        ("sparsify", "criterion", recipe.SPARSE_CRITERIA),
+        ("sparsify", "allocation", recipe.SPARSE_ALLOCATIONS),
+        ("sparsify", "repair", recipe.SPARSE_REPAIRS),
+        ("quantize", "threshold", recipe.THRESHOLDS),
+        ("quantize", "target", recipe.TARGETS),
+        ("distill", "optimizer", recipe.OPTIMIZERS),
+        ("distill", "schedule", recipe.SCHEDULES),
+        ("distill", "ensemble", ENSEMBLES),
+        ("export", "runtimes", recipe.RUNTIMES),
     ],
-)  # fmt: skip
+)
 def test_every_name_that_an_option_takes_is_in_its_row(step, option, names):
     section = RECIPES.read_text(encoding="utf-8").split(f"### {step}\n")[1].split("\n### ")[0]
     (row,) = re.findall(rf"^\| `{option}` \|.*$", section, re.MULTILINE)
@@ -96,7 +126,11 @@ def test_every_name_that_an_option_takes_is_in_its_row(step, option, names):
 
 
 def test_every_loss_of_distillation_is_described():
-    section = RECIPES.read_text(encoding="utf-8").split("#### Losses of distillation\n")[1].split("\n### ")[0]
+    section = (
+        RECIPES.read_text(encoding="utf-8")
+        .split("#### Losses of distillation\n")[1]
+        .split("\n### ")[0]
+    )
     assert {*LOSSES, *FEATURE_LOSSES, "labels"} <= set(SPAN.findall(section))
 
 
@@ -110,7 +144,9 @@ def test_links_lead_somewhere(document):
         assert path.is_file(), f"{document.name} links to {target}, which is not there"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in map(slug, headings), f"{document.name} links to {target}; {path.name} has no such heading"
+            assert anchor in map(slug, headings), (
+                f"{document.name} links to {target}; {path.name} has no such heading"
+            )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
@@ -119,4 +155,6 @@ def test_files_named_exist(document):
     prose = FENCE.sub("", document.read_text(encoding="utf-8"))
     for name in SPAN.findall(prose):
         if FILE.fullmatch(name) and not name.startswith(WRITTEN):
-            assert any((base / name).exists() for base in (ROOT, ROOT / "src" / "mirabelle")), f"{document.name} names {name}, which is not there"
+            assert any((base / name).exists() for base in (ROOT, ROOT / "src" / "mirabelle")), (
+                f"{document.name} names {name}, which is not there"
+            )

@@ -1,4 +1,6 @@
-"""The encoder of the text example is BERT's, and what it learns from: by hand, without the packaged weights."""
+"""The encoder of the text example is BERT's, and what it learns from: by hand, without the packaged
+weights.
+"""
 
 import pytest
 import torch
@@ -22,14 +24,26 @@ def tokens(count=12):
 
 def test_a_layer_is_torchs_own_with_post_normalisation():
     torch.manual_seed(0)
-    mine, theirs = Layer(8, 2, 16), nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", 1e-12, batch_first=True)
+    mine, theirs = (
+        Layer(8, 2, 16),
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", 1e-12, batch_first=True),
+    )
     attention = theirs.self_attn
     with torch.no_grad():
-        attention.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key.weight, mine.value.weight]))
+        attention.in_proj_weight.copy_(
+            torch.cat([mine.query.weight, mine.key.weight, mine.value.weight])
+        )
         attention.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key.bias, mine.value.bias]))
-        for here, there in ((mine.mix, attention.out_proj), (mine.up, theirs.linear1), (mine.down, theirs.linear2)):
+        for here, there in (
+            (mine.mix, attention.out_proj),
+            (mine.up, theirs.linear1),
+            (mine.down, theirs.linear2),
+        ):
             there.load_state_dict(here.state_dict())
-    x, mask = torch.randn(3, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    x, mask = (
+        torch.randn(3, 5, 8),
+        torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool(),
+    )
     torch.testing.assert_close(mine(x, mask[:, None, None]), theirs(x, src_key_padding_mask=~mask))
 
 
@@ -57,5 +71,8 @@ def test_dict_batches_of_another_width_distil():
     losses = {"cosine": 1.0, "similarity": 10.0}
     after = mb.distill(before, teacher, data, losses=losses, steps=40, lr=0.01, precision="float32")
     with torch.no_grad():
-        near = [float(LOSSES["similarity"](n.eval()(**tokens(32)), teacher(**tokens(32)))) for n in (before, after)]
+        near = [
+            float(LOSSES["similarity"](n.eval()(**tokens(32)), teacher(**tokens(32))))
+            for n in (before, after)
+        ]
     assert near[1] < 0.5 * near[0] and after(**tokens(2)).shape == (2, 8)

@@ -1,4 +1,6 @@
-"""Whole runs of a tiny recipe: killed in every step and resumed, damaged, changed, over a limit, on a full disk, two at once."""
+"""Whole runs of a tiny recipe: killed in every step and resumed, damaged, changed, over a limit, on
+a full disk, two at once.
+"""
 
 import errno
 import json
@@ -20,7 +22,11 @@ from mirabelle.pipeline import run, steps, without_timings
 from mirabelle.store import load
 
 HERE = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE / "src"), str(HERE)])}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(HERE / "src"), str(HERE)]),
+}
 STEPS = [
     {"prune": {"macs": 0.5, "align": 4, "batches": 2}},
     {"distill": {"epochs": 3, "lr": 0.01, "ema": 0.5}},
@@ -34,14 +40,25 @@ NAMES = ["prune", "distill", "quantize", "export", "verify", "measure"]
 def recipe(folder: Path, steps=STEPS, **changes) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(
-        yaml.safe_dump({"version": 1, "model": "tests.tiny:model", "data": "tests.tiny:data", "steps": steps, **changes}, sort_keys=False)
+        yaml.safe_dump(
+            {
+                "version": 1,
+                "model": "tests.tiny:model",
+                "data": "tests.tiny:data",
+                "steps": steps,
+                **changes,
+            },
+            sort_keys=False,
+        )
     )
     return path
 
 
 def command(path: Path, folder: Path, *more: str, environment=ENVIRONMENT) -> subprocess.Popen:
     line = [sys.executable, "-m", "mirabelle.cli", "run", str(path), "--folder", str(folder), *more]
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finished(folder: Path) -> dict[str, Path]:
@@ -55,8 +72,16 @@ def ran(folder: Path) -> dict[str, int]:
 
 def results(folder: Path) -> dict[str, bytes]:
     """The bytes of what a run leaves, and its report without timings."""
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name in ("model.safetensors", "model.onnx", "model.json")}
-    return found | {"report": json.dumps(without_timings(json.loads((folder / "report.json").read_text())), sort_keys=True).encode()}
+    found = {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.name in ("model.safetensors", "model.onnx", "model.json")
+    }
+    return found | {
+        "report": json.dumps(
+            without_timings(json.loads((folder / "report.json").read_text())), sort_keys=True
+        ).encode()
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +122,9 @@ def test_leaves_everything(whole):
     assert [s["name"] for s in report["stages"]] == ["original", "prune", "distill", "quantize"]
     assert report["stages"][1]["macs"] <= 0.5 * report["stages"][0]["macs"]
     assert len(report["training"][0]["history"]) == 3
-    assert (whole / "onnxruntime" / "model.onnx").read_bytes() == (finished(whole)["export"] / "quantize/onnxruntime/model.onnx").read_bytes()
+    assert (whole / "onnxruntime" / "model.onnx").read_bytes() == (
+        finished(whole)["export"] / "quantize/onnxruntime/model.onnx"
+    ).read_bytes()
 
 
 def test_killed_in_every_step_and_resumed(whole, tmp_path):
@@ -105,12 +132,20 @@ def test_killed_in_every_step_and_resumed(whole, tmp_path):
     path = recipe(tmp_path)
     slow = {**ENVIRONMENT, "TINY_SLEEP": "0.2"}
     for number, name in enumerate(NAMES, 1):
-        pattern = "work/*/checkpoint.safetensors" if name == "distill" else f"steps/.{number:02d}-{name}-*"
-        child = command(path, out, "--resume", environment=slow if name == "distill" else ENVIRONMENT)
+        pattern = (
+            "work/*/checkpoint.safetensors"
+            if name == "distill"
+            else f"steps/.{number:02d}-{name}-*"
+        )
+        child = command(
+            path, out, "--resume", environment=slow if name == "distill" else ENVIRONMENT
+        )
         try:
             begun = time.monotonic()
             while not list(out.glob(pattern)):
-                assert child.poll() is None and time.monotonic() - begun < 60, f"{name} was not caught: {child.communicate()[0]}"
+                assert child.poll() is None and time.monotonic() - begun < 60, (
+                    f"{name} was not caught: {child.communicate()[0]}"
+                )
                 time.sleep(0.002)
             time.sleep(0.3 if name == "distill" else 0.01)
         finally:
@@ -180,7 +215,9 @@ def test_a_changed_option_redoes_that_step_and_the_later_ones(whole, tmp_path):
     run(recipe(tmp_path, changed), resume=True, folder=out)
     records = list((out / "steps").glob("[0-9]*"))
     assert sum(p.name.split("-")[1] in ("prune", "distill") for p in records) == 2
-    assert all((before[n] / "step.json").stat().st_mtime_ns == stamps[n] for n in ("prune", "distill"))
+    assert all(
+        (before[n] / "step.json").stat().st_mtime_ns == stamps[n] for n in ("prune", "distill")
+    )
     assert len(records) == 2 + 4 * 2
 
 
@@ -190,8 +227,19 @@ def test_limits_do_not_redo_steps_and_bind(whole, tmp_path, capsys):
     path = recipe(tmp_path, limits={"size_ratio": 1000, "macs": 0.9})
     assert main(["run", str(path), "--folder", str(out), "--resume"]) == 3
     said = capsys.readouterr().err
-    assert "limit missed" in said and "size_ratio is" in said and "missed by" in said and "1000" in said and "macs" not in said and str(out) in said
-    assert ran(out) == before and (out / "onnxruntime/model.onnx").is_file() and (out / "report.html").is_file()
+    assert (
+        "limit missed" in said
+        and "size_ratio is" in said
+        and "missed by" in said
+        and "1000" in said
+        and "macs" not in said
+        and str(out) in said
+    )
+    assert (
+        ran(out) == before
+        and (out / "onnxruntime/model.onnx").is_file()
+        and (out / "report.html").is_file()
+    )
     limits = {x["name"]: x for x in json.loads((out / "report.json").read_text())["limits"]}
     assert not limits["size_ratio"]["met"] and limits["macs"]["met"]
     with pytest.raises(LimitError, match="size_ratio"):
@@ -200,9 +248,13 @@ def test_limits_do_not_redo_steps_and_bind(whole, tmp_path, capsys):
     path = recipe(tmp_path, limits={"size_ratio": 1000, "on_fail": "warn"})
     assert main(["run", str(path), "--folder", str(out), "--resume"]) == 0
     assert "warning: limit missed: size_ratio" in " ".join(capsys.readouterr().out.split())
-    path = recipe(tmp_path, limits={"size_ratio": 1000, "speedup": 1e6, "on_fail": {"speedup": "warn"}})
+    path = recipe(
+        tmp_path, limits={"size_ratio": 1000, "speedup": 1e6, "on_fail": {"speedup": "warn"}}
+    )
     finished = run(path, resume=True, folder=out, check=False)
-    assert [w.split()[0] for w in finished.warnings] == ["speedup"] and [w.split()[0] for w in finished.missed] == ["size_ratio"]
+    assert [w.split()[0] for w in finished.warnings] == ["speedup"] and [
+        w.split()[0] for w in finished.missed
+    ] == ["size_ratio"]
     with pytest.raises(LimitError, match="size_ratio"):
         run(path, resume=True, folder=out)
     path = recipe(tmp_path, limits={"speedup": 1e6, "on_fail": {"speedup": "warn"}})
@@ -240,23 +292,43 @@ def test_full_disk_leaves_earlier_steps(whole, tmp_path, capsys, monkeypatch):
 
 def test_full_disk_while_the_file_grows(tmp_path):
     """The operating system refuses: whatever writes, the command says so in one line."""
-    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+    )
     code += "from mirabelle.cli import main; sys.exit(main(sys.argv[1:]))"
-    line = [sys.executable, "-c", code, "run", str(recipe(tmp_path)), "--folder", str(tmp_path / "out")]
-    child = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    line = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        str(recipe(tmp_path)),
+        "--folder",
+        str(tmp_path / "out"),
+    ]
+    child = subprocess.run(
+        line, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert child.returncode == 1, child.stderr
     assert "Traceback" not in child.stderr and "error:" in child.stderr
 
 
 def test_without_export_accuracy_is_pytorchs(tmp_path):
-    found = run(recipe(tmp_path, [{"prune": {"macs": 0.6, "align": 2, "criterion": "l1"}}, "fit"]), folder=tmp_path / "out")
+    found = run(
+        recipe(tmp_path, [{"prune": {"macs": 0.6, "align": 2, "criterion": "l1"}}, "fit"]),
+        folder=tmp_path / "out",
+    )
     assert [s["name"] for s in found.report["stages"]] == ["original", "prune", "fit"]
-    assert found.report["result"]["runtime"] == "pytorch" and found.report["result"]["speedup"] is None
+    assert (
+        found.report["result"]["runtime"] == "pytorch" and found.report["result"]["speedup"] is None
+    )
     assert load(found.folder / "model", __import__("tiny").model()) is not None
 
 
 def test_loader_with_a_generator_of_its_own_resumes_to_the_same(tmp_path):
-    """The generator's state is lost with the process; the steps that were cached did not advance it."""
+    """The generator's state is lost with the process; the steps that were cached did not advance
+    it.
+    """
     two = [{"prune": {"macs": 0.6, "align": 2}}, {"fit": {"epochs": 2}}]
     path = recipe(tmp_path, two, data="tests.tiny:own_generator")
     run(path, folder=tmp_path / "a")
@@ -299,8 +371,24 @@ def test_changed_teacher_weights_redo_the_distillation(tmp_path, monkeypatch):
         ({"metric": "tests.tiny:nothing"}, "tests.tiny:nothing"),
         ({"steps": [{"prune": {"macs": 0.5, "keep": ["fc"]}}]}, "keep names 'fc'"),
         ({"steps": [{"distill": {"teacher": "tests.tiny:other_classes"}}]}, r"\(1, 5\)"),
-        ({"steps": [{"distill": {"teacher": "tests.tiny:teacher", "losses": {"features": 1}, "features": {"1": "99"}}}]}, "no module of the teacher"),
-        ({"steps": [{"distill": {"losses": {"features": 1}, "features": {"99": "1"}}}]}, "no module of the student"),
+        (
+            {
+                "steps": [
+                    {
+                        "distill": {
+                            "teacher": "tests.tiny:teacher",
+                            "losses": {"features": 1},
+                            "features": {"1": "99"},
+                        }
+                    }
+                ]
+            },
+            "no module of the teacher",
+        ),
+        (
+            {"steps": [{"distill": {"losses": {"features": 1}, "features": {"99": "1"}}}]},
+            "no module of the student",
+        ),
     ],
 )
 def test_what_does_not_fit_is_found_before_any_step(tmp_path, changes, words):
@@ -310,16 +398,28 @@ def test_what_does_not_fit_is_found_before_any_step(tmp_path, changes, words):
 
 
 def test_errors_of_fit_are_recipe_errors(tmp_path):
-    for changes in ({"model": "tests.tiny:modle"}, {"data": "tests.tiny:dat"}, {"data": "tests.tiny:wrong_shape"}):
+    for changes in (
+        {"model": "tests.tiny:modle"},
+        {"data": "tests.tiny:dat"},
+        {"data": "tests.tiny:wrong_shape"},
+    ):
         with pytest.raises(RecipeError):
             run(recipe(tmp_path, **changes), folder=tmp_path / "out")
 
 
 def test_unlabelled_data_is_enough_for_l1_and_distillation(tmp_path):
     two = [{"prune": {"macs": 0.6, "align": 2, "criterion": "l1"}}, "distill"]
-    assert run(recipe(tmp_path, two, data="tests.tiny:unlabelled_train"), folder=tmp_path / "out").report["result"]["macs_ratio"] <= 0.6
+    assert (
+        run(
+            recipe(tmp_path, two, data="tests.tiny:unlabelled_train"), folder=tmp_path / "out"
+        ).report["result"]["macs_ratio"]
+        <= 0.6
+    )
 
 
 def test_dict_batches(tmp_path):
-    found = run(recipe(tmp_path, [{"fit": {}}], model="tests.tiny:DictModel", data="tests.tiny:by_name"), folder=tmp_path / "out")
+    found = run(
+        recipe(tmp_path, [{"fit": {}}], model="tests.tiny:DictModel", data="tests.tiny:by_name"),
+        folder=tmp_path / "out",
+    )
     assert found.report["network"]["inputs"][0]["name"] == "x"

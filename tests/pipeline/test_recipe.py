@@ -11,7 +11,17 @@ FULL = [{"prune": {"macs": 0.5}}, "distill", "quantize", "export", "verify"]
 
 def written(tmp_path, **changes):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"version": 1, "model": "tests.tiny:model", "data": "tests.tiny:data", "steps": FULL, **changes}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "version": 1,
+                "model": "tests.tiny:model",
+                "data": "tests.tiny:data",
+                "steps": FULL,
+                **changes,
+            }
+        )
+    )
     return path
 
 
@@ -64,9 +74,15 @@ def test_whole(tmp_path):
         ({"steps": [{"distill": {"teacher": "big"}}]}, "module:callable"),
         ({"steps": [{"distill": {"features": ["a"]}}]}, "student layers"),
         ({"steps": [{"quantize": {"bits": "8"}}]}, "bits"),
-        ({"steps": ["quantize", {"export": {"runtimes": ["onnxruntim"]}}]}, "did you mean 'onnxruntime'"),
+        (
+            {"steps": ["quantize", {"export": {"runtimes": ["onnxruntim"]}}]},
+            "did you mean 'onnxruntime'",
+        ),
         ({"steps": ["quantize", {"export": {"runtimes": [["a"]]}}]}, "runtimes has"),
-        ({"steps": ["quantize", {"export": {"runtimes": ["onnxruntime", "onnxruntime"]}}]}, "twice"),
+        (
+            {"steps": ["quantize", {"export": {"runtimes": ["onnxruntime", "onnxruntime"]}}]},
+            "twice",
+        ),
         ({"steps": ["quantize", {"export": {"runtimes": "onnxruntime"}}]}, "expected a list"),
         ({"steps": ["quantize", {"prune": {"macs": 0.5}}]}, "prune first"),
         ({"steps": ["export", "fit"]}, "comes after export"),

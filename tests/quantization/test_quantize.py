@@ -1,4 +1,6 @@
-"""Folding, fake quantisers against torch, ONNX and the papers, and `mb.quantize` on sound and unsound input."""
+"""Folding, fake quantisers against torch, ONNX and the papers, and `mb.quantize` on sound and
+unsound input.
+"""
 
 import copy
 import sys
@@ -28,9 +30,15 @@ from tests.quantized_networks import NETWORKS, Network, batches, build, conv, he
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_calibration_in_pieces(fixed, monkeypatch):
-    """Large batches are taken apart, and what is found is the same; where the network takes no other batch they stay whole."""
+    """Large batches are taken apart, and what is found is the same; where the network takes no
+    other batch they stay whole.
+    """
     seen = []
-    module = Network(lambda n, x: head(n, F.relu(n.a(x)).view(len(x) if fixed else x.shape[0], 8, 14, 14)), a=conv(3, 8), fc=nn.Linear(8, 5)).eval()
+    module = Network(
+        lambda n, x: head(n, F.relu(n.a(x)).view(len(x) if fixed else x.shape[0], 8, 14, 14)),
+        a=conv(3, 8),
+        fc=nn.Linear(8, 5),
+    ).eval()
     x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     found = []
     for numbers in (2**19, 2 * x[0].numel()):
@@ -40,7 +48,9 @@ def test_calibration_in_pieces(fixed, monkeypatch):
             "inputs_in_order",
             lambda g, b: (seen.append(b.size), inputs_in_order(g, b))[1],
         )
-        q = quantize(module, [(x, {"labels": None})], repair="bias")  # labels are not read, and need not be such as can be taken apart
+        q = quantize(
+            module, [(x, {"labels": None})], repair="bias"
+        )  # labels are not read, and need not be such as can be taken apart
         found.append((seen[:], {n: float(a.scale.detach()) for n, a in activations(q).items()}))
         seen.clear()
     assert found[0][0] == [8] and found[1][0] == ([8] if fixed else [2, 2, 2, 2])
@@ -52,7 +62,9 @@ def test_even_paddings_become_the_convolutions_own():
     network, x = build("padded"), batches("padded", 1)[0]
     found = captured_network(network, Batch((x,), {}, None))
     assert sum("pad" in operator(n) for n in found.graph.nodes) == 1
-    assert next(n.args[4] for n in found.graph.nodes if operator(n) == "conv2d") == [3, 2], "rows have two zeros more on each side, columns one"
+    assert next(n.args[4] for n in found.graph.nodes if operator(n) == "conv2d") == [3, 2], (
+        "rows have two zeros more on each side, columns one"
+    )
     with torch.no_grad():
         assert torch.allclose(found(x), network(x), atol=1e-6)
 
@@ -79,7 +91,12 @@ def test_what_writes_over_a_layer_or_a_sum_gives_a_new_value():
     x = batches(count=1)[0]
     q = quantize(module, [x], bits=16)
     names = [operator(n) for n in q.graph.nodes if n.op == "call_function"]
-    assert {"relu", "hardswish", "add", "mul"} <= {*names} and {"hardtanh", "relu6"} & {*names} and "neg_" in names and "hardswish_" not in names
+    assert (
+        {"relu", "hardswish", "add", "mul"} <= {*names}
+        and {"hardtanh", "relu6"} & {*names}
+        and "neg_" in names
+        and "hardswish_" not in names
+    )
     assert relative(module(x), q(x)) < 1e-3
 
 
@@ -88,19 +105,30 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def activations(q: nn.Module) -> dict[str, ActivationQuantizer]:
-    return {n.removeprefix("quantizers."): m for n, m in q.named_modules() if isinstance(m, ActivationQuantizer)}
+    return {
+        n.removeprefix("quantizers."): m
+        for n, m in q.named_modules()
+        if isinstance(m, ActivationQuantizer)
+    }
 
 
 def weights(q: nn.Module) -> dict[str, WeightQuantizer]:
-    return {n.removeprefix("quantizers."): m for n, m in q.named_modules() if isinstance(m, WeightQuantizer)}
+    return {
+        n.removeprefix("quantizers."): m
+        for n, m in q.named_modules()
+        if isinstance(m, WeightQuantizer)
+    }
 
 
 def small(**options) -> Network:
     torch.manual_seed(0)
-    return Network(lambda n, x: head(n, F.relu(n.a(x))), a=conv(3, 8, **options), fc=nn.Linear(8, 5)).eval()
+    return Network(
+        lambda n, x: head(n, F.relu(n.a(x))), a=conv(3, 8, **options), fc=nn.Linear(8, 5)
+    ).eval()
 
 
-# --- folding --------------------------------------------------------------------------------------------------------------------------
+# --- folding
+# --------------------------------------------------------------------------------------------------
 
 
 def folded(network: nn.Module, x: torch.Tensor):
@@ -113,10 +141,22 @@ def norms(graph_module) -> int:
 
 
 def test_fold_by_hand():
-    """w = 3, b = 1, mean 5, var 4 (eps 0), gamma 6, beta 7: w' = 3 * 6 / 2 = 9, b' = (1 - 5) * 6 / 2 + 7 = -5."""
+    """w = 3, b = 1, mean 5, var 4 (eps 0), gamma 6, beta 7: w' = 3 * 6 / 2 = 9, b' = (1 - 5) * 6 /
+    2 + 7 = -5.
+    """
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0.0)).eval()
-    values = {"0.weight": 3, "0.bias": 1, "1.weight": 6, "1.bias": 7, "1.running_mean": 5, "1.running_var": 4, "1.num_batches_tracked": 1}
-    network.load_state_dict({k: torch.full_like(network.state_dict()[k], v) for k, v in values.items()})
+    values = {
+        "0.weight": 3,
+        "0.bias": 1,
+        "1.weight": 6,
+        "1.bias": 7,
+        "1.running_mean": 5,
+        "1.running_var": 4,
+        "1.num_batches_tracked": 1,
+    }
+    network.load_state_dict(
+        {k: torch.full_like(network.state_dict()[k], v) for k, v in values.items()}
+    )
     graph, left = folded(network, torch.ones(2, 1, 2, 2))
     assert left == [] and norms(graph) == 0
     assert {k: v.item() for k, v in graph.state_dict().items()} == {"0.weight": 9.0, "0.bias": -5.0}
@@ -128,10 +168,22 @@ def test_fold_by_hand():
 def test_fold_keeps_the_output(kind, bias, affine):
     torch.manual_seed(1)
     layer, norm, x = {
-        "conv": (nn.Conv2d(4, 6, 3, bias=bias), nn.BatchNorm2d(6, affine=affine), torch.randn(4, 4, 7, 7)),
-        "grouped": (nn.Conv2d(4, 6, 3, groups=2, bias=bias), nn.BatchNorm2d(6, affine=affine), torch.randn(4, 4, 7, 7)),
+        "conv": (
+            nn.Conv2d(4, 6, 3, bias=bias),
+            nn.BatchNorm2d(6, affine=affine),
+            torch.randn(4, 4, 7, 7),
+        ),
+        "grouped": (
+            nn.Conv2d(4, 6, 3, groups=2, bias=bias),
+            nn.BatchNorm2d(6, affine=affine),
+            torch.randn(4, 4, 7, 7),
+        ),
         "linear": (nn.Linear(4, 6, bias=bias), nn.BatchNorm1d(6, affine=affine), torch.randn(4, 4)),
-        "conv1d": (nn.Conv1d(4, 6, 3, bias=bias), nn.BatchNorm1d(6, affine=affine), torch.randn(4, 4, 7)),
+        "conv1d": (
+            nn.Conv1d(4, 6, 3, bias=bias),
+            nn.BatchNorm1d(6, affine=affine),
+            torch.randn(4, 4, 7),
+        ),
     }[kind]
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.1, 3)
@@ -157,11 +209,24 @@ class OwnBias(nn.Module):
 
 
 UNFOLDABLE = {
-    "used twice": lambda: Network(lambda n, x: n.bn(n.c(n.c(x))), c=conv(3, 3), bn=nn.BatchNorm2d(3)),
-    "read twice": lambda: Network(lambda n, x: (lambda y: n.bn(y) + y)(n.c(x)), c=conv(3, 6), bn=nn.BatchNorm2d(6)),
-    "after a concatenation": lambda: Network(lambda n, x: n.bn(torch.cat([n.c(x), n.d(x)], 1)), c=conv(3, 3), d=conv(3, 3), bn=nn.BatchNorm2d(6)),
-    "batch statistics": lambda: Network(lambda n, x: n.bn(n.c(x)), c=conv(3, 6), bn=nn.BatchNorm2d(6, track_running_stats=False)),
-    "other channels": lambda: Network(lambda n, x: n.bn(n.l(x.flatten(2))), l=nn.Linear(64, 3), bn=nn.BatchNorm1d(3)),
+    "used twice": lambda: Network(
+        lambda n, x: n.bn(n.c(n.c(x))), c=conv(3, 3), bn=nn.BatchNorm2d(3)
+    ),
+    "read twice": lambda: Network(
+        lambda n, x: (lambda y: n.bn(y) + y)(n.c(x)), c=conv(3, 6), bn=nn.BatchNorm2d(6)
+    ),
+    "after a concatenation": lambda: Network(
+        lambda n, x: n.bn(torch.cat([n.c(x), n.d(x)], 1)),
+        c=conv(3, 3),
+        d=conv(3, 3),
+        bn=nn.BatchNorm2d(6),
+    ),
+    "batch statistics": lambda: Network(
+        lambda n, x: n.bn(n.c(x)), c=conv(3, 6), bn=nn.BatchNorm2d(6, track_running_stats=False)
+    ),
+    "other channels": lambda: Network(
+        lambda n, x: n.bn(n.l(x.flatten(2))), l=nn.Linear(64, 3), bn=nn.BatchNorm1d(3)
+    ),
     "first": lambda: Network(lambda n, x: n.c(n.bn(x)), c=conv(3, 6), bn=nn.BatchNorm2d(3)),
 }
 
@@ -185,7 +250,8 @@ def test_fold_leaves_other_tensors_called_bias_alone():
     assert left == [] and torch.allclose(graph(x), network(x), atol=1e-4)
 
 
-# --- the fake quantisers --------------------------------------------------------------------------------------------------------------
+# --- the fake quantisers
+# --------------------------------------------------------------------------------------------------
 
 GRIDS = [(0, 0, 255), (128, 0, 255), (0, -128, 127), (-128, -128, 127), (0, 0, 15), (0, -2, 1)]
 
@@ -202,10 +268,14 @@ def test_activations_equal_torch(scale, zero_point, low, high):
     x = probes(scale, low, high, zero_point)
     got = ActivationQuantizer(scale, zero_point, low, high)(x)
     expected = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
-    halves = (x / scale - torch.floor(x / scale) - 0.5).abs() < 1e-4  # torch multiplies by 1 / scale: exact halves are its own affair
+    halves = (
+        x / scale - torch.floor(x / scale) - 0.5
+    ).abs() < 1e-4  # torch multiplies by 1 / scale: exact halves are its own affair
     keep = torch.ones_like(halves) if scale == 0.25 else ~halves
     assert torch.allclose(got[keep], expected[keep], rtol=1e-6, atol=0)
-    assert got.detach().min() == (low - zero_point) * np.float32(scale) and got.detach().max() == (high - zero_point) * np.float32(scale)
+    assert got.detach().min() == (low - zero_point) * np.float32(scale) and got.detach().max() == (
+        high - zero_point
+    ) * np.float32(scale)
 
 
 @pytest.mark.parametrize("zero_point, low, high", GRIDS[:4])
@@ -214,12 +284,22 @@ def test_activations_equal_onnx(scale, zero_point, low, high):
     kind = onnx.TensorProto.UINT8 if low == 0 else onnx.TensorProto.INT8
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
-        "g", [value("x", 1, None)], [value("y", 1, None)],
-        [onnx.helper.make_tensor("s", 1, [], [scale]), onnx.helper.make_tensor("z", kind, [], [zero_point])],
-    )  # fmt: skip
+        [
+            onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        "g",
+        [value("x", 1, None)],
+        [value("y", 1, None)],
+        [
+            onnx.helper.make_tensor("s", 1, [], [scale]),
+            onnx.helper.make_tensor("z", kind, [], [zero_point]),
+        ],
+    )
     x = probes(scale, low, high, zero_point)
-    expected = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])).run(None, {"x": x.numpy()})[0]
+    expected = ReferenceEvaluator(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    ).run(None, {"x": x.numpy()})[0]
     assert (ActivationQuantizer(scale, zero_point, low, high)(x).detach().numpy() == expected).all()
 
 
@@ -244,22 +324,29 @@ def test_weights_equal_torch_and_their_integers(levels):
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 1000), grid=st.sampled_from(GRIDS), scale=st.floats(0.01, 1))
 def test_gradients_of_activations(seed, grid, scale):
-    """Esser et al. 2020: d x^ / d s = round(x/s) - x/s inside, the end's level outside; times 1 / sqrt(N Q), N features a sample."""
+    """Esser et al. 2020: d x^ / d s = round(x/s) - x/s inside, the end's level outside; times 1 /
+    sqrt(N Q), N features a sample.
+    """
     zero_point, low, high = grid
     n, p = low - zero_point, high - zero_point
-    x = (torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)) * scale * p).requires_grad_()
+    x = (
+        torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)) * scale * p
+    ).requires_grad_()
     upstream = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed + 1))
     quantizer = ActivationQuantizer(scale, zero_point, low, high)
     (quantizer(x) * upstream).sum().backward()
     v = x.detach().double() / np.float32(scale)
     inside = (v > n) & (v < p)
     by_scale = torch.where(inside, v.round() - v, v.clamp(n, p))
-    # log_ratio's gradient is that of LSQ over the scale, so that a small step of gradient descent moves the scale by LSQ's.
+    # log_ratio's gradient is that of LSQ over the scale, so that a small step of gradient descent
+    # moves the scale by LSQ's.
     lsq = float((by_scale * upstream).sum()) / (7 * p) ** 0.5
     assert float(quantizer.log_ratio.grad) * scale == pytest.approx(lsq, rel=1e-3, abs=1e-3)
     with torch.no_grad():
         quantizer.log_ratio -= 1e-4 * quantizer.log_ratio.grad * scale**2
-    assert scale - float(quantizer.scale.detach()) == pytest.approx(1e-4 * lsq * scale**2, rel=0.02, abs=1e-6)
+    assert scale - float(quantizer.scale.detach()) == pytest.approx(
+        1e-4 * lsq * scale**2, rel=0.02, abs=1e-6
+    )
     assert torch.allclose(x.grad, upstream * inside, atol=1e-6)
 
 
@@ -271,7 +358,9 @@ def test_gradients_of_weights():
     (quantizer(w) * upstream).sum().backward()
     v = w.detach() / scale[:, None]
     inside = v.abs() < 3
-    expected = (torch.where(inside, v.round() - v, v.clamp(-3, 3)) * upstream).sum(1) / (6 * 3) ** 0.5
+    expected = (torch.where(inside, v.round() - v, v.clamp(-3, 3)) * upstream).sum(1) / (
+        6 * 3
+    ) ** 0.5
     assert torch.allclose(quantizer.log_ratio.grad * scale, expected, atol=1e-5)
     assert torch.allclose(w.grad, upstream * inside)
 
@@ -280,12 +369,16 @@ def test_autocast_does_not_degrade():
     x = torch.randn(4, 1000)
     a, w = ActivationQuantizer(0.013, 128, 0, 255), WeightQuantizer(torch.full((4,), 0.013), 0, 127)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(a(x), ActivationQuantizer(0.013, 128, 0, 255)(x)) and a(x).dtype == torch.float32
+        assert (
+            torch.equal(a(x), ActivationQuantizer(0.013, 128, 0, 255)(x))
+            and a(x).dtype == torch.float32
+        )
         inside = w(x)
     assert torch.equal(inside, w(x))
 
 
-# --- quantize -------------------------------------------------------------------------------------------------------------------------
+# --- quantize
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -300,9 +393,17 @@ def test_networks_are_simulated_closely_and_what_stays_in_float_is_named(name):
     described = quantization(q)
     assert set(described.float_operators) == NETWORKS[name][1]
     assert described.samples == 64
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()), "the input is not changed"
-    kept = {n for n in q.state_dict() if not (n.startswith("quantizers.") and n.endswith(("start", "log_ratio", "offset")))}
-    biases = {f"{n}.bias" for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()), (
+        "the input is not changed"
+    )
+    kept = {
+        n
+        for n in q.state_dict()
+        if not (n.startswith("quantizers.") and n.endswith(("start", "log_ratio", "offset")))
+    }
+    biases = {
+        f"{n}.bias" for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))
+    }
     assert kept <= set(before) | biases, "parameters keep their paths"
 
 
@@ -315,8 +416,10 @@ def test_weights_are_per_channel_and_rectified_activations_unsigned():
     assert torch.allclose(scales, network.a.weight.abs().amax((1, 2, 3)) / 127)
     found = activations(q)
     assert {n: (a.low, a.zero_point, a.high) for n, a in found.items()} == {
-        "x": (0, 128, 255), "relu": (0, 0, 255), "adaptive_avg_pool2d": (0, 0, 255),
-    }  # fmt: skip
+        "x": (0, 128, 255),
+        "relu": (0, 0, 255),
+        "adaptive_avg_pool2d": (0, 0, 255),
+    }
 
 
 def test_a_scale_is_the_threshold_by_the_levels():
@@ -327,7 +430,10 @@ def test_a_scale_is_the_threshold_by_the_levels():
     signed = quantize(small(), [-x], threshold="absmax", target="x86-vnni")
     assert float(activations(signed)["x"].scale.detach()) == pytest.approx(2 / 127)
     half = quantize(small(), [x], threshold=lambda h, levels: h.maximum / 2, target="x86-vnni")
-    assert float(activations(half)["x"].scale.detach()) == pytest.approx(1 / 255) and quantization(half).threshold == "<lambda>"
+    assert (
+        float(activations(half)["x"].scale.detach()) == pytest.approx(1 / 255)
+        and quantization(half).threshold == "<lambda>"
+    )
 
 
 GRID_OF = {  # target: (limits of the dtype, zero points of signed and rectified, largest weight)
@@ -348,8 +454,15 @@ def test_contract_targets(target):
     found = activations(q)
     assert {(a.low, a.high) for a in found.values()} == {limits}
     assert found["x"].zero_point == signed and found["relu"].zero_point == rectified
-    integers = {n: w.integers(q.get_parameter(n.replace("_weight", ".weight"))) for n, w in weights(q).items()}
-    assert all(largest // 2 <= int(i.abs().max()) <= largest and (TARGETS[target].pairs or int(i.abs().max()) == largest) for i in integers.values())
+    integers = {
+        n: w.integers(q.get_parameter(n.replace("_weight", ".weight")))
+        for n, w in weights(q).items()
+    }
+    assert all(
+        largest // 2 <= int(i.abs().max()) <= largest
+        and (TARGETS[target].pairs or int(i.abs().max()) == largest)
+        for i in integers.values()
+    )
     with torch.no_grad():
         assert relative(network(x[0]), q(x[0])) < 0.04
 
@@ -380,7 +493,9 @@ def test_layers_that_are_kept_stay_in_float():
     again = rebuild(network, described.to_dict())
     again.load_state_dict(q.state_dict())
     assert torch.equal(again(x[0]), q(x[0]))
-    with pytest.raises(InputError, match=r"keep names 'bn1', which is no convolution or linear layer.*c0, c1"):
+    with pytest.raises(
+        InputError, match=r"keep names 'bn1', which is no convolution or linear layer.*c0, c1"
+    ):
         quantize(network, x, keep="bn1")
     with pytest.raises(InputError, match="nothing to quantise"):
         quantize(network, x, keep=["c0", "c1", "c2", "fc"])
@@ -390,7 +505,9 @@ def test_one_step_for_a_whole_weight():
     network, x = build("residual"), batches(count=2)
     q = quantize(network, x, per_channel=False, target="x86-vnni")
     found = weights(q)["fc_weight"].scale
-    assert found.shape == (1,) and float(found.detach()) == pytest.approx(float(network.fc.weight.detach().abs().max()) / 127)
+    assert found.shape == (1,) and float(found.detach()) == pytest.approx(
+        float(network.fc.weight.detach().abs().max()) / 127
+    )
     with torch.no_grad():
         assert relative(network(x[0]), q(x[0])) < 0.06
     again = rebuild(network, quantization(q).to_dict())
@@ -401,13 +518,23 @@ def test_one_step_for_a_whole_weight():
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_affine_grids(threshold):
     network, x = build("hardswish"), batches(count=2)
-    q = quantize(network, x, threshold=threshold, weight_threshold=threshold, symmetric=False, weight_symmetric=False, target="x86-vnni")
+    q = quantize(
+        network,
+        x,
+        threshold=threshold,
+        weight_threshold=threshold,
+        symmetric=False,
+        weight_symmetric=False,
+        target="x86-vnni",
+    )
     described = quantization(q)
     assert not described.symmetric and not described.weight_symmetric
     with torch.no_grad():
         assert relative(network(x[0]), q(x[0])) < 0.1
     found = activations(q)["hardswish"]
-    low, high = ((e - found.zero_point) * float(found.scale.detach()) for e in (found.low, found.high))
+    low, high = (
+        (e - found.zero_point) * float(found.scale.detach()) for e in (found.low, found.high)
+    )
     assert -0.5 < low < -0.2 and high > 0.5, "-0.375 is the least that hardswish gives"
     again = rebuild(network, described.to_dict())
     again.load_state_dict(q.state_dict())
@@ -421,14 +548,29 @@ def test_an_affine_grid_by_hand():
     with torch.no_grad():
         network.a.weight[0] = 0
         network.a.weight[0, 0, 0, :2] = torch.tensor([-0.5, 1.5])
-    q = quantize(network, [x], threshold="absmax", weight_threshold="absmax", symmetric=False, weight_symmetric=False, target="x86-vnni")
+    q = quantize(
+        network,
+        [x],
+        threshold="absmax",
+        weight_threshold="absmax",
+        symmetric=False,
+        weight_symmetric=False,
+        target="x86-vnni",
+    )
     found, weight = activations(q)["x"], weights(q)["a_weight"]
-    assert float(found.scale.detach()) == pytest.approx(4 / 255) and found.zero_point == 64  # round(1 / (4 / 255)) = round(63.75)
-    assert float(weight.scale[0].detach()) == pytest.approx(2 / 255) and int(weight.offset[0]) == -64  # -128 + 63.75
+    assert (
+        float(found.scale.detach()) == pytest.approx(4 / 255) and found.zero_point == 64
+    )  # round(1 / (4 / 255)) = round(63.75)
+    assert (
+        float(weight.scale[0].detach()) == pytest.approx(2 / 255) and int(weight.offset[0]) == -64
+    )  # -128 + 63.75
     stored = weight.integers(q.get_parameter("a.weight"))
-    assert (int(stored[0].min()), int(stored[0].max())) == (-128, 127) and int(stored[0, 1, 0, 0]) == -64
+    assert (int(stored[0].min()), int(stored[0].max())) == (-128, 127) and int(
+        stored[0, 1, 0, 0]
+    ) == -64
     assert torch.equal(
-        weight.centred(q.get_parameter("a.weight")) * weight.scale.detach().view(-1, 1, 1, 1), weight(q.get_parameter("a.weight")).detach()
+        weight.centred(q.get_parameter("a.weight")) * weight.scale.detach().view(-1, 1, 1, 1),
+        weight(q.get_parameter("a.weight")).detach(),
     )
 
 
@@ -455,7 +597,9 @@ def test_fewer_bits_are_coarser():
         assert all(m.levels == 2 ** (bits - 1) - 1 for m in weights(q).values())
         relu = next(n for n in q.graph.nodes if str(n.target) == "quantizers.relu")
         seen = {}
-        hook = q.get_submodule(str(relu.target)).register_forward_hook(lambda m, i, o, seen=seen: seen.update(o=o))
+        hook = q.get_submodule(str(relu.target)).register_forward_hook(
+            lambda m, i, o, seen=seen: seen.update(o=o)
+        )
         with torch.no_grad():
             errors.append(relative(network(x[0]), q(x[0])))
         hook.remove()
@@ -467,7 +611,12 @@ def test_loaders_of_every_kind():
     network, x = small(), batches(count=2)
     scale = float(activations(quantize(network, x))["x"].scale.detach())
     labels = torch.zeros(16, dtype=torch.int64)
-    for data in ([(b, labels) for b in x], [b.numpy() for b in x], [{"x": b} for b in x], (b for b in x)):
+    for data in (
+        [(b, labels) for b in x],
+        [b.numpy() for b in x],
+        [{"x": b} for b in x],
+        (b for b in x),
+    ):
         q = quantize(network, data)
         assert float(activations(q)["x"].scale.detach()) == scale and quantization(q).samples == 32
 
@@ -484,8 +633,15 @@ class Two(nn.Module):
 @pytest.mark.parametrize("named", [True, False])
 def test_several_inputs(named):
     torch.manual_seed(0)
-    network, data = Two(), [(torch.randn(8, 3, 8, 8), 10 * torch.randn(8, 3, 8, 8)) for _ in range(4)]
-    loader = [{"b": b, "a": a} if i % 2 else {"a": a, "b": b} for i, (a, b) in enumerate(data)] if named else [((a, b), None) for a, b in data]
+    network, data = (
+        Two(),
+        [(torch.randn(8, 3, 8, 8), 10 * torch.randn(8, 3, 8, 8)) for _ in range(4)],
+    )
+    loader = (
+        [{"b": b, "a": a} if i % 2 else {"a": a, "b": b} for i, (a, b) in enumerate(data)]
+        if named
+        else [((a, b), None) for a, b in data]
+    )
     q = quantize(network, loader)
     a, b = data[0]
     with torch.no_grad():
@@ -508,12 +664,16 @@ def test_samples_limit_the_calibration():
 
 def test_fixed_batch_works_for_that_batch():
     torch.manual_seed(0)
-    network = Network(lambda n, x: n.fc(F.relu(n.a(x)).view(8, -1)), a=conv(3, 4), fc=nn.Linear(4 * 36, 5)).eval()
+    network = Network(
+        lambda n, x: n.fc(F.relu(n.a(x)).view(8, -1)), a=conv(3, 4), fc=nn.Linear(4 * 36, 5)
+    ).eval()
     data = [torch.randn(8, 3, 8, 8) for _ in range(3)]
     q = quantize(network, data)
     with torch.no_grad():
         assert relative(network(data[0]), q(data[0])) < 0.03
-    with pytest.raises(InputError, match=r"does not run on a calibration batch of shape \(3, 3, 8, 8\)"):
+    with pytest.raises(
+        InputError, match=r"does not run on a calibration batch of shape \(3, 3, 8, 8\)"
+    ):
         quantize(network, [*data, torch.randn(3, 3, 8, 8)])
 
 
@@ -563,18 +723,43 @@ BAD = {
     "samples": (small, batches(), {"samples": 0}, "at least 1, got 0"),
     "threshold": (small, batches(), {"threshold": "msee"}, "did you mean 'mse'"),
     "target": (small, batches(), {"target": "x68"}, "did you mean 'x86'"),
-    "affine rule": (small, batches(), {"symmetric": False, "threshold": lambda h, steps: 1.0}, r"gave 1.0; for affine grids it gives \(low, high\)"),
-    "affine range": (small, batches(), {"symmetric": False, "threshold": lambda h, steps: (1.0, 2.0)}, "expected low <= 0 <= high"),
-    "affine target": (small, batches(), {"symmetric": False, "target": "symmetric"}, "kernels without zero points"),
+    "affine rule": (
+        small,
+        batches(),
+        {"symmetric": False, "threshold": lambda h, steps: 1.0},
+        r"gave 1.0; for affine grids it gives \(low, high\)",
+    ),
+    "affine range": (
+        small,
+        batches(),
+        {"symmetric": False, "threshold": lambda h, steps: (1.0, 2.0)},
+        "expected low <= 0 <= high",
+    ),
+    "affine target": (
+        small,
+        batches(),
+        {"symmetric": False, "target": "symmetric"},
+        "kernels without zero points",
+    ),
     "rule": (small, batches(), {"threshold": lambda h, levels: float("nan")}, "gave nan"),
-    "nothing": (lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), batches(), {}, "nothing to quantise"),
+    "nothing": (
+        lambda: nn.Sequential(nn.ReLU(), nn.Flatten()),
+        batches(),
+        {},
+        "nothing to quantise",
+    ),
     "not a network": (lambda: 3, batches(), {}, "is a int"),
     "twice": (lambda: quantize(small(), batches()), batches(), {}, "quantised already"),
     "taken name": (
-        lambda: Network(lambda n, quantizers: n.quantizers.conv2d(quantizers), quantizers=nn.ModuleDict({"x": conv(3, 3), "conv2d": conv(3, 3)})),
-        batches(), {}, "of its own",
+        lambda: Network(
+            lambda n, quantizers: n.quantizers.conv2d(quantizers),
+            quantizers=nn.ModuleDict({"x": conv(3, 3), "conv2d": conv(3, 3)}),
+        ),
+        batches(),
+        {},
+        "of its own",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -621,6 +806,10 @@ def test_training_lowers_the_loss_and_the_steps_learn():
     with torch.no_grad():
         after = F.cross_entropy(trained(x), y)
     assert after < 0.8 * before
-    moved = [n for n, m in activations(trained).items() if float(m.scale.detach()) != float(activations(q)[n].scale.detach())]
+    moved = [
+        n
+        for n, m in activations(trained).items()
+        if float(m.scale.detach()) != float(activations(q)[n].scale.detach())
+    ]
     assert len(moved) == len(activations(q))
     assert quantization(trained) == quantization(q)

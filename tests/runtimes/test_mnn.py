@@ -1,4 +1,6 @@
-"""MNN: files from ONNX through its converter in this process, and what they must not do; sparse layers inside a file."""
+"""MNN: files from ONNX through its converter in this process, and what they must not do; sparse
+layers inside a file.
+"""
 
 import json
 import os
@@ -29,30 +31,38 @@ from mirabelle.runtimes import mnnfile, sparse  # noqa: E402
 WATCHED = """
 import json, os, sys
 seen = []
-NAMES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "os.startfile", "socket.", "urllib.", "http.", "ftplib.", "smtplib.")
+NAMES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
+    "os.spawn", "os.startfile", "socket.", "urllib.", "http.", "ftplib.", "smtplib.")
+BANNED = ("pip", "ensurepip", "requests", "aliyun")
 def hook(event, arguments):
-    if event.startswith(NAMES) or (event == "import" and arguments[0] and arguments[0].split(".")[0] in ("pip", "ensurepip", "requests", "aliyun")):
+    imported = event == "import" and (arguments[0] or "").split(".")[0] in BANNED
+    if event.startswith(NAMES) or imported:
         seen.append(event + " " + str(arguments)[:200])
 import numpy as np
 from pathlib import Path
 from mirabelle.runtimes import RUNTIMES, load
 source, folder, which = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 import onnxruntime, platform
-platform.platform(); platform.processor()  # these ask the system with processes of their own, for others
+# These ask the system with processes of their own, for others.
+platform.platform(); platform.processor()
 sys.addaudithook(hook)
 path = RUNTIMES[which].save(source, folder)
 artifact = load(path, which)
 x = np.ones((1, 3, 8, 8), "float32")
 artifact(x), artifact.profile(x, runs=1), artifact.version, artifact.bytes
-sockets = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")] if os.path.isdir("/proc/self/fd") else []
-children = "".join(Path(p).read_text() for p in Path("/proc/self/task").glob("*/children")) if os.path.isdir("/proc/self/task") else ""
-print(json.dumps({"seen": seen, "sockets": [s for s in sockets if s.startswith("socket")], "children": children.split()}))
+links = Path("/proc/self/fd").glob("*")
+sockets = [os.readlink(fd) for fd in links if fd.exists()]
+children = "".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
+sockets = [s for s in sockets if s.startswith("socket")]
+print(json.dumps({"seen": seen, "sockets": sockets, "children": children.split()}))
 """
 
 
 @pytest.mark.parametrize("which", ["mnn", "sparse"])
 def test_nothing_is_installed_started_or_sent(tmp_path, which):
-    """MNN's own console scripts install packages and post usage logs. What goes through us does not: seen from inside, by the interpreter's audit."""
+    """MNN's own console scripts install packages and post usage logs. What goes through us does
+    not: seen from inside, by the interpreter's audit.
+    """
     source = conv_file(tmp_path / "net.onnx")
     command = [sys.executable, "-c", WATCHED, source, tmp_path / "out", which]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -66,9 +76,14 @@ def test_nothing_is_installed_started_or_sent(tmp_path, which):
 def test_the_watch_sees():
     """The test above would notice: the same audit, on a script that does both."""
     program = WATCHED.split("import numpy")[0] + (
-        "sys.addaudithook(hook)\nimport subprocess, socket\nsubprocess.run(['true'])\nsocket.socket().close()\nprint(json.dumps(sorted({s.split()[0] for s in seen})))"
+        "sys.addaudithook(hook)\nimport subprocess, "
+        "socket\nsubprocess.run(['true'])\nsocket.socket().close()\n"
+        "print(json.dumps(sorted({s.split()[0] "
+        "for s in seen})))"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert {"subprocess.Popen", "socket.__new__"} <= set(json.loads(ran.stdout))
 
 
@@ -87,8 +102,13 @@ def test_what_native_code_prints_is_kept(capfd):
 
 def test_an_operator_that_mnn_lacks(tmp_path):
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
-    graph = helper.make_graph([helper.make_node("Bernoulli", ["x"], ["y"])], "g", values[:1], values[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    graph = helper.make_graph(
+        [helper.make_node("Bernoulli", ["x"], ["y"])], "g", values[:1], values[1:]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "net.onnx",
+    )
     with pytest.raises(InputError, match=r"mnn cannot convert .*net\.onnx \(.*Bernoulli"):
         RUNTIMES["mnn"].save(tmp_path / "net.onnx", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
@@ -115,39 +135,59 @@ def test_integers_beyond_32_bits(tmp_path):
 def test_types_that_mnn_does_not_have(tmp_path):
     values = [helper.make_tensor_value_info(n, TensorProto.DOUBLE, [1, 4]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "net.onnx",
+    )
     with pytest.raises(InputError, match="'x' is float64; MNN takes float32"):
         RUNTIMES["mnn"].save(tmp_path / "net.onnx", tmp_path / "out")
 
 
 def test_a_file_from_elsewhere(tmp_path):
-    """Without the note that `save` leaves, MNN itself says what a file takes; its batch is then that of the conversion."""
+    """Without the note that `save` leaves, MNN itself says what a file takes; its batch is then
+    that of the conversion.
+    """
     saved = RUNTIMES["mnn"].save(conv_file(tmp_path / "net.onnx"), tmp_path)
     content = bytearray(saved.read_bytes())
     start = content.index(b"mirabelle[")
     content[start : start + 9] = b"elsewhere"
     saved.write_bytes(content)
     net = load(saved, "mnn")
-    assert net.inputs == [("input", (1, 3, 8, 8), "float32")] and [o.name for o in net.outputs] == ["output"]
+    assert net.inputs == [("input", (1, 3, 8, 8), "float32")] and [o.name for o in net.outputs] == [
+        "output"
+    ]
     np.testing.assert_allclose(net(data(1)), reference(data(1)), atol=1e-5)
 
 
 def test_measure_reads_files_by_their_suffix(tmp_path):
     path = RUNTIMES["mnn"].save(conv_file(tmp_path / "net.onnx"), tmp_path)
     found = mb.measure(path, inputs=data(1), runs=5)
-    assert found.runtime == "mnn" and found.bytes == path.stat().st_size and found.versions["mnn"] == RUNTIMES["mnn"].version()
+    assert (
+        found.runtime == "mnn"
+        and found.bytes == path.stat().st_size
+        and found.versions["mnn"] == RUNTIMES["mnn"].version()
+    )
 
 
-# --- sparse layers in a file ------------------------------------------------------------------------------------------------------------
+# --- sparse layers in a file
+# --------------------------------------------------------------------------------------------------
 
 
 def sparse_net(outputs=12, kernel=1, zeros=0.9, block=1, columns=40, linear=False, seed=0):
-    """A network of one layer with zeros at random, singly or in blocks; its file has one sparse layer."""
+    """A network of one layer with zeros at random, singly or in blocks; its file has one sparse
+    layer.
+    """
     generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(columns, outputs) if linear else nn.Conv2d(columns, outputs, kernel, padding=kernel // 2)
+    layer = (
+        nn.Linear(columns, outputs)
+        if linear
+        else nn.Conv2d(columns, outputs, kernel, padding=kernel // 2)
+    )
     with torch.no_grad():
         shape = (-(-outputs // block), layer.weight[0].numel())
-        kept = (torch.rand(shape, generator=generator) >= zeros).repeat_interleave(block, 0)[:outputs]
+        kept = (torch.rand(shape, generator=generator) >= zeros).repeat_interleave(block, 0)[
+            :outputs
+        ]
         layer.weight.mul_(kept.view_as(layer.weight))
     return layer.eval()
 
@@ -159,15 +199,19 @@ def sparse_net(outputs=12, kernel=1, zeros=0.9, block=1, columns=40, linear=Fals
 def test_every_form_gives_the_same(tmp_path, linear, kernel, outputs, block):
     if linear and kernel == 3:
         pytest.skip("a linear layer has no kernel")
-    layer = sparse_net(outputs, kernel, 0.85 if block == 4 else 0.75, block, linear=linear)  # 0.75 at random: few blocks of four are empty
-    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)) if linear else torch.randn(2, 40, 5, 5)
+    layer = sparse_net(
+        outputs, kernel, 0.85 if block == 4 else 0.75, block, linear=linear
+    )  # 0.75 at random: few blocks of four are empty
+    x = (
+        torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+        if linear
+        else torch.randn(2, 40, 5, 5)
+    )
     artifact = mb.export(layer, tmp_path, inputs=x)
     variants = sparse.Variants(artifact.path, tmp_path / "variants")
-    assert variants.operators == {"weight": next(iter(variants.operators.values()))} and variants.forms() == [
-        "dense",
-        "1x1",
-        *(["4x1"] if block == 4 else []),
-    ]
+    assert variants.operators == {
+        "weight": next(iter(variants.operators.values()))
+    } and variants.forms() == ["dense", "1x1", *(["4x1"] if block == 4 else [])]
     with torch.no_grad():
         expected = layer(x).numpy()
     times = {}
@@ -180,12 +224,28 @@ def test_every_form_gives_the_same(tmp_path, linear, kernel, outputs, block):
 
 @pytest.mark.parametrize("outputs", [8, 10, 3])
 def test_blocks_are_written_as_mnn_itself_would(tmp_path, outputs):
-    """Its converter, told to take blocks of four, against the numbers that are put into the file here; but for the random name that it gives."""
+    """Its converter, told to take blocks of four, against the numbers that are put into the file
+    here; but for the random name that it gives.
+    """
     layer = sparse_net(outputs, 3, 0.85, 4)
     artifact = mb.export(layer, tmp_path, inputs=torch.randn(1, 40, 5, 5))
-    blocks = {"version": "0.0.0", "algo": [{"type": "PRUNE", "pruneParams": {"type": "SIMD_OC", "simdOcPrunerParams": {"ocBlocks": [4]}}}]}
+    blocks = {
+        "version": "0.0.0",
+        "algo": [
+            {
+                "type": "PRUNE",
+                "pruneParams": {"type": "SIMD_OC", "simdOcPrunerParams": {"ocBlocks": [4]}},
+            }
+        ],
+    }
     (tmp_path / "blocks.json").write_text(json.dumps(blocks))
-    theirs = mnn.convert(artifact.path, tmp_path / "theirs", "--detectSparseSpeedUp", "--compressionParamsFile", str(tmp_path / "blocks.json"))
+    theirs = mnn.convert(
+        artifact.path,
+        tmp_path / "theirs",
+        "--detectSparseSpeedUp",
+        "--compressionParamsFile",
+        str(tmp_path / "blocks.json"),
+    )
     ours = sparse.Variants(artifact.path, tmp_path / "ours").write(tmp_path / "ours.mnn", "4x1")
     assert theirs.read_bytes() == ours.read_bytes()
 
@@ -193,7 +253,10 @@ def test_blocks_are_written_as_mnn_itself_would(tmp_path, outputs):
 def test_stored_weights_by_hand():
     rows = np.float32([[1, 0, 0], [0, 0, 0], [0, 2, 0], [0, 0, 0], [0, 0, 3]])
     assert sparse.stored(rows, 1) == (3, 3)
-    assert sparse.stored(rows, 2) == (2 * 2 + 1, 3)  # blocks (rows 0-1, column 0) and (rows 2-3, column 1); the fifth row by itself
+    assert sparse.stored(rows, 2) == (
+        2 * 2 + 1,
+        3,
+    )  # blocks (rows 0-1, column 0) and (rows 2-3, column 1); the fifth row by itself
     assert sparse.stored(rows, 4) == (2 * 4 + 1, 3)
 
 

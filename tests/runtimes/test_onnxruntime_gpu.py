@@ -1,4 +1,6 @@
-"""The options of ONNX Runtime's providers for GPUs. Files are made here; that they run on a GPU is not seen by any test without one."""
+"""The options of ONNX Runtime's providers for GPUs. Files are made here; that they run on a GPU is
+not seen by any test without one.
+"""
 
 import json
 
@@ -13,13 +15,22 @@ from mirabelle.quantization import quantize
 from mirabelle.runtimes import load, onnxruntime_gpu
 from tests.quantized_networks import batches, build
 
-GPU = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="says what happens without one")
-ON = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
+GPU = pytest.mark.skipif(
+    "CUDAExecutionProvider" in ort.get_available_providers(), reason="says what happens without one"
+)
+ON = {
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
 
 
 def exported(folder, runtime, quantised, target="tensorrt"):
     x = batches(count=1)[0]
-    network = quantize(build("residual"), batches(), target=target) if quantised else build("residual").eval()
+    network = (
+        quantize(build("residual"), batches(), target=target)
+        if quantised
+        else build("residual").eval()
+    )
     return mb.export(network, folder, runtime=runtime, inputs=x[:1]), network, x
 
 
@@ -30,22 +41,40 @@ def test_options_lie_beside_the_file_and_belong_to_it(runtime, quantised, tmp_pa
     assert [f.name for f in artifact.files] == ["model.onnx", "model.providers.json"]
     listed = json.loads(artifact.files[1].read_text())
     names = [name for name, _ in listed]
-    assert names[0] == ON[runtime] and names[-2:] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert all(isinstance(v, str) for _, chosen in listed for v in chosen.values()), "as ONNX Runtime takes them"
+    assert names[0] == ON[runtime] and names[-2:] == [
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    assert all(isinstance(v, str) for _, chosen in listed for v in chosen.values()), (
+        "as ONNX Runtime takes them"
+    )
     if runtime == "onnxruntime-tensorrt":
         chosen = listed[0][1]
-        assert chosen["trt_int8_enable"] == str(int(quantised)) and "trt_int8_calibration_table_name" not in chosen
+        assert (
+            chosen["trt_int8_enable"] == str(int(quantised))
+            and "trt_int8_calibration_table_name" not in chosen
+        )
         channels = "x".join(map(str, x.shape[1:]))
         name = load(artifact.path, "onnxruntime").inputs[0].name
-        assert [chosen[f"trt_profile_{k}_shapes"] for k in ("min", "opt", "max")] == [f"{name}:{n}x{channels}" for n in (1, 1, 64)]
+        assert [chosen[f"trt_profile_{k}_shapes"] for k in ("min", "opt", "max")] == [
+            f"{name}:{n}x{channels}" for n in (1, 1, 64)
+        ]
 
 
 @GPU
 @pytest.mark.parametrize("runtime", ON)
 def test_without_the_gpu_build_nothing_runs_on_the_cpu_instead(runtime, tmp_path):
     artifact, _, x = exported(tmp_path, runtime, True)
-    for use in (lambda: artifact(x.numpy()), lambda: load(artifact.path, runtime), lambda: mb.measure(artifact, inputs=x[:1].numpy())):
-        with pytest.raises(MissingRuntimeError, match=f"{runtime} files can be made here but not run.*no {ON[runtime]}; pip install onnxruntime-gpu"):
+    for use in (
+        lambda: artifact(x.numpy()),
+        lambda: load(artifact.path, runtime),
+        lambda: mb.measure(artifact, inputs=x[:1].numpy()),
+    ):
+        with pytest.raises(
+            MissingRuntimeError,
+            match=f"{runtime} files can be made here but not run.*no {ON[runtime]}; pip install "
+            "onnxruntime-gpu",
+        ):
             use()
 
 
@@ -53,7 +82,10 @@ def test_without_the_gpu_build_nothing_runs_on_the_cpu_instead(runtime, tmp_path
 def test_a_provider_that_does_not_start_is_not_replaced_without_a_word(tmp_path, monkeypatch):
     artifact, _, _ = exported(tmp_path, "onnxruntime-cuda", False)
     monkeypatch.setattr(onnxruntime_gpu, "_available", lambda: ["CUDAExecutionProvider"])
-    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(InputError, match="CUDAExecutionProvider did not start"):
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(InputError, match="CUDAExecutionProvider did not start"),
+    ):
         load(artifact.path, "onnxruntime-cuda")
 
 
@@ -63,7 +95,9 @@ def test_options_may_be_edited(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime_gpu, "_available", lambda: ["CUDAExecutionProvider"])
     own = artifact.files[1]
     own.write_text('[["CPUExecutionProvider", {}]]')
-    assert np.allclose(load(artifact.path, "onnxruntime-cuda")(x.numpy()), network(x).detach().numpy(), atol=1e-4)
+    assert np.allclose(
+        load(artifact.path, "onnxruntime-cuda")(x.numpy()), network(x).detach().numpy(), atol=1e-4
+    )
     for damaged in ("", "[]", "[1]", '{"a": 1}', '[["CPUExecutionProvider", 3]]'):
         own.write_text(damaged)
         with pytest.raises(InputError, match="providers.json is damaged.*export the network again"):
@@ -87,4 +121,9 @@ def test_long_work_that_needs_the_gpu_does_not_start(runtime):
     with pytest.raises(MissingRuntimeError, match="can be made here but not run"):
         quantize(build("residual"), batches(), placement="fastest", runtime=runtime)
     with pytest.raises(MissingRuntimeError, match="can be made here but not run"):
-        mb.prune(build("residual"), torch.randn(2, *batches(count=1)[0].shape[1:]), latency=0.5, runtime=runtime)
+        mb.prune(
+            build("residual"),
+            torch.randn(2, *batches(count=1)[0].shape[1:]),
+            latency=0.5,
+            runtime=runtime,
+        )

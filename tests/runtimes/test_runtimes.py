@@ -23,12 +23,22 @@ WEIGHT = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype("float32")
 
 
 def conv_file(path, batch="batch", external=False, quantized=False):
-    """input (batch, 3, 8, 8) -> Conv 3x3 -> Relu; with Q/DQ at both of the convolution's inputs and its output if `quantized`."""
-    scale, zero, signed = (numpy_helper.from_array(np.array(v, d), n) for v, d, n in ((0.05, "float32", "s"), (128, "uint8", "z"), (0, "int8", "w0")))
+    """input (batch, 3, 8, 8) -> Conv 3x3 -> Relu; with Q/DQ at both of the convolution's inputs and
+    its output if `quantized`.
+    """
+    scale, zero, signed = (
+        numpy_helper.from_array(np.array(v, d), n)
+        for v, d, n in ((0.05, "float32", "s"), (128, "uint8", "z"), (0, "int8", "w0"))
+    )
     weight = numpy_helper.from_array(WEIGHT, "w")
-    nodes, constants = [helper.make_node("Conv", ["input", "w"], ["c"], "conv", pads=[1, 1, 1, 1])], [weight]
+    nodes, constants = (
+        [helper.make_node("Conv", ["input", "w"], ["c"], "conv", pads=[1, 1, 1, 1])],
+        [weight],
+    )
     if quantized:
-        codes = numpy_helper.from_array(np.clip(np.round(WEIGHT / 0.05), -127, 127).astype("int8"), "w8")
+        codes = numpy_helper.from_array(
+            np.clip(np.round(WEIGHT / 0.05), -127, 127).astype("int8"), "w8"
+        )
         constants = [codes, scale, zero, signed]
         nodes = [
             helper.make_node("QuantizeLinear", ["input", "s", "z"], ["i8"], "q"),
@@ -47,29 +57,45 @@ def conv_file(path, batch="batch", external=False, quantized=False):
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save_model(model, path, save_as_external_data=external, location="weights.data", size_threshold=0)
+    onnx.save_model(
+        model, path, save_as_external_data=external, location="weights.data", size_threshold=0
+    )
     return path
 
 
 def two_file(path):
     """a (n, 2) + b (n, 2) -> sum; a * b -> product; int64 input k is passed on."""
-    floats = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 2]) for n in ("a", "b", "sum", "product")}
+    floats = {
+        n: helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 2])
+        for n in ("a", "b", "sum", "product")
+    }
     k = [helper.make_tensor_value_info(n, TensorProto.INT64, ["n"]) for n in ("k", "same")]
-    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Mul", ["a", "b"], ["product"]), helper.make_node("Neg", ["k"], ["same"])]
-    graph = helper.make_graph(nodes, "two", [floats["a"], floats["b"], k[0]], [floats["sum"], floats["product"], k[1]])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("Mul", ["a", "b"], ["product"]),
+        helper.make_node("Neg", ["k"], ["same"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "two", [floats["a"], floats["b"], k[0]], [floats["sum"], floats["product"], k[1]]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
 def reference(x):
-    return torch.relu(torch.nn.functional.conv2d(torch.as_tensor(x), torch.as_tensor(WEIGHT), padding=1)).numpy()
+    return torch.relu(
+        torch.nn.functional.conv2d(torch.as_tensor(x), torch.as_tensor(WEIGHT), padding=1)
+    ).numpy()
 
 
 def data(batch, seed=1):
     return np.random.default_rng(seed).normal(size=(batch, 3, 8, 8)).astype("float32")
 
 
-# Those whose files are made from ONNX files and leave the batch open; `test_phone_runtimes.py` has the others.
+# Those whose files are made from ONNX files and leave the batch open; `test_phone_runtimes.py` has
+# the others.
 FROM_ONNX = sorted(n for n, r in RUNTIMES.items() if r.save is not None and r.free_batch)
 
 
@@ -93,7 +119,8 @@ def net(runtime, saved):
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_runs_any_batch_as_torch_does(net, batch):
     x = data(batch)
-    # 1e-5: 27 products of O(1) in float32. bfloat16, OpenVINO's own choice on some CPUs, would be off by 1e-2.
+    # 1e-5: 27 products of O(1) in float32. bfloat16, OpenVINO's own choice on some CPUs, would be
+    # off by 1e-2.
     np.testing.assert_allclose(net(x), reference(x), atol=1e-5)
     np.testing.assert_allclose(net(input=x), reference(x), atol=1e-5)
     np.testing.assert_allclose(net(torch.from_numpy(x).requires_grad_()), reference(x), atol=1e-5)
@@ -142,7 +169,9 @@ def test_refuses_inputs_that_do_not_fit(net, args, kwargs, words):
 
 
 def test_a_fixed_batch_is_fixed(runtime, tmp_path):
-    net = load(RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", batch=2), tmp_path / "out"), runtime)
+    net = load(
+        RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", batch=2), tmp_path / "out"), runtime
+    )
     np.testing.assert_allclose(net(data(2)), reference(data(2)), atol=1e-5)
     with pytest.raises(InputError, match=r"expected \(2, 3, 8, 8\)"):
         net(data(3))
@@ -152,7 +181,12 @@ def test_several_inputs_and_outputs(runtime, tmp_path):
     net = load(RUNTIMES[runtime].save(two_file(tmp_path / "two.onnx"), tmp_path / "out"), runtime)
     assert [i.name for i in net.inputs] == ["a", "b", "k"]
     a, b, k = np.float32([[1, 2]]), np.float32([[3, 4]]), np.int64([5])
-    for outputs in (net(a, b, k), net(a, k=k, b=b), net(b, a, [5]), net.predict(as_batch({"b": b, "a": a, "k": k}))):
+    for outputs in (
+        net(a, b, k),
+        net(a, k=k, b=b),
+        net(b, a, [5]),
+        net.predict(as_batch({"b": b, "a": a, "k": k})),
+    ):
         total, product, negated = outputs
         assert (total.tolist(), product.tolist(), negated.tolist()) == ([[4, 6]], [[3, 8]], [-5])
     with pytest.raises(InputError, match="'k' is .*float32; expected .*int64"):
@@ -162,7 +196,9 @@ def test_several_inputs_and_outputs(runtime, tmp_path):
 
 
 def test_bytes_count_all_files(runtime, tmp_path):
-    saved = RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", external=True), tmp_path / "out")
+    saved = RUNTIMES[runtime].save(
+        conv_file(tmp_path / "net.onnx", external=True), tmp_path / "out"
+    )
     files = list((tmp_path / "out").iterdir())
     assert not any(f.name.startswith(".") for f in files)  # nothing temporary is left
     net = load(saved, runtime)
@@ -194,13 +230,23 @@ def test_saving_twice_gives_the_same_bytes(runtime, tmp_path):
         pytest.skip("ONNX Runtime's own writer orders its tables anew each time")
     source = conv_file(tmp_path / "net.onnx", quantized=RUNTIMES[runtime].int8)
     # In two processes and twice in one of them: OpenVINO numbers its names over a whole process.
-    program = "import sys; from mirabelle.runtimes import RUNTIMES; [RUNTIMES[sys.argv[1]].save(*sys.argv[2:4]) for _ in range(3)]"
+    program = (
+        "import sys; from mirabelle.runtimes import RUNTIMES; "
+        "[RUNTIMES[sys.argv[1]].save(*sys.argv[2:4]) for _ in range(3)]"
+    )
     (tmp_path / "there").mkdir()
     copied = tmp_path / "there" / "net.onnx"
     copied.write_bytes(source.read_bytes())
-    subprocess.run([sys.executable, "-c", program, runtime, copied, tmp_path / "b"], check=True, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    subprocess.run(
+        [sys.executable, "-c", program, runtime, copied, tmp_path / "b"],
+        check=True,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     RUNTIMES[runtime].save(source, tmp_path / "a")
-    hashes = [[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((tmp_path / n).iterdir())] for n in "ab"]
+    hashes = [
+        [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((tmp_path / n).iterdir())]
+        for n in "ab"
+    ]
     assert hashes[0] == hashes[1]
 
 
@@ -211,7 +257,9 @@ def test_saving_keeps_the_names_of_layers(runtime, tmp_path):
     model.graph.node[0].name = "Conv_12"  # looks like a name made up by OpenVINO
     onnx.save(model, tmp_path / "net.onnx")
     net = load(RUNTIMES[runtime].save(tmp_path / "net.onnx", tmp_path / "out"), runtime)
-    assert any("Conv_12" in layer.name or "output" in layer.name for layer in net.profile(data(1), runs=1))
+    assert any(
+        "Conv_12" in layer.name or "output" in layer.name for layer in net.profile(data(1), runs=1)
+    )
     text = net.path.read_bytes()
     assert b"Conv_12" in text
 
@@ -273,7 +321,11 @@ def test_with_threads_copies_and_pickles(net):
 
 def test_profile_float(net):
     layers = net.profile(data(2), runs=4)
-    conv = next(layer for layer in layers if "conv" in layer.name.lower() or "conv" in layer.operator.lower())
+    conv = next(
+        layer
+        for layer in layers
+        if "conv" in layer.name.lower() or "conv" in layer.operator.lower()
+    )
     assert conv.int8 is False
     assert all(0 <= layer.milliseconds < 1000 for layer in layers) and conv.milliseconds > 0
     assert len({layer.name for layer in layers}) == len(layers)
@@ -286,16 +338,23 @@ def test_profile_float(net):
 def test_profile_int8(runtime, tmp_path):
     if not RUNTIMES[runtime].int8:
         pytest.skip(f"{runtime} does not run quantised networks")
-    net = load(RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", quantized=True), tmp_path / "out"), runtime)
+    net = load(
+        RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", quantized=True), tmp_path / "out"),
+        runtime,
+    )
     layers = net.profile(data(1), runs=3)
     assert [layer.int8 for layer in layers if "conv" in layer.operator.lower()] == [True]
-    assert not next(layer for layer in layers if "Quantize" in layer.operator or "Subgraph" in layer.operator).int8
+    assert not next(
+        layer for layer in layers if "Quantize" in layer.operator or "Subgraph" in layer.operator
+    ).int8
     step = 0.05
     x = (np.clip(np.round(data(1) / step), -128, 127) * step).astype("float32")
     weight = torch.from_numpy(np.clip(np.round(WEIGHT / step), -127, 127) * step).float()
     simulated = torch.nn.functional.conv2d(torch.from_numpy(x), weight, padding=1)
     simulated = (simulated / step).round().clamp(-128, 127).mul(step).relu().numpy()
-    np.testing.assert_allclose(net(data(1)), simulated, atol=1.01 * step)  # one step: ties, and sums in another order
+    np.testing.assert_allclose(
+        net(data(1)), simulated, atol=1.01 * step
+    )  # one step: ties, and sums in another order
 
 
 SIGNALLED = """
@@ -315,8 +374,12 @@ print(len(seen), alternate_stack() == 0 or alternate_stack() >= ROOM)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="alternate stacks are looked at on Linux only")
 def test_signals_have_room_beside_a_runtime(runtime, saved):
-    """Too small a stack for them ends the process at the next signal: a DataLoader's worker that leaves is one."""
-    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(saved), runtime], capture_output=True, text=True)
+    """Too small a stack for them ends the process at the next signal: a DataLoader's worker that
+    leaves is one.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(saved), runtime], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout.split()) == (0, ["1", "True"]), done.stderr
 
 
@@ -338,7 +401,9 @@ def test_artifact_is_found_by_the_dict_alone(tmp_path, monkeypatch):
         spec = artifact.TensorSpec("x", None, "float32")
         return artifact.Session([spec], [spec], lambda arrays: [factor * arrays[0]])
 
-    double = artifact.Runtime("double", ".double", lambda: "1", lambda p: [p], opened, lambda *_: [], lambda o, f: f)
+    double = artifact.Runtime(
+        "double", ".double", lambda: "1", lambda p: [p], opened, lambda *_: [], lambda o, f: f
+    )
     monkeypatch.setitem(RUNTIMES, "double", double)
     assert load(file, "double")(np.float32([[1, 2]])).tolist() == [[2, 4]]
     assert load(file, "double").bytes == 1

@@ -1,4 +1,6 @@
-"""The rules for TensorRT's quantised files: a file of ours breaks none, and each broken rule is found. Where the package is installed, what its parser says and engines."""
+"""The rules for TensorRT's quantised files: a file of ours breaks none, and each broken rule is
+found. Where the package is installed, what its parser says and engines.
+"""
 
 from importlib.util import find_spec
 
@@ -15,8 +17,20 @@ from mirabelle.runtimes import load, tensorrt
 from mirabelle.runtimes.tensorrt_rules import RULES, lint
 from tests.quantized_networks import batches, build
 
-PACKAGE = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed")
-NETWORKS = ["residual", "residual_in_place", "depthwise", "grouped", "sequential", "concatenation", "squeeze_excite", "conv1d", "tokens"]
+PACKAGE = pytest.mark.skipif(
+    find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed"
+)
+NETWORKS = [
+    "residual",
+    "residual_in_place",
+    "depthwise",
+    "grouped",
+    "sequential",
+    "concatenation",
+    "squeeze_excite",
+    "conv1d",
+    "tokens",
+]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -36,34 +50,62 @@ def test_the_residual_is_quantised_and_the_layer_beside_it_is_not(tmp_path):
     makers = {o: n.op_type for n in graph.node for o in n.output}
     add = next(n for n in graph.node if n.op_type == "Add")
     assert sorted(makers[i] for i in add.input) == ["Conv", "DequantizeLinear"]
-    assert all(makers[i] == "DequantizeLinear" for n in graph.node if n.op_type in ("Conv", "Gemm") for i in n.input[:2])
+    assert all(
+        makers[i] == "DequantizeLinear"
+        for n in graph.node
+        if n.op_type in ("Conv", "Gemm")
+        for i in n.input[:2]
+    )
 
 
-# --- a file that is right, and one change for each rule -------------------------------------------------------------------------------------
+# --- a file that is right, and one change for each rule
+# -------------------------------------------------------------------------------------
 
 SCALE, ZERO = np.float32(0.1), np.int8(0)
 
 
 class File:
-    """x -> Q -> DQ -> Conv (weight behind DQ) -> Relu -> Q -> DQ -> MaxPool -> Q -> DQ -> Conv -> Add (with the pooled) -> y, by name, to be broken."""
+    """x -> Q -> DQ -> Conv (weight behind DQ) -> Relu -> Q -> DQ -> MaxPool -> Q -> DQ -> Conv ->
+    Add (with the pooled) -> y, by name, to be broken.
+    """
 
     def __init__(self) -> None:
         self.constants = {
-            "s": SCALE, "z": ZERO, "w": np.ones((4, 4, 1, 1), np.int8), "ws": np.full(4, 0.01, np.float32), "wz": np.zeros(4, np.int8),
-            "b": np.zeros(4, np.float32), "g": np.ones(4, np.float32), "odd": np.float32(0.3), "s4": np.full(4, 0.1, np.float32), "z4": np.zeros(4, np.int8),
-            "m": np.ones((8, 8), np.int8), "ms": np.full(8, 0.01, np.float32), "mz": np.zeros(8, np.int8),
-        }  # fmt: skip
+            "s": SCALE,
+            "z": ZERO,
+            "w": np.ones((4, 4, 1, 1), np.int8),
+            "ws": np.full(4, 0.01, np.float32),
+            "wz": np.zeros(4, np.int8),
+            "b": np.zeros(4, np.float32),
+            "g": np.ones(4, np.float32),
+            "odd": np.float32(0.3),
+            "s4": np.full(4, 0.1, np.float32),
+            "z4": np.zeros(4, np.int8),
+            "m": np.ones((8, 8), np.int8),
+            "ms": np.full(8, 0.01, np.float32),
+            "mz": np.zeros(8, np.int8),
+        }
         self.nodes = [
-            *self.pair("x", "x1"), self.weight("w1"), self.node("Conv", ["x1", "w1", "b"], "c1"), self.node("Relu", ["c1"], "r1"), *self.pair("r1", "r2"),
-            self.node("MaxPool", ["r2"], "p", kernel_shape=[1, 1]), *self.pair("p", "p1"), self.weight("w2"),
-            self.node("Conv", ["p1", "w2", "b"], "c2"), self.node("Add", ["c2", "p1"], "y"),
-        ]  # fmt: skip
+            *self.pair("x", "x1"),
+            self.weight("w1"),
+            self.node("Conv", ["x1", "w1", "b"], "c1"),
+            self.node("Relu", ["c1"], "r1"),
+            *self.pair("r1", "r2"),
+            self.node("MaxPool", ["r2"], "p", kernel_shape=[1, 1]),
+            *self.pair("p", "p1"),
+            self.weight("w2"),
+            self.node("Conv", ["p1", "w2", "b"], "c2"),
+            self.node("Add", ["c2", "p1"], "y"),
+        ]
 
     def node(self, kind, inputs, output, **attributes):
         return helper.make_node(kind, inputs, [output], f"{kind}_{output}", **attributes)
 
     def pair(self, value, result, scale="s", zero="z"):
-        return [self.node("QuantizeLinear", [value, scale, zero], f"{result}_q"), self.node("DequantizeLinear", [f"{result}_q", scale, zero], result)]
+        return [
+            self.node("QuantizeLinear", [value, scale, zero], f"{result}_q"),
+            self.node("DequantizeLinear", [f"{result}_q", scale, zero], result),
+        ]
 
     def weight(self, result, name="w", scale="ws", zero="wz", axis=0):
         return self.node("DequantizeLinear", [name, scale, zero], result, axis=axis)
@@ -84,7 +126,10 @@ class File:
             [value("y", 1, None)],
             [numpy_helper.from_array(np.asarray(a), n) for n, a in self.constants.items()],
         )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9),
+            path,
+        )
         return path
 
 
@@ -174,7 +219,12 @@ def lonely(f: File) -> None:
 
 
 def quantised_output(f: File) -> None:
-    f.nodes += [f.weight("w3"), f.node("Conv", ["p1", "w3", "b"], "c3"), *f.pair("c3", "c4"), f.node("Sigmoid", ["c4"], "out")]
+    f.nodes += [
+        f.weight("w3"),
+        f.node("Conv", ["p1", "w3", "b"], "c3"),
+        *f.pair("c3", "c4"),
+        f.node("Sigmoid", ["c4"], "out"),
+    ]
 
 
 def quantised_sum(f: File) -> None:
@@ -182,7 +232,11 @@ def quantised_sum(f: File) -> None:
 
 
 def float_sum(f: File) -> None:
-    f.nodes[-1:] = [f.weight("w3"), f.node("Conv", ["p1", "w3", "b"], "c3"), f.node("Add", ["c2", "c3"], "y")]
+    f.nodes[-1:] = [
+        f.weight("w3"),
+        f.node("Conv", ["p1", "w3", "b"], "c3"),
+        f.node("Add", ["c2", "c3"], "y"),
+    ]
 
 
 def between_relu(f: File) -> None:
@@ -190,7 +244,12 @@ def between_relu(f: File) -> None:
 
 
 def between_norm(f: File) -> None:
-    f.replace("r1", *f.pair("c1", "c1b"), f.node("BatchNormalization", ["c1b", "g", "b", "b", "g"], "n1"), f.node("Relu", ["n1"], "r1"))
+    f.replace(
+        "r1",
+        *f.pair("c1", "c1b"),
+        f.node("BatchNormalization", ["c1b", "g", "b", "b", "g"], "n1"),
+        f.node("Relu", ["n1"], "r1"),
+    )
 
 
 def other_grid_behind_pool(f: File) -> None:
@@ -199,12 +258,21 @@ def other_grid_behind_pool(f: File) -> None:
 
 
 BROKEN = {
-    "zero-point": [zero_point], "positive-scale": [positive_scale], "int8": [unsigned, no_zero_point, sixteen_bits], "float-bias": [integer_bias],
-    "per-tensor-activation": [many_activation_scales], "channel-axis": [conv_axis, gemm_axis, gemm_turned_axis, matmul_axis], "channel-count": [too_few_scales],
-    "weight-range": [lowest_weight], "both-inputs": [float_activation, float_weight], "pairs": [unequal_pair, lonely],
-    "inputs-not-outputs": [quantised_output], "residual-sum": [quantised_sum, float_sum], "no-simulated-fusion": [between_relu, between_norm],
+    "zero-point": [zero_point],
+    "positive-scale": [positive_scale],
+    "int8": [unsigned, no_zero_point, sixteen_bits],
+    "float-bias": [integer_bias],
+    "per-tensor-activation": [many_activation_scales],
+    "channel-axis": [conv_axis, gemm_axis, gemm_turned_axis, matmul_axis],
+    "channel-count": [too_few_scales],
+    "weight-range": [lowest_weight],
+    "both-inputs": [float_activation, float_weight],
+    "pairs": [unequal_pair, lonely],
+    "inputs-not-outputs": [quantised_output],
+    "residual-sum": [quantised_sum, float_sum],
+    "no-simulated-fusion": [between_relu, between_norm],
     "pooling-commutes": [other_grid_behind_pool],
-}  # fmt: skip
+}
 CASES = [(rule, change) for rule, changes in BROKEN.items() for change in changes]
 
 
@@ -241,7 +309,9 @@ def test_files_that_break_rules_are_refused_before_anything_is_built(tmp_path):
     q = quantize(build("residual"), batches(), target="x86-vnni")
     artifact = mb.export(q, tmp_path, inputs=batches(count=1)[0][:1])
     with pytest.raises(
-        InputError, match=r"breaks TensorRT's rules.*zero-point; the parser rejects it.*and \d+ more\. Quantise with target='tensorrt'"
+        InputError,
+        match=r"breaks TensorRT's rules.*zero-point; the parser rejects it.*and \d+ more\. "
+        r"Quantise with target='tensorrt'",
     ):
         tensorrt.check(artifact.path)
 
@@ -258,11 +328,19 @@ def test_engines_are_built_without_a_gpu(name, tmp_path):
     q = quantize(build(name), batches(name, 1), target="tensorrt")
     path = mb.export(q, tmp_path, inputs=batches(name, 1)[0][:1]).path
     engine = tensorrt.save(path, tmp_path / "trt")
-    assert engine.suffix == ".engine" and engine.stat().st_size > 10_000 and lint(engine.with_suffix(".onnx")) == []
+    assert (
+        engine.suffix == ".engine"
+        and engine.stat().st_size > 10_000
+        and lint(engine.with_suffix(".onnx")) == []
+    )
     with pytest.raises(InputError, match="builds for compute capabilities 75, 80, 86, 89.*not 90"):
         tensorrt.build(path, [86, 90])
     if not torch.cuda.is_available():
-        with pytest.raises(MissingRuntimeError, match="can be made here but not run: TensorRT's engines run on NVIDIA GPUs, and torch finds none"):
+        with pytest.raises(
+            MissingRuntimeError,
+            match="can be made here but not run: TensorRT's engines run on NVIDIA GPUs, and "
+            "torch finds none",
+        ):
             load(engine, "tensorrt")
 
 
@@ -270,13 +348,25 @@ def test_engines_are_built_without_a_gpu(name, tmp_path):
 def test_an_engine_is_exported_where_it_cannot_run(tmp_path):
     q, x = quantize(build("residual"), batches(), target="tensorrt"), batches(count=1)[0]
     artifact = mb.export(q, tmp_path, runtime="tensorrt", inputs=x[:1])
-    assert [f.name for f in artifact.files] == ["model.engine"] and artifact.bytes > 10_000 and (tmp_path / "model.onnx").is_file()
+    assert (
+        [f.name for f in artifact.files] == ["model.engine"]
+        and artifact.bytes > 10_000
+        and (tmp_path / "model.onnx").is_file()
+    )
     with pytest.raises(InputError, match="breaks TensorRT's rules"):
-        mb.export(quantize(build("residual"), batches(), target="x86-vnni"), tmp_path / "x86", runtime="tensorrt", inputs=x[:1])
+        mb.export(
+            quantize(build("residual"), batches(), target="x86-vnni"),
+            tmp_path / "x86",
+            runtime="tensorrt",
+            inputs=x[:1],
+        )
     assert not (tmp_path / "x86" / "model.engine").exists()
 
 
-@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None or not torch.cuda.is_available(), reason="needs TensorRT-RTX and a GPU")
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx_bindings") is None or not torch.cuda.is_available(),
+    reason="needs TensorRT-RTX and a GPU",
+)
 def test_engines_run(tmp_path):
     q, x = quantize(build("residual"), batches(), target="tensorrt"), batches(count=1)[0]
     artifact = mb.export(q, tmp_path, runtime="tensorrt", inputs=x[:1])

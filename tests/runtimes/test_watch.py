@@ -1,4 +1,6 @@
-"""Nothing that a runtime's package does behind the user's back happens through us: no package manager is started, no socket of the internet is opened."""
+"""Nothing that a runtime's package does behind the user's back happens through us: no package
+manager is started, no socket of the internet is opened.
+"""
 
 import json
 import os
@@ -13,17 +15,29 @@ import pytest
 from mirabelle.runtimes import RUNTIMES
 from tests.quantized_networks import needs
 
-# The converters that runtimes' own packages are: programs of theirs, and of torch, that write files and nothing else.
+# The converters that runtimes' own packages are: programs of theirs, and of torch, that write files
+# and nothing else.
 OWN = {"pnnx", "flatc", "lscpu", "ldconfig", "gcc", "cc", "c++", "g++", "uname", "file"}
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="the watch is a filter of Linux")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="the watch is a filter of Linux",
+)
 
 
 def watched(*arguments: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     command = [sys.executable, str(Path(__file__).with_name("watched.py")), *arguments]
-    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}  # in which ONNX Runtime is silent by itself
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")
+    }  # in which ONNX Runtime is silent by itself
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_the_watch_kills_what_opens_a_socket():

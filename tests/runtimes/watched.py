@@ -1,8 +1,10 @@
-"""`python watched.py RUNTIME FOLDER [SECONDS]`: exports a float and a quantised network for a runtime and runs them, under watch; prints the programs that were started.
+"""`python watched.py RUNTIME FOLDER [SECONDS]`: exports a float and a quantised network for a
+runtime and runs them, under watch; prints the programs that were started.
 
 SECONDS: how long it then goes on under watch, for what works in the background.
 
-The kernel kills this process, and any that it starts, at the first socket of the internet (Linux): native code is watched as well.
+The kernel kills this process, and any that it starts, at the first socket of the internet (Linux):
+native code is watched as well.
 """
 
 from __future__ import annotations
@@ -15,19 +17,31 @@ import sys
 import time
 
 INTERNET = (2, 10)  # AF_INET, AF_INET6
-SOCKET = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}  # the architecture's number, its number of socket()
+SOCKET = {
+    "x86_64": (0xC000003E, 41),
+    "aarch64": (0xC00000B7, 198),
+}  # the architecture's number, its number of socket()
 started: list[list[str]] = []
 
 
 def forbid_internet() -> None:
-    """A seccomp filter for this process, its threads to come and its children; it cannot be taken off."""
+    """A seccomp filter for this process, its threads to come and its children; it cannot be taken
+    off.
+    """
     architecture, number = SOCKET[platform.machine()]
     allow, kill = 0x7FFF0000, 0x80000000
     load, equal, give = 0x20, 0x15, 0x06  # of 32 bits at an offset | jump | return
     lines = [
-        (load, 0, 0, 4), (equal, 0, 6, architecture), (load, 0, 0, 0), (equal, 0, 4, number), (load, 0, 0, 16),
-        (equal, 1, 0, INTERNET[0]), (equal, 0, 1, INTERNET[1]), (give, 0, 0, kill), (give, 0, 0, allow),
-    ]  # fmt: skip
+        (load, 0, 0, 4),
+        (equal, 0, 6, architecture),
+        (load, 0, 0, 0),
+        (equal, 0, 4, number),
+        (load, 0, 0, 16),
+        (equal, 1, 0, INTERNET[0]),
+        (equal, 0, 1, INTERNET[1]),
+        (give, 0, 0, kill),
+        (give, 0, 0, allow),
+    ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
 
     class Program(ctypes.Structure):

@@ -1,4 +1,6 @@
-"""Sparse networks on disk: exact to the bit, small, and refused where damaged; zeros that survive training, distillation, quantisation and files."""
+"""Sparse networks on disk: exact to the bit, small, and refused where damaged; zeros that survive
+training, distillation, quantisation and files.
+"""
 
 import json
 import math
@@ -21,7 +23,10 @@ from tests.tiny import data, model
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def zeros(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -32,7 +37,8 @@ def still_zero(network: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(bool((network.get_parameter(n) == 0)[m].all()) for n, m in before.items())
 
 
-# --- coding -----------------------------------------------------------------------------------------------------------------------------
+# --- coding
+# --------------------------------------------------------------------------------------------------
 
 
 def test_gaps_by_hand():
@@ -40,12 +46,20 @@ def test_gaps_by_hand():
     weight = torch.zeros(1, 400)
     weight[0, 3], weight[0, 300] = 1.5, -2.0
     parts = encode(weight, 1)
-    assert parts is not None and parts["gaps"].tolist() == [3, 255, 41] and parts["values"].flatten().tolist() == [1.5, -2.0]
+    assert (
+        parts is not None
+        and parts["gaps"].tolist() == [3, 255, 41]
+        and parts["values"].flatten().tolist() == [1.5, -2.0]
+    )
     # A block of two outputs is stored whole: (0, 5) and (1, 5) at place 5.
     weight = torch.zeros(2, 40)
     weight[1, 5] = 7.0
     parts = encode(weight, 2)
-    assert parts is not None and parts["gaps"].tolist() == [5] and parts["values"].tolist() == [[0.0, 7.0]]
+    assert (
+        parts is not None
+        and parts["gaps"].tolist() == [5]
+        and parts["values"].tolist() == [[0.0, 7.0]]
+    )
     # One in two: a bit for each place is shorter.
     parts = encode(torch.tensor([[0.0, 1.0] * 32]), 1)
     assert parts is not None and parts["bits"].tolist() == [0b10101010] * 8
@@ -54,16 +68,23 @@ def test_gaps_by_hand():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    outputs=st.integers(1, 9), columns=st.integers(1, 300), block=st.integers(1, 5), density=st.sampled_from([0.0, 0.001, 0.05, 0.3, 0.9]),
-    seed=st.integers(0, 5), dtype=st.sampled_from([torch.float32, torch.float16]),
-)  # fmt: skip
+    outputs=st.integers(1, 9),
+    columns=st.integers(1, 300),
+    block=st.integers(1, 5),
+    density=st.sampled_from([0.0, 0.001, 0.05, 0.3, 0.9]),
+    seed=st.integers(0, 5),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+)
 def test_coding_is_exact(outputs, columns, block, density, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs, columns, generator=generator).to(dtype)
     weight[torch.rand(outputs, columns, generator=generator) >= density] = 0.0
     parts = encode(weight, block)
     if parts is not None:
-        assert sum(t.numel() * t.element_size() for t in parts.values()) < weight.numel() * weight.element_size()
+        assert (
+            sum(t.numel() * t.element_size() for t in parts.values())
+            < weight.numel() * weight.element_size()
+        )
         back = decode(parts, (outputs, columns), block, "w")
         assert back.dtype == dtype and torch.equal(back, weight)
 
@@ -72,9 +93,20 @@ def test_coding_is_exact(outputs, columns, block, density, seed, dtype):
 @pytest.mark.parametrize(("sparsity", "share"), [(0.95, 0.1), (0.9, 0.17)])
 def test_files_are_small(tmp_path, block, sparsity, share):
     torch.manual_seed(0)
-    dense = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 1000))
+    dense = nn.Sequential(
+        nn.Conv2d(3, 64, 3),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 1000),
+    )
     sparse = mb.sparsify(dense, sparsity=sparsity, block=block)
-    sizes = [(mb.save(n, tmp_path / str(i)) / "model.safetensors").stat().st_size for i, n in enumerate((dense, sparse))]
+    sizes = [
+        (mb.save(n, tmp_path / str(i)) / "model.safetensors").stat().st_size
+        for i, n in enumerate((dense, sparse))
+    ]
     assert sizes[1] <= share * sizes[0]
     assert same(mb.load(tmp_path / "1", dense), sparse)
 
@@ -86,7 +118,10 @@ def test_round_trip(tmp_path, sparsity, block):
     back = mb.load(mb.save(sparse, tmp_path / "a"), net(1))
     assert same(back, sparse) and masks.blocks(back) == masks.blocks(sparse)
     mb.save(back, tmp_path / "b")
-    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in ("model.safetensors", "model.json"))
+    assert all(
+        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes()
+        for f in ("model.safetensors", "model.json")
+    )
     trained = mb.fit(back, calibration(), epochs=2)
     assert still_zero(trained, zeros(sparse)) and not same(trained, sparse)
 
@@ -112,11 +147,15 @@ def test_damaged_files(tmp_path):
     name = "pointwise.weight"
     for change in (
         {f"{name}/values": tensors[f"{name}/values"][:-1]},  # a value is missing
-        {f"{name}/gaps": torch.full((len(tensors[f"{name}/values"]),), 254, dtype=torch.uint8)},  # places beyond the end
+        {
+            f"{name}/gaps": torch.full((len(tensors[f"{name}/values"]),), 254, dtype=torch.uint8)
+        },  # places beyond the end
         {f"{name}/values": tensors[f"{name}/values"].reshape(-1)},  # of another shape
     ):
         rewrite(tmp_path, {**tensors, **change}, text)
-        with pytest.raises(InputError, match=r"pointwise\.weight in .* is damaged|describes no sparse weights"):
+        with pytest.raises(
+            InputError, match=r"pointwise\.weight in .* is damaged|describes no sparse weights"
+        ):
             mb.load(tmp_path, net())
     rewrite(tmp_path, {k: v for k, v in tensors.items() if k != f"{name}/gaps"}, text)
     with pytest.raises(InputError, match="describes no sparse weights"):
@@ -142,7 +181,9 @@ def rewrite(folder, tensors, text):
     from mirabelle.base.files import sha256
 
     write_tensors(folder / "model.safetensors", tensors)
-    (folder / "model.json").write_text(json.dumps({**json.loads(text), "sha256": sha256(folder / "model.safetensors")}))
+    (folder / "model.json").write_text(
+        json.dumps({**json.loads(text), "sha256": sha256(folder / "model.safetensors")})
+    )
 
 
 def test_no_pickle(tmp_path):
@@ -151,11 +192,19 @@ def test_no_pickle(tmp_path):
     assert not any(p.read_bytes().startswith((b"PK", b"\x80")) for p in tmp_path.iterdir())
 
 
-# --- further steps ----------------------------------------------------------------------------------------------------------------------
+# --- further steps
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"optimizer": "sgd", "weight_decay": 0.1}, {"ema": 0.9}, {"clip": 0.5, "accumulate": 2}, {"precision": "bfloat16"}]
+    "options",
+    [
+        {},
+        {"optimizer": "sgd", "weight_decay": 0.1},
+        {"ema": 0.9},
+        {"clip": 0.5, "accumulate": 2},
+        {"precision": "bfloat16"},
+    ],
 )
 def test_zeros_survive_training(options):
     sparse = mb.sparsify(net(), sparsity=0.7, block=(4, 1))
@@ -207,30 +256,47 @@ def test_parts_of_a_network_and_networks_around_it_keep_the_zeros():
     sparse = mb.sparsify(net(), sparsity=0.7)
     around = nn.Sequential(nn.Identity(), sparse)
     trained = mb.fit(around, calibration(), epochs=1, lr=0.05)
-    assert still_zero(trained[1], zeros(sparse)) and masks.blocks(clone(sparse.pointwise)) == {"weight": 1}
+    assert still_zero(trained[1], zeros(sparse)) and masks.blocks(clone(sparse.pointwise)) == {
+        "weight": 1
+    }
 
 
-# --- sparsity that grows ----------------------------------------------------------------------------------------------------------------
+# --- sparsity that grows
+# --------------------------------------------------------------------------------------------------
 
 
 GROWS = {"sparsity": 0.8, "block": [4, 1], "cuts": 4, "end": 0.75}
 
 
 def test_the_cuts_by_hand():
-    gradual = Gradual({"sparsity": 0.8, "start": 0.2, "end": 0.6, "cuts": 2}, net(), calibration(), 10, 0)
+    gradual = Gradual(
+        {"sparsity": 0.8, "start": 0.2, "end": 0.6, "cuts": 2}, net(), calibration(), 10, 0
+    )
     # Cuts at the shares 1/2 and 1 between steps 2 and 6: 0.8 * (1 - 1/8) and 0.8.
     assert gradual.steps == {4: pytest.approx(0.7), 6: pytest.approx(0.8)}
-    assert Gradual({"sparsity": 0.8, "start": 1.0, "end": 1.0, "cuts": 3}, net(), calibration(), 10, 0).steps == {9: pytest.approx(0.8)}
-    assert Gradual({"sparsity": 0.5, "end": 0.0}, net(), calibration(), 1, 0).steps == {0: pytest.approx(0.5)}
+    assert Gradual(
+        {"sparsity": 0.8, "start": 1.0, "end": 1.0, "cuts": 3}, net(), calibration(), 10, 0
+    ).steps == {9: pytest.approx(0.8)}
+    assert Gradual({"sparsity": 0.5, "end": 0.0}, net(), calibration(), 1, 0).steps == {
+        0: pytest.approx(0.5)
+    }
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"criterion": "taylor"}, {"criterion": "obs", "batches": 2, "repair": "bn"}, {"allocation": "erk", "cuts": 1}]
+    "options",
+    [
+        {},
+        {"criterion": "taylor"},
+        {"criterion": "obs", "batches": 2, "repair": "bn"},
+        {"allocation": "erk", "cuts": 1},
+    ],
 )
 @pytest.mark.parametrize("ema", [None, 0.8])
 def test_sparsity_grows_while_training(options, ema):
     network = net()
-    trained = mb.fit(network, calibration(count=4), epochs=3, lr=0.01, ema=ema, sparsify={**GROWS, **options})
+    trained = mb.fit(
+        network, calibration(count=4), epochs=3, lr=0.01, ema=ema, sparsify={**GROWS, **options}
+    )
     found = share_of_zeros(trained)
     assert not masks.blocks(network)
     total = sum(v["zeros"] for v in found.values()) / sum(v["size"] for v in found.values())
@@ -242,7 +308,13 @@ def test_sparsity_grows_while_training(options, ema):
 
 
 def test_growing_and_resuming_give_the_same_weights(tmp_path, monkeypatch):
-    options = {"epochs": 4, "lr": 0.01, "ema": 0.9, "seed": 3, "sparsify": {**GROWS, "criterion": "taylor", "batches": 2}}
+    options = {
+        "epochs": 4,
+        "lr": 0.01,
+        "ema": 0.9,
+        "seed": 3,
+        "sparsify": {**GROWS, "criterion": "taylor", "batches": 2},
+    }
     loader = data()[0]  # shuffles and augments
     whole = mb.fit(model(), loader, **options)
 
@@ -252,10 +324,14 @@ def test_growing_and_resuming_give_the_same_weights(tmp_path, monkeypatch):
     for stop in (2, 5, 7):  # in the middle of epochs, before and after cuts
         monkeypatch.setattr(Gradual, "before_step", stopping(stop, StoppedError))
         with pytest.raises(StoppedError):
-            mb.fit(model(), loader, checkpoint=tmp_path / str(stop), checkpoint_seconds=0, **options)
+            mb.fit(
+                model(), loader, checkpoint=tmp_path / str(stop), checkpoint_seconds=0, **options
+            )
         monkeypatch.undo()
         assert (tmp_path / str(stop) / "checkpoint.safetensors").is_file()
-        resumed = mb.fit(model(), loader, checkpoint=tmp_path / str(stop), checkpoint_seconds=0, **options)
+        resumed = mb.fit(
+            model(), loader, checkpoint=tmp_path / str(stop), checkpoint_seconds=0, **options
+        )
         assert same(resumed, whole) and masks.blocks(resumed) == masks.blocks(whole)
     with pytest.raises(InputError, match="belongs to another run"):
         mb.fit(model(), loader, checkpoint=tmp_path / "5", **{**options, "sparsify": GROWS})
@@ -273,10 +349,17 @@ def stopping(at, error):
 
 
 def test_cuts_leave_the_order_of_the_data_alone():
-    """What a cut reads draws nothing from the generators of the training: keeping everything trains as without."""
+    """What a cut reads draws nothing from the generators of the training: keeping everything trains
+    as without.
+    """
     loader = data()[0]
     plain = mb.fit(model(), loader, epochs=2)
-    spied = mb.fit(model(), loader, epochs=2, sparsify={"sparsity": 1e-6, "criterion": "taylor", "cuts": 3, "batches": 2})
+    spied = mb.fit(
+        model(),
+        loader,
+        epochs=2,
+        sparsify={"sparsity": 1e-6, "criterion": "taylor", "cuts": 3, "batches": 2},
+    )
     assert same(plain, spied)
 
 
@@ -307,4 +390,6 @@ def test_a_loader_that_cannot_be_read_twice_at_once():
     with pytest.raises(InputError, match="persistent_workers cannot give; name another loader"):
         mb.fit(net(), Persistent(loader), sparsify={"sparsity": 0.5, "criterion": "taylor"})
     mb.fit(net(), Persistent(loader), sparsify={"sparsity": 0.5})
-    mb.fit(net(), Persistent(loader), sparsify={"sparsity": 0.5, "criterion": "taylor", "data": loader})
+    mb.fit(
+        net(), Persistent(loader), sparsify={"sparsity": 0.5, "criterion": "taylor", "data": loader}
+    )

@@ -1,4 +1,6 @@
-"""The loop against steps done by hand, interrupted runs against whole ones, two processes against one."""
+"""The loop against steps done by hand, interrupted runs against whole ones, two processes against
+one.
+"""
 
 import copy
 import math
@@ -33,10 +35,19 @@ def linear(seed: int = 0) -> nn.Linear:
 
 def pairs(count: int, n: int = 4, seed: int = 0) -> list:
     g = torch.Generator().manual_seed(seed)
-    return [(torch.randn(n, 3, generator=g), torch.randint(0, 2, (n,), generator=g)) for _ in range(count)]
+    return [
+        (torch.randn(n, 3, generator=g), torch.randint(0, 2, (n,), generator=g))
+        for _ in range(count)
+    ]
 
 
-PLAIN = {"optimizer": "sgd", "schedule": "constant", "weight_decay": 0.0, "lr": 0.1, "precision": "float32"}
+PLAIN = {
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "lr": 0.1,
+    "precision": "float32",
+}
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -61,7 +72,12 @@ def test_two_steps_of_sgd_by_hand():
 
 def test_vectors_are_not_decayed():
     net = nn.Linear(2, 2)
-    trained = mb.fit(net, [(torch.zeros(1, 2), torch.zeros(1, 2))], loss=lambda o, t: (o * 0).sum(), **{**PLAIN, "weight_decay": 0.5})
+    trained = mb.fit(
+        net,
+        [(torch.zeros(1, 2), torch.zeros(1, 2))],
+        loss=lambda o, t: (o * 0).sum(),
+        **{**PLAIN, "weight_decay": 0.5},
+    )
     torch.testing.assert_close(trained.weight, net.weight * (1 - 0.1 * 0.5 * 1.9))
     assert torch.equal(trained.bias, net.bias)
 
@@ -74,7 +90,9 @@ def test_ema_by_hand():
     expected = each[0]
     for w in each[1:]:
         expected = 0.8 * expected + 0.2 * w
-    assert mb.fit(net, batches, loss="mse", ema=0.8, **PLAIN).weight.item() == pytest.approx(expected, rel=1e-5)
+    assert mb.fit(net, batches, loss="mse", ema=0.8, **PLAIN).weight.item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_schedules():
@@ -124,10 +142,16 @@ def loader(workers: int = 0) -> DataLoader:
     return DataLoader(Noisy(40), batch_size=8, shuffle=True, num_workers=workers)
 
 
-@pytest.mark.parametrize("options", [{"ema": 0.9}, {"optimizer": "sgd", "clip": 0.5}, {"accumulate": 2, "warmup": 0.3, "ema": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"ema": 0.9}, {"optimizer": "sgd", "clip": 0.5}, {"accumulate": 2, "warmup": 0.3, "ema": 0.5}],
+    ids=str,
+)
 @pytest.mark.parametrize("after", [1, 3, 5, 7, 10, 12])
 def test_resumed_equals_uninterrupted(tmp_path, after, options):
-    """BatchNorm, dropout, shuffling and noise that is drawn anew with each reading; stopped within and between epochs."""
+    """BatchNorm, dropout, shuffling and noise that is drawn anew with each reading; stopped within
+    and between epochs.
+    """
     net, objective = model(), labels_objective("cross_entropy")
     options = {"epochs": 3, "lr": 0.01, **options}
     whole = train(net, loader(), objective, **options)
@@ -144,22 +168,47 @@ def test_resumed_equals_uninterrupted(tmp_path, after, options):
 
 def test_resumed_twice_with_workers_and_a_generator_of_the_loader(tmp_path):
     def make():
-        return DataLoader(Noisy(24), batch_size=8, shuffle=True, num_workers=1, generator=torch.Generator().manual_seed(1))
+        return DataLoader(
+            Noisy(24),
+            batch_size=8,
+            shuffle=True,
+            num_workers=1,
+            generator=torch.Generator().manual_seed(1),
+        )
 
     net, objective = model(), labels_objective("cross_entropy")
     whole = train(net, make(), objective, epochs=3)
     for after in (4, 2):
         with pytest.raises(StopError):
-            train(net, make(), interrupted(after, objective), epochs=3, checkpoint=tmp_path, checkpoint_seconds=-1.0)
+            train(
+                net,
+                make(),
+                interrupted(after, objective),
+                epochs=3,
+                checkpoint=tmp_path,
+                checkpoint_seconds=-1.0,
+            )
     assert same(train(net, make(), objective, epochs=3, checkpoint=tmp_path).model, whole.model)
 
 
 def test_resumed_with_patience_and_validation(tmp_path):
     net, objective = model(), labels_objective("cross_entropy")
-    options = {"epochs": 5, "lr": 0.02, "validation": DataLoader(Noisy(30), batch_size=10, shuffle=True), "patience": 2}
+    options = {
+        "epochs": 5,
+        "lr": 0.02,
+        "validation": DataLoader(Noisy(30), batch_size=10, shuffle=True),
+        "patience": 2,
+    }
     whole = train(net, loader(), objective, **options)
     with pytest.raises(StopError):
-        train(net, loader(), interrupted(8, objective), **options, checkpoint=tmp_path, checkpoint_seconds=-1.0)
+        train(
+            net,
+            loader(),
+            interrupted(8, objective),
+            **options,
+            checkpoint=tmp_path,
+            checkpoint_seconds=-1.0,
+        )
     resumed = train(net, loader(), objective, **options, checkpoint=tmp_path)
     assert same(resumed.model, whole.model) and resumed.history == whole.history
 
@@ -191,9 +240,22 @@ def test_early_stop_returns_the_best():
         seen.append(float(output.detach()[0]))
         return -(output - target).abs().reshape(-1)
 
-    found = train(net, data, labels_objective("mse"), epochs=20, validation=data, metric=negative_error, patience=2, **{**PLAIN, "lr": 0.3})
+    found = train(
+        net,
+        data,
+        labels_objective("mse"),
+        epochs=20,
+        validation=data,
+        metric=negative_error,
+        patience=2,
+        **{**PLAIN, "lr": 0.3},
+    )
     scores = [h["validation_negative_error"] for h in found.history]
-    assert len(scores) < 20 and scores[-1] < max(scores) and scores.index(max(scores)) == len(scores) - 3
+    assert (
+        len(scores) < 20
+        and scores[-1] < max(scores)
+        and scores.index(max(scores)) == len(scores) - 3
+    )
     assert found.model.weight.item() == pytest.approx(seen[scores.index(max(scores))])
 
 
@@ -208,14 +270,21 @@ def test_input_is_not_changed():
     net[1].eval()
     before = copy.deepcopy(net)
     mb.fit(net, loader(), lr=0.1, ema=0.9)
-    assert same(net, before) and net.training and not net[1].training and all(p.grad is None for p in net.parameters())
+    assert (
+        same(net, before)
+        and net.training
+        and not net[1].training
+        and all(p.grad is None for p in net.parameters())
+    )
 
 
 def test_frozen_parameters_stay():
     net = model()
     net[0].weight.requires_grad_(False)
     trained = mb.fit(net, loader(), lr=0.1)
-    assert torch.equal(trained[0].weight, net[0].weight) and not torch.equal(trained[3].weight, net[3].weight)
+    assert torch.equal(trained[0].weight, net[0].weight) and not torch.equal(
+        trained[3].weight, net[3].weight
+    )
     assert not trained.training
 
 
@@ -278,7 +347,13 @@ def test_loader_that_is_empty_the_second_time():
 
 
 def _one_of_two(rank: int, port: int, path: str) -> None:
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     try:
         trained = mb.fit(linear(), pairs(4, 5), epochs=2, accumulate=2, **PLAIN)

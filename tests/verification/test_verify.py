@@ -1,4 +1,6 @@
-"""The integer reference against the simulation and the runtimes; and that what is wrong is found."""
+"""The integer reference against the simulation and the runtimes; and that what is wrong is
+found.
+"""
 
 import copy
 
@@ -26,7 +28,9 @@ AFFINE = {"symmetric": False, "weight_symmetric": False}
 
 def ties(q, data) -> int:
     """Samples whose two largest outputs of the reference lie within half a percent of the range."""
-    result = np.concatenate([Reference(q).run(Batch((x,), {}, None))[1].reshape(len(x), -1) for x in data])
+    result = np.concatenate(
+        [Reference(q).run(Batch((x,), {}, None))[1].reshape(len(x), -1) for x in data]
+    )
     best = np.sort(result, 1)
     return int((best[:, -1] - best[:, -2] < 0.005 * (result.max() - result.min())).sum())
 
@@ -36,7 +40,9 @@ def test_the_reference_is_close_to_the_simulation(name):
     q, x = quantize(build(name), batches(name, 2)), batches(name, 1, seed=5)[0]
     sites, result = Reference(q).run(Batch((x,), {}, None))
     simulated = q(x).detach().numpy()
-    assert (result.shape == simulated.shape and sqnr(simulated, result) is None) or sqnr(simulated, result) > 35
+    assert (result.shape == simulated.shape and sqnr(simulated, result) is None) or sqnr(
+        simulated, result
+    ) > 35
     for site in q.meta["quantization"].sites:
         grid = q.get_submodule(f"quantizers.{site.source or site.node}")
         assert sites[site.node].min() >= grid.low and sites[site.node].max() <= grid.high
@@ -44,20 +50,38 @@ def test_the_reference_is_close_to_the_simulation(name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"bits": 2}, {"bits": 4}, {"bits": 12}, {"bits": 16}, {"bits": 16, "weight_bits": 4}, {"per_channel": False}], ids=str
+    "options",
+    [
+        {"bits": 2},
+        {"bits": 4},
+        {"bits": 12},
+        {"bits": 16},
+        {"bits": 16, "weight_bits": 4},
+        {"per_channel": False},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("name", ["residual", "depthwise", "conv1d"])
 def test_the_reference_takes_all_bits(name, options):
-    q, x = quantize(build(name), batches(name, 2), target="x86-vnni", **options), batches(name, 1, seed=5)[0]
+    q, x = (
+        quantize(build(name), batches(name, 2), target="x86-vnni", **options),
+        batches(name, 1, seed=5)[0],
+    )
     _, result = Reference(q).run(Batch((x,), {}, None))
-    # Where steps are coarse, one value that is rounded the other way is a large difference; and the reference's biases are integers of such steps too.
+    # Where steps are coarse, one value that is rounded the other way is a large difference; and the
+    # reference's biases are integers of such steps too.
     assert sqnr(q(x).detach().numpy(), result) > {2: 8, 4: 20}.get(options.get("bits"), 35)
 
 
 @pytest.mark.processor
-@pytest.mark.parametrize("options", [{"per_channel": False}, {"weight_bits": 4}, {"symmetric": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"per_channel": False}, {"weight_bits": 4}, {"symmetric": False}], ids=str
+)
 def test_onnxruntime_takes_other_weights(options, tmp_path):
-    q, data = quantize(build("residual"), batches("residual", 2), **options), batches("residual", 2, seed=5)
+    q, data = (
+        quantize(build("residual"), batches("residual", 2), **options),
+        batches("residual", 2, seed=5),
+    )
     found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0][:1]), data)
     assert all(c.max_off_by <= 1 and c.exact >= 0.99 for c in found.layers)
 
@@ -76,12 +100,16 @@ def test_onnxruntime_equals_the_reference(name, tmp_path):
 
 
 @pytest.mark.processor
-@pytest.mark.parametrize("name", ["residual", "depthwise", "sequential", "ends_in_conv", "concatenation"])
+@pytest.mark.parametrize(
+    "name", ["residual", "depthwise", "sequential", "ends_in_conv", "concatenation"]
+)
 def test_openvino_nearly_equals_the_reference(name, tmp_path):
     q, data = quantize(build(name), batches(name, 2)), batches(name, 2, seed=5)
     found = mb.verify(q, mb.export(q, tmp_path, runtime="openvino", inputs=data[0][:1]), data)
     assert len(found.layers) == len(q.meta["quantization"].sites)
-    assert max(c.max_off_by for c in found.layers) <= 2 and min(c.exact for c in found.layers) >= 0.97
+    assert (
+        max(c.max_off_by for c in found.layers) <= 2 and min(c.exact for c in found.layers) >= 0.97
+    )
     assert found.sqnr_db is None or found.sqnr_db > 30
 
 
@@ -96,12 +124,16 @@ def test_one_changed_weight_is_found_where_it_is(runtime, tmp_path):
         weight[weight.abs().argmax()] *= -1
     found = mb.verify(q, mb.export(changed, tmp_path, runtime=runtime, inputs=data[0][:1]), data)
     assert found.first_departure is not None and found.first_departure.layer == "c1"
-    assert all(c.max_off_by <= 1 for c in found.layers[: [c.layer for c in found.layers].index("c1")])
+    assert all(
+        c.max_off_by <= 1 for c in found.layers[: [c.layer for c in found.layers].index("c1")]
+    )
     assert found.to_dict()["first_departure"]["layer"] == "c1" and "c1" in str(found)
 
 
 @pytest.mark.processor
-@pytest.mark.parametrize("runtime", [n for n, r in RUNTIMES.items() if r.int8 and r.save is not None])
+@pytest.mark.parametrize(
+    "runtime", [n for n, r in RUNTIMES.items() if r.int8 and r.save is not None]
+)
 def test_an_altered_scale_is_found(runtime, tmp_path):
     needs(runtime)
     q, data = quantize(build("residual"), batches(), target="symmetric"), batches(count=1)
@@ -110,10 +142,16 @@ def test_an_altered_scale_is_found(runtime, tmp_path):
     quantizer = next(n for n in proto.graph.node if n.output[0] == "relu_1_quantized")
     for tensor in proto.graph.initializer:
         if tensor.name == quantizer.input[1]:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name
+                )
+            )
     onnx.save(proto, path)
     found = mb.verify(q, mb.export(path, tmp_path / "again", runtime=runtime), data)
-    assert (found.first_departure is not None and found.first_departure.layer == "c1") or "gives other outputs" in found.note
+    assert (
+        found.first_departure is not None and found.first_departure.layer == "c1"
+    ) or "gives other outputs" in found.note
 
 
 def test_artifacts_of_other_networks_are_refused(tmp_path):
@@ -152,17 +190,27 @@ def test_a_rounding_that_a_runtime_leaves_out_is_recognised():
     batch, names = Batch((x,), {}, None), {s.node: s.layer for s in q.meta["quantization"].sites}
     fused, _ = Reference(q).run(batch, unrounded={"conv2d_2"})
     exact = Reference(q).run(batch)[0]
-    seen = {n: fused[n] if n in list(names)[list(names).index("relu_2") :] else exact[n] for n in names}
+    seen = {
+        n: fused[n] if n in list(names)[list(names).index("relu_2") :] else exact[n] for n in names
+    }
     causes = diagnose(q, None, batch, seen, {}, names)
-    assert list(causes) == ["relu_2"] and causes["relu_2"].name == "fusion" and "c2 is not rounded" in str(causes["relu_2"])
+    assert (
+        list(causes) == ["relu_2"]
+        and causes["relu_2"].name == "fusion"
+        and "c2 is not rounded" in str(causes["relu_2"])
+    )
 
 
 @pytest.mark.processor
 def test_what_the_file_as_shipped_does_otherwise_is_found(tmp_path):
-    """OpenVINO adds a convolution's sums to the residual before it rounds, unless the convolution's own value is asked for."""
+    """OpenVINO adds a convolution's sums to the residual before it rounds, unless the convolution's
+    own value is asked for.
+    """
     q, data = quantize(build("residual"), batches(), target="x86-vnni"), batches(count=1)
     found = mb.verify(q, mb.export(q, tmp_path, runtime="openvino", inputs=data[0][:1]), data)
-    assert found.shipped is None or (found.shipped["cause"] == "fusion" and found.shipped["layer"] == "network (add)")
+    assert found.shipped is None or (
+        found.shipped["cause"] == "fusion" and found.shipped["layer"] == "network (add)"
+    )
     assert found.shipped is not None or found.sqnr_db is None or found.sqnr_db > 50
 
 
@@ -175,14 +223,23 @@ def test_a_layer_in_float_is_named(tmp_path):
     proto.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], 1, None))
     onnx.save(proto, path)
     artifact = load(path, "onnxruntime")
-    assert run_in_float(artifact, Batch((data[0][:1],), {}, None), {s.node: s for s in q.meta["quantization"].sites}) == {"relu_1": "Conv"}
+    assert run_in_float(
+        artifact, Batch((data[0][:1],), {}, None), {s.node: s for s in q.meta["quantization"].sites}
+    ) == {"relu_1": "Conv"}
 
 
-@pytest.mark.parametrize("name", ["residual", "depthwise", "concatenation", "sequential", "two_readers", "mean"])
+@pytest.mark.parametrize(
+    "name", ["residual", "depthwise", "concatenation", "sequential", "two_readers", "mean"]
+)
 def test_the_reference_without_floats_differs_by_rounding_alone(name):
-    q, batch = quantize(build(name), batches(name, 2)), Batch((batches(name, 1, seed=5)[0],), {}, None)
+    q, batch = (
+        quantize(build(name), batches(name, 2)),
+        Batch((batches(name, 1, seed=5)[0],), {}, None),
+    )
     floats, _ = Reference(q).run(batch)
-    fixed, _ = Reference(q, requantisation="fixed").run(batch, floats)  # each layer from the same integers before it
+    fixed, _ = Reference(q, requantisation="fixed").run(
+        batch, floats
+    )  # each layer from the same integers before it
     for site, expected in floats.items():
         off = np.abs(expected - fixed[site])
         assert off.max() <= 1 and (off == 0).mean() > 0.99, site

@@ -15,7 +15,8 @@ from mirabelle.base.errors import InputError, MirabelleError
 
 
 def check_network(model: object, argument: str = "model") -> nn.Module:
-    """The network itself, if it is an `nn.Module` with finite weights; `InputError` names the first tensor that is not.
+    """The network itself, if it is an `nn.Module` with finite weights; `InputError` names the first
+    tensor that is not.
 
     Buffers may be infinite, as attention masks are, but not NaN.
     """
@@ -24,25 +25,37 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         wrong = ~torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor.isnan()
         if bad := int(wrong.sum()):
-            raise InputError(f"{argument}: {name} holds {bad} of {tensor.numel()} values that are NaN or infinite; load sound weights first")
+            raise InputError(
+                f"{argument}: {name} holds {bad} of {tensor.numel()} values that are NaN or "
+                "infinite; load sound weights first"
+            )
     return model
 
 
 @contextmanager
 def running(batch: Batch, what: str) -> Iterator[None]:
-    """What fails inside, because a network or a loss cannot take `batch`, becomes an `InputError` with the batch's shapes."""
+    """What fails inside, because a network or a loss cannot take `batch`, becomes an `InputError`
+    with the batch's shapes.
+    """
     try:
         yield
     except MirabelleError:
         raise
     except Exception as error:
-        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in batch.tensors)
+        shapes = ", ".join(
+            f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in batch.tensors
+        )
         first = str(error).strip().split("\n")[0]
-        raise InputError(f"the network does not run on {what} (inputs: {shapes}): {type(error).__name__}: {first}") from error
+        raise InputError(
+            f"the network does not run on {what} (inputs: {shapes}): {type(error).__name__}: "
+            f"{first}"
+        ) from error
 
 
 def check_runs(model: nn.Module, batch: Batch, what: str) -> object:
-    """The network's output on `batch` in eval mode, without a graph. `InputError` with the shapes where it cannot run."""
+    """The network's output on `batch` in eval mode, without a graph. `InputError` with the shapes
+    where it cannot run.
+    """
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -54,15 +67,19 @@ def check_runs(model: nn.Module, batch: Batch, what: str) -> object:
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """`load_state_dict` of tensors that a network of this class gave. Plain tensors do not say by which version of a module they were written; it is this one
-    (MNASNet refuses none, and BatchNorm adds what older versions lacked)."""
+    """`load_state_dict` of tensors that a network of this class gave. Plain tensors do not say by
+    which version of a module they were written; it is this one (MNASNet refuses none, and BatchNorm
+    adds what older versions lacked).
+    """
     state = OrderedDict(tensors)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
 
 
 def shell(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the same tensors: what forward keeps for itself stays in the copy."""
+    """A copy of the modules around the same tensors: what forward keeps for itself stays in the
+    copy.
+    """
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 

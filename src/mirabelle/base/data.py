@@ -1,4 +1,6 @@
-"""Batches: what a loader may yield and how it reaches a network. Seeds, and the cache folder of this machine's user."""
+"""Batches: what a loader may yield and how it reaches a network. Seeds, and the cache folder of
+this machine's user.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from mirabelle.base.errors import InputError
 
 
 class Batch(NamedTuple):
-    """One batch: `model(*args, **kwargs)` runs it. `target` is None where the loader yields inputs alone."""
+    """One batch: `model(*args, **kwargs)` runs it. `target` is None where the loader yields inputs
+    alone.
+    """
 
     args: tuple[torch.Tensor, ...]
     kwargs: dict[str, torch.Tensor]
@@ -30,24 +34,36 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of samples: the first dimension of the first input that has one; 0 where none has."""
+        """The number of samples: the first dimension of the first input that has one; 0 where none
+        has.
+        """
         return next((len(t) for t in self.tensors if t.ndim), 0)
 
     @property
     def names(self) -> list[str]:
-        """What exported files call the inputs: `input`, or `input0`, `input1`, ...; named ones keep their names."""
-        return [f"input{i}" if len(self.args) > 1 else "input" for i in range(len(self.args))] + list(self.kwargs)
+        """What exported files call the inputs: `input`, or `input0`, `input1`, ...; named ones keep
+        their names.
+        """
+        return [
+            f"input{i}" if len(self.args) > 1 else "input" for i in range(len(self.args))
+        ] + list(self.kwargs)
 
     def map(self, function) -> Batch:
         """The batch with `function` applied to each input tensor; the target is left as it is."""
-        return Batch(tuple(map(function, self.args)), {k: function(v) for k, v in self.kwargs.items()}, self.target)
+        return Batch(
+            tuple(map(function, self.args)),
+            {k: function(v) for k, v in self.kwargs.items()},
+            self.target,
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its inputs on `device`; the target is left where it is."""
         return self.map(lambda t: t.to(device))
 
     def at_least_two(self) -> Batch:
-        """The batch with inputs of one sample doubled: `torch.export` would take one for the only size."""
+        """The batch with inputs of one sample doubled: `torch.export` would take one for the only
+        size.
+        """
         return self.map(lambda t: torch.cat([t, t]) if t.ndim and len(t) == 1 else t)
 
     @property
@@ -56,8 +72,12 @@ class Batch(NamedTuple):
         return sum(t[:1].numel() for t in self.tensors if t.ndim)
 
     def part(self, start: int, stop: int) -> Batch:
-        """Its samples from `start` to `stop`, with their targets; inputs without a dimension belong to all of them."""
-        return self.map(lambda t: t[start:stop] if t.ndim else t)._replace(target=None if self.target is None else self.target[start:stop])
+        """Its samples from `start` to `stop`, with their targets; inputs without a dimension belong
+        to all of them.
+        """
+        return self.map(lambda t: t[start:stop] if t.ndim else t)._replace(
+            target=None if self.target is None else self.target[start:stop]
+        )
 
     def head(self, count: int) -> Batch:
         """Its first `count` samples."""
@@ -78,11 +98,16 @@ def _tensor(value: Any, place: str) -> torch.Tensor:
         return value
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
-    raise InputError(f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of them, or (inputs, target)")
+    raise InputError(
+        f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of "
+        "them, or (inputs, target)"
+    )
 
 
 def as_batch(item: Any, place: str = "the batch") -> Batch:
-    """Reads what a loader yielded: inputs (a tensor, an array, a dict or a tuple of tensors) or the pair (inputs, target)."""
+    """Reads what a loader yielded: inputs (a tensor, an array, a dict or a tuple of tensors) or the
+    pair (inputs, target).
+    """
     if isinstance(item, Batch):
         return item
     target = None
@@ -92,39 +117,64 @@ def as_batch(item: Any, place: str = "the batch") -> Batch:
         elif len(item) == 1:
             item = item[0]
         else:
-            raise InputError(f"{place} is a {type(item).__name__} of {len(item)} parts; expected inputs or the pair (inputs, target)")
+            raise InputError(
+                f"{place} is a {type(item).__name__} of {len(item)} parts; expected inputs or "
+                "the pair (inputs, target)"
+            )
     if isinstance(target, np.ndarray):
         target = torch.from_numpy(target)
     if isinstance(item, Mapping):
-        return _filled(Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target), place)
+        return _filled(
+            Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
+            place,
+        )
     if isinstance(item, (tuple, list)):
-        return _filled(Batch(tuple(_tensor(v, f"input {i} of {place}") for i, v in enumerate(item)), {}, target), place)
+        return _filled(
+            Batch(
+                tuple(_tensor(v, f"input {i} of {place}") for i, v in enumerate(item)), {}, target
+            ),
+            place,
+        )
     return _filled(Batch((_tensor(item, place),), {}, target), place)
 
 
 def _filled(batch: Batch, place: str) -> Batch:
     if not batch.size:
         shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-        raise InputError(f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the first input that has one counts them")
+        raise InputError(
+            f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the "
+            "first input that has one counts them"
+        )
     return batch
 
 
-def batches(loader: Iterable, limit: int | None = None, labelled: bool = False, what: str = "the loader") -> Iterator[Batch]:
+def batches(
+    loader: Iterable, limit: int | None = None, labelled: bool = False, what: str = "the loader"
+) -> Iterator[Batch]:
     """The loader's first `limit` batches (all of them for None).
 
-    Raises `InputError` where the loader is empty or is an exhausted iterator, and, for `labelled`, where a target is missing.
+    Raises `InputError` where the loader is empty or is an exhausted iterator, and, for `labelled`,
+    where a target is missing.
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise InputError(f"{what} is a {type(loader).__name__}; expected a loader: an iterable of inputs or of (inputs, target)")
+        raise InputError(
+            f"{what} is a {type(loader).__name__}; expected a loader: an iterable of inputs or "
+            "of (inputs, target)"
+        )
     found = False
     for i, item in enumerate(islice(iter(loader), limit)):
         batch = as_batch(item, f"batch {i} of {what}")
         if labelled and batch.target is None:
-            raise InputError(f"batch {i} of {what} has no target; a labelled loader yields (inputs, target)")
+            raise InputError(
+                f"batch {i} of {what} has no target; a labelled loader yields (inputs, target)"
+            )
         found = True
         yield batch
     if not found:
-        raise InputError(f"{what} yielded no batch; give a loader that can be iterated again, not an exhausted iterator")
+        raise InputError(
+            f"{what} yielded no batch; give a loader that can be iterated again, not an "
+            "exhausted iterator"
+        )
 
 
 def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[Batch]:
@@ -140,16 +190,23 @@ def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[
 
 
 def pieces(stream: Iterable[Batch], numbers: int) -> Iterator[Batch]:
-    """The same samples in batches whose inputs hold at most so many numbers, but at least one sample."""
+    """The same samples in batches whose inputs hold at most so many numbers, but at least one
+    sample.
+    """
     for batch in stream:
         size = max(1, numbers // max(1, batch.numbers))
         yield from batch.split(size) if size < batch.size else [batch]
 
 
 def example_inputs(x: Any) -> Batch:
-    """Example inputs as given to `explain`, `prune` or `export`: a tensor, an array, a dict, a tuple of tensors; never labelled."""
+    """Example inputs as given to `explain`, `prune` or `export`: a tensor, an array, a dict, a
+    tuple of tensors; never labelled.
+    """
     if isinstance(x, (tuple, list)) and not isinstance(x, Batch):
-        return _filled(Batch(tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x)), {}, None), "the example input")
+        return _filled(
+            Batch(tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x)), {}, None),
+            "the example input",
+        )
     return as_batch(x, "the example input")
 
 
@@ -161,7 +218,9 @@ def seed_everything(seed: int) -> None:
 
 
 def cache_folder() -> Path:
-    """This user's cache folder for Mirabelle: `$MIRABELLE_CACHE`, else the platform's own (`~/.cache/mirabelle` on Linux)."""
+    """This user's cache folder for Mirabelle: `$MIRABELLE_CACHE`, else the platform's own
+    (`~/.cache/mirabelle` on Linux).
+    """
     if override := os.environ.get("MIRABELLE_CACHE"):
         return Path(override)
     if sys.platform == "darwin":

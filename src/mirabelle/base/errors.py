@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class MirabelleError(Exception):
-    """The base of every error that is the caller's to mend; the command line prints it without a traceback."""
+    """The base of every error that is the caller's to mend; the command line prints it without a
+    traceback.
+    """
 
 
 class InputError(MirabelleError, ValueError):
@@ -23,7 +25,9 @@ class RecipeError(InputError):
 
 
 class CaptureError(MirabelleError):
-    """`torch.export` refused the network, or the captured graph is not one that can be worked on."""
+    """`torch.export` refused the network, or the captured graph is not one that can be
+    worked on.
+    """
 
 
 class SurgeryError(MirabelleError):
@@ -39,7 +43,9 @@ class LimitError(MirabelleError):
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
-    """A clause that names the nearest known names, or all of them where none is near: `; did you mean 'taylor'?`."""
+    """A clause that names the nearest known names, or all of them where none is near: `; did you
+    mean 'taylor'?`.
+    """
     names = sorted(str(k) for k in known)
     near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
     if near:
@@ -48,7 +54,9 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
 
 
 def choose(name: object, table: dict, what: str):
-    """`table[name]`, or an `InputError` that names the near misses. `what` is the noun of the message."""
+    """`table[name]`, or an `InputError` that names the near misses. `what` is the noun of the
+    message.
+    """
     if isinstance(name, str) and name in table:
         return table[name]
     raise InputError(f"unknown {what} {name!r}{did_you_mean(str(name), table)}")

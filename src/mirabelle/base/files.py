@@ -1,4 +1,6 @@
-"""Files that are either whole or not there: atomic writes, content hashes, tensors without pickle."""
+"""Files that are either whole or not there: atomic writes, content hashes, tensors without
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from mirabelle.base.errors import InputError
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes its place, on failure it is gone."""
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes its place,
+    on failure it is gone.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -40,7 +44,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """JSON with sorted keys, so that equal values are equal files. NaN and infinity are refused: they are not JSON."""
+    """JSON with sorted keys, so that equal values are equal files. NaN and infinity are refused:
+    they are not JSON.
+    """
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -50,11 +56,17 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} is not there") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); it was damaged or written by something else") from None
+        raise InputError(
+            f"{path} is not JSON ({error}); it was damaged or written by something else"
+        ) from None
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file. Tensors that share memory are written once each, contiguous. `OSError` where it cannot be written, as on a full disk."""
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file. Tensors that share memory are written once each, contiguous. `OSError`
+    where it cannot be written, as on a full disk.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -62,12 +74,16 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
         plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         try:
             save_file(plain, temporary, metadata=dict(metadata or {}))
-        except SafetensorError as error:  # the library wraps what the system says, and is no OSError
+        except (
+            SafetensorError
+        ) as error:  # the library wraps what the system says, and is no OSError
             raise OSError(f"{path} could not be written: {error}") from None
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `InputError` where it is damaged or is no such file."""
+    """Tensors and metadata of a safetensors file; `InputError` where it is damaged or is no such
+    file.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -76,7 +92,10 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, "pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})
     except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}); it was damaged or written by something else") from None
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}); it was damaged or written by "
+            "something else"
+        ) from None
 
 
 def sha256(path: str | Path) -> str:
@@ -94,7 +113,11 @@ def tensors_hash(tensors: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            if tensor.numel()
+            else b""
+        )
     return digest.hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""Names of plain functions: an entry of a dict, `package.module:function`, or the callable itself."""
+"""Names of plain functions: an entry of a dict, `package.module:function`, or the callable
+itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from mirabelle.base.errors import InputError, choose, did_you_mean
 
 
 def resolve(name: str | Callable, table: dict[str, Any], what: str) -> Any:
-    """The function that `name` stands for; `InputError` with the near misses where there is none."""
+    """The function that `name` stands for; `InputError` with the near misses where there is
+    none.
+    """
     if callable(name):
         return name
     if isinstance(name, str) and ":" in name:
@@ -20,20 +24,38 @@ def resolve(name: str | Callable, table: dict[str, Any], what: str) -> Any:
 
 
 def load(reference: str, what: str) -> Any:
-    """Imports `package.module:attribute`. `InputError` says whether the module or the attribute is missing, or is nothing that can be called."""
+    """Imports `package.module:attribute`. `InputError` says whether the module or the attribute is
+    missing, or is nothing that can be called.
+    """
     module_name, _, attribute = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        missing = f"there is no module {error.name!r} to import; run where it can be imported, or set PYTHONPATH"
+        missing = (
+            f"there is no module {error.name!r} to import; run where it can be imported, "
+            "or set PYTHONPATH"
+        )
         raise InputError(f"{what} {reference!r}: {missing}") from error
     except Exception as error:
-        raise InputError(f"{what} {reference!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{what} {reference!r}: importing {module_name} failed: {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(module, attribute):
         package = module_name.partition(".")[0]  # what it imports from elsewhere is not meant
-        names = [n for n, v in vars(module).items() if n[0] != "_" and callable(v) and str(getattr(v, "__module__", "")).partition(".")[0] == package]
-        raise InputError(f"{what} {reference!r}: {module_name} has no {attribute!r}{did_you_mean(attribute, names)}")
+        names = [
+            n
+            for n, v in vars(module).items()
+            if n[0] != "_"
+            and callable(v)
+            and str(getattr(v, "__module__", "")).partition(".")[0] == package
+        ]
+        raise InputError(
+            f"{what} {reference!r}: {module_name} has no "
+            f"{attribute!r}{did_you_mean(attribute, names)}"
+        )
     found = getattr(module, attribute)
     if not callable(found):
-        raise InputError(f"{what} {reference!r} is a {type(found).__name__}; expected a function or a class")
+        raise InputError(
+            f"{what} {reference!r} is a {type(found).__name__}; expected a function or a class"
+        )
     return found

@@ -1,4 +1,6 @@
-"""Progress bars with time left, in one place. Silent where nobody looks: no terminal, or `quiet()`."""
+"""Progress bars with time left, in one place. Silent where nobody looks: no terminal, or
+`quiet()`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(file=sys.stderr, soft_wrap=True)
 _silent = False
@@ -35,13 +44,17 @@ class Bar:
         self._progress.advance(self._task, steps)
 
     def note(self, **figures: float | str) -> None:
-        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        text = " ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items()
+        )
         self._progress.update(self._task, note=text)
 
 
 @contextmanager
 def bar(description: str, total: float | None, show: bool = True) -> Iterator[Bar]:
-    """A bar over `total` steps (None: unknown). It vanishes when done; results are said elsewhere."""
+    """A bar over `total` steps (None: unknown). It vanishes when done; results are said
+    elsewhere.
+    """
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

@@ -1,4 +1,6 @@
-"""What keeps quiet while others work for us: their libraries, what these would tell others, and Python's own search for garbage."""
+"""What keeps quiet while others work for us: their libraries, what these would tell others, and
+Python's own search for garbage.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
-# ONNX Runtime from 1.29 on writes an identifier of the machine to disk, and seconds after the first session tells Microsoft of the network; it reads this once, when it starts,
-# and its function for it comes too late. Who wants it sets 0.
+# ONNX Runtime from 1.29 on writes an identifier of the machine to disk, and seconds after the first
+# session tells Microsoft of the network; it reads this once, when it starts, and its function for
+# it comes too late. Who wants it sets 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @contextmanager
 def muffled() -> Iterator[None]:
-    """Inside, nothing is logged or warned about below an error; none of it is about the user's network."""
+    """Inside, nothing is logged or warned about below an error; none of it is about the user's
+    network.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -33,7 +38,9 @@ def muffled() -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, Python looks for no cycles of garbage: that costs a traced network, whose many objects stay, a tenth of its time, and a timed call its steadiness."""
+    """Inside, Python looks for no cycles of garbage: that costs a traced network, whose many
+    objects stay, a tenth of its time, and a timed call its steadiness.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -55,9 +62,11 @@ def _flush() -> None:
 
 @contextmanager
 def captured() -> Iterator[Callable[[], str]]:
-    """Keeps what the process writes to its standard output and standard error from them; the function that is yielded returns it so far.
+    """Keeps what the process writes to its standard output and standard error from them; the
+    function that is yielded returns it so far.
 
-    Both streams are put back at the end. Meanwhile other threads' output is kept too, so only short pieces of work belong inside.
+    Both streams are put back at the end. Meanwhile other threads' output is kept too, so only short
+    pieces of work belong inside.
     """
     with tempfile.TemporaryFile() as kept:
 

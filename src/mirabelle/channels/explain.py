@@ -17,7 +17,9 @@ from mirabelle.channels.groups import Coupling, analyse
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; `str()` of it is a table. `coupling` is None where the network cannot be captured: then `problem` says why."""
+    """What `explain` found; `str()` of it is a table. `coupling` is None where the network cannot
+    be captured: then `problem` says why.
+    """
 
     coupling: Coupling | None
     problem: str | None = None
@@ -27,7 +29,13 @@ class Explanation:
             return {"groups": [], "frozen": [], "problem": self.problem}
         return {
             "groups": [
-                {"name": g.name, "channels": g.channels, "slots": [{"parameter": s.parameter, "dim": s.dim, "role": s.role} for s in g.slots]}
+                {
+                    "name": g.name,
+                    "channels": g.channels,
+                    "slots": [
+                        {"parameter": s.parameter, "dim": s.dim, "role": s.role} for s in g.slots
+                    ],
+                }
                 for g in self.coupling.groups
             ],
             "frozen": [vars(f) for f in self.coupling.frozen],
@@ -37,19 +45,44 @@ class Explanation:
     def __str__(self) -> str:
         if self.coupling is None:
             return f"nothing can be pruned: {self.problem}"
-        groups = Table("group", "channels", "made by", "read by", title="channels that live and die together", title_justify="left")
+        groups = Table(
+            "group",
+            "channels",
+            "made by",
+            "read by",
+            title="channels that live and die together",
+            title_justify="left",
+        )
         for g in self.coupling.groups:
-            groups.add_row(g.name, str(g.channels), *(", ".join(s.module or s.parameter for s in g.with_role(r)) for r in ("out", "in")))
-        frozen = Table("parameter", "side", "channels", "why they are left alone", title="left alone", title_justify="left")
+            groups.add_row(
+                g.name,
+                str(g.channels),
+                *(
+                    ", ".join(s.module or s.parameter for s in g.with_role(r))
+                    for r in ("out", "in")
+                ),
+            )
+        frozen = Table(
+            "parameter",
+            "side",
+            "channels",
+            "why they are left alone",
+            title="left alone",
+            title_justify="left",
+        )
         for f in self.coupling.frozen:
-            frozen.add_row(f.parameter, "outputs" if f.role == "out" else "inputs", str(f.count), f.reason)
+            frozen.add_row(
+                f.parameter, "outputs" if f.role == "out" else "inputs", str(f.count), f.reason
+            )
         out = StringIO()
         console = Console(file=out, width=140)
         console.print(groups)
         console.print(frozen)
         for name, places in self.coupling.unknown.items():
             console.print(
-                f"no rule for operator {name} (in {', '.join(sorted(set(places))[:4])}): the channels that it touches are left alone", markup=False
+                f"no rule for operator {name} (in {', '.join(sorted(set(places))[:4])}): the "
+                "channels that it touches are left alone",
+                markup=False,
             )
         return out.getvalue()
 

@@ -1,4 +1,6 @@
-"""Groups: the channels of coupled layers, which live and die together; and what cannot be pruned, with its reason."""
+"""Groups: the channels of coupled layers, which live and die together; and what cannot be pruned,
+with its reason.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Slot:
     """Where a group's channels sit in one dimension of one parameter.
 
     index: (C, m): the m indices that channel c occupies.
-    role: `out` makes the channel, `in` reads it, `along` accompanies it (bias, BatchNorm, depthwise).
+    role: `out` makes the channel, `in` reads it, `along` accompanies it (bias, BatchNorm,
+    depthwise).
     """
 
     parameter: str
@@ -45,7 +48,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Group:
-    """C channels that occupy the same slots. Removing channel c removes `index[c]` from every slot."""
+    """C channels that occupy the same slots. Removing channel c removes `index[c]` from
+    every slot.
+    """
 
     name: str
     channels: int
@@ -57,15 +62,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Side:
-    """A dimension of an operator that channels run along: its size, how many of its entries go with one channel, by group, and whether it is summed over."""
+    """A dimension of an operator that channels run along: its size, how many of its entries go with
+    one channel, by group, and whether it is summed over.
+    """
 
     size: int
     groups: Mapping[str, int]
     summed: bool
 
     def left(self, kept: Mapping[str, Any], channels: Mapping[str, int]) -> Any:
-        """Entries that stay with `kept[group]` channels; an array of them where that of one group is an array."""
-        return self.size - sum((channels[g] - kept.get(g, channels[g])) * count for g, count in self.groups.items())
+        """Entries that stay with `kept[group]` channels; an array of them where that of one group
+        is an array.
+        """
+        return self.size - sum(
+            (channels[g] - kept.get(g, channels[g])) * count for g, count in self.groups.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -76,13 +87,17 @@ class Cost:
     sides: tuple[Side, ...]
 
     def left(self, kept: Mapping[str, Any], channels: Mapping[str, int]) -> Any:
-        """Those that stay with `kept[group]` channels; an array of them where that of one group is an array."""
+        """Those that stay with `kept[group]` channels; an array of them where that of one group is
+        an array.
+        """
         return self.macs * math.prod(side.left(kept, channels) / side.size for side in self.sides)
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Channels that are left alone: `count` of dimension `dim` of `parameter`, which makes (`out`) or reads (`in`) them, and why."""
+    """Channels that are left alone: `count` of dimension `dim` of `parameter`, which makes (`out`)
+    or reads (`in`) them, and why.
+    """
 
     parameter: str
     dim: int
@@ -100,8 +115,12 @@ class Coupling:
     costs: list[Cost]
     unknown: dict[str, list[str]]
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
-    rest: int = 0  # multiply-accumulates for one sample that `costs` does not hold (operators without a rule), which do not shrink
-    inputs: Batch = field(default=Batch((), {}, None), repr=False)  # the example, of at most two samples
+    # multiply-accumulates for one sample that `costs` does not hold (operators without a rule),
+    # which do not shrink
+    rest: int = 0
+    inputs: Batch = field(
+        default=Batch((), {}, None), repr=False
+    )  # the example, of at most two samples
     flow: Flow | None = field(default=None, repr=False)
     graph_module: fx.GraphModule | None = field(default=None, repr=False)
 
@@ -113,10 +132,19 @@ class Coupling:
     @cached_property
     def along(self) -> dict[str, list[int]]:
         """Which of `costs` the channels of each group run along."""
-        return {g.name: [i for i, cost in enumerate(self.costs) if any(g.name in side.groups for side in cost.sides)] for g in self.groups}
+        return {
+            g.name: [
+                i
+                for i, cost in enumerate(self.costs)
+                if any(g.name in side.groups for side in cost.sides)
+            ]
+            for g in self.groups
+        }
 
     def macs(self, kept: Mapping[str, int] | None = None) -> int:
-        """The network's multiply-accumulates for one sample with `kept[group]` channels left in each group (all of them where not named)."""
+        """The network's multiply-accumulates for one sample with `kept[group]` channels left in
+        each group (all of them where not named).
+        """
         return self.rest + sum(round(cost.left(kept or {}, self.channels)) for cost in self.costs)
 
     def parameters(self, kept: Mapping[str, int], trained: Iterable[str]) -> int:
@@ -133,12 +161,14 @@ class Coupling:
 def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupling:
     """Which channels of `model` live and die together.
 
-    keep: names of modules or parameters that stay as they are; `InputError` with the nearest names for one that is not there.
-    Channels that cannot be removed are in `frozen` with their reason; that is never an error.
+    keep: names of modules or parameters that stay as they are; `InputError` with the nearest names
+    for one that is not there. Channels that cannot be removed are in `frozen` with their reason;
+    that is never an error.
     """
     keep = [keep] if isinstance(keep, str) else list(keep)
     _check_keep(model, keep)
-    # Two samples, so that a batch is no dimension of size one; a single large one, as the network runs on it several times.
+    # Two samples, so that a batch is no dimension of size one; a single large one, as the network
+    # runs on it several times.
     count = 1 if inputs.numbers > 1_000_000 else 2
     small = inputs.map(lambda t: t[:count] if t.ndim and len(t) > count else t)
     try:
@@ -151,7 +181,9 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     flow = Flow(graph_module, parameters, RULES, training)
     parameters = flow.parameters
     for name in keep:
-        kept = {first for alias, first in names.items() if alias == name or alias.startswith(name + ".")}
+        kept = {
+            first for alias, first in names.items() if alias == name or alias.startswith(name + ".")
+        }
         for link in flow.labels.links.values():
             if link.parameter in kept:
                 flow.labels.fix(link.labels, f"keep={name!r}")
@@ -160,11 +192,25 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     shapes = {p.name: tuple(p.tensor.shape) for p in parameters.values()}
     costs = _costs(flow, groups, roots, small.size)
     whole = sum(work.macs for work in flow.works) // small.size
-    return Coupling(groups, frozen, costs, flow.unknown, shapes, _rest(model, small, whole), small, flow, graph_module)
+    return Coupling(
+        groups,
+        frozen,
+        costs,
+        flow.unknown,
+        shapes,
+        _rest(model, small, whole),
+        small,
+        flow,
+        graph_module,
+    )
 
 
-def _training_graph(model: nn.Module, inputs: Batch, known: set[str]) -> tuple[fx.GraphModule, dict[str, Parameter]] | None:
-    """The graph in training mode, with the parameters that it reads, where there are any that evaluation does not."""
+def _training_graph(
+    model: nn.Module, inputs: Batch, known: set[str]
+) -> tuple[fx.GraphModule, dict[str, Parameter]] | None:
+    """The graph in training mode, with the parameters that it reads, where there are any that
+    evaluation does not.
+    """
     unread = [n for n, _ in model.named_parameters() if n not in known]
     if not unread:
         return None
@@ -172,7 +218,8 @@ def _training_graph(model: nn.Module, inputs: Batch, known: set[str]) -> tuple[f
         graph_module = capture(model, inputs, training=True)
     except (CaptureError, InputError) as error:
         warnings.warn(
-            f"{unread[0]} and {len(unread) - 1} parameters more are not read in evaluation, and training cannot be captured ({error}); they stay as they are: "
+            f"{unread[0]} and {len(unread) - 1} parameters more are not read in evaluation, and "
+            f"training cannot be captured ({error}); they stay as they are: "
             "if training reads them, train without them, or keep= the layers before them",
             stacklevel=3,
         )
@@ -181,10 +228,15 @@ def _training_graph(model: nn.Module, inputs: Batch, known: set[str]) -> tuple[f
 
 
 def _check_keep(model: nn.Module, keep: list[str]) -> None:
-    known = [n for n, _ in model.named_modules(remove_duplicate=False) if n] + [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    known = [n for n, _ in model.named_modules(remove_duplicate=False) if n] + [
+        n for n, _ in model.named_parameters(remove_duplicate=False)
+    ]
     for name in keep:
         if name not in known:
-            raise InputError(f"keep names {name!r}, which is no module or parameter of {type(model).__name__}{did_you_mean(name, known)}")
+            raise InputError(
+                f"keep names {name!r}, which is no module or parameter of "
+                f"{type(model).__name__}{did_you_mean(name, known)}"
+            )
 
 
 def _costs(flow: Flow, groups: list[Group], roots: torch.Tensor, samples: int) -> list[Cost]:
@@ -201,7 +253,13 @@ def _costs(flow: Flow, groups: list[Group], roots: torch.Tensor, samples: int) -
         for labels, summed in work.vectors:
             counts = Counter(owner[root] for root in roots[labels].tolist() if root in owner)
             if counts:
-                sides.append(Side(len(labels), {name: count // channels[name] for name, count in counts.items()}, summed))
+                sides.append(
+                    Side(
+                        len(labels),
+                        {name: count // channels[name] for name, count in counts.items()},
+                        summed,
+                    )
+                )
         costs.append(Cost(work.macs / samples, tuple(sides)))
     return costs
 
@@ -218,7 +276,9 @@ def _group(flow: Flow, roots: torch.Tensor) -> tuple[list[Group], list[Frozen]]:
     for label, reason in flow.labels.reasons.items():
         reason_of.setdefault(int(roots[label]), reason)
     # (parameter, dim) -> role and the root of each index
-    slots = {key: (link.role, roots[link.labels].numpy()) for key, link in flow.labels.links.items()}
+    slots = {
+        key: (link.role, roots[link.labels].numpy()) for key, link in flow.labels.links.items()
+    }
     places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
     for key, (_, labels) in slots.items():
         for index, root in enumerate(labels.tolist()):
@@ -231,11 +291,22 @@ def _group(flow: Flow, roots: torch.Tensor) -> tuple[list[Group], list[Frozen]]:
         if root not in reason_of and roles >= {"out", "in"}:
             by_signature[tuple((key, len(index)) for key, index in where.items())].append(root)
         else:
-            reason_of.setdefault(root, "no layer makes these channels" if "out" not in roles else "no layer reads these channels")
+            reason_of.setdefault(
+                root,
+                "no layer makes these channels"
+                if "out" not in roles
+                else "no layer reads these channels",
+            )
     groups = []
     for signature, members in by_signature.items():
         found = tuple(
-            Slot(name, dim, slots[name, dim][0], torch.tensor([places[root][name, dim] for root in members])) for (name, dim), _ in signature
+            Slot(
+                name,
+                dim,
+                slots[name, dim][0],
+                torch.tensor([places[root][name, dim] for root in members]),
+            )
+            for (name, dim), _ in signature
         )
         first = next(s for s in found if s.role == "out")
         groups.append(Group(first.module or first.parameter, len(members), found))
@@ -251,7 +322,9 @@ def _unique_names(groups: list[Group]) -> list[Group]:
     return named
 
 
-def _frozen(slots: dict[tuple[str, int], tuple[str, np.ndarray]], reason_of: dict[int, str]) -> list[Frozen]:
+def _frozen(
+    slots: dict[tuple[str, int], tuple[str, np.ndarray]], reason_of: dict[int, str]
+) -> list[Frozen]:
     frozen = []
     for (name, dim), (role, labels) in slots.items():
         if role == "along":

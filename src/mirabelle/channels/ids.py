@@ -1,10 +1,13 @@
 """Labels: which channel each element of each tensor belongs to.
 
-A label is a number that names a channel; 0 (`FIXED`) says that nothing may remove the element. The labels of a value are a few *planes*: label
-tensors of the value's shape, of which each follows one kind of channel (the weight of a convolution has one along its outputs and one along its
-inputs; an activation nearly always has one). An element goes when the channel of any plane goes. Along dimensions in which the channel does not
-change (batch, space) planes are expanded views, so they cost no memory. Edges say "these two labels are one channel". They are collected while the
-labels flow through the graph (`flow.py`, `rules.py`) and solved once at the end, so the order of the network does not matter.
+A label is a number that names a channel; 0 (`FIXED`) says that nothing may remove the element. The
+labels of a value are a few *planes*: label tensors of the value's shape, of which each follows one
+kind of channel (the weight of a convolution has one along its outputs and one along its inputs; an
+activation nearly always has one). An element goes when the channel of any plane goes. Along
+dimensions in which the channel does not change (batch, space) planes are expanded views, so they
+cost no memory. Edges say "these two labels are one channel". They are collected while the labels
+flow through the graph (`flow.py`, `rules.py`) and solved once at the end, so the order of the
+network does not matter.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Value:
-    """The labels of a tensor. planes: label tensors of its shape. rest: the label of what no plane covers: `FIXED`, or one that is fixed with a reason."""
+    """The labels of a tensor. planes: label tensors of its shape. rest: the label of what no plane
+    covers: `FIXED`, or one that is fixed with a reason.
+    """
 
     shape: tuple[int, ...]
     planes: tuple[torch.Tensor, ...] = ()
@@ -74,12 +79,16 @@ class Labels:
         return torch.arange(self.count - n, self.count)
 
     def unite(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Label a[i] and label b[i] are one channel, for every i. A label that meets `FIXED` is fixed (by whoever knows the reason)."""
+        """Label a[i] and label b[i] are one channel, for every i. A label that meets `FIXED` is
+        fixed (by whoever knows the reason).
+        """
         pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
         self._edges.append(np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0))
 
     def meet(self, a: torch.Tensor, b: torch.Tensor, reason: str) -> None:
-        """Unites a[i] with b[i]; where one of the two is `FIXED` the other becomes so, for `reason`."""
+        """Unites a[i] with b[i]; where one of the two is `FIXED` the other becomes so, for
+        `reason`.
+        """
         self.unite(a, b)
         self.fix(a[b == FIXED], reason)
         self.fix(b[a == FIXED], reason)
@@ -101,7 +110,8 @@ class Labels:
         return int(label)
 
     def link(self, parameter: Parameter | None, dim: int, labels: torch.Tensor, role: str) -> None:
-        """Attaches (size of the dimension,) labels to a dimension of a parameter; None (no bias) is nothing to do.
+        """Attaches (size of the dimension,) labels to a dimension of a parameter; None (no bias) is
+        nothing to do.
 
         What a parameter that is used twice is attached to is one channel each time.
         """
@@ -111,16 +121,25 @@ class Labels:
             self.fix(labels, f"{parameter.name} is a constant written into forward")
             return
         if parameter.tensor.shape[dim] != len(labels):
-            raise AssertionError(f"{parameter.name} has {parameter.tensor.shape[dim]} entries along {dim}, got {len(labels)} labels")
+            raise AssertionError(
+                f"{parameter.name} has {parameter.tensor.shape[dim]} entries along {dim}, got "
+                f"{len(labels)} labels"
+            )
         key = (parameter.name, dim)
         known = self.links.setdefault(key, Link(parameter.name, dim, labels.clone(), role))
         if known.labels is not labels:
-            self.meet(known.labels, labels, f"{parameter.name} is used twice, once with values that cannot be removed")
+            self.meet(
+                known.labels,
+                labels,
+                f"{parameter.name} is used twice, once with values that cannot be removed",
+            )
         if ROLES.index(role) > ROLES.index(known.role):
             self.links[key] = Link(parameter.name, dim, known.labels, role)
 
     def of(self, parameter: Parameter) -> Value:
-        """The labels of a parameter that is used like an activation: one plane for each dimension."""
+        """The labels of a parameter that is used like an activation: one plane for each
+        dimension.
+        """
         if parameter.name not in self._bare:
             tensor = parameter.tensor
             shape = tuple(tensor.shape)
@@ -134,16 +153,24 @@ class Labels:
         return self._bare[parameter.name]
 
     def roles(self, value: Value, roles: dict[int, str]) -> None:
-        """Says of a computed weight that its dimension d has the role `roles[d]`, for the parameters that it was computed from by element."""
+        """Says of a computed weight that its dimension d has the role `roles[d]`, for the
+        parameters that it was computed from by element.
+        """
         for dim, role in roles.items():
             for plane in value.along(dim):
                 mine = set(np.unique(compact(plane).numpy()).tolist())
                 for key, link in list(self.links.items()):
-                    if link.role == "along" and link.dim == dim and mine & set(link.labels.tolist()):
+                    if (
+                        link.role == "along"
+                        and link.dim == dim
+                        and mine & set(link.labels.tolist())
+                    ):
                         self.links[key] = Link(link.parameter, link.dim, link.labels, role)
 
     def solve(self) -> torch.Tensor:
-        """(count,) the representative of each label: the smallest label that is the same channel."""
+        """(count,) the representative of each label: the smallest label that is the same
+        channel.
+        """
         root = np.arange(self.count)
         if self._edges:
             edges = np.unique(np.concatenate(self._edges), axis=0)
@@ -171,7 +198,11 @@ def compact(labels: torch.Tensor) -> torch.Tensor:
 def varying(labels: torch.Tensor) -> list[int]:
     """The dimensions along which the channel changes."""
     labels = compact(labels)
-    return [d for d in range(labels.ndim) if labels.shape[d] > 1 and not bool((labels == labels.narrow(d, 0, 1)).all())]
+    return [
+        d
+        for d in range(labels.ndim)
+        if labels.shape[d] > 1 and not bool((labels == labels.narrow(d, 0, 1)).all())
+    ]
 
 
 def thin(labels: torch.Tensor, keep: Iterable[int]) -> torch.Tensor:

@@ -1,6 +1,8 @@
-"""What a network without some of its channels must compute: the whole network, run node by node, in which removed elements count for nothing.
+"""What a network without some of its channels must compute: the whole network, run node by node, in
+which removed elements count for nothing.
 
-Removed elements are zero wherever they are read; statistics (LayerNorm, a mean of channels) are taken over what is left. Surgery is checked against it.
+Removed elements are zero wherever they are read; statistics (LayerNorm, a mean of channels) are
+taken over what is left. Surgery is checked against it.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from mirabelle.channels.rules import REDUCTIONS
 from mirabelle.graph.capture import operator
 
 NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"}
-OF_WHAT_IS_LEFT = NORMS | REDUCTIONS | RECURRENT.keys()  # what they compute from removed elements is not zero, or reaches others
+OF_WHAT_IS_LEFT = (
+    NORMS | REDUCTIONS | RECURRENT.keys()
+)  # what they compute from removed elements is not zero, or reaches others
 
 
 class Cutting:
-    """Which elements of each value go. gone: by (parameter, dimension), the indices that are removed."""
+    """Which elements of each value go. gone: by (parameter, dimension), the indices that are
+    removed.
+    """
 
     def __init__(self, flow: Flow, gone: Mapping[tuple[str, int], torch.Tensor]):
         self.flow = flow
@@ -51,7 +57,9 @@ class Cutting:
             if len(dims) != 1:
                 raise AssertionError("what is left of a tensor is no tensor")
             stays = ~vector(gone, dims[0])
-            kept[dims[0]] = (stays & _mask(kept[dims[0]], len(stays)) if dims[0] in kept else stays).nonzero()[:, 0]
+            kept[dims[0]] = (
+                stays & _mask(kept[dims[0]], len(stays)) if dims[0] in kept else stays
+            ).nonzero()[:, 0]
         return kept
 
 
@@ -68,7 +76,9 @@ def compress(tensor: torch.Tensor, kept: Mapping[int, torch.Tensor]) -> torch.Te
     return tensor
 
 
-def _spread(tensor: torch.Tensor, kept: Mapping[int, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+def _spread(
+    tensor: torch.Tensor, kept: Mapping[int, torch.Tensor], shape: tuple[int, ...]
+) -> torch.Tensor:
     """The inverse of `compress`, with zeros for what was removed."""
     for dim, index in kept.items():
         size = list(tensor.shape)
@@ -78,7 +88,9 @@ def _spread(tensor: torch.Tensor, kept: Mapping[int, torch.Tensor], shape: tuple
 
 
 class Reference(fx.Interpreter):
-    """`run(*inputs)` gives the outputs of the network without the removed channels, at the sizes of the whole network."""
+    """`run(*inputs)` gives the outputs of the network without the removed channels, at the sizes of
+    the whole network.
+    """
 
     def __init__(self, graph_module: fx.GraphModule, cutting: Cutting):
         super().__init__(graph_module)
@@ -86,7 +98,9 @@ class Reference(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         values = self._cutting.flow.values
-        if operator(n) in OF_WHAT_IS_LEFT and any(self._cutting.kept(values[a]) for a in n.all_input_nodes):
+        if operator(n) in OF_WHAT_IS_LEFT and any(
+            self._cutting.kept(values[a]) for a in n.all_input_nodes
+        ):
             return self._of_what_is_left(n)
         result = super().run_node(n)
         labels = values[n]
@@ -96,7 +110,9 @@ class Reference(fx.Interpreter):
         mine = pytree.tree_leaves(labels) if not isinstance(labels, Parameter) else [labels]
         if len(mine) != len(leaves):
             return result
-        return pytree.tree_unflatten([self._zeroed(t, v) for t, v in zip(leaves, mine, strict=True)], spec)
+        return pytree.tree_unflatten(
+            [self._zeroed(t, v) for t, v in zip(leaves, mine, strict=True)], spec
+        )
 
     def _zeroed(self, tensor: Any, value: Any) -> Any:
         if not isinstance(tensor, torch.Tensor) or not isinstance(value, Value):
@@ -109,7 +125,11 @@ class Reference(fx.Interpreter):
 
         def small(node: fx.Node) -> Any:
             tensor = self.env[node]
-            return compress(tensor, self._cutting.kept(values[node])) if isinstance(tensor, torch.Tensor) else tensor
+            return (
+                compress(tensor, self._cutting.kept(values[node]))
+                if isinstance(tensor, torch.Tensor)
+                else tensor
+            )
 
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), small)  # type: ignore[misc]
         if operator(n) in ("layer_norm", "rms_norm"):
@@ -117,4 +137,10 @@ class Reference(fx.Interpreter):
         result = n.target(*args, **kwargs)  # type: ignore[operator]
         leaves, spec = pytree.tree_flatten(result)
         whole = pytree.tree_leaves(values[n])
-        return pytree.tree_unflatten([_spread(t, self._cutting.kept(v), v.shape) for t, v in zip(leaves, whole, strict=True)], spec)
+        return pytree.tree_unflatten(
+            [
+                _spread(t, self._cutting.kept(v), v.shape)
+                for t, v in zip(leaves, whole, strict=True)
+            ],
+            spec,
+        )

@@ -1,4 +1,6 @@
-"""The parameters and buffers that a captured graph reads, under the names that they have in the network."""
+"""The parameters and buffers that a captured graph reads, under the names that they have in the
+network.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,28 @@ from mirabelle.graph.capture import get_tensor, parameter_name
 
 
 def read_parameters(graph_module: fx.GraphModule, model: nn.Module) -> dict[str, Parameter]:
-    """What the graph reads, by the name that it has there; a constant that the network does not own is not editable."""
+    """What the graph reads, by the name that it has there; a constant that the network does not own
+    is not editable.
+    """
     names = first_names(model)
     found = {}
     for node in graph_module.graph.nodes:
         if (name := parameter_name(node)) is not None:
             value = get_tensor(graph_module, name)
             if isinstance(value, torch.Tensor):
-                found[name] = Parameter(names.get(name, name), value.detach(), editable=name in names)
+                found[name] = Parameter(
+                    names.get(name, name), value.detach(), editable=name in names
+                )
     return found
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """For each name of a parameter or buffer the first name that the same tensor has: shared weights have several."""
+    """For each name of a parameter or buffer the first name that the same tensor has: shared
+    weights have several.
+    """
     first: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}

@@ -1,7 +1,9 @@
-"""The graph form of a pruned network: the captured graph with the sizes that are written into it rewritten.
+"""The graph form of a pruned network: the captured graph with the sizes that are written into it
+rewritten.
 
-It takes the place of the user's own module where that has sizes written into its forward. Parameters keep their names, layers are modules at the
-paths that they had (so that hooks, `train()` and `eval()` find them), and the batch size stays open where the network allows that.
+It takes the place of the user's own module where that has sizes written into its forward.
+Parameters keep their names, layers are modules at the paths that they had (so that hooks, `train()`
+and `eval()` find them), and the batch size stays open where the network allows that.
 """
 
 from __future__ import annotations
@@ -22,19 +24,35 @@ from mirabelle.channels.masking import Cutting, compress
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
 from mirabelle.channels.sizes import mend_sizes
-from mirabelle.graph.capture import capture, make_concrete, module_path, operator, parameter_name, parameter_uses
+from mirabelle.graph.capture import (
+    capture,
+    make_concrete,
+    module_path,
+    operator,
+    parameter_name,
+    parameter_uses,
+)
 
 FORM = "graph_form"  # the key of a graph form's `meta` under which it says how it was made
 Gone = Mapping[tuple[str, int], torch.Tensor]
 LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv1d": (nn.Conv1d,), "conv2d": (nn.Conv2d,), "conv3d": (nn.Conv3d,), "linear": (nn.Linear,),
-    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "layer_norm": (nn.LayerNorm,), "group_norm": (nn.GroupNorm,),
-    "conv_transpose1d": (nn.ConvTranspose1d,), "conv_transpose2d": (nn.ConvTranspose2d,), "conv_transpose3d": (nn.ConvTranspose3d,),
-}  # fmt: skip
+    "conv1d": (nn.Conv1d,),
+    "conv2d": (nn.Conv2d,),
+    "conv3d": (nn.Conv3d,),
+    "linear": (nn.Linear,),
+    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "layer_norm": (nn.LayerNorm,),
+    "group_norm": (nn.GroupNorm,),
+    "conv_transpose1d": (nn.ConvTranspose1d,),
+    "conv_transpose2d": (nn.ConvTranspose2d,),
+    "conv_transpose3d": (nn.ConvTranspose3d,),
+}
 
 
 def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
-    """`model` as a graph module without the indices `gone[parameter, dimension]`. Raises `SurgeryError` where that cannot be written."""
+    """`model` as a graph module without the indices `gone[parameter, dimension]`. Raises
+    `SurgeryError` where that cannot be written.
+    """
     graph_module = capture(model, inputs, dynamic_batch=True)
     make_concrete(graph_module)
     parameters = read_parameters(graph_module, model)
@@ -59,34 +77,51 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
         if old is None:  # a constant, which is an attribute of the graph
             continue
         tensor = compress(old.detach(), new.get(parameter.name, {})).clone()
-        table[leaf] = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor  # type: ignore[assignment]
+        table[leaf] = (
+            nn.Parameter(tensor, requires_grad=old.requires_grad)
+            if isinstance(old, nn.Parameter)
+            else tensor
+        )  # type: ignore[assignment]
     _share(graph_module, parameters)
     _restore_layers(graph_module, own)
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.train(model.training)
-    graph_module.meta[FORM] = cut_again(getattr(model, "meta", {}).get(FORM) or _whole(model, inputs), gone)
+    graph_module.meta[FORM] = cut_again(
+        getattr(model, "meta", {}).get(FORM) or _whole(model, inputs), gone
+    )
     return graph_module
 
 
 def _whole(model: nn.Module, inputs: Batch) -> dict[str, Any]:
-    """How a graph form begins: the sizes of the network, and the inputs that it was captured with."""
+    """How a graph form begins: the sizes of the network, and the inputs that it was
+    captured with.
+    """
     named = [*(("", t) for t in inputs.args), *inputs.kwargs.items()]
     return {
         "sizes": {n: list(t.shape) for n, t in model.state_dict().items()},
-        "inputs": [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named], "cuts": [],
-    }  # fmt: skip
+        "inputs": [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named],
+        "cuts": [],
+    }
 
 
 def cut_again(described: Mapping[str, Any], gone: Gone) -> dict[str, Any]:
     """`meta[FORM]` of a graph form after one cut more."""
-    return {**described, "cuts": [*described["cuts"], [[n, d, index.tolist()] for (n, d), index in gone.items()]]}
+    return {
+        **described,
+        "cuts": [*described["cuts"], [[n, d, index.tolist()] for (n, d), index in gone.items()]],
+    }
 
 
 def rebuild_graph_form(model: nn.Module, described: Mapping[str, Any]) -> nn.Module:
-    """The graph form that `described` (`meta[FORM]`) tells of, from the network of the sizes that it had before; its weights are those of `model`, cut."""
-    named = [(n, torch.zeros(shape, dtype=getattr(torch, dtype))) for n, shape, dtype in described["inputs"]]
+    """The graph form that `described` (`meta[FORM]`) tells of, from the network of the sizes that
+    it had before; its weights are those of `model`, cut.
+    """
+    named = [
+        (n, torch.zeros(shape, dtype=getattr(torch, dtype)))
+        for n, shape, dtype in described["inputs"]
+    ]
     inputs = Batch(tuple(t for n, t in named if not n), {n: t for n, t in named if n}, None)
     for cut in described["cuts"]:
         model = graph_form(model, inputs, {(n, d): torch.tensor(index) for n, d, index in cut})
@@ -103,16 +138,21 @@ def _share(graph_module: fx.GraphModule, parameters: Mapping[str, Parameter]) ->
             table[leaf] = first.setdefault(parameter.name, table[leaf])  # type: ignore[arg-type]
 
 
-# --- numbers written into nodes, as they are when the channels have gone: (node, its arguments, labels of the first or else its own, cutting) ------------------
+# --- numbers written into nodes, as they are when the channels have gone: (node, its arguments,
+# labels of the first or else its own, cutting) ------------------
 
 
 def _sizes(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
     result = cutting.flow.values[node]
     for dim, index in cutting.kept(result).items():
         size, new, old = args[1][dim], len(index), result.shape[dim]
-        if not isinstance(size, int):  # computed, from the batch and the heads: it keeps its proportion
+        if not isinstance(
+            size, int
+        ):  # computed, from the batch and the heads: it keeps its proportion
             with node.graph.inserting_before(node):
-                size = node.graph.call_function(py.floordiv, (node.graph.call_function(py.mul, (size, new)), old))
+                size = node.graph.call_function(
+                    py.floordiv, (node.graph.call_function(py.mul, (size, new)), old)
+                )
         elif size != -1:
             size = new
         args[1] = [*args[1][:dim], size, *args[1][dim + 1 :]]
@@ -126,7 +166,9 @@ def _zeros(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> N
 def _unflatten(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
     first = args[1] % len(source.shape)
     kept = cutting.kept(cutting.flow.values[node])
-    args[2] = [len(kept[first + i]) if first + i in kept and s != -1 else s for i, s in enumerate(args[2])]
+    args[2] = [
+        len(kept[first + i]) if first + i in kept and s != -1 else s for i, s in enumerate(args[2])
+    ]
 
 
 def _parts(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
@@ -136,7 +178,14 @@ def _parts(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> N
         parts = cutting.flow.values[node]
         node.target = torch.ops.aten.split_with_sizes.default
         node.kwargs = {}
-        args[:] = [args[0], [len(k[dim]) if dim in (k := cutting.kept(part)) else part.shape[dim] for part in parts], dim]
+        args[:] = [
+            args[0],
+            [
+                len(k[dim]) if dim in (k := cutting.kept(part)) else part.shape[dim]
+                for part in parts
+            ],
+            dim,
+        ]
 
 
 def _positions(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
@@ -159,8 +208,16 @@ def _positions(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) 
     else:
         start, end, step = (*args[2:], *[None, None, 1][len(args) - 2 :])
         if step != 1:
-            raise SurgeryError(f"{name} in {module_path(node) or 'the network'} takes every {step}. channel, which the graph form cannot write")
-        args[:] = [args[0], dim, moved(0 if start is None else start), moved(source.shape[dim] if end is None else end)]
+            raise SurgeryError(
+                f"{name} in {module_path(node) or 'the network'} takes every {step}. channel, "
+                "which the graph form cannot write"
+            )
+        args[:] = [
+            args[0],
+            dim,
+            moved(0 if start is None else start),
+            moved(source.shape[dim] if end is None else end),
+        ]
 
 
 def _normalized(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
@@ -180,51 +237,82 @@ def _depthwise(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) 
 
 
 def _attention(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:
-    """The scale is that of the channels that there were: those that have gone were zeros in its sums."""
+    """The scale is that of the channels that there were: those that have gone were zeros in its
+    sums.
+    """
     if node.kwargs.get("scale") is None and len(source.shape) - 1 in cutting.kept(source):
         node.kwargs = {**node.kwargs, "scale": source.shape[-1] ** -0.5}
 
 
 REWRITES: dict[str, Callable[[fx.Node, list[Any], Value, Cutting], None]] = {
-    **dict.fromkeys(["view", "reshape", "_unsafe_view", "expand"], _sizes), "unflatten": _unflatten, **dict.fromkeys(PARTS, _parts),
-    **dict.fromkeys(["slice", "select", "narrow"], _positions), "layer_norm": _normalized, "rms_norm": _normalized, "group_norm": _group_norm,
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _depthwise),
-    "scaled_dot_product_attention": _attention, "zeros": _zeros,
-}  # fmt: skip
+    **dict.fromkeys(["view", "reshape", "_unsafe_view", "expand"], _sizes),
+    "unflatten": _unflatten,
+    **dict.fromkeys(PARTS, _parts),
+    **dict.fromkeys(["slice", "select", "narrow"], _positions),
+    "layer_norm": _normalized,
+    "rms_norm": _normalized,
+    "group_norm": _group_norm,
+    **dict.fromkeys(
+        ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"],
+        _depthwise,
+    ),
+    "scaled_dot_product_attention": _attention,
+    "zeros": _zeros,
+}
 
 
 def _rewrite(node: fx.Node, cutting: Cutting) -> None:
-    source = cutting.flow.values.get(node.args[0] if node.args and isinstance(node.args[0], fx.Node) else node)
-    if isinstance(source, (Value, Parameter)) and (rewrite := REWRITES.get(operator(node))) is not None:
+    source = cutting.flow.values.get(
+        node.args[0] if node.args and isinstance(node.args[0], fx.Node) else node
+    )
+    if (
+        isinstance(source, (Value, Parameter))
+        and (rewrite := REWRITES.get(operator(node))) is not None
+    ):
         args: list[Any] = list(node.args)
         rewrite(node, args, cutting.flow.of(source), cutting)
         node.args = tuple(args)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------------------------
+# --- layers
+# --------------------------------------------------------------------------------------------------
 
 
 def _restore_layers(graph_module: fx.GraphModule, own: Mapping[str, nn.Module]) -> None:
-    """Layers that are modules in the network are modules here too: functions cannot be told to train, nor be hooked."""
+    """Layers that are modules in the network are modules here too: functions cannot be told to
+    train, nor be hooked.
+    """
     uses = parameter_uses(graph_module.graph)
     dropouts = 0
     for node in list(graph_module.graph.nodes):
         name = operator(node)
         if name in ("dropout", "feature_dropout"):
             path, dropouts = f"dropout_{dropouts}", dropouts + 1
-            graph_module.add_submodule(path, nn.Dropout(node.args[1]) if name == "dropout" else nn.Dropout2d(node.args[1]))
+            graph_module.add_submodule(
+                path, nn.Dropout(node.args[1]) if name == "dropout" else nn.Dropout2d(node.args[1])
+            )
             _call(graph_module, node, path)
             continue
         place = 2 if name in ("layer_norm", "group_norm") else 1
-        weight = parameter_name(node.args[place]) if name in LAYERS and len(node.args) > place else None
+        weight = (
+            parameter_name(node.args[place]) if name in LAYERS and len(node.args) > place else None
+        )
         path = weight.rpartition(".")[0] if weight else ""
         module = own.get(path)
-        if weight is None or module is None or uses[weight] != 1 or type(module) not in LAYERS[name]:
+        if (
+            weight is None
+            or module is None
+            or uses[weight] != 1
+            or type(module) not in LAYERS[name]
+        ):
             continue
         here = graph_module.get_submodule(path)
         layer = clone(module)
         before = {k: tuple(p.shape) for k, p in layer._parameters.items() if p is not None}
-        for table, other in ((layer._parameters, here._parameters), (layer._buffers, here._buffers)):
+        for table, other in (
+            (layer._parameters, here._parameters),
+            (layer._buffers, here._buffers),
+        ):
             for key in table:
                 if other.get(key) is not None:
                     table[key] = other[key]  # type: ignore[assignment]

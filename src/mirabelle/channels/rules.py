@@ -1,6 +1,8 @@
-"""Rules for the operators that make, read or mix channels. Each is called with (flow, node, *the operator's own arguments) and gives labels.
+"""Rules for the operators that make, read or mix channels. Each is called with (flow, node, *the
+operator's own arguments) and gives labels.
 
-Statistics over channels (LayerNorm, a mean of channels) are those of the channels that are left: `reference.py` computes them so too.
+Statistics over channels (LayerNorm, a mean of channels) are those of the channels that are left:
+`reference.py` computes them so too.
 """
 
 from __future__ import annotations
@@ -20,16 +22,82 @@ from mirabelle.graph.capture import operator
 
 # Pooling and resizing, by the number of last dimensions that they work on.
 SPATIAL = {
-    **dict.fromkeys(["max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "_adaptive_avg_pool1d", "adaptive_max_pool1d"], 1),
-    **dict.fromkeys([
-        "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-        "upsample_bicubic2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
-        "max_pool2d_with_indices", "grid_sampler", "grid_sampler_2d", "lp_pool2d",
-    ], 2),
-    **dict.fromkeys(["max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "upsample_nearest3d", "upsample_trilinear3d", "max_pool3d_with_indices"], 3),
-}  # fmt: skip
-REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "logsumexp", "max", "min", "nansum"}
-OVER_ONE = {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "topk", "glu", "special_softmax", "cummax"}
+    **dict.fromkeys(
+        [
+            "max_pool1d",
+            "avg_pool1d",
+            "adaptive_avg_pool1d",
+            "upsample_nearest1d",
+            "upsample_linear1d",
+            "_adaptive_avg_pool1d",
+            "adaptive_max_pool1d",
+        ],
+        1,
+    ),
+    **dict.fromkeys(
+        [
+            "max_pool2d",
+            "avg_pool2d",
+            "adaptive_avg_pool2d",
+            "_adaptive_avg_pool2d",
+            "adaptive_max_pool2d",
+            "upsample_nearest2d",
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+            "_upsample_nearest_exact2d",
+            "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa",
+            "reflection_pad2d",
+            "replication_pad2d",
+            "max_pool2d_with_indices",
+            "grid_sampler",
+            "grid_sampler_2d",
+            "lp_pool2d",
+        ],
+        2,
+    ),
+    **dict.fromkeys(
+        [
+            "max_pool3d",
+            "avg_pool3d",
+            "adaptive_avg_pool3d",
+            "upsample_nearest3d",
+            "upsample_trilinear3d",
+            "max_pool3d_with_indices",
+        ],
+        3,
+    ),
+}
+REDUCTIONS = {
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "max",
+    "min",
+    "nansum",
+}
+OVER_ONE = {
+    "softmax",
+    "_softmax",
+    "log_softmax",
+    "_log_softmax",
+    "cumsum",
+    "cumprod",
+    "sort",
+    "argsort",
+    "topk",
+    "glu",
+    "special_softmax",
+    "cummax",
+}
 
 
 def _trained(value: Any) -> bool:
@@ -37,20 +105,39 @@ def _trained(value: Any) -> bool:
 
 
 def convolution(
-    flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    flow: Flow,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Any:
     return _convolve(flow, node, x, weight, bias, groups, transposed=False)
 
 
 def transposed_convolution(
-    flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+    flow: Flow,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
     dilation: Any = 1,
-) -> Any:  # fmt: skip
+) -> Any:
     return _convolve(flow, node, x, weight, bias, groups, transposed=True)
 
 
-def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups: int, transposed: bool) -> Any:
-    """Reads the input's channels and makes new ones; a depthwise one lets them pass; one with groups keeps the same number in each.
+def _convolve(
+    flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups: int, transposed: bool
+) -> Any:
+    """Reads the input's channels and makes new ones; a depthwise one lets them pass; one with
+    groups keeps the same number in each.
 
     Padding `same` and sizes do not matter to channels. The unbatched form (C, H, W) too.
     """
@@ -58,7 +145,12 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
     source = flow.of(x)
     w_shape = weight.shape
     dim = len(source.shape) - (len(w_shape) - 1)
-    if math.prod(w_shape[2:]) == 1 and not source.along(dim) and source.planes and shape[dim + 1 :] == source.shape[dim + 1 :]:
+    if (
+        math.prod(w_shape[2:]) == 1
+        and not source.along(dim)
+        and source.planes
+        and shape[dim + 1 :] == source.shape[dim + 1 :]
+    ):
         return _pass(flow, node, source, dim, shape, w_shape)
     inputs = flow.read(node, source, dim)
     count = shape[dim]
@@ -71,7 +163,9 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
     elif groups > 1:
         by_group = inputs.view(groups, -1)
         flow.labels.meet(
-            by_group[:1].expand_as(by_group), by_group, f"{flow.place(node)}: shares a group position with values that cannot be removed"
+            by_group[:1].expand_as(by_group),
+            by_group,
+            f"{flow.place(node)}: shares a group position with values that cannot be removed",
         )
         per_group = _fresh(flow, count // groups, weight)
         outputs = per_group.repeat(groups)
@@ -85,11 +179,15 @@ def _convolve(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, groups:
         flow.attach(node, weight, {in_dim: (inputs, "in"), out_dim: (outputs, "out")})
         flow.work(macs, outputs, summed=[inputs])
     result = flow.value(shape, [along(outputs, dim, shape)], _rest(flow, weight))
-    return result if bias is None else flow.merge(node, result, _standing(flow, bias, dim, len(shape)))
+    return (
+        result if bias is None else flow.merge(node, result, _standing(flow, bias, dim, len(shape)))
+    )
 
 
 def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
-    """Reads the channels of the last dimension and makes new ones; along another dimension than the channels' (token mixing) it lets them pass."""
+    """Reads the channels of the last dimension and makes new ones; along another dimension than the
+    channels' (token mixing) it lets them pass.
+    """
     shape = tuple(node.meta["val"].shape)
     source = flow.of(x)
     w_shape = weight.shape
@@ -102,22 +200,38 @@ def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     if len(w_shape) == 1 or not shape:
         return flow.give_up(node, [x, weight], f"{flow.place(node)}: its weight is a vector")
     result = flow.value(shape, [along(outputs, len(shape) - 1, shape)], _rest(flow, weight))
-    return result if bias is None else flow.merge(node, result, _standing(flow, bias, len(shape) - 1, len(shape)))
+    return (
+        result
+        if bias is None
+        else flow.merge(node, result, _standing(flow, bias, len(shape) - 1, len(shape)))
+    )
 
 
 def addmm(flow: Flow, node: fx.Node, bias: Any, x: Any, weight: Any, **options: Any) -> Any:
     return flow.merge(node, flow.of(matmul(flow, node, x, weight)), flow.of(bias))
 
 
-def _pass(flow: Flow, node: fx.Node, source: Value, dim: int, shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Value:
+def _pass(
+    flow: Flow,
+    node: fx.Node,
+    source: Value,
+    dim: int,
+    shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+) -> Value:
     """A layer that mixes along `dim`, while the channels run along other dimensions: they pass."""
     planes = [thin(p, varying(p)).expand(shape) for p in source.planes]
-    flow.work(math.prod(shape) * math.prod(w_shape[1:]), *(vector(p, varying(p)[0]) for p in planes if len(varying(p)) == 1))
+    flow.work(
+        math.prod(shape) * math.prod(w_shape[1:]),
+        *(vector(p, varying(p)[0]) for p in planes if len(varying(p)) == 1),
+    )
     return flow.value(shape, planes, source.rest)
 
 
 def _fresh(flow: Flow, count: int, weight: Any) -> torch.Tensor:
-    """New labels for what a layer makes; those of a constant weight are fixed where it is attached."""
+    """New labels for what a layer makes; those of a constant weight are fixed where it is
+    attached.
+    """
     return flow.labels.fresh(count)
 
 
@@ -139,13 +253,34 @@ def _affine(flow: Flow, node: fx.Node, x: Value, vectors: Sequence[Any], dim: in
     return x
 
 
-def batch_norm(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any, **options: Any) -> Any:
+def batch_norm(
+    flow: Flow,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    *rest: Any,
+    **options: Any,
+) -> Any:
     """Each channel on its own: its four vectors accompany dimension 1."""
     return _affine(flow, node, flow.of(x), (weight, bias, mean, variance), 1)
 
 
-def layer_norm(flow: Flow, node: fx.Node, x: Any, normalized: Sequence[int], weight: Any = None, bias: Any = None, *rest: Any, **options: Any) -> Any:
-    """Statistics over the last dimensions, of the channels that are left; weight and bias have those dimensions' shape. Root-mean-square norms too."""
+def layer_norm(
+    flow: Flow,
+    node: fx.Node,
+    x: Any,
+    normalized: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
+    **options: Any,
+) -> Any:
+    """Statistics over the last dimensions, of the channels that are left; weight and bias have
+    those dimensions' shape. Root-mean-square norms too.
+    """
     result = flow.of(x)
     for v in (weight, bias):
         if isinstance(v, (Parameter, Value)):
@@ -153,29 +288,50 @@ def layer_norm(flow: Flow, node: fx.Node, x: Any, normalized: Sequence[int], wei
     return result
 
 
-def group_norm(flow: Flow, node: fx.Node, x: Any, groups: int, weight: Any = None, bias: Any = None, *rest: Any, **options: Any) -> Any:
+def group_norm(
+    flow: Flow,
+    node: fx.Node,
+    x: Any,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
+    **options: Any,
+) -> Any:
     """Statistics over groups of channels: each group keeps the same positions."""
     source = flow.of(x)
     if 1 < groups < source.shape[1]:
         for plane in source.along(1):
             labels = flow.read(node, Value(source.shape, (plane,)), 1).view(groups, -1)
-            flow.labels.meet(labels[:1].expand_as(labels), labels, f"{flow.place(node)}: shares a group position with values that cannot be removed")
+            flow.labels.meet(
+                labels[:1].expand_as(labels),
+                labels,
+                f"{flow.place(node)}: shares a group position with values that cannot be removed",
+            )
     return _affine(flow, node, source, (weight, bias), 1)
 
 
 def prelu(flow: Flow, node: fx.Node, x: Any, weight: Any) -> Any:
     """A slope per channel of dimension 1, or one for all."""
     source = flow.of(x)
-    return source if math.prod(weight.shape) == 1 else _affine(flow, node, source, (weight,), min(1, len(source.shape) - 1))
+    return (
+        source
+        if math.prod(weight.shape) == 1
+        else _affine(flow, node, source, (weight,), min(1, len(source.shape) - 1))
+    )
 
 
-def embedding(flow: Flow, node: fx.Node, weight: Any, indices: Any, *rest: Any, **options: Any) -> Any:
+def embedding(
+    flow: Flow, node: fx.Node, weight: Any, indices: Any, *rest: Any, **options: Any
+) -> Any:
     """Rows are looked up by number, so they stay; the columns are channels."""
     table = flow.of(weight)
     flow.labels.fix_all(table.along(0), f"{flow.place(node)}: rows are looked up by number")
     flow.labels.roles(table, {1: "out"})
     shape = tuple(node.meta["val"].shape)
-    return flow.value(shape, [along(vector(p, 1), len(shape) - 1, shape) for p in table.along(1)], table.rest)
+    return flow.value(
+        shape, [along(vector(p, 1), len(shape) - 1, shape) for p in table.along(1)], table.rest
+    )
 
 
 def spatial(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
@@ -190,16 +346,22 @@ def spatial(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> An
     planes = []
     for plane in source.planes:
         if not set(varying(plane)) - set(worked_on):
-            flow.labels.fix(plane, f"{flow.place(node)}: channels run along a dimension that it changes")
+            flow.labels.fix(
+                plane, f"{flow.place(node)}: channels run along a dimension that it changes"
+            )
             continue
-        mixed = flow.mix(plane, worked_on, f"{flow.place(node)}: meets values that cannot be removed")
+        mixed = flow.mix(
+            plane, worked_on, f"{flow.place(node)}: meets values that cannot be removed"
+        )
         planes.append(thin(mixed, varying(mixed)).expand(shape))
     result = flow.value(shape, planes, source.rest)
     return (result, result) if len(values) > 1 else result
 
 
 def pad(flow: Flow, node: fx.Node, x: Any, widths: Any, *rest: Any, **options: Any) -> Any:
-    """Padding of space lets the channels pass; padding of channels by a constant adds some that cannot be removed."""
+    """Padding of space lets the channels pass; padding of channels by a constant adds some that
+    cannot be removed.
+    """
     source = flow.of(x)
     shape = tuple(node.meta["val"].shape)
     padded = {len(shape) - 1 - i // 2 for i, p in enumerate(widths) if p}
@@ -211,21 +373,31 @@ def pad(flow: Flow, node: fx.Node, x: Any, widths: Any, *rest: Any, **options: A
         if dims & padded:
             wide = thin(plane, dims | padded).clone()
             kept = [w if len(shape) - 1 - i // 2 in dims else 0 for i, w in enumerate(widths)]
-            planes.append(thin(nn.functional.pad(wide, tuple(kept), value=FIXED), dims).expand(shape))
+            planes.append(
+                thin(nn.functional.pad(wide, tuple(kept), value=FIXED), dims).expand(shape)
+            )
         else:
             planes.append(thin(plane, dims).expand(shape))
     return flow.value(shape, planes, source.rest)
 
 
 def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
-    """Channels that differ only along the reduced dimensions are summed up and end there; where the rest of the tensor has them too, they become one."""
+    """Channels that differ only along the reduced dimensions are summed up and end there; where the
+    rest of the tensor has them too, they become one.
+    """
     source = flow.of(x)
     name = operator(node)
     position = {"norm": 1, "linalg_vector_norm": 1}.get(name, 0)
     dims = options.get("dim", rest[position] if len(rest) > position else None)
     if isinstance(dims, (Value, Parameter)):  # max(x, y) of two tensors
         return flow.unite(node, [x, dims])
-    given = range(len(source.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    given = (
+        range(len(source.shape))
+        if dims is None or dims == []
+        else [dims]
+        if isinstance(dims, int)
+        else dims
+    )
     over = {d % len(source.shape) for d in given} if source.shape else set()
     values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
     shape = tuple(values[0].shape)
@@ -234,7 +406,9 @@ def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> 
     for plane in source.planes:
         if not set(varying(plane)) - over:
             continue
-        plane = flow.mix(plane, sorted(over), f"{flow.place(node)}: meets values that cannot be removed")
+        plane = flow.mix(
+            plane, sorted(over), f"{flow.place(node)}: meets values that cannot be removed"
+        )
         for d in sorted(over, reverse=True):
             plane = plane.narrow(d, 0, 1) if keepdim else plane.select(d, 0)
         planes.append(plane)
@@ -243,7 +417,9 @@ def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> 
 
 
 def over_one(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> Any:
-    """Operators in which every element along one dimension depends on all: channels along it stay, or become one where they run elsewhere too."""
+    """Operators in which every element along one dimension depends on all: channels along it stay,
+    or become one where they run elsewhere too.
+    """
     source = flow.of(x)
     name = operator(node)
     position = 1 if name == "topk" else 0
@@ -265,17 +441,27 @@ def glu(flow: Flow, node: fx.Node, x: Any, dim: int = -1) -> Any:
     source = flow.of(x)
     shape = tuple(node.meta["val"].shape)
     dim %= len(shape)
-    halves = [flow.value(shape, [p.narrow(dim, start, shape[dim]) for p in source.planes], source.rest) for start in (0, shape[dim])]
+    halves = [
+        flow.value(shape, [p.narrow(dim, start, shape[dim]) for p in source.planes], source.rest)
+        for start in (0, shape[dim])
+    ]
     return flow.merge(node, *halves)
 
 
 def roll(flow: Flow, node: fx.Node, x: Any, shifts: Any, dims: Any = ()) -> Any:
-    """Shifts of space let channels pass; channels that are shifted by a number written into forward stay."""
+    """Shifts of space let channels pass; channels that are shifted by a number written into forward
+    stay.
+    """
     source = flow.of(x)
-    moved = {d % len(source.shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(source.shape)))}
+    moved = {
+        d % len(source.shape)
+        for d in ([dims] if isinstance(dims, int) else dims or range(len(source.shape)))
+    }
     for plane in source.planes:
         if moved & set(varying(plane)):
-            return flow.give_up(node, [x], f"{flow.place(node)}: cuts the channels at places written into forward")
+            return flow.give_up(
+                node, [x], f"{flow.place(node)}: cuts the channels at places written into forward"
+            )
     return source
 
 
@@ -302,7 +488,9 @@ def index(flow: Flow, node: fx.Node, x: Any, indices: Any) -> Any:
 
 
 def gather(flow: Flow, node: fx.Node, x: Any, dim: int, indices: Any, **options: Any) -> Any:
-    """Picks along one dimension: channels along it stay. `index_select`, `gather` and `take_along_dim`."""
+    """Picks along one dimension: channels along it stay. `index_select`, `gather` and
+    `take_along_dim`.
+    """
     if isinstance(indices, int):
         dim, indices = indices, dim  # take_along_dim(x, indices, dim)
     source = flow.of(x)
@@ -326,7 +514,11 @@ def pixel_shuffle(flow: Flow, node: fx.Node, x: Any, factor: int) -> Any:
     shape = tuple(node.meta["val"].shape)
     dim = len(shape) - 3
     labels = flow.read(node, source, dim).view(shape[dim], -1)
-    flow.labels.meet(labels[:, :1].expand_as(labels), labels, f"{flow.place(node)}: shares a pixel block with values that cannot be removed")
+    flow.labels.meet(
+        labels[:, :1].expand_as(labels),
+        labels,
+        f"{flow.place(node)}: shares a pixel block with values that cannot be removed",
+    )
     return flow.value(shape, [along(labels[:, 0], dim, shape)], source.rest)
 
 
@@ -335,18 +527,30 @@ def pixel_unshuffle(flow: Flow, node: fx.Node, x: Any, factor: int) -> Any:
     source = flow.of(x)
     shape = tuple(node.meta["val"].shape)
     dim = len(shape) - 3
-    return flow.value(shape, [along(flow.read(node, source, dim).repeat_interleave(factor**2), dim, shape)], source.rest)
+    return flow.value(
+        shape,
+        [along(flow.read(node, source, dim).repeat_interleave(factor**2), dim, shape)],
+        source.rest,
+    )
 
 
 def channel_shuffle(flow: Flow, node: fx.Node, x: Any, groups: int) -> Any:
-    """Position j of every group is one channel: else what is left could not be shuffled by the same rule."""
+    """Position j of every group is one channel: else what is left could not be shuffled by the same
+    rule.
+    """
     source = flow.of(x)
     labels = flow.read(node, source, 1).view(groups, -1)
-    flow.labels.meet(labels[:1].expand_as(labels), labels, f"{flow.place(node)}: shares a group position with values that cannot be removed")
+    flow.labels.meet(
+        labels[:1].expand_as(labels),
+        labels,
+        f"{flow.place(node)}: shares a group position with values that cannot be removed",
+    )
     return flow.value(source.shape, [along(labels.T.reshape(-1), 1, source.shape)], source.rest)
 
 
-def im2col(flow: Flow, node: fx.Node, x: Any, kernel: Sequence[int], *rest: Any, **options: Any) -> Any:
+def im2col(
+    flow: Flow, node: fx.Node, x: Any, kernel: Sequence[int], *rest: Any, **options: Any
+) -> Any:
     """(N, C, H, W) -> (N, C k k, positions): every channel becomes k k that go together."""
     source = flow.of(x)
     shape = tuple(node.meta["val"].shape)
@@ -355,15 +559,43 @@ def im2col(flow: Flow, node: fx.Node, x: Any, kernel: Sequence[int], *rest: Any,
 
 
 RULES: dict[str, Rule] = {
-    "conv1d": convolution, "conv2d": convolution, "conv3d": convolution, "conv_transpose1d": transposed_convolution,
-    "conv_transpose2d": transposed_convolution, "conv_transpose3d": transposed_convolution,
-    "linear": linear, "addmm": addmm, "matmul": matmul, "mm": matmul, "bmm": bmm, "einsum": einsum,
+    "conv1d": convolution,
+    "conv2d": convolution,
+    "conv3d": convolution,
+    "conv_transpose1d": transposed_convolution,
+    "conv_transpose2d": transposed_convolution,
+    "conv_transpose3d": transposed_convolution,
+    "linear": linear,
+    "addmm": addmm,
+    "matmul": matmul,
+    "mm": matmul,
+    "bmm": bmm,
+    "einsum": einsum,
     "scaled_dot_product_attention": scaled_dot_product_attention,
-    "batch_norm": batch_norm, "_native_batch_norm_legit_no_training": batch_norm, "instance_norm": batch_norm,
-    "layer_norm": layer_norm, "rms_norm": layer_norm, "group_norm": group_norm,
-    "prelu": prelu, "embedding": embedding, "pad": pad, "constant_pad_nd": pad, "glu": glu, "roll": roll,
-    "index": index, "index_select": gather, "gather": gather, "take_along_dim": gather,
-    "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle, "channel_shuffle": channel_shuffle, "native_channel_shuffle": channel_shuffle,
-    "im2col": im2col, **dict.fromkeys(GATES, layers), **dict.fromkeys(CELLS, cell),
-    **dict.fromkeys(REDUCTIONS, reduction), **dict.fromkeys(OVER_ONE - {"glu"}, over_one), **dict.fromkeys(SPATIAL, spatial),
-}  # fmt: skip
+    "batch_norm": batch_norm,
+    "_native_batch_norm_legit_no_training": batch_norm,
+    "instance_norm": batch_norm,
+    "layer_norm": layer_norm,
+    "rms_norm": layer_norm,
+    "group_norm": group_norm,
+    "prelu": prelu,
+    "embedding": embedding,
+    "pad": pad,
+    "constant_pad_nd": pad,
+    "glu": glu,
+    "roll": roll,
+    "index": index,
+    "index_select": gather,
+    "gather": gather,
+    "take_along_dim": gather,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "channel_shuffle": channel_shuffle,
+    "native_channel_shuffle": channel_shuffle,
+    "im2col": im2col,
+    **dict.fromkeys(GATES, layers),
+    **dict.fromkeys(CELLS, cell),
+    **dict.fromkeys(REDUCTIONS, reduction),
+    **dict.fromkeys(OVER_ONE - {"glu"}, over_one),
+    **dict.fromkeys(SPATIAL, spatial),
+}

@@ -12,12 +12,20 @@ from mirabelle.channels.recurrent import GATES
 
 
 def replace_tensors(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
-    """Puts tensors of other sizes in the place of parameters and buffers, wherever they are shared, and mends the modules' size attributes."""
+    """Puts tensors of other sizes in the place of parameters and buffers, wherever they are shared,
+    and mends the modules' size attributes.
+    """
     by_id: dict[int, torch.Tensor] = {}
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
     for name, tensor in new.items():
         old = tensors[name]
-        by_id[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        by_id[id(old)] = (
+            nn.Parameter(tensor, requires_grad=old.requires_grad)
+            if isinstance(old, nn.Parameter)
+            else tensor
+        )
     for module in model.modules():
         old_shapes = {k: tuple(p.shape) for k, p in module._parameters.items() if p is not None}
         changed = False
@@ -37,7 +45,9 @@ def mend_sizes(module: nn.Module, old_shapes: dict[str, tuple[int, ...]]) -> Non
         if module.groups > 1 and module.groups == module.in_channels:  # depthwise
             module.groups = weight.shape[0] // (old_shapes["weight"][0] // module.groups)
         first, second = weight.shape[0], weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
+        module.in_channels, module.out_channels = (
+            (first, second) if module.transposed else (second, first)
+        )
     elif isinstance(module, nn.Linear) and isinstance(weight, torch.Tensor):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -56,7 +66,10 @@ def mend_sizes(module: nn.Module, old_shapes: dict[str, tuple[int, ...]]) -> Non
         module.num_parameters = len(weight)
     elif isinstance(module, nn.RNNBase):
         first: Any = module.weight_ih_l0
-        module.hidden_size, module.input_size = len(first) // GATES[module.mode.lower()], first.shape[1]
+        module.hidden_size, module.input_size = (
+            len(first) // GATES[module.mode.lower()],
+            first.shape[1],
+        )
         module.proj_size = module.weight_hh_l0.shape[1] if module.proj_size else 0  # type: ignore[assignment, union-attr]
         module._init_flat_weights()  # it holds its weights a second time
     elif isinstance(module, nn.RNNCellBase):

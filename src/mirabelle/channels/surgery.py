@@ -22,8 +22,9 @@ from mirabelle.channels.sizes import replace_tensors
 def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy of `model` without the channels `removed[group name]` (numbers of channels, 0 .. C-1).
 
-    Raises `InputError` for a group that is not there or that would lose all its channels, `SurgeryError` where the network cannot run
-    at its new sizes or does not compute what `reference` computes, in place or in graph form.
+    Raises `InputError` for a group that is not there or that would lose all its channels,
+    `SurgeryError` where the network cannot run at its new sizes or does not compute what
+    `reference` computes, in place or in graph form.
     """
     gone = indices(coupling, removed)
     if not gone:
@@ -34,7 +35,9 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
         try:
             small = make(model, coupling.inputs, gone)
             found = check_runs(small, coupling.inputs, "the example input after pruning")
-            problem = difference(expected, found) or _other_batch(model, small, coupling.inputs, found)
+            problem = difference(expected, found) or _other_batch(
+                model, small, coupling.inputs, found
+            )
         except (InputError, CaptureError, SurgeryError) as error:
             problem = str(error)
         else:
@@ -42,13 +45,16 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
                 return small
         problems.append(problem)
     raise SurgeryError(
-        f"the pruned network is not the original without the removed channels ({problems[0]}; as a graph: {problems[1]}); its forward probably has sizes "
-        "written into it: take them from the tensors (x.shape), or name the layers concerned in keep=[...]"
+        f"the pruned network is not the original without the removed channels ({problems[0]}; "
+        f"as a graph: {problems[1]}); its forward probably has sizes "
+        "written into it: take them from the tensors (x.shape), or name the layers concerned in "
+        "keep=[...]"
     )
 
 
 def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch, output: Any) -> str | None:
-    """What goes wrong for one sample more, where the original takes it: sizes written into forward can hide in one batch size. output: what `small` gives for `inputs`.
+    """What goes wrong for one sample more, where the original takes it: sizes written into forward
+    can hide in one batch size. output: what `small` gives for `inputs`.
 
     The original is only asked where the outputs do not simply have one sample more.
     """
@@ -56,18 +62,29 @@ def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch, output: Any)
     try:
         others, problem = _shapes(small, more), None
     except InputError as error:
-        others, problem = None, f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)"
-    if others == [(s[0] + 1, *s[1:]) if s else s for s in (tuple(v.shape) for v in _tensors(output))]:
+        others, problem = (
+            None,
+            f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)",
+        )
+    if others == [
+        (s[0] + 1, *s[1:]) if s else s for s in (tuple(v.shape) for v in _tensors(output))
+    ]:
         return None
     try:
         shapes = _shapes(model, more)
     except InputError:
         return None
-    return problem or (None if shapes == others else f"its outputs have the shapes {others} for one sample more, expected {shapes}")
+    return problem or (
+        None
+        if shapes == others
+        else f"its outputs have the shapes {others} for one sample more, expected {shapes}"
+    )
 
 
 def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
-    """The shapes of the network's outputs; these are computed only where they depend on values. `InputError` where it does not run."""
+    """The shapes of the network's outputs; these are computed only where they depend on values.
+    `InputError` where it does not run.
+    """
     copied = shell(model)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -81,8 +98,12 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
 
 
-def reference(coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], inputs: Batch | None = None) -> Any:
-    """What the network must compute without the indices `gone`, on the example that it was analysed with or another of its sizes."""
+def reference(
+    coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], inputs: Batch | None = None
+) -> Any:
+    """What the network must compute without the indices `gone`, on the example that it was analysed
+    with or another of its sizes.
+    """
     assert coupling.graph_module is not None and coupling.flow is not None
     few = inputs or coupling.inputs
     with torch.no_grad():
@@ -92,13 +113,19 @@ def reference(coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], 
 
 def _is_random(model: nn.Module, inputs: Batch) -> bool:
     """Its forward draws numbers in eval mode too: then nothing can be compared."""
-    return difference(*(check_runs(model, inputs, "the example input") for _ in range(2))) is not None
+    return (
+        difference(*(check_runs(model, inputs, "the example input") for _ in range(2))) is not None
+    )
 
 
-def _in_place(model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], torch.Tensor]) -> nn.Module:
+def _in_place(
+    model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], torch.Tensor]
+) -> nn.Module:
     """A copy of the network itself, of its own class, with smaller parameters."""
     small = clone(model)
-    tensors = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
+    tensors = dict(small.named_parameters(remove_duplicate=False)) | dict(
+        small.named_buffers(remove_duplicate=False)
+    )
     new: dict[str, torch.Tensor] = {}
     for (name, dim), index in gone.items():
         tensor = new.get(name, tensors[name].detach())
@@ -112,7 +139,9 @@ def _in_place(model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], to
 
 
 def difference(expected: Any, found: Any) -> str | None:
-    """How two outputs of a network, nested or not, differ: in shapes, or in values by more than rounding; None where they do not."""
+    """How two outputs of a network, nested or not, differ: in shapes, or in values by more than
+    rounding; None where they do not.
+    """
     leaves, others = _tensors(expected), _tensors(found)
     shapes, other_shapes = [tuple(v.shape) for v in leaves], [tuple(v.shape) for v in others]
     if shapes != other_shapes:
@@ -125,28 +154,41 @@ def difference(expected: Any, found: Any) -> str | None:
     return None
 
 
-def indices(coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> dict[tuple[str, int], torch.Tensor]:
+def indices(
+    coupling: Coupling, removed: Mapping[str, torch.Tensor]
+) -> dict[tuple[str, int], torch.Tensor]:
     """For each (parameter, dimension) the indices that go."""
     by_name = {g.name: g for g in coupling.groups}
     gone: dict[tuple[str, int], list[torch.Tensor]] = {}
     for name, channels in removed.items():
         if name not in by_name:
-            raise InputError(f"there is no group {name!r}; the groups are {', '.join(by_name) or 'none'}")
+            raise InputError(
+                f"there is no group {name!r}; the groups are {', '.join(by_name) or 'none'}"
+            )
         group = by_name[name]
         channels = torch.as_tensor(channels, dtype=torch.int64).reshape(-1).unique()
         if len(channels) >= group.channels:
-            raise InputError(f"group {name!r} would lose all its {group.channels} channels; leave at least one")
+            raise InputError(
+                f"group {name!r} would lose all its {group.channels} channels; leave at least one"
+            )
         if len(channels) and not 0 <= int(channels.min()) <= int(channels.max()) < group.channels:
-            raise InputError(f"group {name!r} has channels 0 to {group.channels - 1}, got {int(channels.min())} to {int(channels.max())}")
+            raise InputError(
+                f"group {name!r} has channels 0 to {group.channels - 1}, got "
+                f"{int(channels.min())} to {int(channels.max())}"
+            )
         for slot in group.slots:
             gone.setdefault((slot.parameter, slot.dim), []).append(slot.index[channels].reshape(-1))
     return {key: torch.cat(parts) for key, parts in gone.items() if sum(map(len, parts))}
 
 
 def mask(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> nn.Module:
-    """A copy of full size in which nothing reads the removed channels: the reference that surgery must equal (masking equivalence)."""
+    """A copy of full size in which nothing reads the removed channels: the reference that surgery
+    must equal (masking equivalence).
+    """
     masked = clone(model)
-    tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(masked.named_buffers(remove_duplicate=False))
+    tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(
+        masked.named_buffers(remove_duplicate=False)
+    )
     readers = {(s.parameter, s.dim) for g in coupling.groups for s in g.with_role("in")}
     with torch.no_grad():
         for (name, dim), index in indices(coupling, removed).items():

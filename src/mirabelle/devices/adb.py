@@ -1,6 +1,8 @@
-"""Exported files timed on an Android phone, over `adb`, by the benchmark program of their own runtime, which the user has built or downloaded.
+"""Exported files timed on an Android phone, over `adb`, by the benchmark program of their own
+runtime, which the user has built or downloaded.
 
-Each round pushes nothing anew and calls the program once for each file in turn, so that heat and other load hit all files alike.
+Each round pushes nothing anew and calls the program once for each file in turn, so that heat and
+other load hit all files alike.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ ELF_MACHINES = {183: "arm64-v8a", 40: "armeabi-v7a", 62: "x86_64", 3: "x86"}
 
 
 class Timing(NamedTuple):
-    """What a program says of its calls, in milliseconds; None for what it does not say. mean: of `runs` calls."""
+    """What a program says of its calls, in milliseconds; None for what it does not say. mean: of
+    `runs` calls.
+    """
 
     mean: float
     runs: int
@@ -43,7 +47,8 @@ class Timing(NamedTuple):
 class Program(NamedTuple):
     """How a runtime's benchmark program is called and read.
 
-    arguments(file, artifact, threads, runs): the words behind its name. read(text, runs): its timing, or None where there is none in the text.
+    arguments(file, artifact, threads, runs): the words behind its name. read(text, runs): its
+    timing, or None where there is none in the text.
     log: the tag of Android's log that it writes to instead of its output.
     """
 
@@ -59,23 +64,31 @@ def _number(pattern: str, text: str) -> float | None:
 
 
 def _read_litert(text: str, runs: int) -> Timing | None:
-    """`count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450 p5=.. median=.. p95=..`, microseconds; the last one is not the warm-up's."""
+    """`count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450 p5=.. median=..
+    p95=..`, microseconds; the last one is not the warm-up's.
+    """
     lines = [line for line in text.splitlines() if re.search(r"\bcount=\d+ ", line)]
     if not lines or "Inference timings in us" not in text:
         return None
     found = {k: float(v) for k, v in re.findall(r"(\w+)=([\d.e+]+)", lines[-1])}
     mean = found.get("avg", found["curr"])  # a count of equal values has `curr` alone
     each = {k: found[k] / 1e3 for k in ("median", "min", "max") if k in found}
-    return Timing(mean / 1e3, int(found["count"]), each.get("median"), each.get("min"), each.get("max"))
+    return Timing(
+        mean / 1e3, int(found["count"]), each.get("median"), each.get("min"), each.get("max")
+    )
 
 
 def _read_onnxruntime(text: str, runs: int) -> Timing | None:
     mean = _number(r"Average inference time cost(?: total)?: ([\d.e+-]+) ms", text)
     if mean is None:
         return None
-    seconds = [_number(rf"{name} Latency(?: is|:) ([\d.e+-]+) s", text) for name in ("P50", "Min", "Max")]
+    seconds = [
+        _number(rf"{name} Latency(?: is|:) ([\d.e+-]+) s", text) for name in ("P50", "Min", "Max")
+    ]
     median, low, high = (None if s is None else 1e3 * s for s in seconds)
-    return Timing(mean, int(_number(r"Total inference requests: (\d+)", text) or runs), median, low, high)
+    return Timing(
+        mean, int(_number(r"Total inference requests: (\d+)", text) or runs), median, low, high
+    )
 
 
 def _read_executorch(text: str, runs: int) -> Timing | None:
@@ -84,54 +97,121 @@ def _read_executorch(text: str, runs: int) -> Timing | None:
         return None
     each = sorted(float(v) for v in re.findall(r"Iteration \d+ of \d+: ([\d.]+) ms", text))
     count, milliseconds = int(total[-1][0]), float(total[-1][1])
-    return Timing(milliseconds / count, count, *((each[len(each) // 2], each[0], each[-1]) if each else ()))
+    return Timing(
+        milliseconds / count, count, *((each[len(each) // 2], each[0], each[-1]) if each else ())
+    )
 
 
 def _read_ncnn(text: str, runs: int) -> Timing | None:
     found = re.findall(r"min = +([\d.]+) +max = +([\d.]+) +avg = +([\d.]+)", text)
-    return Timing(float(found[-1][2]), runs, None, float(found[-1][0]), float(found[-1][1])) if found else None
+    return (
+        Timing(float(found[-1][2]), runs, None, float(found[-1][0]), float(found[-1][1]))
+        if found
+        else None
+    )
 
 
 def _read_mnn(text: str, runs: int) -> Timing | None:
     found = re.findall(r"max = +([\d.]+) ms +min = +([\d.]+) ms +avg = +([\d.]+) ms", text)
-    return Timing(float(found[-1][2]), runs, None, float(found[-1][1]), float(found[-1][0])) if found else None
+    return (
+        Timing(float(found[-1][2]), runs, None, float(found[-1][1]), float(found[-1][0]))
+        if found
+        else None
+    )
 
 
 def _read_openvino(text: str, runs: int) -> Timing | None:
-    values = {name: _number(rf"{name}: +([\d.]+) ms", text) for name in ("Median", "Average", "Min", "Max")}
+    values = {
+        name: _number(rf"{name}: +([\d.]+) ms", text)
+        for name in ("Median", "Average", "Min", "Max")
+    }
     mean = values["Average"] if values["Average"] is not None else values["Median"]
-    return None if mean is None else Timing(mean, int(_number(r"Count: +(\d+)", text) or runs), values["Median"], values["Min"], values["Max"])
+    return (
+        None
+        if mean is None
+        else Timing(
+            mean,
+            int(_number(r"Count: +(\d+)", text) or runs),
+            values["Median"],
+            values["Min"],
+            values["Max"],
+        )
+    )
 
 
 def _ncnn_shape(artifact: Artifact) -> str:
     """Width, height, channels, as ncnn names sizes."""
-    return ",".join("[" + ",".join(str(s) for s in reversed((spec.shape or ())[1:])) + "]" for spec in artifact.inputs)
+    return ",".join(
+        "[" + ",".join(str(s) for s in reversed((spec.shape or ())[1:])) + "]"
+        for spec in artifact.inputs
+    )
 
 
 # Warm-up: 10 calls, or as many as a program makes by itself.
 PROGRAMS: dict[str, Program] = {
     "litert": Program(
         "benchmark_model",
-        lambda f, a, t, n: [f"--graph={f}", f"--num_threads={t}", f"--num_runs={n}", "--warmup_runs=10", "--max_secs=600", "--use_xnnpack=true"],
+        lambda f, a, t, n: [
+            f"--graph={f}",
+            f"--num_threads={t}",
+            f"--num_runs={n}",
+            "--warmup_runs=10",
+            "--max_secs=600",
+            "--use_xnnpack=true",
+        ],
         _read_litert,
     ),
     "onnxruntime": Program(
-        "onnxruntime_perf_test", lambda f, a, t, n: ["-I", "-m", "times", "-r", str(n), "-x", str(t), "-y", "1", "-s", f], _read_onnxruntime
+        "onnxruntime_perf_test",
+        lambda f, a, t, n: ["-I", "-m", "times", "-r", str(n), "-x", str(t), "-y", "1", "-s", f],
+        _read_onnxruntime,
     ),
     "executorch": Program(
         "executor_runner",
-        lambda f, a, t, n: [f"--model_path={f}", f"--cpu_threads={t}", f"--num_executions={n}", "--print_output=none"],
+        lambda f, a, t, n: [
+            f"--model_path={f}",
+            f"--cpu_threads={t}",
+            f"--num_executions={n}",
+            "--print_output=none",
+        ],
         _read_executorch,
         log="ExecuTorch",
     ),
     "ncnn": Program(
-        "benchncnn", lambda f, a, t, n: [str(n), str(t), "0", "-1", "0", f"param={f}", f"shape={_ncnn_shape(a)}"], _read_ncnn
+        "benchncnn",
+        lambda f, a, t, n: [
+            str(n),
+            str(t),
+            "0",
+            "-1",
+            "0",
+            f"param={f}",
+            f"shape={_ncnn_shape(a)}",
+        ],
+        _read_ncnn,
     ),
-    "mnn": Program("benchmark.out", lambda f, a, t, n: [".", str(n), "10", "0", str(t), "1"], _read_mnn),
+    "mnn": Program(
+        "benchmark.out", lambda f, a, t, n: [".", str(n), "10", "0", str(t), "1"], _read_mnn
+    ),
     "openvino": Program(
-        "benchmark_app", lambda f, a, t, n: ["-m", f, "-d", "CPU", "-api", "sync", "-niter", str(n), "-nthreads", str(t), "-hint", "none"], _read_openvino
+        "benchmark_app",
+        lambda f, a, t, n: [
+            "-m",
+            f,
+            "-d",
+            "CPU",
+            "-api",
+            "sync",
+            "-niter",
+            str(n),
+            "-nthreads",
+            str(t),
+            "-hint",
+            "none",
+        ],
+        _read_openvino,
     ),
-}  # fmt: skip
+}
 PROGRAMS["onnxruntime-mobile"] = PROGRAMS["onnxruntime"]
 
 
@@ -150,12 +230,17 @@ class Phone:
 
 
 class Adb:
-    """`adb`, bound to one phone. `InputError` for everything that it refuses, in words that say what to do."""
+    """`adb`, bound to one phone. `InputError` for everything that it refuses, in words that say
+    what to do.
+    """
 
     def __init__(self, serial: str | None = None):
         self.program = shutil.which("adb")
         if self.program is None:
-            raise InputError("adb is not installed or not on the PATH; it is in Android's platform-tools, on Debian and Ubuntu: apt-get install adb")
+            raise InputError(
+                "adb is not installed or not on the PATH; it is in Android's platform-tools, on "
+                "Debian and Ubuntu: apt-get install adb"
+            )
         self.serial = serial or self._only()
 
     def _only(self) -> str:
@@ -165,21 +250,38 @@ class Adb:
         if len(ready) == 1:
             return ready[0]
         if ready:
-            raise InputError(f"{len(ready)} phones are connected ({', '.join(ready)}); choose one with --serial")
+            raise InputError(
+                f"{len(ready)} phones are connected ({', '.join(ready)}); choose one with --serial"
+            )
         if "unauthorized" in found.values():
-            raise InputError("the phone does not trust this computer yet; unlock it and confirm the question about USB debugging")
-        raise InputError(f"adb sees no phone that is ready ({found or 'none connected'}); switch USB debugging on and connect it (docs/phone.md)")
+            raise InputError(
+                "the phone does not trust this computer yet; unlock it and confirm the question "
+                "about USB debugging"
+            )
+        raise InputError(
+            f"adb sees no phone that is ready ({found or 'none connected'}); switch USB "
+            "debugging on and connect it (docs/phone.md)"
+        )
 
     def _call(self, words: list[str], ok: tuple[int, ...] = (0,)) -> str:
         try:
             ran = subprocess.run(
-                [str(self.program), *words], check=False, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, stdin=subprocess.DEVNULL
+                [str(self.program), *words],
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
             raise InputError(f"adb {' '.join(words[:4])} was not done after {TIMEOUT} s") from None
         if ran.returncode not in ok:
             said = (ran.stderr + ran.stdout).strip().splitlines()
-            raise InputError(f"adb {' '.join(words[:4])} failed: {said[-1] if said else f'exit status {ran.returncode}'}")
+            raise InputError(
+                f"adb {' '.join(words[:4])} failed: "
+                f"{said[-1] if said else f'exit status {ran.returncode}'}"
+            )
         return ran.stdout + ran.stderr
 
     def __call__(self, *words: str) -> str:
@@ -196,22 +298,33 @@ class Adb:
                 values[match[1]] = match[2]
         chip = values.get("ro.soc.model") or values.get("ro.board.platform") or "chip unknown"
         return Phone(
-            self.serial, values.get("ro.product.model", "model unknown"), chip, values.get("ro.product.cpu.abi", ""),
+            self.serial,
+            values.get("ro.product.model", "model unknown"),
+            chip,
+            values.get("ro.product.cpu.abi", ""),
             values.get("ro.build.version.release", "?"),
-        )  # fmt: skip
+        )
 
 
 def check_binary(binary: str | Path, phone: Phone) -> Path:
-    """The path of the benchmark program; `InputError` where it is not there, is no program, or is one for another processor."""
+    """The path of the benchmark program; `InputError` where it is not there, is no program, or is
+    one for another processor.
+    """
     path = Path(binary)
     if not path.is_file():
-        raise InputError(f"{path} is not there; give the path of the runtime's benchmark program for Android (docs/phone.md says where to get it)")
+        raise InputError(
+            f"{path} is not there; give the path of the runtime's benchmark program for Android "
+            "(docs/phone.md says where to get it)"
+        )
     head = path.read_bytes()[:20]
     if head[:4] != b"\x7fELF":
         raise InputError(f"{path} is not a program for Android (no ELF file)")
     machine = ELF_MACHINES.get(int.from_bytes(head[18:20], "little"), "another processor")
     if phone.abi and machine != phone.abi:
-        raise InputError(f"{path} is for {machine}, the phone is {phone.abi}; build or download it for {phone.abi}")
+        raise InputError(
+            f"{path} is for {machine}, the phone is {phone.abi}; build or download it for "
+            f"{phone.abi}"
+        )
     return path
 
 
@@ -225,16 +338,24 @@ def run(
     rounds: int = 5,
     pause: float = 0.0,
 ) -> tuple[dict[str, list[Timing]], Phone]:
-    """Times each file on the phone: `rounds` timings of `runs` calls each, all files in turn in every round.
+    """Times each file on the phone: `rounds` timings of `runs` calls each, all files in turn in
+    every round.
 
-    artifacts: files of one runtime by name. binary: the path, here, of that runtime's benchmark program for the phone's processor.
-    pause: seconds before each call, for a phone that gets hot. What was pushed is removed at the end, also after an error.
+    artifacts: files of one runtime by name. binary: the path, here, of that runtime's benchmark
+    program for the phone's processor.
+    pause: seconds before each call, for a phone that gets hot. What was pushed is removed at the
+    end, also after an error.
     """
     runtimes = sorted({a.runtime for a in artifacts.values()})
     if len(runtimes) != 1:
-        raise InputError(f"one benchmark program times files of one runtime; these are for {' and '.join(runtimes)}")
+        raise InputError(
+            "one benchmark program times files of one runtime; these are for "
+            f"{' and '.join(runtimes)}"
+        )
     if runs < 1 or rounds < 1 or threads < 1:
-        raise InputError(f"runs is {runs}, rounds is {rounds} and threads is {threads}; expected at least 1")
+        raise InputError(
+            f"runs is {runs}, rounds is {rounds} and threads is {threads}; expected at least 1"
+        )
     program = choose(runtimes[0], PROGRAMS, "runtime with a benchmark program")
     adb = Adb(serial)
     phone = adb.phone()
@@ -254,24 +375,35 @@ def run(
                 for name, artifact in artifacts.items():
                     time.sleep(pause)
                     words = program.arguments(artifact.path.name, artifact, threads, runs)
-                    timings[name].append(_time(adb, program, f"{folder}/{program.name}", places[name], words, runs))
+                    timings[name].append(
+                        _time(adb, program, f"{folder}/{program.name}", places[name], words, runs)
+                    )
                     shown.advance()
         finally:
             adb.shell("rm", "-rf", folder)
     return timings, phone
 
 
-def _time(adb: Adb, program: Program, binary: str, place: str, words: list[str], runs: int) -> Timing:
+def _time(
+    adb: Adb, program: Program, binary: str, place: str, words: list[str], runs: int
+) -> Timing:
     if program.log:
         adb("logcat", "-c")
     line = " ".join(shlex.quote(w) for w in (binary, *words))
     # Some phones' shells do not hand on the exit status.
-    text = adb("shell", f"cd {shlex.quote(place)} && LD_LIBRARY_PATH={shlex.quote(place)} {line}; echo exit status $?")
+    text = adb(
+        "shell",
+        f"cd {shlex.quote(place)} && LD_LIBRARY_PATH={shlex.quote(place)} {line}; echo exit "
+        "status $?",
+    )
     if program.log:
         text += adb("logcat", "-d", "-s", f"{program.log}:I")
     status = (re.findall(r"exit status (\d+)", text) or ["unknown"])[-1]
     timing = program.read(text, runs) if status == "0" else None
     if timing is None:
         said = [s for s in text.splitlines() if s.strip() and "exit status" not in s]
-        raise InputError(f"{program.name} gave no timing on the phone (exit status {status}): {said[-1] if said else 'it said nothing'}")
+        raise InputError(
+            f"{program.name} gave no timing on the phone (exit status {status}): "
+            f"{said[-1] if said else 'it said nothing'}"
+        )
     return timing

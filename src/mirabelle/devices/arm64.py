@@ -1,7 +1,9 @@
-"""Exported files on the 64-bit Arm build of their runtime: outputs, and the number of instructions, which is the same on every machine and run.
+"""Exported files on the 64-bit Arm build of their runtime: outputs, and the number of instructions,
+which is the same on every machine and run.
 
-QEMU's user mode runs the Arm build of Python and of the runtime; a plugin counts. Instructions are not milliseconds: they know nothing of caches,
-memory bandwidth and how many of them a core does at once. They rank variants of one network on one runtime.
+QEMU's user mode runs the Arm build of Python and of the runtime; a plugin counts. Instructions are
+not milliseconds: they know nothing of caches, memory bandwidth and how many of them a core does at
+once. They rank variants of one network on one runtime.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ RUNS = 5
 
 
 class Core(NamedTuple):
-    """An Arm core as the emulator and /proc/cpuinfo know it, which runtimes choose their kernels by."""
+    """An Arm core as the emulator and /proc/cpuinfo know it, which runtimes choose their kernels
+    by.
+    """
 
     part: int
     features: str
@@ -35,16 +39,22 @@ class Core(NamedTuple):
 
 # With and without the dot product of four int8 pairs, which decides what int8 gains.
 CORES = {
-    "cortex-a76": Core(0xD0B, "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"),
+    "cortex-a76": Core(
+        0xD0B,
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc "
+        "dcpop asimddp",
+    ),
     "cortex-a53": Core(0xD03, "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"),
 }
 
 
 @dataclass(frozen=True)
 class Instructions:
-    """One inference on Arm. count: its instructions, the median of `runs`; spread: the distance between their quartiles.
+    """One inference on Arm. count: its instructions, the median of `runs`; spread: the distance
+    between their quartiles.
 
-    difference: the largest absolute difference from this machine's outputs; largest: their largest absolute value.
+    difference: the largest absolute difference from this machine's outputs; largest: their largest
+    absolute value.
     """
 
     count: int
@@ -62,67 +72,133 @@ class Instructions:
         return self.difference / self.largest if self.largest else self.difference
 
     def __str__(self) -> str:
-        return f"{self.count / 1e6:.2f} M on {self.core} ({NOT_TIME}), outputs as here to {self.relative:.1e} of the largest"
+        return (
+            f"{self.count / 1e6:.2f} M on {self.core} ({NOT_TIME}), outputs as here to "
+            f"{self.relative:.1e} of the largest"
+        )
 
 
-def run(artifact: Artifact, arrays: Sequence[np.ndarray], core: str = "cortex-a76", runs: int = RUNS) -> tuple[Instructions, list[np.ndarray]]:
+def run(
+    artifact: Artifact, arrays: Sequence[np.ndarray], core: str = "cortex-a76", runs: int = RUNS
+) -> tuple[Instructions, list[np.ndarray]]:
     """Runs `artifact` on Arm, one thread: what it cost, and its outputs.
 
-    arrays: one for each input, as `Artifact.arrays` gives them. core: a name of `CORES`. Needs `mirabelle setup-arm64`.
+    arrays: one for each input, as `Artifact.arrays` gives them. core: a name of `CORES`. Needs
+    `mirabelle setup-arm64`.
     Raises `InputError` where something is not set up, or the runtime fails on Arm.
     """
     known = choose(core, CORES, "core")
     setup = arm_setup.find(artifact.runtime)
     with tempfile.TemporaryDirectory() as folder:
-        job, inputs, outputs, counted = (Path(folder) / name for name in ("job.json", "inputs.npz", "outputs.npz", "counted"))
-        settings = {"path": str(artifact.path.resolve()), "runtime": artifact.runtime, "threads": 1, "runs": runs}
+        job, inputs, outputs, counted = (
+            Path(folder) / name for name in ("job.json", "inputs.npz", "outputs.npz", "counted")
+        )
+        settings = {
+            "path": str(artifact.path.resolve()),
+            "runtime": artifact.runtime,
+            "threads": 1,
+            "runs": runs,
+        }
         job.write_text(json.dumps(settings), encoding="utf-8")
         np.savez(inputs, *arrays)
         prefix = _prefix(Path(folder), setup.root, known)
         guest = Path(__file__).with_name("guest.py")
-        command = [setup.emulator, "-L", prefix, "-cpu", core, "-plugin", f"{setup.plugin},out={counted}", setup.python, guest, job, inputs, outputs]
+        command = [
+            setup.emulator,
+            "-L",
+            prefix,
+            "-cpu",
+            core,
+            "-plugin",
+            f"{setup.plugin},out={counted}",
+            setup.python,
+            guest,
+            job,
+            inputs,
+            outputs,
+        ]
         environment = {
-            "PYTHONHOME": str(setup.root / "usr"), "PYTHONPATH": str(setup.site), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", ""), "TMPDIR": folder,
-        }  # fmt: skip
+            "PYTHONHOME": str(setup.root / "usr"),
+            "PYTHONPATH": str(setup.site),
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PATH": os.environ.get("PATH", ""),
+            "TMPDIR": folder,
+        }
         try:
             ran = subprocess.run(
-                [str(c) for c in command], check=False, capture_output=True, text=True, errors="replace", env=environment, timeout=TIMEOUT
+                [str(c) for c in command],
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
+                timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired:
-            raise InputError(f"{artifact.path.name} was not done on the emulator after {TIMEOUT} s") from None
+            raise InputError(
+                f"{artifact.path.name} was not done on the emulator after {TIMEOUT} s"
+            ) from None
         if ran.returncode or not outputs.is_file():
-            words = [line for line in ran.stderr.splitlines() if line.strip()] or [f"exit status {ran.returncode}"]
-            raise InputError(f"{artifact.runtime} fails on 64-bit Arm with {artifact.path.name}: {words[-1]}")
+            words = [line for line in ran.stderr.splitlines() if line.strip()] or [
+                f"exit status {ran.returncode}"
+            ]
+            raise InputError(
+                f"{artifact.runtime} fails on 64-bit Arm with {artifact.path.name}: {words[-1]}"
+            )
         marks = [int(line) for line in counted.read_text(encoding="utf-8").split()]
         with np.load(outputs) as file:
             results = [file[f"arr_{i}"] for i in range(len(file.files))]
         told = json.loads(ran.stdout.strip().splitlines()[-1])
     counts, spread = _counts(marks)
     here = artifact.session.run(list(arrays))
-    difference = max((float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(here, results, strict=True) if a.size), default=0.0)
+    difference = max(
+        (
+            float(np.abs(a.astype(np.float64) - b).max())
+            for a, b in zip(here, results, strict=True)
+            if a.size
+        ),
+        default=0.0,
+    )
     largest = max((float(np.abs(a).max()) for a in here if a.size), default=0.0)
-    return Instructions(counts, spread, runs, core, difference, largest, f"{artifact.runtime} {told['version']}", _version(setup.emulator)), results
+    return Instructions(
+        counts,
+        spread,
+        runs,
+        core,
+        difference,
+        largest,
+        f"{artifact.runtime} {told['version']}",
+        _version(setup.emulator),
+    ), results
 
 
 def _counts(marks: Sequence[int]) -> tuple[int, int]:
-    """The median count between each pair of marks, less that of the first pair, which encloses nothing; and the distance between the quartiles, as allocators do
-    more now and then."""
+    """The median count between each pair of marks, less that of the first pair, which encloses
+    nothing; and the distance between the quartiles, as allocators do more now and then.
+    """
     if len(marks) < 4 or len(marks) % 2:
-        raise InputError(f"the counting plugin wrote {len(marks)} marks; expected pairs; run `mirabelle setup-arm64` again")
+        raise InputError(
+            f"the counting plugin wrote {len(marks)} marks; expected pairs; run `mirabelle "
+            "setup-arm64` again"
+        )
     pairs = [b - a for a, b in zip(marks[::2], marks[1::2])]
     found = sorted(p - pairs[0] for p in pairs[1:])
     return found[len(found) // 2], found[3 * len(found) // 4] - found[len(found) // 4]
 
 
 def _prefix(folder: Path, root: Path, core: Core) -> Path:
-    """The Arm system with a /proc/cpuinfo of that core: the emulator shows this machine's, from which some runtimes cannot start."""
+    """The Arm system with a /proc/cpuinfo of that core: the emulator shows this machine's, from
+    which some runtimes cannot start.
+    """
     prefix = folder / "root"
     (prefix / "proc").mkdir(parents=True)
     for entry in root.iterdir():
         (prefix / entry.name).symlink_to(entry)
     (prefix / "proc/cpuinfo").write_text(
-        f"processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: {core.features}\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\n"
+        f"processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: {core.features}\nCPU implementer\t: "
+        "0x41\nCPU architecture: 8\nCPU variant\t: 0x1\n"
         f"CPU part\t: {core.part:#x}\nCPU revision\t: 0\n\n",
         encoding="utf-8",
     )
@@ -130,5 +206,7 @@ def _prefix(folder: Path, root: Path, core: Core) -> Path:
 
 
 def _version(emulator: str) -> str:
-    words = subprocess.run([emulator, "--version"], check=False, capture_output=True, text=True).stdout.split()
+    words = subprocess.run(
+        [emulator, "--version"], check=False, capture_output=True, text=True
+    ).stdout.split()
     return f"qemu {words[2]}" if len(words) > 2 else "qemu"

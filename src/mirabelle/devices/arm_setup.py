@@ -1,6 +1,8 @@
-"""Sets up what `arm64.py` needs in the user's cache folder: a Python and its libraries for 64-bit Arm, the runtimes' Arm wheels, the counting plugin.
+"""Sets up what `arm64.py` needs in the user's cache folder: a Python and its libraries for 64-bit
+Arm, the runtimes' Arm wheels, the counting plugin.
 
-Nothing is installed into the system and nothing needs root. `mirabelle setup-arm64` calls it; nothing else does.
+Nothing is installed into the system and nothing needs root. `mirabelle setup-arm64` calls it;
+nothing else does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from mirabelle.base.progress import bar
 EMULATOR = "qemu-aarch64"
 # What Debian's Python and the wheels load. Their own dependencies come along.
 DEBS = ("python3", "libstdc++6", "libgomp1")
-# The packages of each runtime, the first of them in the version that is installed here; and what they import.
+# The packages of each runtime, the first of them in the version that is installed here; and what
+# they import.
 WHEELS = {
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-mobile": ("onnxruntime",),
@@ -34,12 +37,17 @@ WHEELS = {
     "ncnn": ("ncnn",),
     "mnn": ("MNN",),
 }
-PLATFORMS = [f"manylinux_2_{n}_aarch64" for n in (17, 24, 26, 27, 28, 31, 34, 35, 36)] + ["manylinux2014_aarch64", "any"]
+PLATFORMS = [f"manylinux_2_{n}_aarch64" for n in (17, 24, 26, 27, 28, 31, 34, 35, 36)] + [
+    "manylinux2014_aarch64",
+    "any",
+]
 PLUGIN_VERSIONS = range(1, 8)
 
 
 class Setup(NamedTuple):
-    """root: the Arm system. python: the interpreter in it. site: the wheels' folder. plugin: the library that counts."""
+    """root: the Arm system. python: the interpreter in it. site: the wheels' folder. plugin: the
+    library that counts.
+    """
 
     root: Path
     python: Path
@@ -54,39 +62,64 @@ def folder() -> Path:
 
 
 def find(runtime: str) -> Setup:
-    """What was set up. `InputError` says which command does it where that, or this runtime, is missing."""
+    """What was set up. `InputError` says which command does it where that, or this runtime, is
+    missing.
+    """
     if runtime not in WHEELS:
-        raise InputError(f"{runtime} has no Arm build that runs under the emulator; those that have: {', '.join(WHEELS)}")
+        raise InputError(
+            f"{runtime} has no Arm build that runs under the emulator; those that have: "
+            f"{', '.join(WHEELS)}"
+        )
     path = folder() / "setup.json"
     if not path.is_file():
-        raise InputError(f"nothing is set up for 64-bit Arm in {folder()}; `mirabelle setup-arm64` does it")
+        raise InputError(
+            f"nothing is set up for 64-bit Arm in {folder()}; `mirabelle setup-arm64` does it"
+        )
     known = read_json(path)
     emulator = _tool(EMULATOR, "qemu-user")
     package = WHEELS[runtime][0]
     if package not in known["packages"]:
-        raise InputError(f"the Arm build of {runtime} is not set up; `mirabelle setup-arm64 --runtimes {runtime}` does it")
+        raise InputError(
+            f"the Arm build of {runtime} is not set up; `mirabelle setup-arm64 --runtimes "
+            f"{runtime}` does it"
+        )
     here = _installed(package)
     if here is not None and here != known["packages"][package]:
         raise InputError(
-            f"{package} is {known['packages'][package]} for Arm and {here} here, so that the two cannot be compared; run `mirabelle setup-arm64` again"
+            f"{package} is {known['packages'][package]} for Arm and {here} here, so that the "
+            "two cannot be compared; run `mirabelle setup-arm64` again"
         )
     root = folder() / "root"
-    return Setup(root, root / known["python"], folder() / "site", folder() / "count.so", emulator, known["packages"])
+    return Setup(
+        root,
+        root / known["python"],
+        folder() / "site",
+        folder() / "count.so",
+        emulator,
+        known["packages"],
+    )
 
 
 def set_up(runtimes: Sequence[str] | None = None) -> Setup:
-    """Fetches and builds everything; what is there already is kept. runtimes: names of `WHEELS`; by default those that are installed here.
+    """Fetches and builds everything; what is there already is kept. runtimes: names of `WHEELS`; by
+    default those that are installed here.
 
-    Needs QEMU's user mode, a C compiler, apt-get and dpkg-deb (Debian, Ubuntu), pip; `InputError` names what is missing and its package.
+    Needs QEMU's user mode, a C compiler, apt-get and dpkg-deb (Debian, Ubuntu), pip; `InputError`
+    names what is missing and its package.
     """
     chosen = [r for r in WHEELS if _installed(WHEELS[r][0])] if runtimes is None else list(runtimes)
     for name in chosen:
         if name not in WHEELS:
-            raise InputError(f"{name!r} has no Arm build that runs under the emulator; those that have: {', '.join(WHEELS)}")
+            raise InputError(
+                f"{name!r} has no Arm build that runs under the emulator; those that have: "
+                f"{', '.join(WHEELS)}"
+            )
     if sys.platform != "linux":
         raise InputError(f"the emulator runs programs of Linux only, and this is {sys.platform}")
     emulator = _tool(EMULATOR, "qemu-user")
-    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None) or _tool("cc", "gcc")
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None) or _tool(
+        "cc", "gcc"
+    )
     for tool in ("apt-get", "dpkg-deb"):
         _tool(tool, {"apt-get": "apt", "dpkg-deb": "dpkg"}[tool])
     folder().mkdir(parents=True, exist_ok=True)
@@ -100,14 +133,18 @@ def set_up(runtimes: Sequence[str] | None = None) -> Setup:
         _plugin(compiler, emulator, root, python)
         shown.advance()
         packages = _wheels(chosen, ".".join(re.findall(r"\d+", python.name)[:2]), shown.advance)
-    write_json(folder() / "setup.json", {"python": str(python.relative_to(root)), "packages": packages})
+    write_json(
+        folder() / "setup.json", {"python": str(python.relative_to(root)), "packages": packages}
+    )
     return Setup(root, python, folder() / "site", folder() / "count.so", emulator, packages)
 
 
 def _tool(name: str, package: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise InputError(f"{name} is not installed; on Debian and Ubuntu: apt-get install {package}")
+        raise InputError(
+            f"{name} is not installed; on Debian and Ubuntu: apt-get install {package}"
+        )
     return found
 
 
@@ -119,29 +156,52 @@ def _installed(package: str) -> str | None:
 
 
 def _run(command: Sequence[str | Path], what: str, **options) -> str:
-    ran = subprocess.run([str(c) for c in command], check=False, capture_output=True, text=True, errors="replace", **options)
+    ran = subprocess.run(
+        [str(c) for c in command],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        **options,
+    )
     if ran.returncode:
         lines = [line for line in (ran.stderr + ran.stdout).splitlines() if line.strip()]
-        raise InputError(f"{what} failed: {lines[-1] if lines else f'exit status {ran.returncode}'}")
+        raise InputError(
+            f"{what} failed: {lines[-1] if lines else f'exit status {ran.returncode}'}"
+        )
     return ran.stdout
 
 
 def _system(root: Path) -> None:
-    """Python and its libraries from this system's own package sources, for the other architecture, unpacked beside one another."""
+    """Python and its libraries from this system's own package sources, for the other architecture,
+    unpacked beside one another.
+    """
     state = folder() / "apt"
     for part in ("state/lists/partial", "cache/archives/partial"):
         (state / part).mkdir(parents=True, exist_ok=True)
     (state / "state/status").touch()
     settings = state / "apt.conf"
     settings.write_text(
-        f'APT::Architecture "arm64";\nAPT::Architectures {{ "arm64"; }};\nDebug::NoLocking "1";\nDir::State "{state}/state";\n'
+        'APT::Architecture "arm64";\nAPT::Architectures { "arm64"; };\nDebug::NoLocking '
+        f'"1";\nDir::State "{state}/state";\n'
         f'Dir::State::status "{state}/state/status";\nDir::Cache "{state}/cache";\n',
         encoding="utf-8",
     )
-    environment = {"APT_CONFIG": str(settings), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-    hint = "fetching Arm packages from this system's sources (Ubuntu has them on another server: add it to the sources)"
+    environment = {
+        "APT_CONFIG": str(settings),
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C",
+    }
+    hint = (
+        "fetching Arm packages from this system's sources (Ubuntu has them on another "
+        "server: add it to the sources)"
+    )
     _run(["apt-get", "update"], hint, env=environment)
-    _run(["apt-get", "install", "--download-only", "-y", "--no-install-recommends", *DEBS], hint, env=environment)
+    _run(
+        ["apt-get", "install", "--download-only", "-y", "--no-install-recommends", *DEBS],
+        hint,
+        env=environment,
+    )
     with tempfile.TemporaryDirectory(dir=root.parent) as temporary:
         new = Path(temporary) / "root"
         for package in sorted((state / "cache/archives").glob("*.deb")):
@@ -153,33 +213,82 @@ def _system(root: Path) -> None:
 
 
 def _python(root: Path) -> Path:
-    found = [p for p in sorted((root / "usr/bin").glob("python3.*")) if re.fullmatch(r"python3\.\d+", p.name)]
+    found = [
+        p
+        for p in sorted((root / "usr/bin").glob("python3.*"))
+        if re.fullmatch(r"python3\.\d+", p.name)
+    ]
     if not found:
-        raise InputError(f"{root} holds no Python; remove that folder and run `mirabelle setup-arm64` again")
+        raise InputError(
+            f"{root} holds no Python; remove that folder and run `mirabelle setup-arm64` again"
+        )
     return found[-1]
 
 
 def _plugin(compiler: str, emulator: str, root: Path, python: Path) -> None:
-    """Compiles the plugin for the version of the interface that this QEMU takes, which shows only when it is loaded."""
+    """Compiles the plugin for the version of the interface that this QEMU takes, which shows only
+    when it is loaded.
+    """
     target, words = folder() / "count.so", ""
     with tempfile.TemporaryDirectory() as temporary:
         for number in PLUGIN_VERSIONS:
             built, counted = Path(temporary) / "count.so", Path(temporary) / "counted"
             source = Path(__file__).with_name("count.c")
-            _run([compiler, "-shared", "-fPIC", "-O2", f"-DPLUGIN_VERSION={number}", "-o", built, source], "compiling the counting plugin")
-            script = "import os, contextlib\nwith contextlib.suppress(OSError): os.close(0x4D495241)"
-            command = [emulator, "-L", str(root), "-plugin", f"{built},out={counted}", str(python), "-S", "-c", script]
+            _run(
+                [
+                    compiler,
+                    "-shared",
+                    "-fPIC",
+                    "-O2",
+                    f"-DPLUGIN_VERSION={number}",
+                    "-o",
+                    built,
+                    source,
+                ],
+                "compiling the counting plugin",
+            )
+            script = (
+                "import os, contextlib\nwith contextlib.suppress(OSError): os.close(0x4D495241)"
+            )
+            command = [
+                emulator,
+                "-L",
+                str(root),
+                "-plugin",
+                f"{built},out={counted}",
+                str(python),
+                "-S",
+                "-c",
+                script,
+            ]
             environment = {"PYTHONHOME": str(root / "usr")}
-            ran = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace", env=environment, timeout=600)
-            if ran.returncode == 0 and counted.is_file() and int(counted.read_text().split()[0]) > 0:
+            ran = subprocess.run(
+                command,
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
+                timeout=600,
+            )
+            if (
+                ran.returncode == 0
+                and counted.is_file()
+                and int(counted.read_text().split()[0]) > 0
+            ):
                 shutil.copyfile(built, target)
                 return
             words = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
-    raise InputError(f"{emulator} does not take the plugin that counts instructions ({words}); it needs a QEMU of at least 4.2 built with plugins")
+    raise InputError(
+        f"{emulator} does not take the plugin that counts instructions ({words}); it needs a "
+        "QEMU of at least 4.2 built with plugins"
+    )
 
 
 def _wheels(runtimes: Sequence[str], version: str, done) -> dict[str, str]:
-    """The Arm wheels of each runtime and of NumPy, unpacked into `site`; the versions that are there."""
+    """The Arm wheels of each runtime and of NumPy, unpacked into `site`; the versions that are
+    there.
+    """
     path = folder() / "setup.json"
     packages: dict[str, str] = read_json(path)["packages"] if path.is_file() else {}
     site = folder() / "site"
@@ -188,8 +297,23 @@ def _wheels(runtimes: Sequence[str], version: str, done) -> dict[str, str]:
         if package in packages and wanted in (None, packages[package]):
             continue
         with tempfile.TemporaryDirectory() as temporary:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-            command += ["--python-version", version, "--implementation", "cp", *(a for p in PLATFORMS for a in ("--platform", p))]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
+            command += [
+                "--python-version",
+                version,
+                "--implementation",
+                "cp",
+                *(a for p in PLATFORMS for a in ("--platform", p)),
+            ]
             command += ["--dest", temporary, package if wanted is None else f"{package}=={wanted}"]
             _run(command, f"fetching the Arm build of {package} for Python {version}")
             wheel = next(Path(temporary).glob("*.whl"))

@@ -1,7 +1,8 @@
-"""What runs inside the emulator: `python guest.py job.json inputs.npz outputs.npz`, one network on the Arm build of its runtime.
+"""What runs inside the emulator: `python guest.py job.json inputs.npz outputs.npz`, one network on
+the Arm build of its runtime.
 
-As in `measurement/probe.py`, a bare package stands in for Mirabelle's own, which imports torch. The plugin that counts instructions takes each
-`close` of a number that is no file as a mark.
+As in `measurement/probe.py`, a bare package stands in for Mirabelle's own, which imports torch. The
+plugin that counts instructions takes each `close` of a number that is no file as a mark.
 """
 
 from __future__ import annotations
@@ -48,7 +49,15 @@ def main(job: str, inputs: str, outputs: str) -> None:
         results = run(arrays)
         mark()
     np.savez(outputs, *results)
-    print(json.dumps({"version": artifact.version, "machine": os.uname().machine, "torch": "torch" in sys.modules}))
+    print(
+        json.dumps(
+            {
+                "version": artifact.version,
+                "machine": os.uname().machine,
+                "torch": "torch" in sys.modules,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

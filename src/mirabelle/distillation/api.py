@@ -48,28 +48,50 @@ def distill(
     label_loss: str | Callable = "cross_entropy",
     **options: Any,
 ) -> nn.Module:
-    """Trains a copy of `student` on what `teacher` says of `data`, and returns it. No labels are needed.
+    """Trains a copy of `student` on what `teacher` says of `data`, and returns it. No labels are
+    needed.
 
-    teacher: a network, the path of an .onnx file, the path of a .safetensors file written by `save_outputs`, or a list of these: an ensemble.
-    losses: weights by name: those of `LOSSES` (outputs) and `FEATURE_LOSSES` (layers, with `features=`), `"package.module:function"`, `head` and `head_labels`
-    (with `head=`), `labels` (needs targets); `{"dist": 1.0}` by default. temperature: of the softmax. label_loss: the loss behind `labels` and `head_labels`.
-    features: student's layer -> teacher's layer, by module path. head: a frozen classifier of the teacher's embeddings, which judges the student's too.
+    teacher: a network, the path of an .onnx file, the path of a .safetensors file written by
+    `save_outputs`, or a list of these: an ensemble.
+    losses: weights by name: those of `LOSSES` (outputs) and `FEATURE_LOSSES` (layers, with
+    `features=`), `"package.module:function"`, `head` and `head_labels` (with `head=`), `labels`
+    (needs targets); `{"dist": 1.0}` by default. temperature: of the softmax. label_loss: the loss
+    behind `labels` and `head_labels`.
+    features: student's layer -> teacher's layer, by module path. head: a frozen classifier of the
+    teacher's embeddings, which judges the student's too.
 
-    ensemble: a name of `ENSEMBLES`, or `random`, one teacher for each batch; by default what the losses read: the mean of probabilities for those of a softmax, of
-    sigmoids for `binary_kd`, else of the outputs. weights: how much each teacher counts, of any sum. teacher_temperatures: divide each teacher's outputs first.
+    ensemble: a name of `ENSEMBLES`, or `random`, one teacher for each batch; by default what the
+    losses read: the mean of probabilities for those of a softmax, of sigmoids for `binary_kd`, else
+    of the outputs. weights: how much each teacher counts, of any sum. teacher_temperatures: divide
+    each teacher's outputs first.
 
-    cache: a folder that keeps what the teachers say of each view (sample and augmentation), for later epochs, students and runs. cache_precision: `float32` or `float16`.
-    cache_top: keep only so many classes (for `kd`, `dist`, `decoupled_kd`). views: so many epochs have order and augmentation of their own, then they come back;
-    without it every epoch does, and a cache helps only where nothing is augmented. options: those of `mirabelle.training.api.train`.
+    cache: a folder that keeps what the teachers say of each view (sample and augmentation), for
+    later epochs, students and runs. cache_precision: `float32` or `float16`.
+    cache_top: keep only so many classes (for `kd`, `dist`, `decoupled_kd`). views: so many epochs
+    have order and augmentation of their own, then they come back; without it every epoch does, and
+    a cache helps only where nothing is augmented. options: those of `mirabelle.training.api.train`.
 
-    Raises `InputError` before training for unknown losses or layers (with the nearest names), outputs that cannot be compared (with both shapes),
-    and missing targets.
+    Raises `InputError` before training for unknown losses or layers (with the nearest names),
+    outputs that cannot be compared (with both shapes), and missing targets.
     """
     return run(
-        student, teacher, data, losses=losses, temperature=temperature, features=features, head=head, ensemble=ensemble, weights=weights,
-        teacher_temperatures=teacher_temperatures, cache=cache, cache_precision=cache_precision, cache_top=cache_top, views=views, label_loss=label_loss,
+        student,
+        teacher,
+        data,
+        losses=losses,
+        temperature=temperature,
+        features=features,
+        head=head,
+        ensemble=ensemble,
+        weights=weights,
+        teacher_temperatures=teacher_temperatures,
+        cache=cache,
+        cache_precision=cache_precision,
+        cache_top=cache_top,
+        views=views,
+        label_loss=label_loss,
         **options,
-    ).model  # fmt: skip
+    ).model
 
 
 def run(
@@ -100,24 +122,56 @@ def run(
     student = check_network(student, "student")
     if head is not None:
         check_network(head, "head")
-    if isinstance(options.get("sparsify"), Mapping):  # it reads between the steps, where `Views` would lose its place
-        options = with_loss({**options, "sparsify": {"data": data, **options["sparsify"]}}, resolve(label_loss, LABEL_LOSSES, "label loss"))
-    seed, steps, accumulate = options.get("seed", 0), options.get("steps"), options.get("accumulate", 1)
+    if isinstance(
+        options.get("sparsify"), Mapping
+    ):  # it reads between the steps, where `Views` would lose its place
+        options = with_loss(
+            {**options, "sparsify": {"data": data, **options["sparsify"]}},
+            resolve(label_loss, LABEL_LOSSES, "label loss"),
+        )
+    seed, steps, accumulate = (
+        options.get("seed", 0),
+        options.get("steps"),
+        options.get("accumulate", 1),
+    )
     loader = Views(data, seed, views, None if steps is None else steps * accumulate)
     device = torch.device(options.get("device") or device_of(student))
     seed_everything(seed)  # projections start at random
-    teachers = Teachers(teacher, device, ensemble=ensemble or default_ensemble(parts), weights=weights, temperatures=teacher_temperatures, seed=seed)
+    teachers = Teachers(
+        teacher,
+        device,
+        ensemble=ensemble or default_ensemble(parts),
+        weights=weights,
+        temperatures=teacher_temperatures,
+        seed=seed,
+    )
     first = next(batches(loader, what="the training loader"))
     for name in ("labels", "head_labels"):
         if parts.get(name) and first.target is None:
             raise InputError(f"losses has {name!r}, but the training loader yields no targets")
-    hard: Callable | None = resolve(label_loss, LABEL_LOSSES, "label loss") if {"labels", "head_labels"} & set(parts) else None
+    hard: Callable | None = (
+        resolve(label_loss, LABEL_LOSSES, "label loss")
+        if {"labels", "head_labels"} & set(parts)
+        else None
+    )
     objective = Distillation(student, teachers, first, parts, temperature, features, hard, head)
     objective.position = lambda: loader.position
-    kept = _cached(objective, teachers, first, loader, cache, Encoding(cache_precision, cache_top), options) if cache is not None else None
-    extra = objective.extra if any(True for _ in objective.extra.parameters()) or objective.extra.hints is not None else None
+    kept = (
+        _cached(
+            objective, teachers, first, loader, cache, Encoding(cache_precision, cache_top), options
+        )
+        if cache is not None
+        else None
+    )
+    extra = (
+        objective.extra
+        if any(True for _ in objective.extra.parameters()) or objective.extra.hints is not None
+        else None
+    )
     try:
-        return train(student, loader, objective, extra=extra, **{"progress": "distilling", **options})
+        return train(
+            student, loader, objective, extra=extra, **{"progress": "distilling", **options}
+        )
     finally:
         objective.close()
         if kept is not None:
@@ -125,11 +179,25 @@ def run(
 
 
 def _cached(
-    objective: Distillation, teachers: Teachers, first: Batch, loader: Views, folder: str | Path, encoding: Encoding, options: Mapping[str, Any]
+    objective: Distillation,
+    teachers: Teachers,
+    first: Batch,
+    loader: Views,
+    folder: str | Path,
+    encoding: Encoding,
+    options: Mapping[str, Any],
 ) -> Cache:
     """Puts a cache between the objective and the teachers."""
-    dtype = autocast_type(options.get("precision", "auto"), teachers.device)  # the teachers run in it too
-    kept = Cache(folder, teachers, {**teachers.identity, "precision of teachers": str(dtype)}, encoding, teachers.device)
+    dtype = autocast_type(
+        options.get("precision", "auto"), teachers.device
+    )  # the teachers run in it too
+    kept = Cache(
+        folder,
+        teachers,
+        {**teachers.identity, "precision of teachers": str(dtype)},
+        encoding,
+        teachers.device,
+    )
     with torch.autocast(teachers.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         kept.check(first.to(teachers.device))
     warned = begun = False
@@ -140,11 +208,18 @@ def _cached(
         taught = kept(batch, position)
         if begun and loader.epoch == (loader.views or 1) and not kept.hits and not warned:
             warned = True
-            remedy = "set views= to the number of epochs after which the data may repeat" if loader.views is None else (
-                "draw augmentation from torch's, NumPy's or Python's generator, or from the DataLoader's own"
-            )  # fmt: skip
+            remedy = (
+                "set views= to the number of epochs after which the data may repeat"
+                if loader.views is None
+                else (
+                    "draw augmentation from torch's, NumPy's or Python's generator, or from the "
+                    "DataLoader's own"
+                )
+            )
             warnings.warn(
-                f"no input has come back by epoch {loader.epoch}, so the cache saves nothing: the data differs each time; {remedy}", stacklevel=2
+                f"no input has come back by epoch {loader.epoch}, so the cache saves nothing: "
+                f"the data differs each time; {remedy}",
+                stacklevel=2,
             )
         return taught
 
@@ -160,43 +235,73 @@ def default_ensemble(losses: Iterable[str]) -> str:
     return "binary" if "binary_kd" in names else "logits"
 
 
-def check_losses(losses: Mapping[str, float], temperature: float, features: Mapping[str, str] | None, head: bool = False) -> None:
+def check_losses(
+    losses: Mapping[str, float],
+    temperature: float,
+    features: Mapping[str, str] | None,
+    head: bool = False,
+) -> None:
     """`InputError` for losses that do not exist or cannot be weighed; needs no network."""
     for name, weight in losses.items():
         if name not in LOSSES and name not in OTHERS and ":" not in str(name):
             raise InputError(f"losses has {name!r}{did_you_mean(str(name), [*LOSSES, *OTHERS])}")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, (int, float))
+            or not 0 <= weight < float("inf")
+        ):
             raise InputError(f"losses[{name!r}] is {weight!r}; expected a weight of at least 0")
     if not any(losses.values()):
         raise InputError("all losses have weight 0; there is nothing to learn")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+    if (
+        isinstance(temperature, bool)
+        or not isinstance(temperature, (int, float))
+        or not 0 < temperature < float("inf")
+    ):
         raise InputError(f"temperature must be positive, got {temperature!r}")
     for name in FEATURE_LOSSES:
         if name in losses and not features:
-            raise InputError(f"losses has {name!r}; say which with features={{'student layer': 'teacher layer'}}")
+            raise InputError(
+                f"losses has {name!r}; say which with features={{'student layer': 'teacher layer'}}"
+            )
     for name in HEAD:
         if name in losses and not head:
-            raise InputError(f"losses has {name!r}; give the teacher's classifier of embeddings with head=")
+            raise InputError(
+                f"losses has {name!r}; give the teacher's classifier of embeddings with head="
+            )
     if head and not set(HEAD) & set(losses):
-        raise InputError("head is given and no loss reads it; add 'head' or 'head_labels' to losses")
+        raise InputError(
+            "head is given and no loss reads it; add 'head' or 'head_labels' to losses"
+        )
 
 
-def check_cache(losses: Mapping[str, float], cache: str | Path | None, precision: str, top: int | None) -> None:
+def check_cache(
+    losses: Mapping[str, float], cache: str | Path | None, precision: str, top: int | None
+) -> None:
     """`InputError` for a cache that could not serve these losses; needs no network."""
     Encoding(precision, top).check()
     if cache is None:
         if top is not None or precision != "float32":
-            raise InputError("cache_top and cache_precision say how a cache keeps outputs; name its folder with cache=")
+            raise InputError(
+                "cache_top and cache_precision say how a cache keeps outputs; name its folder "
+                "with cache="
+            )
         return
     if not isinstance(cache, (str, Path)):
         raise InputError(f"cache is {cache!r}; expected a folder")
     if Path(cache).exists() and not Path(cache).is_dir():
         raise InputError(f"cache is {str(cache)!r}, which is a file; expected a folder")
     if layers := [n for n in FEATURE_LOSSES if losses.get(n)]:
-        raise InputError(f"cache keeps the teachers' outputs, and the loss {layers[0]!r} needs their layers; drop one of the two")
-    if top is not None and (other := [n for n in losses if n not in ("kd", "dist", "decoupled_kd", "labels")]):
         raise InputError(
-            f"cache_top keeps the largest probabilities of a softmax, and the loss {other[0]!r} reads more than these; leave cache_top out"
+            f"cache keeps the teachers' outputs, and the loss {layers[0]!r} needs their layers; "
+            "drop one of the two"
+        )
+    if top is not None and (
+        other := [n for n in losses if n not in ("kd", "dist", "decoupled_kd", "labels")]
+    ):
+        raise InputError(
+            f"cache_top keeps the largest probabilities of a softmax, and the loss {other[0]!r} "
+            "reads more than these; leave cache_top out"
         )
 
 
@@ -213,8 +318,10 @@ def save_outputs(
 ) -> Path:
     """Writes what a teacher says of `data` into one file, which `distill` then takes for a teacher.
 
-    path: ends in .safetensors. teacher: what `distill` takes, or an array (N, ...) of outputs from elsewhere, in the order of `data`, which then must not be shuffled.
-    views: so many epochs of the data, with the order and augmentation that `distill(seed=, views=)` will show. The outputs are all held in memory.
+    path: ends in .safetensors. teacher: what `distill` takes, or an array (N, ...) of outputs from
+    elsewhere, in the order of `data`, which then must not be shuffled.
+    views: so many epochs of the data, with the order and augmentation that `distill(seed=, views=)`
+    will show. The outputs are all held in memory.
     Raises `InputError` where the array has more or fewer rows than the data has samples.
     """
     path = Path(path)
@@ -241,15 +348,37 @@ def save_outputs(
                 assert given is not None
                 outputs = given[row : row + batch.size]
                 if len(outputs) < batch.size:
-                    raise InputError(f"the outputs have {len(given)} rows, and the data has more samples; expected one row for each, in their order")
+                    raise InputError(
+                        f"the outputs have {len(given)} rows, and the data has more samples; "
+                        "expected one row for each, in their order"
+                    )
             row += batch.size
             for key, output in zip(fingerprints(batch).tolist(), outputs.detach().float().cpu()):
                 found.setdefault((key[0], key[1]), output)
         if given is not None and row < len(given):
-            raise InputError(f"the outputs have {len(given)} rows, and the data has {row} samples; expected one row for each, in their order")
+            raise InputError(
+                f"the outputs have {len(given)} rows, and the data has {row} samples; expected "
+                "one row for each, in their order"
+            )
     stacked = torch.stack(list(found.values()))
-    write_segment(path, np.array(list(found), np.int64), encoding.encode(stacked), encoding, tuple(stacked.shape[1:]))
+    write_segment(
+        path,
+        np.array(list(found), np.int64),
+        encoding.encode(stacked),
+        encoding,
+        tuple(stacked.shape[1:]),
+    )
     return path
 
 
-__all__ = ["ENSEMBLES", "FEATURE_LOSSES", "LOSSES", "check_cache", "check_losses", "check_mixture", "default_ensemble", "distill", "save_outputs"]
+__all__ = [
+    "ENSEMBLES",
+    "FEATURE_LOSSES",
+    "LOSSES",
+    "check_cache",
+    "check_losses",
+    "check_mixture",
+    "default_ensemble",
+    "distill",
+    "save_outputs",
+]

@@ -1,7 +1,9 @@
-"""The cache of teachers' outputs: what a teacher has said of a view once, it need not compute again, in this run or in another.
+"""The cache of teachers' outputs: what a teacher has said of a view once, it need not compute
+again, in this run or in another.
 
-A view is a sample with its augmentation. The key is the fingerprint of the very numbers that the teacher would read, so that nothing about indices, order,
-batch size, number of processes or augmentation needs to be remembered, or can be remembered wrongly.
+A view is a sample with its augmentation. The key is the fingerprint of the very numbers that the
+teacher would read, so that nothing about indices, order, batch size, number of processes or
+augmentation needs to be remembered, or can be remembered wrongly.
 """
 
 from __future__ import annotations
@@ -18,10 +20,20 @@ import torch
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, write_json
-from mirabelle.distillation.outputs import Encoding, Index, Segment, fingerprints, read_segment, write_segment
+from mirabelle.distillation.outputs import (
+    Encoding,
+    Index,
+    Segment,
+    fingerprints,
+    read_segment,
+    write_segment,
+)
 
 Teach = Callable[[Batch, tuple[int, int]], torch.Tensor]
-BYTES, SECONDS = 32 << 20, 30.0  # new outputs are written as a segment when they are so large, or so old
+BYTES, SECONDS = (
+    32 << 20,
+    30.0,
+)  # new outputs are written as a segment when they are so large, or so old
 LOOK_AGAIN = 2.0  # seconds between two looks for what other processes have written
 _SHIFT = 32  # a place is the segment's number and the row
 
@@ -29,11 +41,20 @@ _SHIFT = 32  # a place is the segment's number and the row
 class Cache:
     """Answers for a teacher, from disk where it can.
 
-    folder: of all caches; this one's is named by what decides the outputs (`identity`), so that a changed teacher, precision or mixture never finds another's.
-    Every file is checked against its checksum as it is opened; a damaged one is removed, with a warning, and its outputs are computed again.
+    folder: of all caches; this one's is named by what decides the outputs (`identity`), so that a
+    changed teacher, precision or mixture never finds another's. Every file is checked against its
+    checksum as it is opened; a damaged one is removed, with a warning, and its outputs are computed
+    again.
     """
 
-    def __init__(self, folder: str | Path, teach: Teach, identity: dict[str, Any], encoding: Encoding, device: torch.device):
+    def __init__(
+        self,
+        folder: str | Path,
+        teach: Teach,
+        identity: dict[str, Any],
+        encoding: Encoding,
+        device: torch.device,
+    ):
         self.teach, self.encoding, self.device = teach, encoding, device
         identity = {**identity, "precision": encoding.precision, "top": encoding.top}
         self.folder = Path(folder) / content_hash(identity)[:16]
@@ -66,7 +87,11 @@ class Cache:
             try:
                 self._open(read_segment(path))
             except InputError as error:
-                warnings.warn(f"{error}; it is removed from the cache, and the teacher runs again for what it held", stacklevel=2)
+                warnings.warn(
+                    f"{error}; it is removed from the cache, and the teacher runs again for "
+                    "what it held",
+                    stacklevel=2,
+                )
                 path.unlink(missing_ok=True)
 
     def _open(self, segment: Segment) -> None:
@@ -77,7 +102,9 @@ class Cache:
         self._index.add(segment.keys, (number << _SHIFT) + np.arange(len(segment.keys)))
 
     def __call__(self, batch: Batch, position: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The teacher's output for the batch, float32. It runs on those samples that are not known."""
+        """The teacher's output for the batch, float32. It runs on those samples that are
+        not known.
+        """
         keys = fingerprints(batch)
         places = self._places(keys)
         if (places < 0).any():
@@ -96,7 +123,9 @@ class Cache:
         return found.to(self.device)
 
     def _places(self, keys: np.ndarray) -> np.ndarray:
-        """Places on disk, or, of what is not written yet, with the number that the next segment will have."""
+        """Places on disk, or, of what is not written yet, with the number that the next segment
+        will have.
+        """
         places = self._index.find(keys)
         if self._fresh:
             for i in np.flatnonzero(places < 0):
@@ -142,17 +171,25 @@ class Cache:
         return {k: v[torch.from_numpy(rows)] for k, v in self._rows[0].items()}
 
     def check(self, batch: Batch, position: tuple[int, int] = (0, 0)) -> None:
-        """Compares the teacher with what the cache says of a batch. Where they differ, the teacher's code has changed: the cache is emptied, with a warning."""
+        """Compares the teacher with what the cache says of a batch. Where they differ, the
+        teacher's code has changed: the cache is emptied, with a warning.
+        """
         keys = fingerprints(batch)
         known = self._places(keys)
         if (known < 0).any():
             return
         said = self._read(known)
-        says = self.encoding.decode(self.encoding.encode(self.teach(batch, position)), tuple(said.shape[1:]))
-        # Kernels round otherwise for another batch or memory format, in bfloat16 by a thousandth of the whole; single elements by more.
+        says = self.encoding.decode(
+            self.encoding.encode(self.teach(batch, position)), tuple(said.shape[1:])
+        )
+        # Kernels round otherwise for another batch or memory format, in bfloat16 by a thousandth of
+        # the whole; single elements by more.
         if said.shape == says.shape and float((said - says).norm()) <= 1e-2 * float(says.norm()):
             return
-        warnings.warn(f"the teacher no longer says what {self.folder} holds; the cache is made anew", stacklevel=2)
+        warnings.warn(
+            f"the teacher no longer says what {self.folder} holds; the cache is made anew",
+            stacklevel=2,
+        )
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
         self._segments, self._index, self._known = [], Index(), set()

@@ -1,4 +1,5 @@
-"""How the outputs of several teachers become one. Each is a function (outputs, weights) -> output, the weights (K,) adding up to 1.
+"""How the outputs of several teachers become one. Each is a function (outputs, weights) -> output,
+the weights (K,) adding up to 1.
 
 outputs: K tensors of the same shape, (N, C) or (N, C, H, W) where they are classes.
 """
@@ -11,7 +12,9 @@ import torch
 
 
 def probabilities(outputs: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """The logarithm of the mean of the softmax probabilities: logits of the mixture. Hinton et al. 2015, section 1."""
+    """The logarithm of the mean of the softmax probabilities: logits of the mixture. Hinton et al.
+    2015, section 1.
+    """
     logs = torch.stack([o.float().log_softmax(1) for o in outputs])
     return torch.logsumexp(logs + _along(weights.to(logs).log(), logs), 0)
 
@@ -25,16 +28,20 @@ def binary(outputs: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tens
 
 
 def logits(outputs: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """The mean of the outputs as they are: of logits, the normalised geometric mean of the probabilities; of embeddings, their mean."""
+    """The mean of the outputs as they are: of logits, the normalised geometric mean of the
+    probabilities; of embeddings, their mean.
+    """
     stacked = torch.stack([o.float() for o in outputs])
     return (stacked * _along(weights.to(stacked), stacked)).sum(0)
 
 
 def confidence(outputs: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """`probabilities` with weights of each sample's own: the surer a teacher is of it, the more it counts.
+    """`probabilities` with weights of each sample's own: the surer a teacher is of it, the more it
+    counts.
 
-    weight of teacher k = (1 - exp(H_k) / sum of exp(H_j)) / (K - 1), times its given weight, brought to sum 1. H is the entropy of its probabilities.
-    Zhang et al. 2022 (CA-MKD), eq. 3, with the entropy in place of the cross-entropy, which would need labels.
+    weight of teacher k = (1 - exp(H_k) / sum of exp(H_j)) / (K - 1), times its given weight,
+    brought to sum 1. H is the entropy of its probabilities. Zhang et al. 2022 (CA-MKD), eq. 3, with
+    the entropy in place of the cross-entropy, which would need labels.
     """
     logs = torch.stack([o.float().log_softmax(1) for o in outputs])
     entropy = -(logs.exp() * logs).sum(2)
@@ -48,5 +55,12 @@ def _along(weights: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
 
 
 Mixture = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
-ENSEMBLES: dict[str, Mixture] = {"probabilities": probabilities, "binary": binary, "logits": logits, "confidence": confidence}
-RANDOM = "random"  # no mixture: one teacher answers for a whole batch, drawn by the weights. Fukuda et al. 2017, section 3.
+ENSEMBLES: dict[str, Mixture] = {
+    "probabilities": probabilities,
+    "binary": binary,
+    "logits": logits,
+    "confidence": confidence,
+}
+# no mixture: one teacher answers for a whole batch, drawn by the weights. Fukuda et al. 2017,
+# section 3.
+RANDOM = "random"

@@ -1,4 +1,6 @@
-"""What is minimised: the losses between student and teacher, weighed and summed, as an objective of the training loop."""
+"""What is minimised: the losses between student and teacher, weighed and summed, as an objective of
+the training loop.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.distillation.features import FEATURE_LOSSES, FEATURES_ACROSS_SAMPLES, Hints, Taps
-from mirabelle.distillation.losses import ACROSS_SAMPLES, ANY_WIDTH, LOSSES, PROJECTED, TAKES_TARGET, kd
+from mirabelle.distillation.losses import (
+    ACROSS_SAMPLES,
+    ANY_WIDTH,
+    LOSSES,
+    PROJECTED,
+    TAKES_TARGET,
+    kd,
+)
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.training.distributed import gather
@@ -24,21 +33,27 @@ Teach = Callable[[Batch, tuple[int, int]], torch.Tensor]
 
 
 class Extra(nn.Module):
-    """What is trained along with the student and thrown away: projections of layers and of the output."""
+    """What is trained along with the student and thrown away: projections of layers and of the
+    output.
+    """
 
     def __init__(self, hints: Hints | None, widths: Mapping[str, tuple[int, int]]):
         super().__init__()
         self.hints = hints
-        self.outputs = nn.ModuleDict({name: nn.Linear(a, b, bias=False) for name, (a, b) in widths.items()})
+        self.outputs = nn.ModuleDict(
+            {name: nn.Linear(a, b, bias=False) for name, (a, b) in widths.items()}
+        )
 
     def project(self, name: str, output: torch.Tensor) -> torch.Tensor:
         return self.outputs[name](output.float().flatten(1)) if name in self.outputs else output
 
 
 class Distillation:
-    """The objective of a distillation. Built on the first batch, so that all that cannot work raises `InputError` before training.
+    """The objective of a distillation. Built on the first batch, so that all that cannot work
+    raises `InputError` before training.
 
-    weights: of the losses, by name. teach: the teachers, or a cache of theirs; called with the batch and `position()`. head: a frozen classifier of embeddings.
+    weights: of the losses, by name. teach: the teachers, or a cache of theirs; called with the
+    batch and `position()`. head: a frozen classifier of embeddings.
     """
 
     def __init__(
@@ -55,7 +70,11 @@ class Distillation:
         self.weights = {n: w for n, w in weights.items() if w}
         self.temperature, self.hard, self.features = temperature, hard, dict(features or {})
         self.functions = {n: resolve(n, LOSSES, "loss") for n in self.weights if n not in OTHERS}
-        self.head = copy.deepcopy(head).to(teachers.device).eval().requires_grad_(False) if head is not None else None
+        self.head = (
+            copy.deepcopy(head).to(teachers.device).eval().requires_grad_(False)
+            if head is not None
+            else None
+        )
         self.teach: Teach = teachers
         self.position: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.needs_teacher = bool(set(self.weights) - {"labels", "head_labels"})
@@ -73,9 +92,14 @@ class Distillation:
     def _hints(self, student: nn.Module, teachers: Teachers, first: Batch) -> Hints:
         """Opens the teacher's taps, which stay for the training; makes the projections."""
         if len(teachers.networks) > 1:
-            raise InputError("features needs a single teacher; of an ensemble it is not clear which layer is meant")
+            raise InputError(
+                "features needs a single teacher; of an ensemble it is not clear which layer is "
+                "meant"
+            )
         if (network := teachers.networks[0]) is None:
-            raise InputError("features needs a teacher that is a network; a file has no layers to read")
+            raise InputError(
+                "features needs a teacher that is a network; a file has no layers to read"
+            )
         mine = Taps(student, list(self.features), "student")
         try:
             check_runs(student, first, "the first training batch")
@@ -86,12 +110,19 @@ class Distillation:
         try:
             teachers(first)
             self.theirs.check()
-            return Hints(self.features, mine.seen, self.theirs.seen, [n for n in FEATURE_LOSSES if n in self.weights])
+            return Hints(
+                self.features,
+                mine.seen,
+                self.theirs.seen,
+                [n for n in FEATURE_LOSSES if n in self.weights],
+            )
         except BaseException:
             self.theirs.close()
             raise
 
-    def _check_outputs(self, student: nn.Module, teachers: Teachers, few: Batch) -> dict[str, tuple[int, int]]:
+    def _check_outputs(
+        self, student: nn.Module, teachers: Teachers, few: Batch
+    ) -> dict[str, tuple[int, int]]:
         """The widths of the projections of the output: (student's, teacher's) by loss."""
         output = as_tensor(check_runs(student, few, "the first training batch"))
         if not self.needs_teacher and self.head is None:
@@ -110,16 +141,22 @@ class Distillation:
         if self.head is not None:
             wanted = self._head_width()
             if output.ndim != 2:
-                raise InputError(f"head reads embeddings (N, D), and the student gives {tuple(output.shape)}")
+                raise InputError(
+                    f"head reads embeddings (N, D), and the student gives {tuple(output.shape)}"
+                )
             if output.shape[1] != wanted:
                 widths["head"] = (output.shape[1], wanted)
             if self.needs_teacher and "head" in self.weights:
                 if taught.ndim != 2:
-                    raise InputError(f"head reads embeddings (N, D), and the teacher gives {tuple(taught.shape)}")
+                    raise InputError(
+                        f"head reads embeddings (N, D), and the teacher gives {tuple(taught.shape)}"
+                    )
                 scores = self.head(torch.zeros(len(output), wanted, device=output.device))
                 if taught.shape[1] not in (wanted, scores.shape[1]):
                     raise InputError(
-                        f"the teacher gives {tuple(taught.shape)}; the loss 'head' needs its embeddings, of width {wanted}, or its scores, of width {scores.shape[1]}"
+                        f"the teacher gives {tuple(taught.shape)}; the loss 'head' needs its "
+                        f"embeddings, of width {wanted}, or its scores, of width "
+                        f"{scores.shape[1]}"
                     )
         return widths
 
@@ -128,14 +165,23 @@ class Distillation:
         assert self.head is not None
         matrix = next((p for p in self.head.parameters() if p.ndim == 2), None)
         if matrix is None:
-            raise InputError("head has no matrix (C, D), so it is no classifier of embeddings; give for example the teacher's last linear layer")
+            raise InputError(
+                "head has no matrix (C, D), so it is no classifier of embeddings; give for "
+                "example the teacher's last linear layer"
+            )
         return matrix.shape[1]
 
-    def _check_values(self, student: nn.Module, teachers: Teachers, few: Batch, first: Batch) -> None:
-        """Every loss once: what it gives must be a scalar, and a loss that cannot take the outputs says so now."""
+    def _check_values(
+        self, student: nn.Module, teachers: Teachers, few: Batch, first: Batch
+    ) -> None:
+        """Every loss once: what it gives must be a scalar, and a loss that cannot take the outputs
+        says so now.
+        """
         output = as_tensor(check_runs(student, few, "the first training batch"))
         taught = teachers(few) if self.needs_teacher else output
-        target = first.target[:2].to(output.device) if isinstance(first.target, torch.Tensor) else None
+        target = (
+            first.target[:2].to(output.device) if isinstance(first.target, torch.Tensor) else None
+        )
         with torch.no_grad():
             for name in self.functions:
                 try:
@@ -144,24 +190,36 @@ class Distillation:
                     raise
                 except Exception as error:
                     raise InputError(
-                        f"loss {name!r} does not take outputs {tuple(output.shape)} and {tuple(taught.shape)}: {type(error).__name__}: {error}"
+                        f"loss {name!r} does not take outputs {tuple(output.shape)} and "
+                        f"{tuple(taught.shape)}: {type(error).__name__}: {error}"
                     ) from error
                 if value.shape != ():
-                    raise InputError(f"loss {name!r} gave a tensor of shape {tuple(value.shape)}; expected a scalar")
+                    raise InputError(
+                        f"loss {name!r} gave a tensor of shape {tuple(value.shape)}; expected a "
+                        "scalar"
+                    )
 
-    def _loss(self, name: str, output: torch.Tensor, taught: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    def _loss(
+        self, name: str, output: torch.Tensor, taught: torch.Tensor, target: torch.Tensor | None
+    ) -> torch.Tensor:
         function = self.functions[name]
         output = self.extra.project(name, output)
         if name in ACROSS_SAMPLES:
             output, taught = gather(output), gather(taught)
-        return function(output, taught, self.temperature, target=target) if name in TAKES_TARGET else function(output, taught, self.temperature)
+        return (
+            function(output, taught, self.temperature, target=target)
+            if name in TAKES_TARGET
+            else function(output, taught, self.temperature)
+        )
 
     def _through_head(self, embedding: torch.Tensor) -> torch.Tensor:
         assert self.head is not None
         return as_tensor(self.head(embedding.float()))
 
     def _against_head(self, scores: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-        """`kd` of what the teacher's frozen classifier makes of both embeddings. SimKD, Chen et al. 2022, reuses the classifier in the same way."""
+        """`kd` of what the teacher's frozen classifier makes of both embeddings. SimKD, Chen et al.
+        2022, reuses the classifier in the same way.
+        """
         if taught.shape != scores.shape:
             with torch.no_grad():
                 taught = self._through_head(taught)
@@ -179,7 +237,9 @@ class Distillation:
         with torch.autocast(output.device.type, enabled=False):
             return self._parts(output, taught, batch, taps)
 
-    def _parts(self, output: torch.Tensor, taught: torch.Tensor | None, batch: Batch, taps: Taps | None) -> dict[str, torch.Tensor]:
+    def _parts(
+        self, output: torch.Tensor, taught: torch.Tensor | None, batch: Batch, taps: Taps | None
+    ) -> dict[str, torch.Tensor]:
         parts: dict[str, torch.Tensor] = {}
         target = batch.target if isinstance(batch.target, torch.Tensor) else None
         if taught is not None:
@@ -199,7 +259,8 @@ class Distillation:
             parts["labels"] = self.hard(output, batch.target)
         parts = {n: self.weights[n] * v for n, v in parts.items()}
         if not set(parts) - set(FEATURE_LOSSES):
-            # Layers behind the compared ones get gradients of zero: DistributedDataParallel waits for every parameter's.
+            # Layers behind the compared ones get gradients of zero: DistributedDataParallel waits
+            # for every parameter's.
             name = next(iter(parts))
             parts[name] = parts[name] + output.float().flatten()[:0].sum()
         return parts

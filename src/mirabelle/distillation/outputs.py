@@ -1,7 +1,9 @@
-"""Teachers' outputs on disk, keyed by what the teacher saw: the sample as it came out of the loader, augmentation included, never its index.
+"""Teachers' outputs on disk, keyed by what the teacher saw: the sample as it came out of the
+loader, augmentation included, never its index.
 
-A file is safetensors: `keys` (N, 2) int64, the fingerprints of the inputs, beside the arrays that an `Encoding` makes of the outputs. Its metadata hold
-the format, the encoding and the SHA-256 of the arrays. Arrays are memory-mapped, and nothing is pickled.
+A file is safetensors: `keys` (N, 2) int64, the fingerprints of the inputs, beside the arrays that
+an `Encoding` makes of the outputs. Its metadata hold the format, the encoding and the SHA-256 of
+the arrays. Arrays are memory-mapped, and nothing is pickled.
 """
 
 from __future__ import annotations
@@ -25,20 +27,26 @@ FORMAT = "mirabelle outputs 1"
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 
-# --- fingerprints -----------------------------------------------------------------------------------------------------------------------
+# --- fingerprints
+# --------------------------------------------------------------------------------------------------
 
 
 def fingerprints(batch: Batch) -> np.ndarray:
-    """The content of each sample: the first 128 bits of the SHA-256 of its input tensors, with their names, types and shapes. (N, 2) int64, equal on any device.
+    """The content of each sample: the first 128 bits of the SHA-256 of its input tensors, with
+    their names, types and shapes. (N, 2) int64, equal on any device.
 
     Raises `InputError` for an input without one row for each sample.
     """
     n = batch.size
     digests = [hashlib.sha256() for _ in range(n)]
-    for name, tensor in [*((str(i), t) for i, t in enumerate(batch.args)), *sorted(batch.kwargs.items())]:
+    for name, tensor in [
+        *((str(i), t) for i, t in enumerate(batch.args)),
+        *sorted(batch.kwargs.items()),
+    ]:
         if not tensor.ndim or len(tensor) != n:
             raise InputError(
-                f"input {name!r} has shape {tuple(tensor.shape)} in a batch of {n}; outputs are kept by sample, so each input needs one row for each"
+                f"input {name!r} has shape {tuple(tensor.shape)} in a batch of {n}; outputs are "
+                "kept by sample, so each input needs one row for each"
             )
         about = f"{name} {tuple(tensor.shape[1:])} {tensor.dtype} ".encode()
         rows = tensor.detach().cpu().contiguous().reshape(n, -1).view(torch.uint8).numpy()
@@ -48,14 +56,17 @@ def fingerprints(batch: Batch) -> np.ndarray:
     return np.frombuffer(b"".join(d.digest()[:16] for d in digests), np.int64).reshape(n, 2)
 
 
-# --- how outputs are written ------------------------------------------------------------------------------------------------------------
+# --- how outputs are written
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """precision: `float32` gives back the very numbers, `float16` half the bytes. top: keep only the largest so many of the classes' probabilities.
+    """precision: `float32` gives back the very numbers, `float16` half the bytes. top: keep only
+    the largest so many of the classes' probabilities.
 
-    With `top`, what comes back is log-probabilities: the kept ones, and for each other class an equal part of the rest. Right for losses that read a softmax.
+    With `top`, what comes back is log-probabilities: the kept ones, and for each other class an
+    equal part of the rest. Right for losses that read a softmax.
     """
 
     precision: str = "float32"
@@ -64,26 +75,44 @@ class Encoding:
     def check(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"cache_precision is {self.precision!r}; expected float32 or float16")
-        if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
-            raise InputError(f"cache_top is {self.top!r}; expected a number of classes of at least 1, or None for all")
+        if self.top is not None and (
+            isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1
+        ):
+            raise InputError(
+                f"cache_top is {self.top!r}; expected a number of classes of at least 1, or "
+                "None for all"
+            )
 
     def encode(self, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """outputs (N, ...) -> arrays with N rows each."""
         outputs = outputs.detach().float().cpu()
         if not torch.isfinite(outputs).all():
-            raise MirabelleError("the teacher's outputs hold NaN or infinite values; check its weights and its inputs")
+            raise MirabelleError(
+                "the teacher's outputs hold NaN or infinite values; check its weights and its "
+                "inputs"
+            )
         if self.top is None:
             return {"values": self._narrow(outputs)}
         if outputs.ndim != 2 or self.top >= outputs.shape[1]:
-            raise InputError(f"cache_top={self.top} needs outputs (N, C) of more than {self.top} classes, got {tuple(outputs.shape)}; leave it out")
+            raise InputError(
+                f"cache_top={self.top} needs outputs (N, C) of more than {self.top} classes, "
+                f"got {tuple(outputs.shape)}; leave it out"
+            )
         logs, places = outputs.log_softmax(1).sort(1, descending=True)
         rest = logs[:, self.top :].logsumexp(1) - math.log(outputs.shape[1] - self.top)
-        return {"values": self._narrow(logs[:, : self.top]), "places": places[:, : self.top].to(torch.int32), "rest": self._narrow(rest)}
+        return {
+            "values": self._narrow(logs[:, : self.top]),
+            "places": places[:, : self.top].to(torch.int32),
+            "rest": self._narrow(rest),
+        }
 
     def _narrow(self, values: torch.Tensor) -> torch.Tensor:
         narrow = values.to(PRECISIONS[self.precision])
         if not torch.isfinite(narrow).all():
-            raise InputError("cache_precision='float16' cannot hold the teacher's outputs, which reach beyond 65504; use float32")
+            raise InputError(
+                "cache_precision='float16' cannot hold the teacher's outputs, which reach "
+                "beyond 65504; use float32"
+            )
         return narrow
 
     def decode(self, arrays: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
@@ -95,7 +124,8 @@ class Encoding:
         return full.scatter(1, arrays["places"].long(), values)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,18 +149,35 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write_segment(path: Path, keys: np.ndarray, arrays: Mapping[str, torch.Tensor], encoding: Encoding, shape: tuple[int, ...]) -> None:
+def write_segment(
+    path: Path,
+    keys: np.ndarray,
+    arrays: Mapping[str, torch.Tensor],
+    encoding: Encoding,
+    shape: tuple[int, ...],
+) -> None:
     """Writes a file whole or not at all."""
     tensors = {"keys": torch.from_numpy(np.ascontiguousarray(keys)), **arrays}
     sums = _checksum({k: v.numpy() for k, v in tensors.items()})
-    write_tensors(path, tensors, {"format": FORMAT, "encoding": json.dumps(asdict(encoding)), "shape": json.dumps(list(shape)), "sha256": sums})
+    write_tensors(
+        path,
+        tensors,
+        {
+            "format": FORMAT,
+            "encoding": json.dumps(asdict(encoding)),
+            "shape": json.dumps(list(shape)),
+            "sha256": sums,
+        },
+    )
 
 
 _TYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16}
 
 
 def read_segment(path: Path) -> Segment:
-    """Opens a file and compares its checksum; `InputError` where it is damaged, or written by something else."""
+    """Opens a file and compares its checksum; `InputError` where it is damaged, or written by
+    something else.
+    """
     if not path.is_file():
         raise InputError(f"{path} is not there")
     try:
@@ -141,23 +188,35 @@ def read_segment(path: Path) -> Segment:
             header = json.loads(f.read(length))
         metadata: dict[str, Any] = header.pop("__metadata__", {})
         if metadata.get("format") != FORMAT:
-            raise ValueError("it holds no outputs; make such files with mirabelle.distillation.api.save_outputs")
+            raise ValueError(
+                "it holds no outputs; make such files with mirabelle.distillation.api.save_outputs"
+            )
         arrays = {}
         for name, entry in header.items():
             start, end = entry["data_offsets"]
             array = (
-                np.memmap(path, _TYPES[entry["dtype"]], "r", 8 + length + start, tuple(entry["shape"])) if end > start else np.zeros(entry["shape"])
+                np.memmap(
+                    path, _TYPES[entry["dtype"]], "r", 8 + length + start, tuple(entry["shape"])
+                )
+                if end > start
+                else np.zeros(entry["shape"])
             )
             arrays[name] = array
         if _checksum(arrays) != metadata["sha256"]:
             raise ValueError("its checksum is another")
         keys = np.asarray(arrays.pop("keys"))
-        return Segment(keys, arrays, Encoding(**json.loads(metadata["encoding"])), tuple(json.loads(metadata["shape"])))
+        return Segment(
+            keys,
+            arrays,
+            Encoding(**json.loads(metadata["encoding"])),
+            tuple(json.loads(metadata["shape"])),
+        )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} is not a whole file of saved outputs ({error})") from None
 
 
-# --- a file as a teacher ------------------------------------------------------------------------------------------------------------------
+# --- a file as a teacher
+# --------------------------------------------------------------------------------------------------
 
 
 class Index:
@@ -183,7 +242,9 @@ class Index:
 
 
 class SavedOutputs:
-    """A teacher that only remembers: the outputs in a file that `save_outputs` wrote. `InputError` for inputs that are not in it."""
+    """A teacher that only remembers: the outputs in a file that `save_outputs` wrote. `InputError`
+    for inputs that are not in it.
+    """
 
     def __init__(self, path: Path, device: torch.device):
         self.path, self.device = path, device
@@ -195,7 +256,11 @@ class SavedOutputs:
         rows = self.index.find(fingerprints(batch))
         if missing := int((rows < 0).sum()):
             raise InputError(
-                f"{self.path} has no outputs for {missing} of {batch.size} inputs. Outputs are kept by the content of the input: save them for the same data, "
-                "with the same augmentation (none, or replayed by the same seed and views), or give the teacher itself with cache="
+                f"{self.path} has no outputs for {missing} of {batch.size} inputs. Outputs are "
+                "kept by the content of the input: save them for the same data, "
+                "with the same augmentation (none, or replayed by the same seed and views), or "
+                "give the teacher itself with cache="
             )
-        return self.segment.encoding.decode(self.segment.take(rows), self.segment.shape).to(self.device)
+        return self.segment.encoding.decode(self.segment.take(rows), self.segment.shape).to(
+            self.device
+        )

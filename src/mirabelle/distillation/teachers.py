@@ -1,4 +1,6 @@
-"""Teachers: networks, ONNX files, files of saved outputs; one or an ensemble; frozen, in eval mode, without a graph."""
+"""Teachers: networks, ONNX files, files of saved outputs; one or an ensemble; frozen, in eval mode,
+without a graph.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,22 @@ from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.runtimes import RUNTIMES, load
 
 Member = Callable[[Batch], torch.Tensor]
-KINDS = "a torch.nn.Module, the path of an .onnx file, the path of a .safetensors file of saved outputs, or a list of them"
+KINDS = (
+    "a torch.nn.Module, the path of an .onnx file, the path of a .safetensors file of saved "
+    "outputs, or a list of them"
+)
 
 
 class Teachers:
-    """What the student learns from. Not an `nn.Module`, so that no optimiser, checkpoint or wrapper takes the teachers for part of the student.
+    """What the student learns from. Not an `nn.Module`, so that no optimiser, checkpoint or wrapper
+    takes the teachers for part of the student.
 
-    teachers: see `KINDS`. Networks are frozen views that share their parameters with those given wherever these are on `device` already; modes, hooks and
-    buffers are their own, so the networks given stay as they are, and one may be the student itself.
-    ensemble: a name of `ENSEMBLES`, or `random`. weights: one for each teacher, of any sum; equal by default. temperatures: by which each teacher's outputs
-    are divided before they are mixed; 1 by default.
+    teachers: see `KINDS`. Networks are frozen views that share their parameters with those given
+    wherever these are on `device` already; modes, hooks and buffers are their own, so the networks
+    given stay as they are, and one may be the student itself.
+    ensemble: a name of `ENSEMBLES`, or `random`. weights: one for each teacher, of any sum; equal
+    by default. temperatures: by which each teacher's outputs are divided before they are mixed; 1
+    by default.
     """
 
     def __init__(
@@ -48,71 +56,121 @@ class Teachers:
     ):
         if not isinstance(teachers, (nn.Module, str, Path, Sequence)):
             raise InputError(f"teacher is a {type(teachers).__name__}; expected {KINDS}")
-        given = list(teachers) if isinstance(teachers, Sequence) and not isinstance(teachers, str) else [teachers]
+        given = (
+            list(teachers)
+            if isinstance(teachers, Sequence) and not isinstance(teachers, str)
+            else [teachers]
+        )
         if not given:
             raise InputError("distill needs at least one teacher, got an empty list")
         check_mixture(len(given), ensemble, weights, temperatures)
         self.device, self.ensemble, self.seed = device, ensemble, seed
-        self.weights = torch.tensor([float(w) for w in weights or [1.0] * len(given)], dtype=torch.float64)
+        self.weights = torch.tensor(
+            [float(w) for w in weights or [1.0] * len(given)], dtype=torch.float64
+        )
         self.weights /= self.weights.sum()
         self.temperatures = [float(t) for t in temperatures or [1.0] * len(given)]
         self.members: list[Member] = []
         self.networks: list[nn.Module | None] = []
         shared: dict[int, Any] = {}  # a teacher that is given twice is there once
         for i, teacher in enumerate(given):
-            network = _frozen(check_network(teacher, f"teacher {i}"), device, shared) if isinstance(teacher, nn.Module) else None
+            network = (
+                _frozen(check_network(teacher, f"teacher {i}"), device, shared)
+                if isinstance(teacher, nn.Module)
+                else None
+            )
             self.networks.append(network)
-            self.members.append(_network(network) if network is not None else _file(teacher, f"teacher {i}", device))
+            self.members.append(
+                _network(network) if network is not None else _file(teacher, f"teacher {i}", device)
+            )
         self.given = given
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the outputs, for caches of them: weights and structure of the teachers, and how they are mixed."""
+        """What decides the outputs, for caches of them: weights and structure of the teachers, and
+        how they are mixed.
+        """
         members = [
-            _digest(n) if n is not None else [Path(str(g)).name, *(sha256(f) for f in teacher_files(Path(str(g))))]
+            _digest(n)
+            if n is not None
+            else [Path(str(g)).name, *(sha256(f) for f in teacher_files(Path(str(g))))]
             for n, g in zip(self.networks, self.given)
         ]
-        mixture = [self.ensemble, self.weights.tolist(), self.seed if self.ensemble == RANDOM else 0] if len(members) > 1 else []
+        mixture = (
+            [self.ensemble, self.weights.tolist(), self.seed if self.ensemble == RANDOM else 0]
+            if len(members) > 1
+            else []
+        )
         return {"members": members, "mixture": mixture, "temperatures": self.temperatures}
 
     @torch.no_grad()
     def __call__(self, batch: Batch, position: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The teacher's output, or the ensemble's. position: (epoch or view, batch), which with the seed decides who answers where `ensemble` is random."""
+        """The teacher's output, or the ensemble's. position: (epoch or view, batch), which with the
+        seed decides who answers where `ensemble` is random.
+        """
         batch = batch.to(self.device)
         chosen = range(len(self.members))
         if self.ensemble == RANDOM:
-            # By the position and not from a running generator: the same in every process, and in a run that was resumed.
+            # By the position and not from a running generator: the same in every process, and in a
+            # run that was resumed.
             draw = random.Random(f"{self.seed} {position[0]} {position[1]}")
             chosen = draw.choices(chosen, self.weights.tolist())
         with running(batch, "the teacher's batch"):
-            outputs = [self.members[i](batch) / self.temperatures[i] if self.temperatures[i] != 1 else self.members[i](batch) for i in chosen]
+            outputs = [
+                self.members[i](batch) / self.temperatures[i]
+                if self.temperatures[i] != 1
+                else self.members[i](batch)
+                for i in chosen
+            ]
         if len(outputs) == 1:
             return outputs[0]
         shapes = {tuple(o.shape) for o in outputs}
         if len(shapes) > 1:
             raise InputError(
-                f"the teachers give outputs of different shapes: {', '.join(map(str, sorted(shapes)))}; an ensemble needs the same classes"
+                "the teachers give outputs of different shapes: "
+                f"{', '.join(map(str, sorted(shapes)))}; an ensemble needs the same classes"
             )
         return ENSEMBLES[self.ensemble](outputs, self.weights)
 
 
-def check_mixture(count: int, ensemble: str, weights: Sequence[float] | None, temperatures: Sequence[float] | None) -> None:
-    """`InputError` for mixtures that do not exist, and lists that do not fit the number of teachers; needs no network."""
+def check_mixture(
+    count: int, ensemble: str, weights: Sequence[float] | None, temperatures: Sequence[float] | None
+) -> None:
+    """`InputError` for mixtures that do not exist, and lists that do not fit the number of
+    teachers; needs no network.
+    """
     if ensemble not in ENSEMBLES and ensemble != RANDOM:
-        raise InputError(f"ensemble is {ensemble!r}{did_you_mean(str(ensemble), [*ENSEMBLES, RANDOM])}")
-    for name, values, low in (("weights", weights, -math.inf), ("teacher_temperatures", temperatures, 0)):
+        raise InputError(
+            f"ensemble is {ensemble!r}{did_you_mean(str(ensemble), [*ENSEMBLES, RANDOM])}"
+        )
+    for name, values, low in (
+        ("weights", weights, -math.inf),
+        ("teacher_temperatures", temperatures, 0),
+    ):
         if values is None:
             continue
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
-            raise InputError(f"{name} is {values!r}; expected a list of {count} numbers, one for each teacher")
-        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not low < v < math.inf or math.isnan(v) for v in values):
+            raise InputError(
+                f"{name} is {values!r}; expected a list of {count} numbers, one for each teacher"
+            )
+        if any(
+            isinstance(v, bool)
+            or not isinstance(v, (int, float))
+            or not low < v < math.inf
+            or math.isnan(v)
+            for v in values
+        ):
             raise InputError(f"{name} is {values!r}; expected positive numbers")
     if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
-        raise InputError(f"weights is {list(weights)!r}; expected numbers of at least 0, one of them positive")
+        raise InputError(
+            f"weights is {list(weights)!r}; expected numbers of at least 0, one of them positive"
+        )
 
 
 def _frozen(model: nn.Module, device: torch.device, shared: dict[int, Any]) -> nn.Module:
-    """Modules of its own around the same parameters: a large teacher is in memory once. Buffers are copied, as a forward pass may write to them."""
+    """Modules of its own around the same parameters: a large teacher is in memory once. Buffers are
+    copied, as a forward pass may write to them.
+    """
     for p in model.parameters():
         if id(p) not in shared:
             shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
@@ -140,7 +198,9 @@ def _file(teacher: Any, argument: str, device: torch.device) -> Member:
 
 
 def _onnx(path: Path, device: torch.device) -> Member:
-    """An ONNX file on ONNX Runtime with as many threads as torch has. A file with a fixed batch size gets batches of that size, the last one filled up."""
+    """An ONNX file on ONNX Runtime with as many threads as torch has. A file with a fixed batch
+    size gets batches of that size, the last one filled up.
+    """
     artifact = load(path, "onnxruntime", torch.get_num_threads())
     sizes = {s.shape[0] for s in artifact.inputs if s.shape}
     fixed = next(iter(sizes)) if len(sizes) == 1 else None
@@ -168,5 +228,10 @@ def _digest(network: nn.Module) -> list[str]:
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return [digest.hexdigest(), hashlib.sha256(f"{type(network).__qualname__} {network}".encode()).hexdigest()]
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+    return [
+        digest.hexdigest(),
+        hashlib.sha256(f"{type(network).__qualname__} {network}".encode()).hexdigest(),
+    ]

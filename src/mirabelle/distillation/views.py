@@ -1,4 +1,6 @@
-"""The training data as distillation reads it: any iterable, and, with `views`, epochs whose order and augmentation come back."""
+"""The training data as distillation reads it: any iterable, and, with `views`, epochs whose order
+and augmentation come back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class _Generators:
 
     def __init__(self, devices: bool = False):
         self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if devices and torch.cuda.is_initialized() else []
+        self.cuda = (
+            torch.cuda.get_rng_state_all() if devices and torch.cuda.is_initialized() else []
+        )
 
     def restore(self) -> None:
         random.setstate(self.states[0])
@@ -30,20 +34,36 @@ class _Generators:
 
 
 class Views:
-    """A loader whose epoch e draws its order and augmentation from the seed of view e mod `views` (of epoch e itself where `views` is None).
+    """A loader whose epoch e draws its order and augmentation from the seed of view e mod `views`
+    (of epoch e itself where `views` is None).
 
-    What the data draws is kept apart from what networks draw (dropout), so that the same views come for any student. limit: where the loader has no length, so many
-    of its batches are an epoch, which makes endless loaders usable. `position` is (view, number) of the batch that was read last.
+    What the data draws is kept apart from what networks draw (dropout), so that the same views come
+    for any student. limit: where the loader has no length, so many of its batches are an epoch,
+    which makes endless loaders usable. `position` is (view, number) of the batch that was read
+    last.
     Raises `InputError` for iterators, which are empty after one pass.
     """
 
-    def __init__(self, loader: Iterable, seed: int = 0, views: int | None = None, limit: int | None = None):
-        if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
-            raise InputError(f"views is {views!r}; expected how many epochs have data of their own before it comes back, at least 1, or None")
+    def __init__(
+        self, loader: Iterable, seed: int = 0, views: int | None = None, limit: int | None = None
+    ):
+        if views is not None and (
+            isinstance(views, bool) or not isinstance(views, int) or views < 1
+        ):
+            raise InputError(
+                f"views is {views!r}; expected how many epochs have data of their own before it "
+                "comes back, at least 1, or None"
+            )
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-            raise InputError(f"the training loader is a {type(loader).__name__}; expected a loader: an iterable of inputs or of (inputs, target)")
+            raise InputError(
+                f"the training loader is a {type(loader).__name__}; expected a loader: an "
+                "iterable of inputs or of (inputs, target)"
+            )
         if isinstance(loader, Iterator):
-            raise InputError("the training loader is an iterator, which is empty after one pass; give a list, a DataLoader or another iterable")
+            raise InputError(
+                "the training loader is an iterator, which is empty after one pass; give a "
+                "list, a DataLoader or another iterable"
+            )
         self.loader, self.seed, self.views, self.limit = loader, seed, views, limit
         self.epoch = 0
         self.position = (0, 0)
@@ -60,7 +80,9 @@ class Views:
     def __len__(self) -> int:
         if self._length is None:
             known = hasattr(self.loader, "__len__")
-            self._length = len(self.loader) if known else sum(1 for _ in islice(iter(self.loader), self.limit))  # type: ignore[arg-type]
+            self._length = (
+                len(self.loader) if known else sum(1 for _ in islice(iter(self.loader), self.limit))
+            )  # type: ignore[arg-type]
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
@@ -70,7 +92,9 @@ class Views:
             seed_epoch(self.loader, self.seed * 1_000_003 + view)
             if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
                 sampler.set_epoch(view)  # type: ignore[union-attr]
-            items = islice(iter(self.loader), None if hasattr(self.loader, "__len__") else self.limit)
+            items = islice(
+                iter(self.loader), None if hasattr(self.loader, "__len__") else self.limit
+            )
             inside = _Generators()
         finally:
             outside.restore()

@@ -1,1 +1,3 @@
-"""What data say of layers, and solving for weights: Gram matrices, gradients, BatchNorm, least squares."""
+"""What data say of layers, and solving for weights: Gram matrices, gradients, BatchNorm, least
+squares.
+"""

@@ -14,12 +14,18 @@ from mirabelle.measurement.accuracy import as_tensor
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Module:
-    """A copy whose BatchNorm statistics are the plain averages over `count` batches of `data`: what flows through the cut network has other means.
+    """A copy whose BatchNorm statistics are the plain averages over `count` batches of `data`: what
+    flows through the cut network has other means.
 
-    Sun et al. 2019 (re-calibration); `momentum=None` is torch's cumulative average. Dropout stays off; the modes come back as they were.
+    Sun et al. 2019 (re-calibration); `momentum=None` is torch's cumulative average. Dropout stays
+    off; the modes come back as they were.
     """
     repaired = clone(model)
-    norms = [m for m in repaired.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in repaired.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     if not norms:
         return repaired
     momentum = [m.momentum for m in norms]
@@ -31,7 +37,9 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
         m.train()
     device = device_of(repaired)
     with torch.no_grad():
-        for i, batch in enumerate(track(batches(data, count, what="data"), "BatchNorm statistics", count)):
+        for i, batch in enumerate(
+            track(batches(data, count, what="data"), "BatchNorm statistics", count)
+        ):
             batch = batch.to(device)
             with running(batch, f"batch {i} of data"):
                 repaired(*batch.args, **batch.kwargs)
@@ -42,12 +50,19 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
     return repaired
 
 
-def reestimate_where_better(model: nn.Module, original: nn.Module, data: Iterable, count: int) -> nn.Module:
-    """`model`, or a copy with BatchNorm's statistics estimated anew, whichever has outputs nearer to the original's on the same data.
+def reestimate_where_better(
+    model: nn.Module, original: nn.Module, data: Iterable, count: int
+) -> nn.Module:
+    """`model`, or a copy with BatchNorm's statistics estimated anew, whichever has outputs nearer
+    to the original's on the same data.
 
-    Least squares reckon with the statistics that there were; whether the spread that they take away is worth more than what they fitted depends on the network.
+    Least squares reckon with the statistics that there were; whether the spread that they take away
+    is worth more than what they fitted depends on the network.
     """
-    return min((model, reestimate_batchnorm(model, data, count)), key=lambda m: _distance(m, original, data, count))
+    return min(
+        (model, reestimate_batchnorm(model, data, count)),
+        key=lambda m: _distance(m, original, data, count),
+    )
 
 
 def _distance(model: nn.Module, original: nn.Module, data: Iterable, count: int) -> float:

@@ -21,34 +21,53 @@ LOSSES: dict[str, Callable] = {
 
 
 def loss_function(loss: str | Callable | None) -> Callable:
-    """That of a name of `LOSSES`; a callable (output, target) -> scalar as it is; None is cross entropy."""
+    """That of a name of `LOSSES`; a callable (output, target) -> scalar as it is; None is cross
+    entropy.
+    """
     if isinstance(loss, str):
         return choose(loss, LOSSES, "loss")
     if loss is not None and not callable(loss):
-        raise InputError(f"loss is a {type(loss).__name__}; expected one of {', '.join(LOSSES)}, or a callable (output, target) -> scalar")
+        raise InputError(
+            f"loss is a {type(loss).__name__}; expected one of {', '.join(LOSSES)}, or a "
+            "callable (output, target) -> scalar"
+        )
     return loss or LOSSES["cross_entropy"]
 
 
 def loss_gradients(
-    model: nn.Module, data: Iterable, loss: str | Callable | None, count: int, by_sample: bool = False
+    model: nn.Module,
+    data: Iterable,
+    loss: str | Callable | None,
+    count: int,
+    by_sample: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """For each of `count` labelled batches the gradient of the loss (`loss_function`) by parameter; parameters that it does not reach are left out.
+    """For each of `count` labelled batches the gradient of the loss (`loss_function`) by parameter;
+    parameters that it does not reach are left out.
 
-    by_sample: for each sample by itself. Eval mode, because a pruned network keeps BatchNorm's statistics fixed too: in train mode w * g summed over a filter before
-    BatchNorm is zero. It is a copy that runs: the network's gradients, flags and buffers are left as they were. Raises `InputError` for gradients that are not finite.
+    by_sample: for each sample by itself. Eval mode, because a pruned network keeps BatchNorm's
+    statistics fixed too: in train mode w * g summed over a filter before BatchNorm is zero. It is a
+    copy that runs: the network's gradients, flags and buffers are left as they were. Raises
+    `InputError` for gradients that are not finite.
     """
     model, function = clone(model).eval(), loss_function(loss)
     trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     device = next(iter(trained.values())).device
     for p in trained.values():
         p.requires_grad_(True)
-    for i, batch in enumerate(track(batches(data, count, labelled=True, what="data"), "gradients", count)):
+    for i, batch in enumerate(
+        track(batches(data, count, labelled=True, what="data"), "gradients", count)
+    ):
         for part in batch.split(1) if by_sample else [batch]:
             part = part.to(device)
             with torch.enable_grad(), running(part, f"batch {i} of data"):
-                value = function(as_tensor(model(*part.args, **part.kwargs)), part.target.to(device))
+                value = function(
+                    as_tensor(model(*part.args, **part.kwargs)), part.target.to(device)
+                )
                 grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
             found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
             if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:
-                raise InputError(f"the gradient of {bad[0]} is not finite on batch {i} of data; look for NaN in the inputs or the loss")
+                raise InputError(
+                    f"the gradient of {bad[0]} is not finite on batch {i} of data; look for NaN "
+                    "in the inputs or the loss"
+                )
             yield found

@@ -1,4 +1,6 @@
-"""What layers read, and what depends on what they give: sums over samples, in one pass for all layers."""
+"""What layers read, and what depends on what they give: sums over samples, in one pass for all
+layers.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ TOLERANCE = 1e-4  # of the first residual, for each output
 
 @dataclass
 class Moments:
-    """Of one layer. gram: (groups, columns + 1, columns + 1) A'A in float64, A the rows that it reads and a column of ones behind.
+    """Of one layer. gram: (groups, columns + 1, columns + 1) A'A in float64, A the rows that it
+    reads and a column of ones behind.
 
-    sensitivity: (outputs, outputs), so that tr(S E) is by how much the network's outputs change, relative to their energy, when the layer's outputs change
-    by errors whose sum of squares over the rows of A is E; None where it is not known.
+    sensitivity: (outputs, outputs), so that tr(S E) is by how much the network's outputs change,
+    relative to their energy, when the layer's outputs change by errors whose sum of squares over
+    the rows of A is E; None where it is not known.
     """
 
     gram: Any = 0
@@ -35,7 +39,9 @@ class Moments:
 
 
 def has_rows(module: nn.Module) -> bool:
-    """Whether the layer is a product of rows with its weights, in groups or not: a linear layer, or a plain two-dimensional convolution."""
+    """Whether the layer is a product of rows with its weights, in groups or not: a linear layer, or
+    a plain two-dimensional convolution.
+    """
     if isinstance(module, nn.Conv2d):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return isinstance(module, nn.Linear)
@@ -51,42 +57,68 @@ def patches(
     groups: int,
     pick: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a convolution reads at the positions `pick` of its output map, the same for every sample, and what it gives there.
+    """What a convolution reads at the positions `pick` of its output map, the same for every
+    sample, and what it gives there.
 
-    x: (N, C, H, W), y: (N, outputs, h, w), pick: numbers of 0 .. h w - 1. Returns (groups, rows, C / groups * kernel), its columns in the order of the flattened
-    weights, and (groups, rows, outputs / groups).
+    x: (N, C, H, W), y: (N, outputs, h, w), pick: numbers of 0 .. h w - 1. Returns (groups, rows, C
+    / groups * kernel), its columns in the order of the flattened weights, and (groups, rows,
+    outputs / groups).
     """
     rows, columns = (
-        (along * stride[d])[:, None] + torch.arange(kernel[d]) * dilation[d] for d, along in enumerate((pick // y.shape[-1], pick % y.shape[-1]))
+        (along * stride[d])[:, None] + torch.arange(kernel[d]) * dilation[d]
+        for d, along in enumerate((pick // y.shape[-1], pick % y.shape[-1]))
     )
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    found = padded[:, :, rows[:, :, None].to(x.device), columns[:, None].to(x.device)]  # (N, C, positions, height, width of the kernel)
+    found = padded[
+        :, :, rows[:, :, None].to(x.device), columns[:, None].to(x.device)
+    ]  # (N, C, positions, height, width of the kernel)
     n, c, p = found.shape[:3]
-    a = found.reshape(n, groups, c // groups, p, -1).permute(1, 0, 3, 2, 4).reshape(groups, n * p, -1)
-    return a, y.flatten(2)[:, :, pick.to(y.device)].reshape(n, groups, -1, p).permute(1, 0, 3, 2).reshape(groups, n * p, -1)
+    a = (
+        found.reshape(n, groups, c // groups, p, -1)
+        .permute(1, 0, 3, 2, 4)
+        .reshape(groups, n * p, -1)
+    )
+    return a, y.flatten(2)[:, :, pick.to(y.device)].reshape(n, groups, -1, p).permute(
+        1, 0, 3, 2
+    ).reshape(groups, n * p, -1)
 
 
 def ridge(gram: torch.Tensor, rows: float, constant: bool = False) -> torch.Tensor:
-    """RIDGE * trace(A'A) / columns on the diagonal, as many times more as ten rows for each column are more than there are.
+    """RIDGE * trace(A'A) / columns on the diagonal, as many times more as ten rows for each column
+    are more than there are.
 
-    A classifier behind a global pool reads one row a sample: what few rows seem to say of many columns does not hold for others. Never zero, so that a
-    layer that reads only zeros can be solved too. constant: the last column is of ones, whose coefficient, a mean, is known well from few rows: it gets CONSTANT of it.
+    A classifier behind a global pool reads one row a sample: what few rows seem to say of many
+    columns does not hold for others. Never zero, so that a layer that reads only zeros can be
+    solved too. constant: the last column is of ones, whose coefficient, a mean, is known well from
+    few rows: it gets CONSTANT of it.
     """
     columns = gram.shape[-1]
-    size = (RIDGE * max(1.0, 10 * columns / max(rows, 1.0)) * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-12)
+    size = (
+        RIDGE * max(1.0, 10 * columns / max(rows, 1.0)) * gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ).clamp_min(1e-12)
     diagonal = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     if constant:
         diagonal[-1, -1] = CONSTANT
     return size[..., None, None] * diagonal
 
 
-def solve_on_support(gram: torch.Tensor, moment: torch.Tensor, weights: torch.Tensor, support: torch.Tensor, rows: float) -> torch.Tensor:
-    """W' = W + argmin over D on the support of ||A (W + D) - Y||² + r ||D||²: for each output (a column) a ridge regression on the inputs that it still reads.
+def solve_on_support(
+    gram: torch.Tensor,
+    moment: torch.Tensor,
+    weights: torch.Tensor,
+    support: torch.Tensor,
+    rows: float,
+) -> torch.Tensor:
+    """W' = W + argmin over D on the support of ||A (W + D) - Y||² + r ||D||²: for each output (a
+    column) a ridge regression on the inputs that it still reads.
 
-    gram: A'A (..., d, d). moment: A'Y (..., d, outputs). weights, support: (..., d, outputs), weights zero off the support. All float64. rows: those of A.
-    Every output has a support, and so a matrix, of its own; conjugate gradients need only the one product with A'A for all of them (Hestenes & Stiefel 1952), with
-    the diagonal as the preconditioner, until the residual is TOLERANCE of the first or ITERATIONS are over; each iteration lessens the error.
-    The solution is Optimal Brain Surgeon's for removing all that is off the support at once (Hassibi & Stork 1993, eq. 3), which SparseGPT approaches column by column.
+    gram: A'A (..., d, d). moment: A'Y (..., d, outputs). weights, support: (..., d, outputs),
+    weights zero off the support. All float64. rows: those of A. Every output has a support, and so
+    a matrix, of its own; conjugate gradients need only the one product with A'A for all of them
+    (Hestenes & Stiefel 1952), with the diagonal as the preconditioner, until the residual is
+    TOLERANCE of the first or ITERATIONS are over; each iteration lessens the error. The solution is
+    Optimal Brain Surgeon's for removing all that is off the support at once (Hassibi & Stork 1993,
+    eq. 3), which SparseGPT approaches column by column.
     """
     matrix = gram + ridge(gram, rows)
     scale = matrix.diagonal(dim1=-2, dim2=-1)[..., None]
@@ -99,7 +131,9 @@ def solve_on_support(gram: torch.Tensor, moment: torch.Tensor, weights: torch.Te
         if not bool(open_.any()):
             break
         product = (matrix @ direction) * support
-        step = torch.where(open_, size / (direction * product).sum(-2, keepdim=True).clamp_min(1e-300), 0.0)
+        step = torch.where(
+            open_, size / (direction * product).sum(-2, keepdim=True).clamp_min(1e-300), 0.0
+        )
         change += step * direction
         residual -= step * product
         scaled = residual / scale
@@ -109,15 +143,20 @@ def solve_on_support(gram: torch.Tensor, moment: torch.Tensor, weights: torch.Te
     return weights + change
 
 
-def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0) -> dict[str, Moments]:
-    """The moments of layers on `count` batches of `data` without the first `skip` samples, if the first batch has more.
+def layer_moments(
+    model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0
+) -> dict[str, Moments]:
+    """The moments of layers on `count` batches of `data` without the first `skip` samples, if the
+    first batch has more.
 
     At most ROWS_PER_SAMPLE random positions of each sample's map are read.
 
-    The network runs in eval mode, as a copy. Its outputs are multiplied by random numbers of variance 1 and summed; the mean of the products of that sum's gradients is
-    the Gauss-Newton matrix of the squared error of the outputs (Hutchinson), of which each layer gets its block, positions taken as independent
-    (as in Martens & Grosse 2015, section 4.2, for convolutions Grosse & Martens 2016). No labels are needed.
-    A layer that runs several times in a pass counts all of its rows; one that never runs is left out.
+    The network runs in eval mode, as a copy. Its outputs are multiplied by random numbers of
+    variance 1 and summed; the mean of the products of that sum's gradients is the Gauss-Newton
+    matrix of the squared error of the outputs (Hutchinson), of which each layer gets its block,
+    positions taken as independent (as in Martens & Grosse 2015, section 4.2, for convolutions
+    Grosse & Martens 2016). No labels are needed. A layer that runs several times in a pass counts
+    all of its rows; one that never runs is left out.
     """
     model = clone(model).eval()
     found: dict[str, Moments] = {}
@@ -151,23 +190,48 @@ def layer_moments(model: nn.Module, names: Iterable[str], data: Iterable, count:
             z = as_tensor(model(*batch.args, **batch.kwargs))
             noise = torch.randn(z.shape, generator=generator).to(z)
             layers = [(n, y) for n, y in seen if y.requires_grad]
-            grads = torch.autograd.grad((z * noise).sum(), [y for _, y in layers], allow_unused=True) if layers and z.requires_grad else []
-        energy, total, samples = energy + float(z.detach().double().square().sum()), total + z.detach().double().sum(0), samples + len(z)
+            grads = (
+                torch.autograd.grad((z * noise).sum(), [y for _, y in layers], allow_unused=True)
+                if layers and z.requires_grad
+                else []
+            )
+        energy, total, samples = (
+            energy + float(z.detach().double().square().sum()),
+            total + z.detach().double().sum(0),
+            samples + len(z),
+        )
         for (name, _), g in zip(layers, grads):
             if g is not None:
-                g = g.flatten(2).transpose(1, 2) if isinstance(model.get_submodule(name), nn.Conv2d) else g
+                g = (
+                    g.flatten(2).transpose(1, 2)
+                    if isinstance(model.get_submodule(name), nn.Conv2d)
+                    else g
+                )
                 g = g.reshape(-1, g.shape[-1])
                 gradients[name] = gradients.get(name, 0) + (g.T @ g).double()
-    spread = (energy - float(total.square().sum()) / samples) / samples  # of the outputs of one sample, about their mean
+    spread = (
+        energy - float(total.square().sum()) / samples
+    ) / samples  # of the outputs of one sample, about their mean
     for name, product in gradients.items():
         rows = float(found[name].gram[0, -1, -1])
         found[name].sensitivity = product / (samples * rows * max(spread, 1e-30))
     return found
 
 
-def _rows(module: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _rows(
+    module: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """(groups, rows, columns) what a layer reads."""
     if isinstance(module, nn.Conv2d):
         pick = torch.randperm(y[0, 0].numel(), generator=generator)[:ROWS_PER_SAMPLE]
-        return patches(x, y, module.kernel_size, module.stride, module.padding, module.dilation, module.groups, pick)[0]  # type: ignore[arg-type]
+        return patches(
+            x,
+            y,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            pick,
+        )[0]  # type: ignore[arg-type]
     return x.reshape(1, -1, x.shape[-1])

@@ -1,7 +1,9 @@
-"""Least squares: the layers of a cut network, solved for one after the other so that each gives what it gave before the cut.
+"""Least squares: the layers of a cut network, solved for one after the other so that each gives
+what it gave before the cut.
 
-Original and cut network run side by side, node by node of the captured graph. The cut one runs as its reference does (`channels/masking.py`): at the
-original's sizes with removed elements at zero, so that both have the same nodes.
+Original and cut network run side by side, node by node of the captured graph. The cut one runs as
+its reference does (`channels/masking.py`): at the original's sizes with removed elements at zero,
+so that both have the same nodes.
 """
 
 from __future__ import annotations
@@ -23,12 +25,28 @@ from mirabelle.channels.masking import Cutting, Reference, compress
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
 from mirabelle.fitting.gram import patches, ridge, solve_on_support
-from mirabelle.graph.capture import capture, fixed_length, get_tensor, make_concrete, operator, parameter_name, parameter_uses
+from mirabelle.graph.capture import (
+    capture,
+    fixed_length,
+    get_tensor,
+    make_concrete,
+    operator,
+    parameter_name,
+    parameter_uses,
+)
 
-MEMORY = 1.5e9  # bytes of activations that may be held between layers; what does not fit is computed again
+# bytes of activations that may be held between layers; what does not fit is computed again
+MEMORY = 1.5e9
 ROWS = 10  # for each column of a layer's inputs; at least LEAST_ROWS
 LEAST_ROWS = 16384
-PASSING = {"dropout", "dropout_", "clone", "contiguous", "detach", "alias"}  # in eval mode they hand on what they get
+PASSING = {
+    "dropout",
+    "dropout_",
+    "clone",
+    "contiguous",
+    "detach",
+    "alias",
+}  # in eval mode they hand on what they get
 Values = dict[fx.Node, tuple[Any, Any]]  # of the original and of the cut network
 
 
@@ -41,25 +59,31 @@ def reconstruct(
     count: int,
     pruned: Mapping[str, torch.Tensor] | None = None,
 ) -> nn.Module:
-    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as possible to those of the same channels in `original`.
+    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as
+    possible to those of the same channels in `original`.
 
-    gone: by parameter and dimension of the original the indices that `small` lacks. pruned: by parameter, True for each weight that is zero in `small` and
-    stays so. inputs: an example, to capture the network with.
+    gone: by parameter and dimension of the original the indices that `small` lacks. pruned: by
+    parameter, True for each weight that is zero in `small` and stays so. inputs: an example, to
+    capture the network with.
 
-    For each convolution or linear layer whose inputs or weights have changed, with A the inputs (one row an output position, and a column of ones), W its
-    weights in `small` and Y what it should give:
+    For each convolution or linear layer whose inputs or weights have changed, with A the inputs
+    (one row an output position, and a column of ones), W its weights in `small` and Y what it
+    should give:
 
         W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `moments.ridge`
 
-    ridge regression towards W, from streamed sums, solved in float64; in layers with groups for each group, so a depthwise layer solves for each channel's
-    kernel; in sparse layers for each output among the weights that it has (`solve_on_support`). A are the inputs in the network as it is by then ("asymmetric");
-    Y are the outputs in the original, and where they are added to another branch that has changed, that branch's error is taken from them: a residual block
-    mends what came before it. The column of ones goes into the layer's bias, or into the mean of the BatchNorm behind it. He et al. 2017 (channel pruning),
-    sections 3.1 and 3.2.
-    No labels are needed. Weights that are computed in forward or used twice are left as they are. Raises `InputError` for data that the network does not take
-    or on which a layer is not finite.
+    ridge regression towards W, from streamed sums, solved in float64; in layers with groups for
+    each group, so a depthwise layer solves for each channel's kernel; in sparse layers for each
+    output among the weights that it has (`solve_on_support`). A are the inputs in the network as it
+    is by then ("asymmetric"); Y are the outputs in the original, and where they are added to
+    another branch that has changed, that branch's error is taken from them: a residual block mends
+    what came before it. The column of ones goes into the layer's bias, or into the mean of the
+    BatchNorm behind it. He et al. 2017 (channel pruning), sections 3.1 and 3.2.
+    No labels are needed. Weights that are computed in forward or used twice are left as they are.
+    Raises `InputError` for data that the network does not take or on which a layer is not finite.
 
-    Of each sample so many random positions are read that there are ROWS rows for each column, if it has them.
+    Of each sample so many random positions are read that there are ROWS rows for each column, if it
+    has them.
     """
     graph_module = capture(original, inputs, dynamic_batch=True)
     given = next(n.meta["val"] for n in graph_module.graph.nodes if n.op == "placeholder")
@@ -68,11 +92,21 @@ def reconstruct(
     flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
     device = device_of(original)
     check_runs(original, next(batches(data, 1, what="data")).head(1).to(device), "batch 0 of data")
-    own = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
-    pair = Pair(graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()})
-    chunks = [pair.begin(b.to(device)) for batch in batches(data, count, what="data") for b in _pieces(batch, fixed)]
+    own = dict(small.named_parameters(remove_duplicate=False)) | dict(
+        small.named_buffers(remove_duplicate=False)
+    )
+    pair = Pair(
+        graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()}
+    )
+    chunks = [
+        pair.begin(b.to(device))
+        for batch in batches(data, count, what="data")
+        for b in _pieces(batch, fixed)
+    ]
     if not chunks:
-        raise InputError(f"the network takes batches of {fixed} alone, and data yields none so large")
+        raise InputError(
+            f"the network takes batches of {fixed} alone, and data yields none so large"
+        )
     samples = sum(len(next(iter(c.values()))[0]) for c in chunks)
     at = -1
     with torch.no_grad():
@@ -89,10 +123,14 @@ def reconstruct(
             equations.solve()
             at = held
     result = clone(small)
-    own = dict(result.named_parameters(remove_duplicate=False)) | dict(result.named_buffers(remove_duplicate=False))
+    own = dict(result.named_parameters(remove_duplicate=False)) | dict(
+        result.named_buffers(remove_duplicate=False)
+    )
     with torch.no_grad():
         for name in pair.solved:
-            own[flow.parameters[name].name].copy_(compress(get_tensor(pair.after, name), pair.left[name]))
+            own[flow.parameters[name].name].copy_(
+                compress(get_tensor(pair.after, name), pair.left[name])
+            )
     return result
 
 
@@ -104,10 +142,13 @@ def _pieces(batch: Batch, fixed: int | None) -> list[Batch]:
 
 
 class Pair:
-    """The original and the cut network on one graph, in an order in which every branch that a solved layer is added to comes before it.
+    """The original and the cut network on one graph, in an order in which every branch that a
+    solved layer is added to comes before it.
 
-    layers: those that are solved for, in that order. after: the graph with the weights of the cut network, as far as they are solved, at the original's sizes.
-    left: by parameter and dimension, the indices that stay. pruned: by parameter, which weights are zero and stay so. solved: the names of what has changed in `after`.
+    layers: those that are solved for, in that order. after: the graph with the weights of the cut
+    network, as far as they are solved, at the original's sizes.
+    left: by parameter and dimension, the indices that stay. pruned: by parameter, which weights are
+    zero and stay so. solved: the names of what has changed in `after`.
     """
 
     def __init__(
@@ -117,7 +158,9 @@ class Pair:
         gone: Mapping[tuple[str, int], torch.Tensor],
         sparse: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     ):
-        """sparse: weights of the cut network and the masks of those that are pruned, by the network's names of parameters."""
+        """sparse: weights of the cut network and the masks of those that are pruned, by the
+        network's names of parameters.
+        """
         self.flow, self.cutting, self.left = flow, Cutting(flow, gone), _left(flow, gone)
         self.after: Any = clone(graph_module)
         self.pruned: dict[str, torch.Tensor] = {}
@@ -126,22 +169,36 @@ class Pair:
                 weight, self.pruned[name] = sparse[parameter.name]
                 with torch.no_grad():
                     get_tensor(self.after, name).copy_(weight)
-        self._networks = (fx.Interpreter(graph_module, garbage_collect_values=False), Reference(self.after, self.cutting))
+        self._networks = (
+            fx.Interpreter(graph_module, garbage_collect_values=False),
+            Reference(self.after, self.cutting),
+        )
         self._given = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
         self.uses = parameter_uses(graph_module.graph)
         self.changed: set[fx.Node] = set()
         for n in graph_module.graph.nodes:
-            if n.op == "call_function" and (any(a in self.changed or parameter_name(a) in self.pruned for a in n.all_input_nodes) or self._is_cut(n)):
+            if n.op == "call_function" and (
+                any(
+                    a in self.changed or parameter_name(a) in self.pruned for a in n.all_input_nodes
+                )
+                or self._is_cut(n)
+            ):
                 self.changed.add(n)
         self.order = self._ordered([n for n in graph_module.graph.nodes if n.op == "call_function"])
         self.position = {n: i for i, n in enumerate(self.order)}
-        self._last = {n: max((self.position.get(u, len(self.order)) for u in n.users), default=-1) for n in [*self._given, *self.order]}
+        self._last = {
+            n: max((self.position.get(u, len(self.order)) for u in n.users), default=-1)
+            for n in [*self._given, *self.order]
+        }
         self.layers = [n for n in self.order if self._solvable(n)]
         self.solved: list[str] = []
         self._sizes = self._live_sizes()
 
     def begin(self, batch: Batch) -> Values:
-        return {n: (t, t) for n, t in zip(self._given, [*batch.args, *batch.kwargs.values()], strict=True)}
+        return {
+            n: (t, t)
+            for n, t in zip(self._given, [*batch.args, *batch.kwargs.values()], strict=True)
+        }
 
     def step(self, values: Values, position: int) -> Values:
         """The values that are still needed once the node at `position` has run."""
@@ -157,26 +214,42 @@ class Pair:
         network = self._networks[which]
         network.env = {}
         for a in node.all_input_nodes:
-            value = get_tensor(network.module, str(a.target)) if a.op == "get_attr" else values[a][which]  # type: ignore[arg-type]
+            value = (
+                get_tensor(network.module, str(a.target))
+                if a.op == "get_attr"
+                else values[a][which]
+            )  # type: ignore[arg-type]
             network.env[a] = value.clone() if _in_place(node) and a is node.args[0] else value
         return network.run_node(node)
 
     def last_that_fits(self, low: int, high: int, most: float) -> int:
-        """The last position in [low, high) after which at most so many bytes of a sample are held; `low` where there is none."""
+        """The last position in [low, high) after which at most so many bytes of a sample are held;
+        `low` where there is none.
+        """
         return next((p for p in range(high - 1, low, -1) if self._sizes[p + 1] <= most), low)
 
     def _live_sizes(self) -> list[float]:
         """Bytes of one sample that are held after each position; first those of the inputs."""
 
         def size(node: fx.Node) -> float:
-            tensors = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
-            return (2 if node in self.changed else 1) * sum(t.numel() * t.element_size() for t in tensors) / batch
+            tensors = [
+                v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)
+            ]
+            return (
+                (2 if node in self.changed else 1)
+                * sum(t.numel() * t.element_size() for t in tensors)
+                / batch
+            )
 
         batch = max(1, next((n.meta["val"].shape[0] for n in self._given if n.meta["val"].ndim), 1))
         now = float(sum(map(size, self._given)))
         sizes = [now]
         for position, node in enumerate(self.order):
-            now += size(node) - sum(size(a) for a in node.all_input_nodes if a.op != "get_attr" and self._last[a] == position)
+            now += size(node) - sum(
+                size(a)
+                for a in node.all_input_nodes
+                if a.op != "get_attr" and self._last[a] == position
+            )
             sizes.append(now)
         return sizes
 
@@ -199,24 +272,40 @@ class Pair:
         for node in nodes:
             if node in order:
                 continue
-            if self._solvable(node) and (end := self.added_to(node)) is not None and node not in (before := needed(end[1])):
+            if (
+                self._solvable(node)
+                and (end := self.added_to(node)) is not None
+                and node not in (before := needed(end[1]))
+            ):
                 order.update(dict.fromkeys(n for n in nodes if n in before))
             order.setdefault(node)
         return list(order)
 
     def _solvable(self, node: fx.Node) -> bool:
-        """Whether it is a layer whose inputs or weights have changed, with weights of its own that nothing else reads."""
+        """Whether it is a layer whose inputs or weights have changed, with weights of its own that
+        nothing else reads.
+        """
         source: Any = node.args[0] if node.args else None
         if node.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
             return False
         name = parameter_name(node.args[1])
-        if name is None or self.uses[name] != 1 or (source not in self.changed and name not in self.pruned):
+        if (
+            name is None
+            or self.uses[name] != 1
+            or (source not in self.changed and name not in self.pruned)
+        ):
             return False
         parameter = self.flow.parameters[name]
-        return parameter.editable and parameter.tensor.is_floating_point() and parameter.tensor.ndim > 1
+        return (
+            parameter.editable
+            and parameter.tensor.is_floating_point()
+            and parameter.tensor.ndim > 1
+        )
 
     def added_to(self, node: fx.Node) -> tuple[torch.Tensor | float, fx.Node] | None:
-        """What a layer's outputs are multiplied by before they are added to another branch that has changed, and that branch; None where they are not."""
+        """What a layer's outputs are multiplied by before they are added to another branch that has
+        changed, and that branch; None where they are not.
+        """
         scale: Any = 1.0
         here = node
         while len(here.users) == 1:
@@ -227,9 +316,17 @@ class Pair:
                 if factor is None:
                     return None
                 scale = scale * factor.view(-1, *[1] * (after.meta["val"].ndim - 2))
-            elif name in ("add", "add_") and len(after.args) > 1 and not after.kwargs and isinstance(after.args[1], fx.Node):
+            elif (
+                name in ("add", "add_")
+                and len(after.args) > 1
+                and not after.kwargs
+                and isinstance(after.args[1], fx.Node)
+            ):
                 other: Any = after.args[1] if after.args[0] is here else after.args[0]
-                alike = other.op == "call_function" and other.meta["val"].shape == node.meta["val"].shape == after.meta["val"].shape
+                alike = (
+                    other.op == "call_function"
+                    and other.meta["val"].shape == node.meta["val"].shape == after.meta["val"].shape
+                )
                 return (scale, other) if alike and other in self.changed else None
             elif name not in PASSING:
                 return None
@@ -237,23 +334,36 @@ class Pair:
         return None
 
     def _factor(self, norm: fx.Node) -> torch.Tensor | None:
-        """(C,) gamma over the standard deviation of a BatchNorm; None where it is unknown, or zero for some channel."""
+        """(C,) gamma over the standard deviation of a BatchNorm; None where it is unknown, or zero
+        for some channel.
+        """
         gamma, variance = (parameter_name(norm.args[k]) for k in (1, 4))
         if variance is None or (gamma is None and norm.args[1] is not None):
             return None
         args: Any = norm.args
-        factor = (get_tensor(self.after, variance) + args[7]).rsqrt() * (1 if gamma is None else get_tensor(self.after, gamma))
+        factor = (get_tensor(self.after, variance) + args[7]).rsqrt() * (
+            1 if gamma is None else get_tensor(self.after, gamma)
+        )
         return factor if bool((factor.abs() > 1e-4 * factor.abs().max()).all()) else None
 
 
 def _in_place(node: fx.Node) -> bool:
     """Whether it writes into its first operand, and that is no view of another tensor."""
     name, first = operator(node), node.args[0] if node.args else None
-    return name.endswith("_") and not name.endswith("__") and isinstance(first, fx.Node) and operator(first) not in VIEWS
+    return (
+        name.endswith("_")
+        and not name.endswith("__")
+        and isinstance(first, fx.Node)
+        and operator(first) not in VIEWS
+    )
 
 
-def _left(flow: Flow, gone: Mapping[tuple[str, int], torch.Tensor]) -> dict[str, dict[int, torch.Tensor]]:
-    """For each parameter of the graph, by dimension, the indices that stay; dimensions that stay whole are not named."""
+def _left(
+    flow: Flow, gone: Mapping[tuple[str, int], torch.Tensor]
+) -> dict[str, dict[int, torch.Tensor]]:
+    """For each parameter of the graph, by dimension, the indices that stay; dimensions that stay
+    whole are not named.
+    """
     left: dict[str, dict[int, torch.Tensor]] = {}
     for node, parameter in flow.parameters.items():
         left[node] = {}
@@ -278,19 +388,31 @@ class Equations:
         self._columns = self._weight.shape[1:].numel()
         self._per_sample = -(-max(LEAST_ROWS, ROWS * self._columns) // samples)
         self._generator = torch.Generator().manual_seed(0)
-        self._kept_in, self._kept_out = (pair.cutting.kept(pair.flow.values[n]) for n in (node.args[0], node))  # type: ignore[index]
+        self._kept_in, self._kept_out = (
+            pair.cutting.kept(pair.flow.values[n]) for n in (node.args[0], node)
+        )  # type: ignore[index]
         self._rows = 0
         self._gram: Any = 0
         self._moment: Any = 0
 
     def _intercept(self) -> tuple[str | None, str | None]:
-        """Where a constant that is added to the outputs can be kept: the layer's bias, or the mean of the BatchNorm behind it."""
+        """Where a constant that is added to the outputs can be kept: the layer's bias, or the mean
+        of the BatchNorm behind it.
+        """
         node, pair = self._node, self._pair
         if len(node.args) > 2 and node.args[2] is not None:
             bias = parameter_name(node.args[2])
-            return (bias if bias is not None and pair.uses[bias] == 1 and pair.flow.parameters[bias].editable else None), None
+            return (
+                bias
+                if bias is not None and pair.uses[bias] == 1 and pair.flow.parameters[bias].editable
+                else None
+            ), None
         after = next(iter(node.users))
-        mean = parameter_name(after.args[3]) if len(node.users) == 1 and operator(after) == "batch_norm" else None
+        mean = (
+            parameter_name(after.args[3])
+            if len(node.users) == 1 and operator(after) == "batch_norm"
+            else None
+        )
         return None, mean if mean is not None and pair.uses[mean] == 1 else None
 
     def add(self, values: Values) -> None:
@@ -300,7 +422,14 @@ class Equations:
             if other in values:
                 y = y + (values[other][0] - values[other][1]) / scale
         x = values[self._source][1]  # type: ignore[index]
-        a, y = _rows(self._node, compress(x, self._kept_in), compress(y, self._kept_out), self._groups, self._per_sample, self._generator)
+        a, y = _rows(
+            self._node,
+            compress(x, self._kept_in),
+            compress(y, self._kept_out),
+            self._groups,
+            self._per_sample,
+            self._generator,
+        )
         if self._bias or self._mean:
             a = torch.cat([a, torch.ones_like(a[..., :1])], -1)
         self._rows += a.shape[1]
@@ -323,12 +452,21 @@ class Equations:
             solved = current + torch.linalg.solve(matrix, self._moment - self._gram @ current)
         else:
             support = torch.ones_like(current, dtype=torch.bool)
-            support[:, : self._columns] = ~pruned.to(current.device).reshape(self._groups, -1, self._columns).transpose(1, 2)
+            support[:, : self._columns] = ~pruned.to(current.device).reshape(
+                self._groups, -1, self._columns
+            ).transpose(1, 2)
             solved = solve_on_support(self._gram, self._moment, current, support, self._rows)
         solved = solved.to(w.dtype)
         if not bool(torch.isfinite(solved).all()):
-            raise InputError(f"the inputs or outputs of {self._name.rpartition('.')[0]} are not finite on data; look for NaN in it")
-        _put(get_tensor(after, self._name), solved[:, : self._columns].transpose(1, 2).reshape(w.shape), left)
+            raise InputError(
+                f"the inputs or outputs of {self._name.rpartition('.')[0]} are not finite on "
+                "data; look for NaN in it"
+            )
+        _put(
+            get_tensor(after, self._name),
+            solved[:, : self._columns].transpose(1, 2).reshape(w.shape),
+            left,
+        )
         self._pair.solved.append(self._name)
         if constant:
             found = solved[:, self._columns].reshape(-1)
@@ -337,7 +475,9 @@ class Equations:
 
 
 def _groups(node: fx.Node, weight: torch.Tensor) -> int:
-    """The groups of a layer whose weights are what is left: a depthwise one has as many as channels."""
+    """The groups of a layer whose weights are what is left: a depthwise one has as many as
+    channels.
+    """
     args: Any = node.args
     groups = args[6] if operator(node) == "conv2d" and len(args) > 6 else 1
     channels = args[0].meta["val"].shape[-3] if groups > 1 else 0
@@ -345,9 +485,16 @@ def _groups(node: fx.Node, weight: torch.Tensor) -> int:
 
 
 def _rows(
-    node: fx.Node, x: torch.Tensor, y: torch.Tensor, groups: int, per_sample: int, generator: torch.Generator
+    node: fx.Node,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    groups: int,
+    per_sample: int,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(groups, rows, columns) what a layer reads at random positions of each sample, and (groups, rows, outputs) what it should give there."""
+    """(groups, rows, columns) what a layer reads at random positions of each sample, and (groups,
+    rows, outputs) what it should give there.
+    """
     if operator(node) == "linear":
         if x.ndim > 2:
             x, y = x.flatten(1, -2), y.flatten(1, -2)
@@ -355,12 +502,16 @@ def _rows(
             x, y = x[:, pick].flatten(0, 1), y[:, pick].flatten(0, 1)
         return x[None], y[None]
     args: Any = [*node.args, *[None, None, None, 1, 0, 1][len(node.args) :]]
-    stride, padding, dilation = ([v] * 2 if isinstance(v, int) else [*v] * (2 // len(v)) for v in args[3:6])
+    stride, padding, dilation = (
+        [v] * 2 if isinstance(v, int) else [*v] * (2 // len(v)) for v in args[3:6]
+    )
     pick = torch.randperm(y[0, 0].numel(), generator=generator)[:per_sample]
     return patches(x, y, args[1].meta["val"].shape[2:], stride, padding, dilation, groups, pick)
 
 
 def _put(tensor: torch.Tensor, part: torch.Tensor, kept: Mapping[int, torch.Tensor]) -> None:
     """Writes `part` into the places of `tensor` that stay."""
-    places = [kept.get(d, torch.arange(size)).to(tensor.device) for d, size in enumerate(tensor.shape)]
+    places = [
+        kept.get(d, torch.arange(size)).to(tensor.device) for d, size in enumerate(tensor.shape)
+    ]
     tensor[torch.meshgrid(*places, indexing="ij")] = part

@@ -19,15 +19,28 @@ ROUNDS = 400
 
 
 def write_artifact(
-    network: nn.Module, inputs: Batch, folder: Path, runtime: str = "onnxruntime", threads: int = 1, sites: Sequence[str] = ()
+    network: nn.Module,
+    inputs: Batch,
+    folder: Path,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    sites: Sequence[str] = (),
 ) -> Artifact:
-    """The network as a file of `runtime` in `folder`, for one sample: to be timed there. Where it is made from an ONNX file, that is `folder/model.onnx`.
+    """The network as a file of `runtime` in `folder`, for one sample: to be timed there. Where it
+    is made from an ONNX file, that is `folder/model.onnx`.
 
-    A quantised network is in the form that the runtime's files are made from; sites: the names of its quantised values.
+    A quantised network is in the form that the runtime's files are made from; sites: the names of
+    its quantised values.
     """
     adapter, one = RUNTIMES[runtime], inputs.head(1)
     if adapter.convert is not None:
-        return Artifact(adapter.convert(program(clone(network).eval(), one), sites, folder / f"model{adapter.suffix}"), runtime, threads)
+        return Artifact(
+            adapter.convert(
+                program(clone(network).eval(), one), sites, folder / f"model{adapter.suffix}"
+            ),
+            runtime,
+            threads,
+        )
     assert adapter.save is not None
     source = folder / "model.onnx"
     write_onnx(onnx_proto(network, one), source)
@@ -40,9 +53,15 @@ def one_sample(inputs: Batch) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     return [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}
 
 
-def time_in_turn(files: Mapping[str, Artifact], inputs: Batch, seconds: float) -> dict[str, Latency]:
-    """The latency of one call of each file with one sample, for at most `seconds` in all; files of one thread share a core."""
+def time_in_turn(
+    files: Mapping[str, Artifact], inputs: Batch, seconds: float
+) -> dict[str, Latency]:
+    """The latency of one call of each file with one sample, for at most `seconds` in all; files of
+    one thread share a core.
+    """
     arrays, named = one_sample(inputs)
 
     calls = {name: lambda file=file: file(*arrays, **named) for name, file in files.items()}
-    return alternate(calls, ROUNDS, seconds=seconds, pin=all(file.threads == 1 for file in files.values()))
+    return alternate(
+        calls, ROUNDS, seconds=seconds, pin=all(file.threads == 1 for file in files.values())
+    )

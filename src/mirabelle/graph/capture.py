@@ -25,20 +25,34 @@ BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
 
 
 def _users_line(error: BaseException, model: nn.Module) -> str:
-    """The innermost line outside torch that the error passed through: the place in the user's own code."""
+    """The innermost line outside torch that the error passed through: the place in the user's own
+    code.
+    """
     torch_root = str(Path(torch.__file__).parent)
     here = str(Path(__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torch_root, here)) and "<" not in f.filename]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else f" in {type(model).__name__}"
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith((torch_root, here)) and "<" not in f.filename
+    ]
+    return (
+        f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+        if frames
+        else f" in {type(model).__name__}"
+    )
 
 
-def capture(model: nn.Module, inputs: Batch, dynamic_batch: bool = False, training: bool = False) -> fx.GraphModule:
-    """The network as a graph module over ATen operators; its module paths and parameter names are those of `model`.
+def capture(
+    model: nn.Module, inputs: Batch, dynamic_batch: bool = False, training: bool = False
+) -> fx.GraphModule:
+    """The network as a graph module over ATen operators; its module paths and parameter names are
+    those of `model`.
 
-    inputs: example inputs. dynamic_batch: the first dimension of every input may vary afterwards; where the network
-    fixes it, the graph is captured for the example's size. training: what it computes in training mode. The parameters are copies: `model` stays as it is.
-    Raises `InputError` where the network does not run on the example, `CaptureError` with torch's reason and the line of the
-    network's own code where `torch.export` refuses.
+    inputs: example inputs. dynamic_batch: the first dimension of every input may vary afterwards;
+    where the network fixes it, the graph is captured for the example's size. training: what it
+    computes in training mode. The parameters are copies: `model` stays as it is.
+    Raises `InputError` where the network does not run on the example, `CaptureError` with torch's
+    reason and the line of the network's own code where `torch.export` refuses.
     """
     model = copy.deepcopy(check_network(model)).train(training)
     inputs = inputs._replace(target=None)
@@ -65,12 +79,22 @@ def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
 
 
 def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:
-    return [n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)]
+    return [
+        n for n in graph_module.graph.nodes if n.op == "call_module" and "_guards" in str(n.target)
+    ]
 
 
 def _is_for(graph_module: fx.GraphModule, inputs: Batch) -> bool:
-    """Whether the network takes the same path for these inputs as for those that it was captured with, by what `torch.export` found that it depends on."""
-    values = dict(zip([n for n in graph_module.graph.nodes if n.op == "placeholder"], inputs_in_order(graph_module.graph, inputs), strict=True))
+    """Whether the network takes the same path for these inputs as for those that it was captured
+    with, by what `torch.export` found that it depends on.
+    """
+    values = dict(
+        zip(
+            [n for n in graph_module.graph.nodes if n.op == "placeholder"],
+            inputs_in_order(graph_module.graph, inputs),
+            strict=True,
+        )
+    )
     try:
         for node in _guards(graph_module):
             graph_module.get_submodule(str(node.target))(*(values[n] for n in node.args))
@@ -89,28 +113,45 @@ def _without_guards(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
-def program(model: nn.Module, inputs: Batch, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
-    """The network as torch's exported program, as it stands: its mode and parameters are those of `model`. `CaptureError` where torch refuses."""
+def program(
+    model: nn.Module, inputs: Batch, dynamic_shapes: Any = None
+) -> torch.export.ExportedProgram:
+    """The network as torch's exported program, as it stands: its mode and parameters are those of
+    `model`. `CaptureError` where torch refuses.
+    """
     with warnings.catch_warnings(), uncollected():
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+            return torch.export.export(
+                model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes
+            )
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise CaptureError(
-                f"torch.export refuses this network{_users_line(error, model)}: {type(error).__name__}: {reason}; "
+                f"torch.export refuses this network{_users_line(error, model)}: "
+                f"{type(error).__name__}: {reason}; "
                 "change that line, or work on the part of the network that can be exported"
             ) from error
 
 
 def inputs_in_order(graph: fx.Graph, batch: Batch) -> list[torch.Tensor]:
-    """One tensor for every placeholder: named inputs by name, whatever order the loader's dict has."""
+    """One tensor for every placeholder: named inputs by name, whatever order the loader's
+    dict has.
+    """
     names = [str(n.target) for n in graph.nodes if n.op == "placeholder"][len(batch.args) :]
-    return [*batch.args, *(batch.kwargs[n] if n in batch.kwargs else value for n, value in zip(names, batch.kwargs.values(), strict=True))]
+    return [
+        *batch.args,
+        *(
+            batch.kwargs[n] if n in batch.kwargs else value
+            for n, value in zip(names, batch.kwargs.values(), strict=True)
+        ),
+    ]
 
 
 def fixed_length(value: torch.Tensor) -> int | None:
-    """The only size that the first dimension of an input was captured for, also where `torch.export` left it open at first; None where it is free."""
+    """The only size that the first dimension of an input was captured for, also where
+    `torch.export` left it open at first; None where it is free.
+    """
     return int(value.shape[0]) if value.ndim and is_concrete_int(value.shape[0]) else None
 
 
@@ -120,13 +161,19 @@ def of_example(value: Any) -> Any:
 
 
 def sample_elements(graph: fx.Graph) -> Callable[[fx.Node], int]:
-    """A function that says how many numbers of one sample the value of a node holds, whichever of its dimensions is the batch; 0 where it is no tensor."""
+    """A function that says how many numbers of one sample the value of a node holds, whichever of
+    its dimensions is the batch; 0 where it is no tensor.
+    """
     inputs = [n.meta["val"] for n in graph.nodes if n.op == "placeholder"]
     samples = next((of_example(v.shape[0]) for v in inputs if v.ndim), 1)
 
     def elements(node: fx.Node) -> int:
         value = node.meta.get("val")
-        return math.prod(map(of_example, value.shape)) // samples if isinstance(value, torch.Tensor) else 0
+        return (
+            math.prod(map(of_example, value.shape)) // samples
+            if isinstance(value, torch.Tensor)
+            else 0
+        )
 
     return elements
 
@@ -136,7 +183,9 @@ def make_concrete(graph_module: fx.GraphModule) -> None:
 
     def concrete(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return torch.empty([of_example(s) for s in value.shape], dtype=value.dtype, device="meta")
+            return torch.empty(
+                [of_example(s) for s in value.shape], dtype=value.dtype, device="meta"
+            )
         return of_example(value)
 
     for node in graph_module.graph.nodes:
@@ -151,7 +200,9 @@ def operator(node: fx.Node) -> str:
 
 
 def module_path(node: fx.Node) -> str:
-    """The path of the module that a node was called in: `layer1.0.conv1`; '' for the network itself."""
+    """The path of the module that a node was called in: `layer1.0.conv1`; '' for the network
+    itself.
+    """
     stack = node.meta.get("nn_module_stack") or {}
     return next(reversed(stack.values()))[0] if stack else ""
 
@@ -171,9 +222,15 @@ def parameter_uses(graph: fx.Graph) -> dict[str, int]:
 
 
 def is_normed_alone(layer: fx.Node, uses: Mapping[str, int]) -> bool:
-    """Whether the BatchNorm that reads a layer can be taken together with it: its weight and bias are its own, its result goes nowhere else, and its channels are
-    dimension 1, as BatchNorm's are. uses: `parameter_uses`."""
-    if operator(layer) not in BEFORE_NORMS or len(layer.users) > 1 or (operator(layer) == "linear" and layer.meta["val"].ndim != 2):
+    """Whether the BatchNorm that reads a layer can be taken together with it: its weight and bias
+    are its own, its result goes nowhere else, and its channels are dimension 1, as BatchNorm's are.
+    uses: `parameter_uses`.
+    """
+    if (
+        operator(layer) not in BEFORE_NORMS
+        or len(layer.users) > 1
+        or (operator(layer) == "linear" and layer.meta["val"].ndim != 2)
+    ):
         return False
     return all(uses.get(parameter_name(a) or "", 2) == 1 for a in layer.args[1:3] if a is not None)
 

@@ -1,18 +1,21 @@
-"""The arithmetic of quantised networks with integers only. NumPy, no network library: read it beside the formulas.
+"""The arithmetic of quantised networks with integers only. NumPy, no network library: read it
+beside the formulas.
 
-A float x stands as an integer q on a grid: x ≈ (q - zero_point) * scale (ONNX's convention; the seminar's S is 1 / scale).
-For y = w x + b, with one scale s_x and a scale s_w per output channel,
+A float x stands as an integer q on a grid: x ≈ (q - zero_point) * scale (ONNX's convention; the
+seminar's S is 1 / scale). For y = w x + b, with one scale s_x and a scale s_w per output channel,
 
-    accumulator = sum over inputs of (q_x - z_x) * q_w  +  round(b / (s_x s_w))        an int32, in units of s_x s_w
-    q_y         = clip(round(accumulator * s_x s_w / s_y) + z_y)                       requantisation, one factor per channel
+    accumulator = sum over inputs of (q_x - z_x) * q_w  +  round(b / (s_x s_w))        an int32, in
+    units of s_x s_w
+    q_y         = clip(round(accumulator * s_x s_w / s_y) + z_y)
+    requantisation, one factor per channel
 
-ReLU commutes with positive scales, so it acts on accumulators. Floats come back once, at the end: y = accumulator * s_x s_w.
-Jacob et al. 2018, section 2.
+ReLU commutes with positive scales, so it acts on accumulators. Floats come back once, at the end: y
+= accumulator * s_x s_w. Jacob et al. 2018, section 2.
 
-The factor s_x s_w / s_y comes in two forms: as a float32, as CPU runtimes have it, and as a fixed-point multiplier and a shift, for machines without
-floats. Functions that end in `_fixed` are of the second kind.
-Sums of products run through float matrix products, which are exact for integers below 2^24 (float32) or 2^53 (float64) and far faster than
-NumPy's own integer ones.
+The factor s_x s_w / s_y comes in two forms: as a float32, as CPU runtimes have it, and as a
+fixed-point multiplier and a shift, for machines without floats. Functions that end in `_fixed` are
+of the second kind. Sums of products run through float matrix products, which are exact for integers
+below 2^24 (float32) or 2^53 (float64) and far faster than NumPy's own integer ones.
 """
 
 from __future__ import annotations
@@ -24,32 +27,48 @@ import numpy as np
 Array = np.ndarray
 
 
-# --- between floats and integers -----------------------------------------------------------------------------------------------------
+# --- between floats and integers
+# --------------------------------------------------------------------------------------------------
 
 
 def quantize(x: Array, scale: float, zero_point: int, low: int, high: int) -> Array:
-    """float -> int32 on the grid: round half to even, then clip to [low, high]. Computed in float32, as runtimes do."""
-    return np.clip(np.rint(x.astype(np.float32) / np.float32(scale)) + zero_point, low, high).astype(np.int32)
+    """float -> int32 on the grid: round half to even, then clip to [low, high]. Computed in
+    float32, as runtimes do.
+    """
+    return np.clip(
+        np.rint(x.astype(np.float32) / np.float32(scale)) + zero_point, low, high
+    ).astype(np.int32)
 
 
 def dequantize(q: Array, scale: Array | float, zero_point: int = 0) -> Array:
     """Integers -> float32."""
-    return ((q - zero_point).astype(np.float32) * np.asarray(scale, dtype=np.float32)).astype(np.float32)
+    return ((q - zero_point).astype(np.float32) * np.asarray(scale, dtype=np.float32)).astype(
+        np.float32
+    )
 
 
-# --- from one grid to another --------------------------------------------------------------------------------------------------------
+# --- from one grid to another
+# --------------------------------------------------------------------------------------------------
 
 
 def requantize(accumulator: Array, factor: Array, zero_point: int, low: int, high: int) -> Array:
-    """int32 accumulators -> integers of the next grid. factor: s_x s_w / s_y, float32, broadcast over the accumulator."""
-    return np.clip(np.rint(accumulator.astype(np.float32) * np.asarray(factor, np.float32)) + zero_point, low, high).astype(np.int32)
+    """int32 accumulators -> integers of the next grid. factor: s_x s_w / s_y, float32, broadcast
+    over the accumulator.
+    """
+    return np.clip(
+        np.rint(accumulator.astype(np.float32) * np.asarray(factor, np.float32)) + zero_point,
+        low,
+        high,
+    ).astype(np.int32)
 
 
 def fixed_point(factor: Array | float, bits: int = 31) -> tuple[Array, Array]:
-    """A positive factor as integers: factor ≈ multiplier * 2^-shift, with 2^(bits-1) <= multiplier < 2^bits and 0 <= shift < 63.
+    """A positive factor as integers: factor ≈ multiplier * 2^-shift, with 2^(bits-1) <= multiplier
+    < 2^bits and 0 <= shift < 63.
 
-    A factor below 2^(bits-63) becomes (0, 0): it turns every int32 into zero. Raises `ValueError` for one that is not positive and finite, or too
-    large for a shift to the right. Jacob et al. 2018, section 2.2.
+    A factor below 2^(bits-63) becomes (0, 0): it turns every int32 into zero. Raises `ValueError`
+    for one that is not positive and finite, or too large for a shift to the right. Jacob et al.
+    2018, section 2.2.
     """
     factor = np.asarray(factor, np.float64)
     if not (np.isfinite(factor) & (factor > 0)).all():
@@ -65,24 +84,46 @@ def fixed_point(factor: Array | float, bits: int = 31) -> tuple[Array, Array]:
 
 
 def shifted(product: Array, shift: Array) -> Array:
-    """round(product * 2^-shift) on int64, halves upwards: add half of what is shifted away, then shift."""
+    """round(product * 2^-shift) on int64, halves upwards: add half of what is shifted away, then
+    shift.
+    """
     return (product + np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)) >> shift
 
 
-def requantize_fixed(accumulator: Array, multiplier: Array, shift: Array, zero_point: int, low: int, high: int) -> Array:
-    """`requantize` without floats: one 32 x 32 bit product and one shift. multiplier, shift: of `fixed_point`, broadcast over the accumulator."""
-    return np.clip(shifted(accumulator.astype(np.int64) * multiplier, shift) + zero_point, low, high).astype(np.int32)
+def requantize_fixed(
+    accumulator: Array, multiplier: Array, shift: Array, zero_point: int, low: int, high: int
+) -> Array:
+    """`requantize` without floats: one 32 x 32 bit product and one shift. multiplier, shift: of
+    `fixed_point`, broadcast over the accumulator.
+    """
+    return np.clip(
+        shifted(accumulator.astype(np.int64) * multiplier, shift) + zero_point, low, high
+    ).astype(np.int32)
 
 
 def rescale(q: Array, scale: float, target: float) -> Array:
-    """Integers (zero point taken off) in units of `scale` -> float32 steps of `target`, not yet rounded."""
+    """Integers (zero point taken off) in units of `scale` -> float32 steps of `target`, not yet
+    rounded.
+    """
     return q.astype(np.float32) * (np.float32(scale) / np.float32(target))
 
 
-def add(a: Array, scale_a: float, zero_a: int, b: Array, scale_b: float, zero_b: int, scale: float, zero_point: int, low: int, high: int) -> Array:
+def add(
+    a: Array,
+    scale_a: float,
+    zero_a: int,
+    b: Array,
+    scale_b: float,
+    zero_b: int,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> Array:
     """Two tensors of integers, each on its own grid, added and brought to a third one:
 
-        q = clip(round(r_a q_a + r_b q_b + z - (r_a z_a + r_b z_b))),  r_a = s_a / s, r_b = s_b / s, all float32
+        q = clip(round(r_a q_a + r_b q_b + z - (r_a z_a + r_b z_b))),  r_a = s_a / s, r_b = s_b / s,
+        all float32
 
     in ONNX Runtime's order of operations, each multiplication and addition fused (rounded once).
     """
@@ -92,15 +133,28 @@ def add(a: Array, scale_a: float, zero_a: int, b: Array, scale_b: float, zero_b:
 
 
 def _fused(q: Array, factor: np.float32, addend: Array | np.float32) -> Array:
-    """q * factor + addend, rounded to float32 once: the product of a byte and a float32 is exact in float64."""
+    """q * factor + addend, rounded to float32 once: the product of a byte and a float32 is exact in
+    float64.
+    """
     return (q.astype(np.float64) * np.float64(factor) + addend).astype(np.float32)
 
 
 ADDITION_BITS = 22  # a byte with its sign takes 9: both products and their sum fit 32 bits
 
 
-def add_fixed(a: Array, scale_a: float, b: Array, scale_b: float, scale: float, zero_point: int, low: int, high: int) -> Array:
-    """`add` without floats, for integers with their zero points taken off: two multipliers of 22 bits, one shift for both."""
+def add_fixed(
+    a: Array,
+    scale_a: float,
+    b: Array,
+    scale_b: float,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> Array:
+    """`add` without floats, for integers with their zero points taken off: two multipliers of 22
+    bits, one shift for both.
+    """
     ratios = np.array([scale_a, scale_b], np.float64) / scale
     _, shift = fixed_point(ratios.max(), ADDITION_BITS)
     multipliers = np.rint(ratios * 2.0 ** float(shift)).astype(np.int64)
@@ -111,20 +165,31 @@ def add_fixed(a: Array, scale_a: float, b: Array, scale_b: float, scale: float, 
 GUARD_BITS = 8
 
 
-def sum_fixed(parts: list[tuple[Array, Array | float]], scale: float, zero_point: int, low: int, high: int) -> Array:
-    """Tensors of integers in units of their own (accumulators among them), added on the grid of `scale` without floats: each goes to steps of 1 / 256, the sum to
-    whole ones."""
+def sum_fixed(
+    parts: list[tuple[Array, Array | float]], scale: float, zero_point: int, low: int, high: int
+) -> Array:
+    """Tensors of integers in units of their own (accumulators among them), added on the grid of
+    `scale` without floats: each goes to steps of 1 / 256, the sum to whole ones.
+    """
     total = sum(
-        shifted(q.astype(np.int64) * m, s) for q, (m, s) in ((q, fixed_point(np.asarray(u, np.float64) / scale * 2.0**GUARD_BITS)) for q, u in parts)
+        shifted(q.astype(np.int64) * m, s)
+        for q, (m, s) in (
+            (q, fixed_point(np.asarray(u, np.float64) / scale * 2.0**GUARD_BITS)) for q, u in parts
+        )
     )
-    return np.clip(shifted(np.asarray(total), np.asarray(GUARD_BITS)) + zero_point, low, high).astype(np.int32)
+    return np.clip(
+        shifted(np.asarray(total), np.asarray(GUARD_BITS)) + zero_point, low, high
+    ).astype(np.int32)
 
 
-# --- sums of products ----------------------------------------------------------------------------------------------------------------
+# --- sums of products
+# --------------------------------------------------------------------------------------------------
 
 
 def checked(accumulator: Array, bits: int = 32) -> Array:
-    """int32, the width of the accumulators on every machine; a sum that does not fit would wrap silently there. With `bits` of 64, int64."""
+    """int32, the width of the accumulators on every machine; a sum that does not fit would wrap
+    silently there. With `bits` of 64, int64.
+    """
     if bits == 64:
         return accumulator.astype(np.int64)
     if accumulator.size and (accumulator.max() > 2**31 - 1 or accumulator.min() < -(2**31)):
@@ -135,7 +200,8 @@ def checked(accumulator: Array, bits: int = 32) -> Array:
 def product(rows: Array, columns: Array) -> Array:
     """(..., R, K) x (..., K, O) -> (..., R, O): sums of products of integers, exact, as int64.
 
-    Through float32 in pieces of K so short that no sum reaches 2^24, or through float64 where the integers are too large for that.
+    Through float32 in pieces of K so short that no sum reaches 2^24, or through float64 where the
+    integers are too large for that.
     """
     depth = rows.shape[-1]
     largest = float(np.abs(rows).max(initial=0)) * float(np.abs(columns).max(initial=0))
@@ -143,17 +209,23 @@ def product(rows: Array, columns: Array) -> Array:
     if piece >= min(depth, 256):
         a, b = rows.astype(np.float32), columns.astype(np.float32)
         starts = range(0, depth, max(1, min(piece, depth)))
-        return sum(((a[..., i : i + piece] @ b[..., i : i + piece, :]).astype(np.int64) for i in starts), start=np.int64(0))  # type: ignore[return-value]
+        return sum(
+            ((a[..., i : i + piece] @ b[..., i : i + piece, :]).astype(np.int64) for i in starts),
+            start=np.int64(0),
+        )  # type: ignore[return-value]
     return (rows.astype(np.float64) @ columns.astype(np.float64)).astype(np.int64)
 
 
 def with_bias(total: Array, bias: Array | None, bits: int = 32) -> Array:
-    """Sums of products (..., O), int64, as accumulators of so many bits. bias: (O,) in units of the accumulators."""
+    """Sums of products (..., O), int64, as accumulators of so many bits. bias: (O,) in units of the
+    accumulators.
+    """
     return checked(total if bias is None else total + bias.astype(np.int64), bits)
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, bits: int = 32) -> Array:
-    """x: (..., K) integers with the zero point taken off. weight: (O, K). bias: (O,) in units of the accumulators. Returns (..., O) int32.
+    """x: (..., K) integers with the zero point taken off. weight: (O, K). bias: (O,) in units of
+    the accumulators. Returns (..., O) int32.
 
     bits: of the accumulators; 64 for operands of 16 bits.
     """
@@ -161,9 +233,16 @@ def linear(x: Array, weight: Array, bias: Array | None = None, bits: int = 32) -
 
 
 def places(
-    x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int] = (1, 1), outside: int = 0
+    x: Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    outside: int = 0,
 ) -> Iterator[tuple[int, int, Array]]:
-    """(N, C, H, W): for each place (i, j) of a window, what every output position reads there: (N, C, OH, OW). `outside` stands beyond the edges."""
+    """(N, C, H, W): for each place (i, j) of a window, what every output position reads there: (N,
+    C, OH, OW). `outside` stands beyond the edges.
+    """
     x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2), constant_values=outside)
     size = [(x.shape[2 + d] - (kernel[d] - 1) * dilation[d] - 1) // stride[d] + 1 for d in (0, 1)]
     for i in range(kernel[0]):
@@ -172,22 +251,47 @@ def places(
             yield (
                 i,
                 j,
-                x[:, :, rows : rows + (size[0] - 1) * stride[0] + 1 : stride[0], columns : columns + (size[1] - 1) * stride[1] + 1 : stride[1]],
+                x[
+                    :,
+                    :,
+                    rows : rows + (size[0] - 1) * stride[0] + 1 : stride[0],
+                    columns : columns + (size[1] - 1) * stride[1] + 1 : stride[1],
+                ],
             )
 
 
 def patches(
-    x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int] = (1, 1), outside: int = 0
+    x: Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    outside: int = 0,
 ) -> Array:
-    """(N, C, H, W) -> (N, OH, OW, kh * kw, C): what each output position of a convolution reads, place by place, as kernels on images store it."""
-    return np.stack([seen.transpose(0, 2, 3, 1) for _, _, seen in places(x, kernel, stride, padding, dilation, outside)], 3)
+    """(N, C, H, W) -> (N, OH, OW, kh * kw, C): what each output position of a convolution reads,
+    place by place, as kernels on images store it.
+    """
+    return np.stack(
+        [
+            seen.transpose(0, 2, 3, 1)
+            for _, _, seen in places(x, kernel, stride, padding, dilation, outside)
+        ],
+        3,
+    )
 
 
 def conv2d(
-    x: Array, weight: Array, bias: Array | None = None, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1), groups: int = 1, bits: int = 32,
-) -> Array:  # fmt: skip
-    """x: (N, C, H, W) integers with the zero point taken off, so that padding is 0. weight: (O, C / groups, kh, kw). Returns (N, O, OH, OW) int32.
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    bits: int = 32,
+) -> Array:
+    """x: (N, C, H, W) integers with the zero point taken off, so that padding is 0. weight: (O, C /
+    groups, kh, kw). Returns (N, O, OH, OW) int32.
 
     bits: of the accumulators; 64 for operands of 16 bits.
     """
@@ -196,26 +300,52 @@ def conv2d(
         return _depthwise(x, weight, bias, stride, padding, dilation, bits)
     seen = patches(x, weight.shape[2:], stride, padding, dilation)
     n, height, width, count, _ = seen.shape
-    rows = seen.reshape(n * height * width, count, groups, inputs).transpose(2, 0, 1, 3).reshape(groups, -1, count * inputs)
+    rows = (
+        seen.reshape(n * height * width, count, groups, inputs)
+        .transpose(2, 0, 1, 3)
+        .reshape(groups, -1, count * inputs)
+    )
     total = product(rows, filters(weight, groups)).transpose(1, 0, 2).reshape(-1, outputs)
     return with_bias(total, bias, bits).reshape(n, height, width, outputs).transpose(0, 3, 1, 2)
 
 
 def filters(weight: Array, groups: int = 1) -> Array:
-    """(O, C / groups, kh, kw) -> (groups, kh * kw * C / groups, O / groups): the columns that the rows of `patches` are multiplied with."""
+    """(O, C / groups, kh, kw) -> (groups, kh * kw * C / groups, O / groups): the columns that the
+    rows of `patches` are multiplied with.
+    """
     outputs, inputs = weight.shape[:2]
-    return weight.reshape(groups, outputs // groups, inputs, -1).transpose(0, 3, 2, 1).reshape(groups, -1, outputs // groups)
+    return (
+        weight.reshape(groups, outputs // groups, inputs, -1)
+        .transpose(0, 3, 2, 1)
+        .reshape(groups, -1, outputs // groups)
+    )
 
 
-def _depthwise(x: Array, weight: Array, bias: Array | None, stride: tuple, padding: tuple, dilation: tuple, bits: int) -> Array:
+def _depthwise(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+    bits: int,
+) -> Array:
     """One filter a channel, place by place: as a product of matrices each would have one column."""
-    kind = np.int64 if bits == 64 else np.int32  # a byte by a byte takes 16 bits: 2^15 places fit an int32
+    kind = (
+        np.int64 if bits == 64 else np.int32
+    )  # a byte by a byte takes 16 bits: 2^15 places fit an int32
     column = weight.astype(kind).transpose(1, 2, 3, 0)[0, :, :, :, None, None]  # (kh, kw, C, 1, 1)
-    total = sum(seen * column[i, j] for i, j, seen in places(x.astype(kind), weight.shape[2:], stride, padding, dilation))
-    return with_bias(np.moveaxis(np.asarray(total), 1, 3).astype(np.int64), bias, bits).transpose(0, 3, 1, 2)
+    total = sum(
+        seen * column[i, j]
+        for i, j, seen in places(x.astype(kind), weight.shape[2:], stride, padding, dilation)
+    )
+    return with_bias(np.moveaxis(np.asarray(total), 1, 3).astype(np.int64), bias, bits).transpose(
+        0, 3, 1, 2
+    )
 
 
-# --- the rest of a network -----------------------------------------------------------------------------------------------------------
+# --- the rest of a network
+# --------------------------------------------------------------------------------------------------
 
 
 def relu(q: Array, zero_point: int = 0) -> Array:
@@ -223,25 +353,57 @@ def relu(q: Array, zero_point: int = 0) -> Array:
     return np.maximum(q, zero_point)
 
 
-def concatenate(parts: list[tuple[Array, float]], axis: int, scale: float, zero_point: int, low: int, high: int, fixed: bool = False) -> Array:
-    """Tensors of integers (zero points taken off) with the scale of each, brought to one grid and put behind one another along `axis`."""
+def concatenate(
+    parts: list[tuple[Array, float]],
+    axis: int,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    fixed: bool = False,
+) -> Array:
+    """Tensors of integers (zero points taken off) with the scale of each, brought to one grid and
+    put behind one another along `axis`.
+    """
     if fixed:
-        moved = [requantize_fixed(q, *fixed_point(s / scale), zero_point, low, high) for q, s in parts]
+        moved = [
+            requantize_fixed(q, *fixed_point(s / scale), zero_point, low, high) for q, s in parts
+        ]
     else:
-        moved = [requantize(q, np.float32(s) / np.float32(scale), zero_point, low, high) for q, s in parts]
+        moved = [
+            requantize(q, np.float32(s) / np.float32(scale), zero_point, low, high)
+            for q, s in parts
+        ]
     return np.concatenate(moved, axis)
 
 
-def max_pool2d(q: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], lowest: int) -> Array:
+def max_pool2d(
+    q: Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    lowest: int,
+) -> Array:
     """The largest integer of each window; `lowest` stands outside the image."""
-    return np.maximum.reduce([seen for _, _, seen in places(q, kernel, stride, padding, dilation, lowest)])
+    return np.maximum.reduce(
+        [seen for _, _, seen in places(q, kernel, stride, padding, dilation, lowest)]
+    )
 
 
-def sum_pool2d(q: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
-    """Sums over windows of integers with the zero point taken off, zeros outside: an accumulator in units of scale / (kh * kw)."""
-    return checked(np.sum([seen for _, _, seen in places(q.astype(np.int64), kernel, stride, padding)], axis=0))
+def sum_pool2d(
+    q: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Array:
+    """Sums over windows of integers with the zero point taken off, zeros outside: an accumulator in
+    units of scale / (kh * kw).
+    """
+    return checked(
+        np.sum([seen for _, _, seen in places(q.astype(np.int64), kernel, stride, padding)], axis=0)
+    )
 
 
 def global_average(q: Array) -> Array:
-    """Sums over the two last dimensions, kept as size 1: an int32 accumulator in units of scale / (H * W)."""
+    """Sums over the two last dimensions, kept as size 1: an int32 accumulator in units of scale /
+    (H * W).
+    """
     return checked(q.astype(np.int64).sum((2, 3), keepdims=True))

@@ -2,7 +2,14 @@
 
 from mirabelle.measurement.api import Measurement, measure
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
-from mirabelle.measurement.macs import OnnxMacs, count_macs, count_onnx_macs, count_onnx_parameters, count_parameters, fvcore_macs
+from mirabelle.measurement.macs import (
+    OnnxMacs,
+    count_macs,
+    count_onnx_macs,
+    count_onnx_parameters,
+    count_parameters,
+    fvcore_macs,
+)
 from mirabelle.measurement.memory import PeakMemory, peak_memory
 
 __all__ = [

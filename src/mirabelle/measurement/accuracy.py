@@ -18,7 +18,9 @@ from mirabelle.base.progress import track
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over `n` samples with its 95 % interval; `binary` says that every sample counts 0 or 1 (then it is Wilson's)."""
+    """A mean over `n` samples with its 95 % interval; `binary` says that every sample counts 0 or 1
+    (then it is Wilson's).
+    """
 
     metric: str
     value: float
@@ -29,12 +31,17 @@ class Score:
 
     def __str__(self) -> str:
         if self.binary:
-            return f"{self.metric} {100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}], n = {self.n}"
+            return (
+                f"{self.metric} {100 * self.value:.2f} % [{100 * self.low:.2f}, "
+                f"{100 * self.high:.2f}], n = {self.n}"
+            )
         return f"{self.metric} {self.value:.5g} [{self.low:.5g}, {self.high:.5g}], n = {self.n}"
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion, as fractions. Wilson 1927, eq. 4; stays inside [0, 1] and is sound near its ends."""
+    """The score interval of a proportion, as fractions. Wilson 1927, eq. 4; stays inside [0, 1] and
+    is sound near its ends.
+    """
     if n < 1:
         raise InputError(f"an interval needs at least one sample, got n = {n}")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -51,10 +58,13 @@ def mean_interval(scores: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     return float(scores.mean()) - half, float(scores.mean()) + half
 
 
-def _class_scores(output: torch.Tensor, target: torch.Tensor, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _class_scores(
+    output: torch.Tensor, target: torch.Tensor, metric: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     if output.ndim != 2 or target.shape != output.shape[:1]:
         raise InputError(
-            f"{metric} needs outputs (N, classes) and targets (N,), got {tuple(output.shape)} and {tuple(target.shape)}; "
+            f"{metric} needs outputs (N, classes) and targets (N,), got {tuple(output.shape)} "
+            f"and {tuple(target.shape)}; "
             "pass a metric of your own: a callable (output, target) -> scores (N,)"
         )
     return output, target
@@ -72,11 +82,16 @@ def top5(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output.topk(min(5, output.shape[1]), 1).indices == target[:, None]).any(1).float()
 
 
-METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"top1": top1, "top5": top5}
+METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "top1": top1,
+    "top5": top5,
+}
 
 
 def score(samples: np.ndarray, metric: str) -> Score:
-    """The mean of per-sample scores (N,) and its interval: Wilson's where they are 0 or 1, the normal one elsewhere."""
+    """The mean of per-sample scores (N,) and its interval: Wilson's where they are 0 or 1, the
+    normal one elsewhere.
+    """
     n = len(samples)
     binary = bool(np.isin(samples, (0, 1)).all())
     low, high = wilson(float(samples.sum()), n) if binary else mean_interval(samples)
@@ -84,7 +99,9 @@ def score(samples: np.ndarray, metric: str) -> Score:
 
 
 def as_tensor(output: Any) -> torch.Tensor:
-    """The first tensor of what a network or a runtime returned, as float32 or its own integer type."""
+    """The first tensor of what a network or a runtime returned, as float32 or its own
+    integer type.
+    """
     if isinstance(output, (tuple, list)):
         return as_tensor(output[0])
     if isinstance(output, dict):
@@ -93,26 +110,43 @@ def as_tensor(output: Any) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def sample_scores(predict: Callable[[Batch], Any], loader: Iterable, metric: str | Callable = "top1", what: str = "evaluating") -> np.ndarray:
-    """The metric of every sample of a labelled loader, (N,) float64, in the loader's order; see `evaluate`."""
+def sample_scores(
+    predict: Callable[[Batch], Any],
+    loader: Iterable,
+    metric: str | Callable = "top1",
+    what: str = "evaluating",
+) -> np.ndarray:
+    """The metric of every sample of a labelled loader, (N,) float64, in the loader's order; see
+    `evaluate`.
+    """
     function = choose(metric, METRICS, "metric") if isinstance(metric, str) else metric
     total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
     parts = [
-        np.asarray(torch.as_tensor(function(as_tensor(predict(b)).cpu(), torch.as_tensor(b.target).cpu())), dtype=np.float64).reshape(-1)
+        np.asarray(
+            torch.as_tensor(function(as_tensor(predict(b)).cpu(), torch.as_tensor(b.target).cpu())),
+            dtype=np.float64,
+        ).reshape(-1)
         for b in track(batches(loader, labelled=True), what, total)
     ]
     scores = np.concatenate(parts)
     if not np.isfinite(scores).all():
         raise InputError(
-            f"{metric_name(metric)} is NaN or infinite on {int((~np.isfinite(scores)).sum())} of {len(scores)} samples; the network's outputs are not finite"
+            f"{metric_name(metric)} is NaN or infinite on {int((~np.isfinite(scores)).sum())} "
+            f"of {len(scores)} samples; the network's outputs are not finite"
         )
     return scores
 
 
-def evaluate(predict: Callable[[Batch], Any], loader: Iterable, metric: str | Callable = "top1", what: str = "evaluating") -> Score:
+def evaluate(
+    predict: Callable[[Batch], Any],
+    loader: Iterable,
+    metric: str | Callable = "top1",
+    what: str = "evaluating",
+) -> Score:
     """The mean of `metric` over every sample of a labelled loader.
 
-    predict: maps a `Batch` to the outputs. metric: a name of `METRICS` or a callable (output, target) -> scores (N,), higher is better.
+    predict: maps a `Batch` to the outputs. metric: a name of `METRICS` or a callable (output,
+    target) -> scores (N,), higher is better.
     """
     return score(sample_scores(predict, loader, metric, what), metric_name(metric))
 
@@ -122,13 +156,17 @@ def metric_name(metric: str | Callable) -> str:
 
 
 def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """How much the mean fell from `before` to `after`, scores of the same samples, with its 95 % interval: (drop, low, high). Normal, on the differences."""
+    """How much the mean fell from `before` to `after`, scores of the same samples, with its 95 %
+    interval: (drop, low, high). Normal, on the differences.
+    """
     low, high = mean_interval(before - after)
     return float((before - after).mean()), low, high
 
 
 def predictor(model: torch.nn.Module) -> Callable[[Batch], torch.Tensor]:
-    """`predict` for a network: eval mode for the time of each call, no autograd graph, on the network's own device."""
+    """`predict` for a network: eval mode for the time of each call, no autograd graph, on the
+    network's own device.
+    """
 
     def predict(batch: Batch) -> torch.Tensor:
         device = device_of(model)

@@ -1,6 +1,8 @@
-"""What a network costs and what it is worth: size, MACs, latency, peak memory, accuracy with its interval.
+"""What a network costs and what it is worth: size, MACs, latency, peak memory, accuracy with its
+interval.
 
-Importing this imports neither torch nor a runtime, so that `probe` can measure a process that has only the runtime.
+Importing this imports neither torch nor a runtime, so that `probe` can measure a process that has
+only the runtime.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from mirabelle.base.errors import InputError, choose
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measurement.layers import LayerRow, advice, compare_layers
 from mirabelle.measurement.machine import machine, versions
-from mirabelle.measurement.macs import OnnxMacs, count_macs, count_onnx_macs, count_onnx_parameters, count_parameters, fvcore_macs
+from mirabelle.measurement.macs import (
+    OnnxMacs,
+    count_macs,
+    count_onnx_macs,
+    count_onnx_parameters,
+    count_parameters,
+    fvcore_macs,
+)
 from mirabelle.measurement.memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
@@ -57,14 +66,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network on one device. None stands for what was not, or cannot be, measured; `to_dict()` is the JSON of it.
+    """One network on one device. None stands for what was not, or cannot be, measured; `to_dict()`
+    is the JSON of it.
 
-    bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample; None for files that do not tell.
-    uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were measured with.
-    memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed alternately in the same run.
-    forms: of a file for the `sparse` runtime, what was chosen for each layer. break_even: where it was asked for.
-    layers: where the baseline is a file of the same runtime, the time of each layer in both; advice: what that says is to be done.
-    device: `here`, `arm64` (then `instructions` in place of the latency; they are not milliseconds) or the phone.
+    bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample;
+    None for files that do not tell.
+    uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were
+    measured with.
+    memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed
+    alternately in the same run.
+    forms: of a file for the `sparse` runtime, what was chosen for each layer. break_even: where it
+    was asked for.
+    layers: where the baseline is a file of the same runtime, the time of each layer in both;
+    advice: what that says is to be done.
+    device: `here`, `arm64` (then `instructions` in place of the latency; they are not milliseconds)
+    or the phone.
     """
 
     name: str
@@ -99,7 +115,9 @@ class Measurement:
         return self.baseline_instructions.count / self.instructions.count
 
     def to_dict(self) -> dict:
-        """Plain values: no samples, and None for the infinite ends of an interval, which JSON does not have."""
+        """Plain values: no samples, and None for the infinite ends of an interval, which JSON does
+        not have.
+        """
 
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
@@ -118,12 +136,14 @@ class Measurement:
         macs = (
             None
             if self.macs is None
-            else f"{self.macs / 1e6:.2f} M per sample" + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
+            else f"{self.macs / 1e6:.2f} M per sample"
+            + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
         )
         rows = {
             "network": self.name,
             "runtime": f"{self.runtime} {version}, {self.threads} thread{'s' * (self.threads > 1)}",
-            "size": f"{self.bytes / 1e6:.3f} MB" + ("" if self.parameters is None else f", {self.parameters / 1e6:.3f} M parameters"),
+            "size": f"{self.bytes / 1e6:.3f} MB"
+            + ("" if self.parameters is None else f", {self.parameters / 1e6:.3f} M parameters"),
             "MACs": macs,
             "input": ", ".join("x".join(map(str, shape)) for shape in self.inputs),
             "latency": self.latency,
@@ -131,21 +151,36 @@ class Measurement:
             "speed-up": self.speedup,
             "device": None if self.device == "here" else self.device,
             "instructions": self.instructions,
-            "of baseline": self.baseline_instructions and f"{self.baseline}: {self.baseline_instructions}",
-            "fewer": self.fewer and f"{self.fewer:.2f} times fewer instructions than the baseline, which are not milliseconds",
+            "of baseline": self.baseline_instructions
+            and f"{self.baseline}: {self.baseline_instructions}",
+            "fewer": self.fewer
+            and f"{self.fewer:.2f} times fewer instructions than the baseline, which are not "
+            "milliseconds",
             "peak memory": self.memory,
             "score": self.score,
-            "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, {' '.join(self.machine['features']) or 'features unknown'}",
+            "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, "
+            f"{' '.join(self.machine['features']) or 'features unknown'}",
         }
         lines = [f"{key:<12} {value}" for key, value in rows.items() if value is not None]
         if self.layers:
             width = max(len(r.layer) for r in self.layers)
-            lines += ["", f"{'layer':<{width}}  {'baseline, ms':>12}  {'this, ms':>8}  integers  executed as"]
+            lines += [
+                "",
+                f"{'layer':<{width}}  {'baseline, ms':>12}  {'this, ms':>8}  integers  executed as",
+            ]
             flags = {True: "yes", False: "no", None: "?"}
             lines += [
-                f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  {flags[r.int8]:<8}  {', '.join(r.operators)}" for r in self.layers
+                f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  "
+                f"{flags[r.int8]:<8}  {', '.join(r.operators)}"
+                for r in self.layers
             ]
-        return "\n".join([*lines, *self.advice, *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None)])
+        return "\n".join(
+            [
+                *lines,
+                *self.advice,
+                *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None),
+            ]
+        )
 
 
 def _network(model: Any) -> Artifact | nn.Module:
@@ -155,7 +190,9 @@ def _network(model: Any) -> Artifact | nn.Module:
     if isinstance(model, (str, Path)):
         if (runtime := runtime_of(model)) is None:
             known = dict.fromkeys(r.suffix for r in RUNTIMES.values())
-            raise InputError(f"{model} ends in {Path(model).suffix!r}; expected one of {', '.join(known)}")
+            raise InputError(
+                f"{model} ends in {Path(model).suffix!r}; expected one of {', '.join(known)}"
+            )
         return load(model, runtime)
     if isinstance(model, Artifact):
         return model
@@ -163,7 +200,10 @@ def _network(model: Any) -> Artifact | nn.Module:
 
     if isinstance(model, nn.Module):
         return model
-    raise InputError(f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or the path of an exported file")
+    raise InputError(
+        f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or "
+        "the path of an exported file"
+    )
 
 
 def _name(network: Artifact | nn.Module) -> str:
@@ -172,13 +212,21 @@ def _name(network: Artifact | nn.Module) -> str:
     return str(network) if isinstance(network, Artifact) else type(network).__name__
 
 
-def _example(network: Artifact | nn.Module, loader: Iterable | None, inputs: Any) -> tuple[Batch, Iterable | None, bool]:
-    """The batch to time, the loader (whole, even where it can be read only once) and whether it is labelled."""
+def _example(
+    network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
+) -> tuple[Batch, Iterable | None, bool]:
+    """The batch to time, the loader (whole, even where it can be read only once) and whether it is
+    labelled.
+    """
     from mirabelle.base.data import batches, example_inputs
     from mirabelle.runtimes import Artifact
 
     if loader is None:
-        if inputs is None and isinstance(network, Artifact) and all(spec.shape is not None for spec in network.inputs):
+        if (
+            inputs is None
+            and isinstance(network, Artifact)
+            and all(spec.shape is not None for spec in network.inputs)
+        ):
             inputs = tuple(_made_up(spec) for spec in network.inputs)
         if inputs is None:
             raise InputError("nothing to run the network on: give a loader or inputs=")
@@ -193,7 +241,9 @@ def _example(network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
 
 
 def _made_up(spec: Any) -> np.ndarray:
-    """One sample of the shape that a file says, sizes left open as 1: normal numbers, or zeros where they count something."""
+    """One sample of the shape that a file says, sizes left open as 1: normal numbers, or zeros
+    where they count something.
+    """
     shape = [s or 1 for s in spec.shape]
     if spec.dtype.startswith("float"):
         return np.random.default_rng(0).normal(size=shape).astype(spec.dtype)
@@ -201,12 +251,16 @@ def _made_up(spec: Any) -> np.ndarray:
 
 
 def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Callable[[], Any]:
-    """A call to time. A module is in eval mode, runs on its own device, without autograd and on one CPU thread until `stack` closes."""
+    """A call to time. A module is in eval mode, runs on its own device, without autograd and on one
+    CPU thread until `stack` closes.
+    """
     from mirabelle.runtimes import Artifact
 
     if isinstance(network, Artifact):
         arrays, run = network.arrays(*batch.args, **batch.kwargs), network.session.run
-        network(*arrays)  # says in its own words what is wrong; the calls that are timed leave the checks out
+        network(
+            *arrays
+        )  # says in its own words what is wrong; the calls that are timed leave the checks out
         return lambda: run(arrays)
     import torch
 
@@ -232,24 +286,40 @@ def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Cal
     return call
 
 
-def _counts(network: Artifact | nn.Module, batch: Batch) -> tuple[int, int | None, int | None, list[str]]:
+def _counts(
+    network: Artifact | nn.Module, batch: Batch
+) -> tuple[int, int | None, int | None, list[str]]:
     """(bytes, parameters, MACs, uncounted operators)."""
     from mirabelle.runtimes import Artifact
 
     if not isinstance(network, Artifact):
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*network.parameters(), *network.buffers()]}
-        return sum(storages.values()), count_parameters(network), count_macs(network, batch.args or batch.kwargs), []
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in [*network.parameters(), *network.buffers()]
+        }
+        return (
+            sum(storages.values()),
+            count_parameters(network),
+            count_macs(network, batch.args or batch.kwargs),
+            [],
+        )
     if network.path.suffix != ".onnx":
         return network.bytes, None, None, []
     macs, uncounted = count_onnx_macs(network.path)
     return network.bytes, count_onnx_parameters(network.path), macs, uncounted
 
 
-def _layers(network: Artifact | nn.Module, other: Artifact | nn.Module | None, batch: Batch) -> list[LayerRow] | None:
+def _layers(
+    network: Artifact | nn.Module, other: Artifact | nn.Module | None, batch: Batch
+) -> list[LayerRow] | None:
     """Both networks layer by layer, where both are files of one runtime and it has a profiler."""
     from mirabelle.runtimes import Artifact
 
-    if not isinstance(network, Artifact) or not isinstance(other, Artifact) or network.runtime != other.runtime:
+    if (
+        not isinstance(network, Artifact)
+        or not isinstance(other, Artifact)
+        or network.runtime != other.runtime
+    ):
         return None
     try:
         return compare_layers(other, network, *network.arrays(*batch.args, **batch.kwargs))
@@ -273,15 +343,20 @@ def measure(
 ) -> Measurement:
     """Everything that Mirabelle measures of one network.
 
-    model: an artifact, a network (run by torch, on one thread) or the path of an exported file. loader: its score is that of the whole
-    loader, if labelled; its first sample is what latency and memory are measured with, unless `inputs` is given (batch as given). A file whose shapes
-    are known needs neither.
-    metric: as for `measure.accuracy.evaluate`. runs: rounds of timing. baseline: a second network, timed in turn with the first.
-    break_even: also measure from what share of zeros on this network is faster sparse than dense, here (`measure.breakeven`): True, or the shares to measure.
-    Needs MNN, and a network or an .onnx file; takes minutes.
-    device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after `mirabelle setup-arm64`; `adb` times on the phone
-    `serial` with `binary`, the runtime's own benchmark program. The last two take artifacts and give no score and no memory.
-    Raises `InputError` where there is nothing to run on, or the network does not take it. Neither network is changed.
+    model: an artifact, a network (run by torch, on one thread) or the path of an exported file.
+    loader: its score is that of the whole loader, if labelled; its first sample is what latency and
+    memory are measured with, unless `inputs` is given (batch as given). A file whose shapes are
+    known needs neither.
+    metric: as for `measure.accuracy.evaluate`. runs: rounds of timing. baseline: a second network,
+    timed in turn with the first.
+    break_even: also measure from what share of zeros on this network is faster sparse than dense,
+    here (`measure.breakeven`): True, or the shares to measure. Needs MNN, and a network or an .onnx
+    file; takes minutes.
+    device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after
+    `mirabelle setup-arm64`; `adb` times on the phone `serial` with `binary`, the runtime's own
+    benchmark program. The last two take artifacts and give no score and no memory.
+    Raises `InputError` where there is nothing to run on, or the network does not take it. Neither
+    network is changed.
     """
     from mirabelle.measurement.accuracy import evaluate, predictor
     from mirabelle.runtimes import Artifact
@@ -303,7 +378,11 @@ def measure(
     size, parameters, macs, uncounted = _counts(network, batch)
     layers = _layers(network, other, batch)
     faster = None if other is None else speedup(latency["baseline"], latency["network"])
-    memory = peak_memory(network, *network.arrays(*batch.args, **batch.kwargs)) if is_file and _peaks_readable() else None
+    memory = (
+        peak_memory(network, *network.arrays(*batch.args, **batch.kwargs))
+        if is_file and _peaks_readable()
+        else None
+    )
     runtime = network.runtime if is_file else "torch"
     return Measurement(
         name=network.path.name if is_file else _name(network),
@@ -316,26 +395,47 @@ def measure(
         inputs=[list(t.shape) for t in batch.tensors],
         latency=latency["network"],
         memory=memory,
-        score=evaluate(network.predict if is_file else predictor(network), loader, metric, "measuring") if loader is not None and labelled else None,
+        score=evaluate(
+            network.predict if is_file else predictor(network), loader, metric, "measuring"
+        )
+        if loader is not None and labelled
+        else None,
         baseline=None if other is None else _name(other),
         baseline_latency=latency.get("baseline"),
         speedup=faster,
         machine=machine(),
-        versions=versions("mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else []))
-        | ({runtime: network.version} if is_file else {}),  # packages are not always called like their runtime
+        versions=versions(
+            "mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else [])
+        )
+        | (
+            {runtime: network.version} if is_file else {}
+        ),  # packages are not always called like their runtime
         layers=layers,
-        advice=[] if layers is None or not any(r.int8 for r in layers) else advice(layers, faster.value if faster else None),
+        advice=[]
+        if layers is None or not any(r.int8 for r in layers)
+        else advice(layers, faster.value if faster else None),
         forms=_forms(network),
         break_even=None if break_even is False else _break_even(network, batch, break_even),
     )
 
 
-def _elsewhere(network: Any, other: Any, batch: Batch, device: str, core: str, binary: Any, serial: str | None, runs: int) -> Measurement:
+def _elsewhere(
+    network: Any,
+    other: Any,
+    batch: Batch,
+    device: str,
+    core: str,
+    binary: Any,
+    serial: str | None,
+    runs: int,
+) -> Measurement:
     """`measure` on the emulated Arm or on a phone: size, MACs, and the cost there."""
     from mirabelle.runtimes import Artifact
 
     if not isinstance(network, Artifact) or not (other is None or isinstance(other, Artifact)):
-        raise InputError(f"device={device!r} measures exported files; export the network first (mb.export)")
+        raise InputError(
+            f"device={device!r} measures exported files; export the network first (mb.export)"
+        )
     if batch.kwargs:
         arrays = [n.arrays(**batch.kwargs) for n in (network, other) if n is not None]
     else:
@@ -353,10 +453,16 @@ def _elsewhere(network: Any, other: Any, batch: Batch, device: str, core: str, b
         from mirabelle.devices import adb
 
         if binary is None:
-            raise InputError("device='adb' needs binary=, the path of the runtime's benchmark program for Android (docs/phone.md)")
+            raise InputError(
+                "device='adb' needs binary=, the path of the runtime's benchmark program for "
+                "Android (docs/phone.md)"
+            )
         files = {k: n for k, n in (("network", network), ("baseline", other)) if n is not None}
         timings, phone = adb.run(files, binary, serial=serial, threads=network.threads, runs=runs)
-        latencies = [Latency.of([t.typical for t in timings[k]]) if k in timings else None for k in ("network", "baseline")]
+        latencies = [
+            Latency.of([t.typical for t in timings[k]]) if k in timings else None
+            for k in ("network", "baseline")
+        ]
         where = str(phone)
     return Measurement(
         name=network.path.name,
@@ -385,7 +491,11 @@ def _forms(network: Artifact | nn.Module) -> Choice | None:
     from mirabelle.runtimes import Artifact
     from mirabelle.runtimes.sparse import choice
 
-    return choice(network.path) if isinstance(network, Artifact) and network.runtime == "sparse" else None
+    return (
+        choice(network.path)
+        if isinstance(network, Artifact) and network.runtime == "sparse"
+        else None
+    )
 
 
 def _check_break_even(network: Artifact | nn.Module, asked: bool | Sequence[float]) -> None:
@@ -396,17 +506,24 @@ def _check_break_even(network: Artifact | nn.Module, asked: bool | Sequence[floa
     if asked is not True:
         check_sparsities(asked)
     if isinstance(network, Artifact) and network.path.suffix != ".onnx":
-        raise InputError(f"break_even changes the weights, and {network.path.name} is no .onnx file; give the network, or its .onnx file")
+        raise InputError(
+            f"break_even changes the weights, and {network.path.name} is no .onnx file; give "
+            "the network, or its .onnx file"
+        )
 
 
-def _break_even(network: Artifact | nn.Module, batch: Batch, asked: bool | Sequence[float]) -> BreakEven:
+def _break_even(
+    network: Artifact | nn.Module, batch: Batch, asked: bool | Sequence[float]
+) -> BreakEven:
     from mirabelle.measurement import breakeven
     from mirabelle.onnx_files.write import onnx_proto, write_onnx
     from mirabelle.runtimes import Artifact
 
     points = breakeven.SPARSITIES if isinstance(asked, bool) else asked
     if isinstance(network, Artifact):
-        return breakeven.break_even(network.path, network.arrays(*batch.args, **batch.kwargs), points, network.threads)
+        return breakeven.break_even(
+            network.path, network.arrays(*batch.args, **batch.kwargs), points, network.threads
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         write_onnx(onnx_proto(network, batch.map(lambda t: t.cpu())), path)

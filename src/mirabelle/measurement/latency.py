@@ -1,4 +1,6 @@
-"""How long one call takes, for several candidates at once, so that what the machine does besides hits all of them alike."""
+"""How long one call takes, for several candidates at once, so that what the machine does besides
+hits all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ MIN_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call over `runs` rounds: median, 95th percentile, mean. `samples`: each round's, in order."""
+    """Milliseconds of one call over `runs` rounds: median, 95th percentile, mean. `samples`: each
+    round's, in order.
+    """
 
     p50_ms: float
     p95_ms: float
@@ -40,7 +44,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster: the median of per-round ratios with its 95 % interval; above 1 is faster."""
+    """How many times faster: the median of per-round ratios with its 95 % interval; above 1 is
+    faster.
+    """
 
     value: float
     low: float
@@ -53,10 +59,12 @@ class Speedup:
 
 @contextmanager
 def pinned(core: int | None = None) -> Iterator[None]:
-    """Keeps the calling thread, and threads that it starts meanwhile, on one core (None: the last one allowed); undone at the end.
+    """Keeps the calling thread, and threads that it starts meanwhile, on one core (None: the last
+    one allowed); undone at the end.
 
-    Right for candidates that use one thread. A thread pool made before keeps its own cores, and a pool made inside is squeezed onto
-    the one core for good, so do not use this for more threads. Does nothing where the system cannot do it (macOS, Windows).
+    Right for candidates that use one thread. A thread pool made before keeps its own cores, and a
+    pool made inside is squeezed onto the one core for good, so do not use this for more threads.
+    Does nothing where the system cannot do it (macOS, Windows).
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -78,10 +86,13 @@ def alternate(
     seconds: float | None = None,
     pin: bool = False,
 ) -> dict[str, Latency]:
-    """The latency of every candidate. In each round each one is called twice, in an order shuffled anew (with a fixed seed); the second call counts.
+    """The latency of every candidate. In each round each one is called twice, in an order shuffled
+    anew (with a fixed seed); the second call counts.
 
-    functions: name -> a call without arguments. runs: rounds that count, after `warmup` rounds that do not.
-    seconds: stop after the round in which so much time has passed, warm-up not included, but not before 5 rounds (or `runs`).
+    functions: name -> a call without arguments. runs: rounds that count, after `warmup` rounds that
+    do not.
+    seconds: stop after the round in which so much time has passed, warm-up not included, but not
+    before 5 rounds (or `runs`).
     pin: keep to one core, see `pinned`. Garbage collection is off meanwhile.
     """
     if not functions:
@@ -98,7 +109,9 @@ def alternate(
             generator.shuffle(order)
             for name in order:
                 function = functions[name]
-                function()  # untimed: the others have just emptied the caches, which one network deployed alone finds warm
+                # untimed: the others have just emptied the caches, which one network deployed alone
+                # finds warm
+                function()
                 start = perf_counter_ns()
                 function()
                 stop = perf_counter_ns()
@@ -109,17 +122,26 @@ def alternate(
         rounds(warmup, None, float("inf"))
         gc.collect()
         with uncollected():
-            rounds(runs, samples, float("inf") if seconds is None else perf_counter_ns() + seconds * 1e9)
+            rounds(
+                runs,
+                samples,
+                float("inf") if seconds is None else perf_counter_ns() + seconds * 1e9,
+            )
     return {name: Latency.of(samples[name]) for name in functions}
 
 
 def speedup(before: Latency, after: Latency, resamples: int = 2000) -> Speedup:
-    """How much faster `after` is than `before`, both from one call of `alternate`: round i of one stands against round i of the other.
+    """How much faster `after` is than `before`, both from one call of `alternate`: round i of one
+    stands against round i of the other.
 
-    The median of the ratios, and the 2.5th and 97.5th percentile of that median over bootstrap resamples of the rounds (Efron 1979; fixed seed).
+    The median of the ratios, and the 2.5th and 97.5th percentile of that median over bootstrap
+    resamples of the rounds (Efron 1979; fixed seed).
     """
     if not before.samples or len(before.samples) != len(after.samples):
-        raise InputError(f"{len(before.samples)} rounds against {len(after.samples)}; a speed-up needs both from one run of `alternate`")
+        raise InputError(
+            f"{len(before.samples)} rounds against {len(after.samples)}; a speed-up needs both "
+            "from one run of `alternate`"
+        )
     ratios = np.array(before.samples) / np.array(after.samples)
     picks = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
     low, high = np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5))

@@ -1,4 +1,6 @@
-"""Which layer of a network a runtime's node is: runtimes fuse nodes and name what they made after one of them."""
+"""Which layer of a network a runtime's node is: runtimes fuse nodes and name what they made after
+one of them.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,25 @@ from mirabelle.runtimes.artifact import Artifact, LayerTime
 
 CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What a runtime may fuse behind a layer of weights.
-FOLLOWERS = ("Relu", "Clip", "Add", "BatchNormalization", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Mul")
+FOLLOWERS = (
+    "Relu",
+    "Clip",
+    "Add",
+    "BatchNormalization",
+    "LeakyRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+    "Mul",
+)
 
 
 @lru_cache(maxsize=16)
 def _onnx_names(path: Path, changed: float) -> dict[str, str]:
-    """Every name of a node or of its output -> the name of the layer that it belongs to: the contraction that it follows, or the node itself."""
+    """Every name of a node or of its output -> the name of the layer that it belongs to: the
+    contraction that it follows, or the node itself.
+    """
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -29,7 +44,11 @@ def _onnx_names(path: Path, changed: float) -> dict[str, str]:
     def layer(node: Any) -> str:
         start = node
         while node.op_type in FOLLOWERS:
-            before = [makers[i] for i in node.input if i in makers and makers[i].op_type in (*FOLLOWERS, *CONTRACTIONS)]
+            before = [
+                makers[i]
+                for i in node.input
+                if i in makers and makers[i].op_type in (*FOLLOWERS, *CONTRACTIONS)
+            ]
             if not before:
                 break
             node = before[0]
@@ -45,17 +64,27 @@ def _onnx_names(path: Path, changed: float) -> dict[str, str]:
 
 
 def layer_names(artifact: Artifact) -> dict[str, str]:
-    """For ONNX files, every name in the file -> its layer's; {} for files that runtimes report on by the names of layers."""
-    return _onnx_names(artifact.path, artifact.path.stat().st_mtime) if artifact.path.suffix == ".onnx" else {}
+    """For ONNX files, every name in the file -> its layer's; {} for files that runtimes report on
+    by the names of layers.
+    """
+    return (
+        _onnx_names(artifact.path, artifact.path.stat().st_mtime)
+        if artifact.path.suffix == ".onnx"
+        else {}
+    )
 
 
 def known_beginning(name: str, names: Container[str]) -> str:
-    """The longest beginning of a runtime's name for a node that the file knows, as runtimes append to names; '' where there is none."""
+    """The longest beginning of a runtime's name for a node that the file knows, as runtimes append
+    to names; '' where there is none.
+    """
     return next((name[:end] for end in range(len(name), 0, -1) if name[:end] in names), "")
 
 
 def attribute(times: Iterable[LayerTime], names: dict[str, str]) -> list[tuple[str, LayerTime]]:
-    """Each executed node with the layer that it is: `layer1.0.conv1` for `layer1.0.conv1/Conv_token_4`; a node that belongs to none keeps its own name."""
+    """Each executed node with the layer that it is: `layer1.0.conv1` for
+    `layer1.0.conv1/Conv_token_4`; a node that belongs to none keeps its own name.
+    """
     found = []
     for time in times:
         name = names.get(known_beginning(time.name, names), time.name)
@@ -68,8 +97,10 @@ def attribute(times: Iterable[LayerTime], names: dict[str, str]) -> list[tuple[s
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer in two files. before_ms, after_ms: of all nodes that belong to it; 0 where a file has none. int8: whether the second file's layer reads 8-bit
-    integers; None where the runtime does not say. operators: what the runtime executes for it in the second file."""
+    """One layer in two files. before_ms, after_ms: of all nodes that belong to it; 0 where a file
+    has none. int8: whether the second file's layer reads 8-bit integers; None where the runtime
+    does not say. operators: what the runtime executes for it in the second file.
+    """
 
     layer: str
     before_ms: float
@@ -94,19 +125,29 @@ def _is_layer(time: LayerTime) -> bool:
     return any(word in kind for word in ("conv", "gemm", "matmul", "fullyconnected"))
 
 
-def compare_layers(before: Artifact, after: Artifact, *arrays: Any, runs: int = 20, **named: Any) -> list[LayerRow]:
-    """Milliseconds of each layer in a float file and in its quantised one, from the runtime's profiler: the layers of weights in the order of the second file,
-    then what else each operator takes. Nodes that convert between integers and floats, or change the layout of memory, are rows of their own.
+def compare_layers(
+    before: Artifact, after: Artifact, *arrays: Any, runs: int = 20, **named: Any
+) -> list[LayerRow]:
+    """Milliseconds of each layer in a float file and in its quantised one, from the runtime's
+    profiler: the layers of weights in the order of the second file, then what else each operator
+    takes. Nodes that convert between integers and floats, or change the layout of memory, are rows
+    of their own.
 
     Raises `InputError` where a runtime has no profiler.
     """
     sides: list[dict[str, list[LayerTime]]] = []
     for artifact in (before, after):
         rows: dict[str, list[LayerTime]] = {}
-        for name, time in attribute(artifact.profile(*arrays, runs=runs, **named), layer_names(artifact)):
+        for name, time in attribute(
+            artifact.profile(*arrays, runs=runs, **named), layer_names(artifact)
+        ):
             if not _is_layer(time):
                 name = (
-                    BETWEEN if time.operator in CONVERSIONS else LAYOUT if time.operator in LAYOUTS else f"({time.operator.removeprefix('QLinear')})"
+                    BETWEEN
+                    if time.operator in CONVERSIONS
+                    else LAYOUT
+                    if time.operator in LAYOUTS
+                    else f"({time.operator.removeprefix('QLinear')})"
                 )
             rows.setdefault(name, []).append(time)
         sides.append(rows)
@@ -115,15 +156,22 @@ def compare_layers(before: Artifact, after: Artifact, *arrays: Any, runs: int = 
     for name in order:
         one, other = (side.get(name, []) for side in sides)
         flags = [t.int8 for t in other if t.int8 is not None]
-        found.append(LayerRow(
-            name, sum(t.milliseconds for t in one), sum(t.milliseconds for t in other), any(flags) if flags else None,
-            tuple(dict.fromkeys(t.operator for t in other)),
-        ))  # fmt: skip
+        found.append(
+            LayerRow(
+                name,
+                sum(t.milliseconds for t in one),
+                sum(t.milliseconds for t in other),
+                any(flags) if flags else None,
+                tuple(dict.fromkeys(t.operator for t in other)),
+            )
+        )
     return found
 
 
 def advice(rows: list[LayerRow], speedup: float | None = None) -> list[str]:
-    """What to do about a quantised file, in sentences: layers that fell back to float, layers that lose, what conversions cost. Nothing where nothing is to be done."""
+    """What to do about a quantised file, in sentences: layers that fell back to float, layers that
+    lose, what conversions cost. Nothing where nothing is to be done.
+    """
     layers = [r for r in rows if not r.layer.startswith("(")]
     total = sum(r.after_ms for r in rows) or 1.0
     said = []
@@ -133,17 +181,33 @@ def advice(rows: list[LayerRow], speedup: float | None = None) -> list[str]:
     if losing and sum(r.loss_ms for r in losing) > 0.02 * total:
         lost = sum(r.loss_ms for r in losing)
         said.append(
-            f"{len(losing)} layers are slower as integers, by {lost:.3f} ms together: quantise with keep=[...] for {_listed([r.layer for r in losing])}"
+            f"{len(losing)} layers are slower as integers, by {lost:.3f} ms together: quantise "
+            f"with keep=[...] for {_listed([r.layer for r in losing])}"
         )
     by_name = {r.layer: r for r in rows}
     if BETWEEN in by_name and by_name[BETWEEN].after_ms > 0.1 * total:
         floats = sorted(
-            (r for r in rows if r.layer.startswith("(") and r.layer not in (BETWEEN, LAYOUT) and r.int8 is False), key=lambda r: -r.after_ms
+            (
+                r
+                for r in rows
+                if r.layer.startswith("(") and r.layer not in (BETWEEN, LAYOUT) and r.int8 is False
+            ),
+            key=lambda r: -r.after_ms,
         )
-        around = f" around {_listed([r.layer.strip('()') for r in floats])}, which has no integer kernel" if floats else ""
-        said.append(f"converting between integers and floats takes {100 * by_name[BETWEEN].after_ms / total:.0f} % of the time{around}")
+        around = (
+            f" around {_listed([r.layer.strip('()') for r in floats])}, which has no integer kernel"
+            if floats
+            else ""
+        )
+        said.append(
+            "converting between integers and floats takes "
+            f"{100 * by_name[BETWEEN].after_ms / total:.0f} % of the time{around}"
+        )
     if said and speedup is not None and speedup < 1:
-        said.append("it is slower than in float: quantise with placement='fastest', which leaves in float what loses there")
+        said.append(
+            "it is slower than in float: quantise with placement='fastest', which leaves in "
+            "float what loses there"
+        )
     return said
 
 

@@ -10,7 +10,19 @@ from importlib import metadata
 from pathlib import Path
 
 # Instructions that decide how fast int8 and bfloat16 are.
-FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm")
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "asimd",
+    "asimddp",
+    "i8mm",
+)
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -29,7 +41,11 @@ def _cpuinfo() -> dict[str, str]:
 def _sysctl(*names: str) -> str:
     """The values of macOS's settings, joined by spaces; empty elsewhere."""
     try:
-        return " ".join(subprocess.run(["sysctl", "-n", *names], check=False, capture_output=True, text=True, timeout=10).stdout.split())
+        return " ".join(
+            subprocess.run(
+                ["sysctl", "-n", *names], check=False, capture_output=True, text=True, timeout=10
+            ).stdout.split()
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -50,7 +66,11 @@ def _flags() -> str:
 
 def _cpu() -> str:
     entries = _cpuinfo()
-    named = entries.get("model name") or entries.get("Hardware") or (_sysctl("machdep.cpu.brand_string") if platform.system() == "Darwin" else "")
+    named = (
+        entries.get("model name")
+        or entries.get("Hardware")
+        or (_sysctl("machdep.cpu.brand_string") if platform.system() == "Darwin" else "")
+    )
     return named or platform.processor() or platform.machine()
 
 
@@ -70,11 +90,14 @@ def _fixed() -> tuple[str, tuple[str, ...]]:
 def machine() -> dict:
     """What a report says of this machine, ready for JSON.
 
-    cpu: its name. features: those of `FEATURES` that it has; empty where the system hides them. cores: those this process may use.
+    cpu: its name. features: those of `FEATURES` that it has; empty where the system hides them.
+    cores: those this process may use.
     memory: bytes, or None. system, python: with versions.
     """
     cpu, features = _fixed()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return {
         "cpu": cpu,
         "features": list(features),
@@ -86,7 +109,9 @@ def machine() -> dict:
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """The installed version of each package; None for one that is not installed. None is imported."""
+    """The installed version of each package; None for one that is not installed. None is
+    imported.
+    """
     found: dict[str, str | None] = {}
     for package in packages:
         try:

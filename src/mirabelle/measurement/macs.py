@@ -18,8 +18,12 @@ def _vector_flops(counts: Callable[..., int]) -> Callable[..., int]:
     return lambda *shapes, out_shape=None, **_: 2 * counts(*shapes)
 
 
-def _run_counted(model: nn.Module, args: tuple, kwargs: dict, tensors: dict, device: str | None) -> int:
-    """The MACs of one call. Kernels that fuse a whole layer are switched off, as the counter cannot see into them."""
+def _run_counted(
+    model: nn.Module, args: tuple, kwargs: dict, tensors: dict, device: str | None
+) -> int:
+    """The MACs of one call. Kernels that fuse a whole layer are switched off, as the counter cannot
+    see into them.
+    """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -31,10 +35,13 @@ def _run_counted(model: nn.Module, args: tuple, kwargs: dict, tensors: dict, dev
         aten.dot: _vector_flops(lambda a, b: a[0]),
     }
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
-        torch.backends.mkldnn.enabled = False  # its recurrent layers; `flags()` would warn of settings that are not touched here
+        # its recurrent layers; `flags()` would warn of settings that are not touched here
+        torch.backends.mkldnn.enabled = False
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
         if device is not None:
@@ -45,7 +52,9 @@ def _run_counted(model: nn.Module, args: tuple, kwargs: dict, tensors: dict, dev
 
 
 def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
-    """`count(model, args, kwargs, tensors, device)` in eval mode, per sample: without data if the network allows that, else in earnest."""
+    """`count(model, args, kwargs, tensors, device)` in eval mode, per sample: without data if the
+    network allows that, else in earnest.
+    """
     from torch import nn
 
     from mirabelle.base.checks import check_runs, shell
@@ -56,12 +65,16 @@ def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
     batch = example_inputs(x)
     try:
         meta = batch.to("meta")
-        shapes = {k: v.detach().to("meta") for k, v in [*model.named_parameters(), *model.named_buffers()]}
+        shapes = {
+            k: v.detach().to("meta") for k, v in [*model.named_parameters(), *model.named_buffers()]
+        }
         total = count(shell(model).eval(), meta.args, meta.kwargs, shapes, "meta")
     except Exception:
         device = next((p.device for p in model.parameters()), None)
         here = batch if device is None else batch.to(device)
-        buffers = {k: v.clone() for k, v in model.named_buffers()}  # the run may write into these, not into the network's
+        buffers = {
+            k: v.clone() for k, v in model.named_buffers()
+        }  # the run may write into these, not into the network's
         try:
             total = count(shell(model).eval(), here.args, here.kwargs, buffers, None)
         except Exception:
@@ -71,34 +84,45 @@ def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
 
 
 def count_macs(model: nn.Module, x: Any) -> int:
-    """Multiply-accumulates of one sample: of convolutions (transposed too), linear layers, matrix products and attention.
+    """Multiply-accumulates of one sample: of convolutions (transposed too), linear layers, matrix
+    products and attention.
 
-    x: an example input: a tensor, an array, a dict or a tuple of them; the count for it is divided by its batch size, rounded up.
-    Not counted: biases, normalisations, activations, pooling, softmax, the interpolation of images. A grouped convolution counts what
-    it computes. Recurrent layers count as the matrix products that they are. Half the FLOPs of torch's own counter
-    (`torch.utils.flop_counter`), in eval mode; the network is not changed. Raises `InputError` where the network does not run on x.
+    x: an example input: a tensor, an array, a dict or a tuple of them; the count for it is divided
+    by its batch size, rounded up.
+    Not counted: biases, normalisations, activations, pooling, softmax, the interpolation of images.
+    A grouped convolution counts what it computes. Recurrent layers count as the matrix products
+    that they are. Half the FLOPs of torch's own counter (`torch.utils.flop_counter`), in eval mode;
+    the network is not changed. Raises `InputError` where the network does not run on x.
     """
     return _on_example(model, x, _run_counted)
 
 
 def fvcore_macs(model: nn.Module, x: Any) -> int:
-    """`count_macs` as fvcore's counter would have it: 5 more per output element of a BatchNorm, 1 per input element of an adaptive average pool.
+    """`count_macs` as fvcore's counter would have it: 5 more per output element of a BatchNorm, 1
+    per input element of an adaptive average pool.
 
-    The number that papers with fvcore tables and the reference seminar print. ResNet-50, 1x3x224x224: 4 144 854 528 against 4 089 184 256.
+    The number that papers with fvcore tables and the reference seminar print. ResNet-50,
+    1x3x224x224: 4 144 854 528 against 4 089 184 256.
     """
     from torch import nn
 
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
-    def count(model: nn.Module, args: tuple, kwargs: dict, tensors: dict, device: str | None) -> int:
+    def count(
+        model: nn.Module, args: tuple, kwargs: dict, tensors: dict, device: str | None
+    ) -> int:
         extra = 0
 
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
             nonlocal extra
             extra += 5 * output.numel() if isinstance(module, norms) else inputs[0].numel()
 
-        handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (*norms, *pools))]
+        handles = [
+            m.register_forward_hook(hook)
+            for m in model.modules()
+            if isinstance(m, (*norms, *pools))
+        ]
         try:
             return _run_counted(model, args, kwargs, tensors, device) + extra
         finally:
@@ -109,12 +133,16 @@ def fvcore_macs(model: nn.Module, x: Any) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Elements of all parameters, a shared one once. Buffers, such as running means, are not counted."""
+    """Elements of all parameters, a shared one once. Buffers, such as running means, are not
+    counted.
+    """
     return sum(p.numel() for p in model.parameters())
 
 
 class OnnxMacs(NamedTuple):
-    """`uncounted` names the operators that compute and could not be counted, as `type (node name)`; empty where `macs` is complete."""
+    """`uncounted` names the operators that compute and could not be counted, as `type (node name)`;
+    empty where `macs` is complete.
+    """
 
     macs: int
     uncounted: list[str]
@@ -125,7 +153,9 @@ def _conv(x: list[int], w: list[int], y: list[int]) -> int:
 
 
 def _conv_transpose(x: list[int], w: list[int], y: list[int]) -> int:
-    return math.prod(x) * math.prod(w[1:])  # w: (in, out / groups, *kernel); every input element meets each of them
+    return math.prod(x) * math.prod(
+        w[1:]
+    )  # w: (in, out / groups, *kernel); every input element meets each of them
 
 
 def _matmul(a: list[int], b: list[int], y: list[int]) -> int:
@@ -153,11 +183,39 @@ COUNTED: dict[str, tuple[Callable[[list[int], list[int], list[int]], int], tuple
     "DynamicQuantizeMatMul": (_matmul, (0, 1)),
     "QLinearMatMul": (_matmul, (0, 3)),
 }
-COMPUTE = {"Einsum", "Attention", "DeformConv", "LSTM", "GRU", "RNN", "Loop", "Scan", "If", "DFT", "STFT"}
+COMPUTE = {
+    "Einsum",
+    "Attention",
+    "DeformConv",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Loop",
+    "Scan",
+    "If",
+    "DFT",
+    "STFT",
+}
 # Contributed operators that move, scale or pass on values.
-LIGHT = {"QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearConcat", "QLinearSoftmax"}
+LIGHT = {
+    "QLinearAdd",
+    "QLinearMul",
+    "QLinearSigmoid",
+    "QLinearLeakyRelu",
+    "QLinearConcat",
+    "QLinearSoftmax",
+}
 LIGHT |= {"QLinearGlobalAveragePool", "QLinearAveragePool"}
-LIGHT |= {"QuantizeLinear", "DequantizeLinear", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "LayerNormalization", "SkipLayerNormalization"}
+LIGHT |= {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Gelu",
+    "FastGelu",
+    "BiasGelu",
+    "QuickGelu",
+    "LayerNormalization",
+    "SkipLayerNormalization",
+}
 
 
 def _load(path: str | Path) -> Any:
@@ -172,11 +230,16 @@ def _load(path: str | Path) -> Any:
             raise InputError("it holds no graph")
         return onnx.inliner.inline_local_functions(model) if model.functions else model
     except Exception as error:
-        raise InputError(f"{path} is not a whole ONNX file ({error}); it was damaged or written by something else") from error
+        raise InputError(
+            f"{path} is not a whole ONNX file ({error}); it was damaged or written by something "
+            "else"
+        ) from error
 
 
 def _batch_one(model: Any) -> int:
-    """Makes the open first dimension of the inputs 1 wherever its name stands, forgets other open ones; returns the batch of the file."""
+    """Makes the open first dimension of the inputs 1 wherever its name stands, forgets other open
+    ones; returns the batch of the file.
+    """
     graph = model.graph
     constants = {t.name for t in graph.initializer}
     inputs = [v for v in graph.input if v.name not in constants and v.type.tensor_type.shape.dim]
@@ -196,7 +259,8 @@ def _batch_one(model: Any) -> int:
 
 
 def count_onnx_macs(path: str | Path) -> OnnxMacs:
-    """Multiply-accumulates of one sample of an ONNX file, as `count_macs` defines them; an open batch is taken as 1, a fixed one divides.
+    """Multiply-accumulates of one sample of an ONNX file, as `count_macs` defines them; an open
+    batch is taken as 1, a fixed one divides.
 
     See `onnx_macs_by_value`.
     """
@@ -205,10 +269,12 @@ def count_onnx_macs(path: str | Path) -> OnnxMacs:
 
 
 def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int]:
-    """The multiply-accumulates of a whole batch by the name of what they compute, the operators that could not be counted, and the batch.
+    """The multiply-accumulates of a whole batch by the name of what they compute, the operators
+    that could not be counted, and the batch.
 
-    Counts convolutions and matrix products in floating point, in Q/DQ form (weights behind a DequantizeLinear) and as integer operators
-    (QLinearConv and the like). Raises `InputError` for a file that is missing or damaged.
+    Counts convolutions and matrix products in floating point, in Q/DQ form (weights behind a
+    DequantizeLinear) and as integer operators (QLinearConv and the like). Raises `InputError` for a
+    file that is missing or damaged.
     """
     from onnx import shape_inference
 
@@ -221,7 +287,10 @@ def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int
     shapes: dict[str, list[int]] = {t.name: list(t.dims) for t in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
-            dims = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
+            dims = [
+                d.dim_value if d.HasField("dim_value") else -1
+                for d in value.type.tensor_type.shape.dim
+            ]
             if value.name not in shapes and min(dims, default=0) >= 0:
                 shapes[value.name] = dims
     counted: dict[str, int] = {}
@@ -241,19 +310,30 @@ def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int
 
 def _scales(nodes: Iterable[Any]) -> set[str]:
     """The names of the scales and zero points of a graph's quantisation."""
-    places = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7)}
+    places = {
+        "QuantizeLinear": (1, 2),
+        "DequantizeLinear": (1, 2),
+        "QLinearConv": (1, 2, 4, 5, 6, 7),
+        "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    }
     places["QGemm"] = (1, 2, 4, 5, 7, 8)
     return {n.input[i] for n in nodes for i in places.get(n.op_type, ()) if i < len(n.input)}
 
 
 def count_onnx_parameters(path: str | Path) -> int:
-    """Elements of the weights of an ONNX file, of any width. Left out: scales and zero points, single numbers, and int64 (shapes and indices).
+    """Elements of the weights of an ONNX file, of any width. Left out: scales and zero points,
+    single numbers, and int64 (shapes and indices).
 
-    An exporter folds BatchNorm into convolutions, so the file of a network may hold fewer than the network.
+    An exporter folds BatchNorm into convolutions, so the file of a network may hold fewer than the
+    network.
     """
     import onnx
 
     graph = _load(path).graph
     left_out = _scales(graph.node)
     plain = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
-    return sum(math.prod(t.dims) for t in graph.initializer if t.dims and t.name not in left_out and t.data_type not in plain)
+    return sum(
+        math.prod(t.dims)
+        for t in graph.initializer
+        if t.dims and t.name not in left_out and t.data_type not in plain
+    )

@@ -1,6 +1,8 @@
-"""What `memory.peak_memory` runs in a process of its own: `python probe.py job.json inputs.npz`. Prints JSON.
+"""What `memory.peak_memory` runs in a process of its own: `python probe.py job.json inputs.npz`.
+Prints JSON.
 
-The package's own `__init__` imports torch, which no device has: a bare package of the same name stands in for it here.
+The package's own `__init__` imports torch, which no device has: a bare package of the same name
+stands in for it here.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ def main(job: str, inputs: str) -> None:
         arrays = [file[f"input_{i}"] for i in range(len(file.files))]
     before = peak_bytes()
     artifact(*arrays)
-    print(json.dumps({"total": peak_bytes(), "before_loading": before, "torch": "torch" in sys.modules}))
+    print(
+        json.dumps(
+            {"total": peak_bytes(), "before_loading": before, "torch": "torch" in sys.modules}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""ONNX operators in terms of torch: `OPERATORS[op_type](attributes, *inputs)`. What is not here, or raises `UnsupportedError`, runs as it is (`outside.py`).
+"""ONNX operators in terms of torch: `OPERATORS[op_type](attributes, *inputs)`. What is not here, or
+raises `UnsupportedError`, runs as it is (`outside.py`).
 
-Inputs are tensors, `Host`s (numbers known while the graph is captured) or None for those left out. Versions before opset 13 differ where axes were attributes;
-both are read.
+Inputs are tensors, `Host`s (numbers known while the graph is captured) or None for those left out.
+Versions before opset 13 differ where axes were attributes; both are read.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ def _refuse(attributes: Attributes, **usual: Any) -> None:
             raise UnsupportedError(f"{name}={attributes[name]!r}")
 
 
-# --- layers of weights ---------------------------------------------------------------------------------------------------------------
+# --- layers of weights
+# --------------------------------------------------------------------------------------------------
 
 
-def pads(attributes: Attributes, size: Any, kernel: Any, strides: Any, dilations: Any) -> list[tuple[int, int]]:
+def pads(
+    attributes: Attributes, size: Any, kernel: Any, strides: Any, dilations: Any
+) -> list[tuple[int, int]]:
     """(before, after) of each spatial dimension."""
     rule, n = attributes.get("auto_pad", "NOTSET"), len(kernel)
     if rule == "VALID":
@@ -53,7 +57,11 @@ def pads(attributes: Attributes, size: Any, kernel: Any, strides: Any, dilations
         found = []
         for s, k, step, d in zip(size, kernel, strides, dilations, strict=True):
             total = max(0, (-(-s // step) - 1) * step + (k - 1) * d + 1 - s)
-            found.append((total // 2, total - total // 2) if rule == "SAME_UPPER" else (total - total // 2, total // 2))
+            found.append(
+                (total // 2, total - total // 2)
+                if rule == "SAME_UPPER"
+                else (total - total // 2, total // 2)
+            )
         return found
     given = attributes.get("pads", [0] * (2 * n))
     return list(zip(given[:n], given[n:], strict=True))
@@ -73,7 +81,9 @@ def conv(attributes: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:
     if any(a != b for a, b in around):
         x, around = F.pad(x, _spread(around)), [(0, 0)] * n
     run = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-    return run(x, weight, bias, strides, [a for a, _ in around], dilations, attributes.get("group", 1))
+    return run(
+        x, weight, bias, strides, [a for a, _ in around], dilations, attributes.get("group", 1)
+    )
 
 
 @operator("ConvTranspose")
@@ -87,10 +97,21 @@ def conv_transpose(attributes: Attributes, x: Any, weight: Any, bias: Any = None
         raise UnsupportedError("pads that differ on both sides")
     run = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[n]
     extra, strides = attributes.get("output_padding", [0] * n), attributes.get("strides", [1] * n)
-    return run(x, weight, bias, strides, [a for a, _ in around], extra, attributes.get("group", 1), attributes.get("dilations", [1] * n))
+    return run(
+        x,
+        weight,
+        bias,
+        strides,
+        [a for a, _ in around],
+        extra,
+        attributes.get("group", 1),
+        attributes.get("dilations", [1] * n),
+    )
 
 
-@operator("Linear")  # not ONNX's: Gemm, or MatMul with a constant, whose weight the reader has turned to (O, K)
+@operator(
+    "Linear"
+)  # not ONNX's: Gemm, or MatMul with a constant, whose weight the reader has turned to (O, K)
 def linear(attributes: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:
     return F.linear(x, weight, bias)
 
@@ -108,7 +129,9 @@ def matmul(attributes: Attributes, a: Any, b: Any) -> Any:
 
 
 @operator("BatchNormalization")
-def batch_norm(attributes: Attributes, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> Any:
+def batch_norm(
+    attributes: Attributes, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
+) -> Any:
     _refuse(attributes, training_mode=0, spatial=1)
     return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, attributes.get("epsilon", 1e-5))
 
@@ -124,7 +147,8 @@ def layer_norm(attributes: Attributes, x: Any, gamma: Any, beta: Any = None) -> 
     return F.layer_norm(x, x.shape[axis:], gamma, beta, attributes.get("epsilon", 1e-5))
 
 
-# --- element by element --------------------------------------------------------------------------------------------------------------
+# --- element by element
+# --------------------------------------------------------------------------------------------------
 
 
 def _unary(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
@@ -134,11 +158,27 @@ def _unary(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
 OPERATORS |= {
     name: _unary(function)
     for name, function in {
-        "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Softplus": F.softplus, "Softsign": F.softsign,
-        "Mish": F.mish, "Erf": torch.erf, "Exp": torch.exp, "Log": torch.log, "Abs": torch.abs, "Ceil": torch.ceil, "Round": torch.round,
-        "Sign": torch.sign, "Sin": torch.sin, "Cos": torch.cos, "Reciprocal": torch.reciprocal, "Not": torch.logical_not, "IsNaN": torch.isnan,
+        "Relu": F.relu,
+        "Sigmoid": torch.sigmoid,
+        "Tanh": torch.tanh,
+        "HardSwish": F.hardswish,
+        "Softplus": F.softplus,
+        "Softsign": F.softsign,
+        "Mish": F.mish,
+        "Erf": torch.erf,
+        "Exp": torch.exp,
+        "Log": torch.log,
+        "Abs": torch.abs,
+        "Ceil": torch.ceil,
+        "Round": torch.round,
+        "Sign": torch.sign,
+        "Sin": torch.sin,
+        "Cos": torch.cos,
+        "Reciprocal": torch.reciprocal,
+        "Not": torch.logical_not,
+        "IsNaN": torch.isnan,
     }.items()
-}  # fmt: skip
+}
 
 
 @operator("Sqrt")
@@ -156,7 +196,9 @@ def floor(attributes: Attributes, x: Any) -> Any:
     return x.map(math.floor) if isinstance(x, Host) else torch.floor(x)
 
 
-def _binary(on_tensors: Callable, on_numbers: Callable | None = None, dtype: torch.dtype | None = None) -> Callable:
+def _binary(
+    on_tensors: Callable, on_numbers: Callable | None = None, dtype: torch.dtype | None = None
+) -> Callable:
     def run(attributes: Attributes, a: Any, b: Any) -> Any:
         if isinstance(a, Host) and isinstance(b, Host) and on_numbers is not None:
             return both(a, b, on_numbers, dtype)
@@ -173,7 +215,9 @@ OPERATORS |= {
     "Add": _binary(torch.add, lambda a, b: a + b),
     "Sub": _binary(torch.sub, lambda a, b: a - b),
     "Mul": _binary(torch.mul, lambda a, b: a * b),
-    "Div": _binary(_divide, lambda a, b: a / b if isinstance(a, float) or isinstance(b, float) else a // b),  # sizes are not negative
+    "Div": _binary(
+        _divide, lambda a, b: a / b if isinstance(a, float) or isinstance(b, float) else a // b
+    ),  # sizes are not negative
     "Pow": _binary(torch.pow, lambda a, b: a**b),
     "Mod": _binary(torch.remainder, lambda a, b: a % b),
     "Equal": _binary(torch.eq, lambda a, b: a == b, torch.bool),
@@ -196,7 +240,11 @@ def _several(on_two: Callable) -> Callable:
     return run
 
 
-OPERATORS |= {"Max": _several(torch.maximum), "Min": _several(torch.minimum), "Sum": _several(torch.add)}
+OPERATORS |= {
+    "Max": _several(torch.maximum),
+    "Min": _several(torch.minimum),
+    "Sum": _several(torch.add),
+}
 
 
 @operator("Where")
@@ -204,7 +252,11 @@ def where(attributes: Attributes, condition: Any, a: Any, b: Any) -> Any:
     if all(isinstance(v, Host) for v in (condition, a, b)):
         length = max(len(v.values) for v in (condition, a, b))
         c, x, y = (v.values * length if len(v.values) == 1 else v.values for v in (condition, a, b))
-        return Host(tuple(p if t else q for t, p, q in zip(c, x, y, strict=True)), condition.scalar and a.scalar and b.scalar, a.dtype)
+        return Host(
+            tuple(p if t else q for t, p, q in zip(c, x, y, strict=True)),
+            condition.scalar and a.scalar and b.scalar,
+            a.dtype,
+        )
     return torch.where(as_tensor(condition), as_tensor(a), as_tensor(b))
 
 
@@ -215,7 +267,11 @@ def clip(attributes: Attributes, x: Any, low: Any = None, high: Any = None) -> A
     if least is None and largest is None:
         return x
     if least is not None and largest is not None:
-        return F.hardtanh(x, least, largest) if x.is_floating_point() else torch.clamp(x, int(least), int(largest))
+        return (
+            F.hardtanh(x, least, largest)
+            if x.is_floating_point()
+            else torch.clamp(x, int(least), int(largest))
+        )
     return F.relu(x) if least == 0 and x.is_floating_point() else torch.clamp(x, least, largest)
 
 
@@ -242,7 +298,11 @@ def gelu(attributes: Attributes, x: Any) -> Any:
 @operator("HardSigmoid")
 def hard_sigmoid(attributes: Attributes, x: Any) -> Any:
     alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
-    return F.hardsigmoid(x) if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5 else torch.clamp(x * alpha + beta, 0, 1)
+    return (
+        F.hardsigmoid(x)
+        if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5
+        else torch.clamp(x * alpha + beta, 0, 1)
+    )
 
 
 @operator("Softmax", "LogSoftmax")
@@ -254,8 +314,14 @@ def softmax(function: Callable) -> Callable:
     def run(attributes: Attributes, x: Any) -> Any:
         if attributes["opset"] >= 13:
             return function(x, attributes.get("axis", -1))
-        axis = attributes.get("axis", 1) % x.ndim  # before, everything from the axis on was one dimension
-        return function(x, axis) if axis == x.ndim - 1 else function(x.flatten(axis), axis).view(x.shape)
+        axis = (
+            attributes.get("axis", 1) % x.ndim
+        )  # before, everything from the axis on was one dimension
+        return (
+            function(x, axis)
+            if axis == x.ndim - 1
+            else function(x.flatten(axis), axis).view(x.shape)
+        )
 
     return run
 
@@ -268,18 +334,35 @@ def cast(attributes: Attributes, x: Any) -> Any:
     kind = attributes["to"]  # the reader has made it a torch.dtype
     if isinstance(x, Host):
         return x.map(
-            float if kind.is_floating_point else bool if kind == torch.bool else lambda v: v if isinstance(v, torch.SymInt) else int(v), kind
+            float
+            if kind.is_floating_point
+            else bool
+            if kind == torch.bool
+            else lambda v: v if isinstance(v, torch.SymInt) else int(v),
+            kind,
         )
     return x.to(kind)
 
 
-# --- over windows and axes -----------------------------------------------------------------------------------------------------------
+# --- over windows and axes
+# --------------------------------------------------------------------------------------------------
 
 
-def _window(attributes: Attributes, x: Any) -> tuple[list[int], list[int], list[int], list[tuple[int, int]], bool]:
+def _window(
+    attributes: Attributes, x: Any
+) -> tuple[list[int], list[int], list[int], list[tuple[int, int]], bool]:
     kernel = attributes["kernel_shape"]
-    strides, dilations = attributes.get("strides", [1] * len(kernel)), attributes.get("dilations", [1] * len(kernel))
-    return kernel, strides, dilations, pads(attributes, x.shape[2:], kernel, strides, dilations), bool(attributes.get("ceil_mode", 0))
+    strides, dilations = (
+        attributes.get("strides", [1] * len(kernel)),
+        attributes.get("dilations", [1] * len(kernel)),
+    )
+    return (
+        kernel,
+        strides,
+        dilations,
+        pads(attributes, x.shape[2:], kernel, strides, dilations),
+        bool(attributes.get("ceil_mode", 0)),
+    )
 
 
 @operator("MaxPool")
@@ -306,7 +389,9 @@ def average_pool(attributes: Attributes, x: Any) -> Any:
 
 @operator("GlobalAveragePool")
 def global_average(attributes: Attributes, x: Any) -> Any:
-    return F.adaptive_avg_pool2d(x, 1) if x.ndim == 4 else x.mean(list(range(2, x.ndim)), keepdim=True)
+    return (
+        F.adaptive_avg_pool2d(x, 1) if x.ndim == 4 else x.mean(list(range(2, x.ndim)), keepdim=True)
+    )
 
 
 @operator("GlobalMaxPool")
@@ -345,13 +430,27 @@ def arg_max(attributes: Attributes, x: Any) -> Any:
 def resize(attributes: Attributes, x: Any, *settings: Any) -> Any:
     if len(settings) == 1:  # Upsample, and Resize of opset 10
         settings = (None, settings[0])
-    scales, sizes = (as_list(s) if s is not None else [] for s in (*settings[1:3], *[None] * (3 - len(settings))))
-    mode, place = attributes.get("mode", "nearest"), attributes.get("coordinate_transformation_mode", "half_pixel")
-    if x.ndim != 4 or "axes" in attributes or attributes.get("antialias", 0) or (scales and scales[:2] != [1, 1]):
+    scales, sizes = (
+        as_list(s) if s is not None else [] for s in (*settings[1:3], *[None] * (3 - len(settings)))
+    )
+    mode, place = (
+        attributes.get("mode", "nearest"),
+        attributes.get("coordinate_transformation_mode", "half_pixel"),
+    )
+    if (
+        x.ndim != 4
+        or "axes" in attributes
+        or attributes.get("antialias", 0)
+        or (scales and scales[:2] != [1, 1])
+    ):
         raise UnsupportedError("a resize of anything but the two last dimensions of images")
     size: Any = [int(v) if not isinstance(v, torch.SymInt) else v for v in sizes[2:]] or None
     factor = None if size else [float(s) for s in scales[2:]]
-    if mode == "nearest" and place == "asymmetric" and attributes.get("nearest_mode", "round_prefer_floor") == "floor":
+    if (
+        mode == "nearest"
+        and place == "asymmetric"
+        and attributes.get("nearest_mode", "round_prefer_floor") == "floor"
+    ):
         return F.interpolate(x, size, factor, "nearest")
     whole = factor is not None and all(s == int(s) for s in factor)
     if (
@@ -360,13 +459,16 @@ def resize(attributes: Attributes, x: Any, *settings: Any) -> Any:
         and attributes.get("nearest_mode", "round_prefer_floor") in ("floor", "round_prefer_floor")
         and place != "align_corners"
     ):
-        return F.interpolate(x, size, factor, "nearest")  # a whole factor repeats pixels, whatever the rule
+        return F.interpolate(
+            x, size, factor, "nearest"
+        )  # a whole factor repeats pixels, whatever the rule
     if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return F.interpolate(x, size, factor, "bilinear", align_corners=place == "align_corners")
     raise UnsupportedError(f"mode {mode} with {place}")
 
 
-# --- data movement -------------------------------------------------------------------------------------------------------------------
+# --- data movement
+# --------------------------------------------------------------------------------------------------
 
 
 @operator("Identity", "Dropout")
@@ -390,7 +492,12 @@ def constant_of_shape(attributes: Attributes, sizes: Any) -> Any:
     value = attributes.get("value")
     value = torch.zeros(1) if value is None else value
     wanted = as_list(sizes)
-    if len(wanted) == 1 and not value.is_floating_point() and isinstance(wanted[0], int) and wanted[0] <= 64:
+    if (
+        len(wanted) == 1
+        and not value.is_floating_point()
+        and isinstance(wanted[0], int)
+        and wanted[0] <= 64
+    ):
         return Host((value.item(),) * wanted[0], False, value.dtype)
     return torch.full(wanted, value.item(), dtype=value.dtype)
 
@@ -458,8 +565,17 @@ def split(attributes: Attributes, x: Any, sizes: Any = None) -> Any:
 
 
 @operator("Slice")
-def slice_(attributes: Attributes, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Any:
-    first, last = (attributes[n] if v is None else as_list(v) for n, v in (("starts", starts), ("ends", ends)))
+def slice_(
+    attributes: Attributes,
+    x: Any,
+    starts: Any = None,
+    ends: Any = None,
+    axes: Any = None,
+    steps: Any = None,
+) -> Any:
+    first, last = (
+        attributes[n] if v is None else as_list(v) for n, v in (("starts", starts), ("ends", ends))
+    )
     along = attributes.get("axes") if axes is None else as_list(axes)
     along = list(range(len(first))) if along is None else along
     by = [1] * len(first) if steps is None else as_list(steps)
@@ -487,7 +603,9 @@ def gather_(attributes: Attributes, x: Any, indices: Any) -> Any:
     at = torch.where(at < 0, at + x.shape[axis], at)
     found = x.index_select(axis, at.flatten())
     before = x.shape[: axis % x.ndim]
-    return found if at.ndim == 1 else found.reshape(*before, *at.shape, *x.shape[axis % x.ndim + 1 :])
+    return (
+        found if at.ndim == 1 else found.reshape(*before, *at.shape, *x.shape[axis % x.ndim + 1 :])
+    )
 
 
 @operator("Expand")
@@ -495,7 +613,9 @@ def expand(attributes: Attributes, x: Any, sizes: Any) -> Any:
     x, wanted = as_tensor(x), as_list(sizes)
     shape = (1,) * (len(wanted) - x.ndim) + tuple(x.shape)
     wanted = [1] * (len(shape) - len(wanted)) + wanted
-    return x.expand([s if isinstance(w, int) and w == 1 else w for s, w in zip(shape, wanted, strict=True)])
+    return x.expand(
+        [s if isinstance(w, int) and w == 1 else w for s, w in zip(shape, wanted, strict=True)]
+    )
 
 
 @operator("Tile")
@@ -504,10 +624,14 @@ def tile(attributes: Attributes, x: Any, repeats: Any) -> Any:
 
 
 @operator("Pad")
-def pad(attributes: Attributes, x: Any, widths: Any = None, value: Any = None, axes: Any = None) -> Any:
+def pad(
+    attributes: Attributes, x: Any, widths: Any = None, value: Any = None, axes: Any = None
+) -> Any:
     around = attributes["pads"] if widths is None else as_list(widths)
     fill = attributes.get("value", 0.0) if value is None else as_number(value)
-    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[attributes.get("mode", "constant")]
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[
+        attributes.get("mode", "constant")
+    ]
     n = len(around) // 2
     places = list(range(n)) if axes is None else [a % x.ndim for a in as_list(axes)]
     each = [(0, 0)] * x.ndim
@@ -518,7 +642,11 @@ def pad(attributes: Attributes, x: Any, widths: Any = None, value: Any = None, a
     if mode == "constant":
         return F.pad(x, _spread(each), value=fill)
     if x.ndim == 2:  # torch pads borders of 3 dimensions and more
-        return F.pad(x[None], _spread(each[-1:]), mode)[0] if len(each) == 1 else F.pad(x[None], _spread(each), mode)[0]
+        return (
+            F.pad(x[None], _spread(each[-1:]), mode)[0]
+            if len(each) == 1
+            else F.pad(x[None], _spread(each), mode)[0]
+        )
     return F.pad(x, _spread(each), mode)
 
 
@@ -528,14 +656,22 @@ def depth_to_space(attributes: Attributes, x: Any) -> Any:
         return F.pixel_shuffle(x, attributes["blocksize"])
     n, c, h, w = x.shape
     b = attributes["blocksize"]
-    return x.reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
+    return (
+        x.reshape(n, b, b, c // b**2, h, w)
+        .permute(0, 3, 4, 1, 5, 2)
+        .reshape(n, c // b**2, h * b, w * b)
+    )
 
 
 @operator("SpaceToDepth")
 def space_to_depth(attributes: Attributes, x: Any) -> Any:
     n, c, h, w = x.shape
     b = attributes["blocksize"]
-    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
+    return (
+        x.reshape(n, c, h // b, b, w // b, b)
+        .permute(0, 3, 5, 1, 2, 4)
+        .reshape(n, c * b**2, h // b, w // b)
+    )
 
 
 @operator("Einsum")

@@ -1,4 +1,6 @@
-"""Operators that have no translation: ONNX Runtime computes them, one node at a time, behind one torch operator."""
+"""Operators that have no translation: ONNX Runtime computes them, one node at a time, behind one
+torch operator.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Dimension = int | tuple[int, int, int]
 
 @dataclass
 class Outside:
-    """One node that runs as it is. outputs: dtype and dimensions of each, as far as they were seen. session: opened when first used."""
+    """One node that runs as it is. outputs: dtype and dimensions of each, as far as they were seen.
+    session: opened when first used.
+    """
 
     model: bytes
     inputs: list[str]
@@ -27,12 +31,15 @@ class Outside:
     session: Any = None
 
 
-# By key. A key says what the node is, so that a file that is read twice has one entry, and another process that reads it has the same.
+# By key. A key says what the node is, so that a file that is read twice has one entry, and another
+# process that reads it has the same.
 NODES: dict[str, Outside] = {}
 
 
 def outer_names(node: NodeProto) -> list[str]:
-    """What a node reads: its inputs, and the values from around it that the graphs inside it use."""
+    """What a node reads: its inputs, and the values from around it that the graphs inside
+    it use.
+    """
     names = [n for n in node.input if n]
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
@@ -45,27 +52,56 @@ def outer_names(node: NodeProto) -> list[str]:
 
 
 def enter(
-    node: NodeProto, file: ModelProto, arrays: dict[str, np.ndarray], constants: dict[str, TensorProto], results: Sequence[np.ndarray]
+    node: NodeProto,
+    file: ModelProto,
+    arrays: dict[str, np.ndarray],
+    constants: dict[str, TensorProto],
+    results: Sequence[np.ndarray],
 ) -> tuple[str, list[str]]:
-    """Prepares `node` of `file` to run by itself. arrays: examples of what it reads; results: of what it gives. Returns its key and the values that it reads."""
+    """Prepares `node` of `file` to run by itself. arrays: examples of what it reads; results: of
+    what it gives. Returns its key and the values that it reads.
+    """
     names = [n for n in outer_names(node) if n not in constants]
-    typed = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(arrays[n].dtype), [None] * arrays[n].ndim) for n in names]
-    given = [helper.make_tensor_value_info(o, helper.np_dtype_to_tensor_dtype(r.dtype), None) for o, r in zip(filter(None, node.output), results)]
-    graph = helper.make_graph([node], "node", typed, given, [constants[n] for n in outer_names(node) if n in constants])
+    typed = [
+        helper.make_tensor_value_info(
+            n, helper.np_dtype_to_tensor_dtype(arrays[n].dtype), [None] * arrays[n].ndim
+        )
+        for n in names
+    ]
+    given = [
+        helper.make_tensor_value_info(o, helper.np_dtype_to_tensor_dtype(r.dtype), None)
+        for o, r in zip(filter(None, node.output), results)
+    ]
+    graph = helper.make_graph(
+        [node], "node", typed, given, [constants[n] for n in outer_names(node) if n in constants]
+    )
     model = helper.make_model(graph, opset_imports=file.opset_import, ir_version=file.ir_version)
     content = model.SerializeToString(deterministic=True)
     key = f"{node.op_type}:{sha256(content).hexdigest()[:16]}"
-    shapes: list[tuple[torch.dtype, list[Dimension]]] = [(torch.from_numpy(np.empty(0, r.dtype)).dtype, [int(s) for s in r.shape]) for r in results]
+    shapes: list[tuple[torch.dtype, list[Dimension]]] = [
+        (torch.from_numpy(np.empty(0, r.dtype)).dtype, [int(s) for s in r.shape]) for r in results
+    ]
     NODES[key] = Outside(content, names, shapes)
     return key, names
 
 
 def follow_batch(
-    key: str, before: tuple[Iterable[np.ndarray], Iterable[np.ndarray]], after: tuple[Iterable[np.ndarray], Iterable[np.ndarray]]
+    key: str,
+    before: tuple[Iterable[np.ndarray], Iterable[np.ndarray]],
+    after: tuple[Iterable[np.ndarray], Iterable[np.ndarray]],
 ) -> None:
-    """Learns which dimensions of a node's outputs grow with the batch, from its inputs and outputs for one batch and for one twice as large."""
-    (small, results), (large, larger) = ([list(map(np.shape, a)) for a in side] for side in (before, after))
-    grown = [(i, d, s[d]) for i, (s, t) in enumerate(zip(small, large)) for d in range(len(s)) if t[d] == 2 * s[d]]
+    """Learns which dimensions of a node's outputs grow with the batch, from its inputs and outputs
+    for one batch and for one twice as large.
+    """
+    (small, results), (large, larger) = (
+        [list(map(np.shape, a)) for a in side] for side in (before, after)
+    )
+    grown = [
+        (i, d, s[d])
+        for i, (s, t) in enumerate(zip(small, large))
+        for d in range(len(s))
+        if t[d] == 2 * s[d]
+    ]
     if not grown:
         return
     source, dimension, size = grown[0]
@@ -78,19 +114,26 @@ def follow_batch(
 def run(key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     node = NODES.get(key)
     if node is None:
-        raise InputError(f"this network runs {key.partition(':')[0]} of an ONNX file, which was not read in this process; read the file first")
+        raise InputError(
+            f"this network runs {key.partition(':')[0]} of an ONNX file, which was not read in "
+            "this process; read the file first"
+        )
     if node.session is None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        node.session = onnxruntime.InferenceSession(node.model, options, providers=["CPUExecutionProvider"])
+        node.session = onnxruntime.InferenceSession(
+            node.model, options, providers=["CPUExecutionProvider"]
+        )
     return node.session.run(None, dict(zip(node.inputs, arrays, strict=True)))
 
 
 @torch.library.custom_op("mirabelle::onnx_node", mutates_args=())
 def onnx_node(inputs: list[torch.Tensor], key: str) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.array(a)) for a in run(key, [t.detach().cpu().numpy() for t in inputs])]
+    return [
+        torch.from_numpy(np.array(a)) for a in run(key, [t.detach().cpu().numpy() for t in inputs])
+    ]
 
 
 @onnx_node.register_fake

@@ -1,7 +1,9 @@
-"""Integers in an ONNX file: a network names what is rounded and what is stored as integers, and its file gets QuantizeLinear and DequantizeLinear there.
+"""Integers in an ONNX file: a network names what is rounded and what is stored as integers, and its
+file gets QuantizeLinear and DequantizeLinear there.
 
-Tracing a graph costs by the operator. With one marker for each value that is rounded, and stored tensors as if they were floats, it takes two thirds of the time of a
-graph that has all of the file's operators.
+Tracing a graph costs by the operator. With one marker for each value that is rounded, and stored
+tensors as if they were floats, it takes two thirds of the time of a graph that has all of the
+file's operators.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ rounded: Any = torch.ops.mirabelle.rounded.default
 
 @dataclass(frozen=True)
 class Rounded:
-    """A value that the file rounds to integers of `dtype`, `<name>_quantized`, which stand for the floats (integer - zero_point) * scale, `<name>_dequantized`."""
+    """A value that the file rounds to integers of `dtype`, `<name>_quantized`, which stand for the
+    floats (integer - zero_point) * scale, `<name>_dequantized`.
+    """
 
     name: str
     scale: float
@@ -36,7 +40,9 @@ class Rounded:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of integers that stand for (integer - zero_point) * scale: with one of each, or one for each index of dimension 0."""
+    """A tensor of integers that stand for (integer - zero_point) * scale: with one of each, or one
+    for each index of dimension 0.
+    """
 
     integers: np.ndarray
     scales: np.ndarray
@@ -46,12 +52,18 @@ class Stored:
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Scales and zero points as a file holds them: numbers where there is one of each."""
         scales, zeros = self.scales.astype(np.float32), self.zero_points.astype(self.integers.dtype)
-        return (scales.reshape(()), zeros.reshape(())) if scales.size == 1 else (scales, np.broadcast_to(zeros, scales.shape))
+        return (
+            (scales.reshape(()), zeros.reshape(()))
+            if scales.size == 1
+            else (scales, np.broadcast_to(zeros, scales.shape))
+        )
 
 
 @dataclass(frozen=True)
 class Integers:
-    """values: in the order of their markers. stored: by name; they take the place of the buffer of floats `<name>_quantized`."""
+    """values: in the order of their markers. stored: by name; they take the place of the buffer of
+    floats `<name>_quantized`.
+    """
 
     values: list[Rounded] = field(default_factory=list)
     stored: dict[str, Stored] = field(default_factory=dict)
@@ -66,24 +78,34 @@ def translations() -> dict[Any, Any]:
     from onnxscript.values import Op, Opset
 
     schema = OpSchema(
-        "Rounded", DOMAIN, 1, inputs=[OpSchema.FormalParameter("x", "T")], outputs=[OpSchema.FormalParameter("y", "T")],
-        type_constraints=[("T", ["tensor(float)"], "")], attributes=[OpSchema.Attribute("index", OpSchema.AttrType.INT)],
-    )  # fmt: skip
+        "Rounded",
+        DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter("x", "T")],
+        outputs=[OpSchema.FormalParameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[OpSchema.Attribute("index", OpSchema.AttrType.INT)],
+    )
     marker = Op(Opset(DOMAIN, 1), "Rounded", schema)
     return {rounded: lambda x, index: marker(x, index=index)}
 
 
 def write_integers(model: Any, integers: Integers) -> None:
-    """Puts integers into a file that torch.onnx made of a marked network, before it is optimised. model: an `onnx_ir.Model`, changed."""
+    """Puts integers into a file that torch.onnx made of a marked network, before it is optimised.
+    model: an `onnx_ir.Model`, changed.
+    """
     graph = model.graph
     markers = [n for n in graph if n.domain == DOMAIN]
     buffers = [n for n in integers.stored if f"{n}_quantized" in graph.initializers]
     if len(markers) != len(integers.values) or len(buffers) != len(integers.stored):
         raise CaptureError(
-            f"the exported file has {len(markers)} of {len(integers.values)} quantised values and {len(buffers)} of {len(integers.stored)} stored tensors; "
+            f"the exported file has {len(markers)} of {len(integers.values)} quantised values "
+            f"and {len(buffers)} of {len(integers.stored)} stored tensors; "
             "report this network"
         )
-    graph.insert_before(graph[0], [_store(graph, name, stored) for name, stored in integers.stored.items()])
+    graph.insert_before(
+        graph[0], [_store(graph, name, stored) for name, stored in integers.stored.items()]
+    )
     for node in markers:
         _round(graph, node, integers.values[node.attributes["index"].as_int()])
     model.opset_imports.pop(DOMAIN, None)
@@ -95,7 +117,9 @@ def _constant(graph: Any, name: str, value: np.ndarray) -> Any:
     while name in graph.initializers:  # a parameter of the network's own
         name += "_"
     tensor = ir.tensor(np.asarray(value, order="C"), name=name)
-    found = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    found = ir.Value(
+        name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(found)
     return found
 
@@ -104,8 +128,20 @@ def _store(graph: Any, name: str, stored: Stored) -> Any:
     import onnx_ir as ir
 
     floats, (scales, zeros) = graph.initializers.pop(f"{name}_quantized"), stored.grid
-    inputs = [_constant(graph, f"{name}{suffix}", v) for suffix, v in (("_quantized", stored.integers), ("_scale", scales), ("_zero_point", zeros))]
-    node = ir.node("DequantizeLinear", inputs, {"axis": 0} if scales.ndim else {}, name=f"{name}/DequantizeLinear")
+    inputs = [
+        _constant(graph, f"{name}{suffix}", v)
+        for suffix, v in (
+            ("_quantized", stored.integers),
+            ("_scale", scales),
+            ("_zero_point", zeros),
+        )
+    ]
+    node = ir.node(
+        "DequantizeLinear",
+        inputs,
+        {"axis": 0} if scales.ndim else {},
+        name=f"{name}/DequantizeLinear",
+    )
     _take_place(floats, node.outputs[0], f"{name}_dequantized")
     return node
 
@@ -119,10 +155,16 @@ def _round(graph: Any, marker: Any, value: Rounded) -> None:
         _constant(graph, f"{value.name}_zero_point", np.array(value.zero_point, value.dtype)),
     ]
     quantize = ir.node("QuantizeLinear", [source, *grid], name=f"{value.name}/QuantizeLinear")
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *grid], name=f"{value.name}/DequantizeLinear")
+    dequantize = ir.node(
+        "DequantizeLinear", [quantize.outputs[0], *grid], name=f"{value.name}/DequantizeLinear"
+    )
     quantize.outputs[0].name = f"{value.name}_quantized"
     quantize.outputs[0].shape, quantize.outputs[0].type = source.shape, ir.TensorType(grid[1].dtype)
-    _take_place(result, dequantize.outputs[0], result.name if result.is_graph_output() else f"{value.name}_dequantized")
+    _take_place(
+        result,
+        dequantize.outputs[0],
+        result.name if result.is_graph_output() else f"{value.name}_dequantized",
+    )
     graph.insert_before(marker, [quantize, dequantize])
     graph.remove(marker, safe=True)
 

@@ -1,7 +1,10 @@
-"""ONNX in: a file as a network of torch operators, on which pruning and quantisation work as on any other.
+"""ONNX in: a file as a network of torch operators, on which pruning and quantisation work as on any
+other.
 
-Nodes become modules that are called after the nodes of the file; constants become parameters and buffers of `constants`. Each node's translation is run on an
-example and compared with what ONNX Runtime gives: one that has no translation, or whose translation disagrees, is left to ONNX Runtime (`outside.py`).
+Nodes become modules that are called after the nodes of the file; constants become parameters and
+buffers of `constants`. Each node's translation is run on an
+example and compared with what ONNX Runtime gives: one that has no translation, or whose translation
+disagrees, is left to ONNX Runtime (`outside.py`).
 """
 
 from __future__ import annotations
@@ -30,14 +33,23 @@ from mirabelle.onnx_files.shapes import LARGEST, Host, as_tensor
 OPSET = 17  # what files of an opset before per-channel scales are converted to
 # Inputs that an operator needs as numbers, though they are floats.
 NUMBERS = {"Clip": (1, 2), "Resize": (1, 2, 3), "Upsample": (1,), "Pad": (2,), "Range": (0, 1, 2)}
-LEARNED = ("Linear", "Conv", "ConvTranspose", "PRelu", "LayerNormalization", "InstanceNormalization")
+LEARNED = (
+    "Linear",
+    "Conv",
+    "ConvTranspose",
+    "PRelu",
+    "LayerNormalization",
+    "InstanceNormalization",
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from, and what is what. proto: the file, prepared (`prepared`). inputs: their names, in the order of the network's.
+    """Where a network came from, and what is what. proto: the file, prepared (`prepared`). inputs:
+    their names, in the order of the network's.
 
-    modules: path of a module -> index of its node. constants: parameter or buffer -> the file's initialiser, and whether its two dimensions are swapped.
+    modules: path of a module -> index of its node. constants: parameter or buffer -> the file's
+    initialiser, and whether its two dimensions are swapped.
     outside: why nodes run as they are, by their names.
     """
 
@@ -52,7 +64,9 @@ class Source:
 
 
 class Node(nn.Module):
-    """One node. slots: for each of its inputs None where it is left out, a Host where it is known, else the index of the argument that is it."""
+    """One node. slots: for each of its inputs None where it is left out, a Host where it is known,
+    else the index of the argument that is it.
+    """
 
     def __init__(self, kind: str, attributes: dict[str, Any], slots: list[int | Host | None]):
         super().__init__()
@@ -76,8 +90,10 @@ class Foreign(nn.Module):
 
 
 def prepared(path: str | Path) -> ModelProto:
-    """The file as it is worked on: functions inlined, constants folded and batch norms and biases merged into convolutions by ONNX Runtime's own basic rules,
-    every node with a name of its own, of an opset that has scales per channel. Raises `InputError` where it cannot be read or run."""
+    """The file as it is worked on: functions inlined, constants folded and batch norms and biases
+    merged into convolutions by ONNX Runtime's own basic rules, every node with a name of its own,
+    of an opset that has scales per channel. Raises `InputError` where it cannot be read or run.
+    """
     from mirabelle.runtimes.artifact import unreadable
 
     path = Path(path)
@@ -96,10 +112,15 @@ def prepared(path: str | Path) -> ModelProto:
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
         except Exception as error:
-            raise InputError(f"{path} is of opset {version}, before scales per channel, and onnx cannot convert it to {OPSET}: {error}") from error
+            raise InputError(
+                f"{path} is of opset {version}, before scales per channel, and onnx cannot "
+                f"convert it to {OPSET}: {error}"
+            ) from error
     model = _simplified(model, path)
     known = {t.name for t in model.graph.initializer}
-    if free := [i.name for i in model.graph.input if i.name in known]:  # inputs of old files that are constants
+    if free := [
+        i.name for i in model.graph.input if i.name in known
+    ]:  # inputs of old files that are constants
         kept = [i for i in model.graph.input if i.name not in free]
         del model.graph.input[:]
         model.graph.input.extend(kept)
@@ -122,16 +143,21 @@ def _simplified(model: ModelProto, path: Path) -> ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         source = Path(folder) / "source.onnx"
-        onnx.save(model, source, save_as_external_data=model.ByteSize() > 2**30, location="source.data")
+        onnx.save(
+            model, source, save_as_external_data=model.ByteSize() > 2**30, location="source.data"
+        )
         try:
             onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise InputError(f"ONNX Runtime does not open {path}: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(
+                f"ONNX Runtime does not open {path}: {str(error).strip().splitlines()[0]}"
+            ) from error
         return onnx.load(options.optimized_model_filepath)
 
 
 def network(path: str | Path, example: Batch) -> fx.GraphModule:
-    """The network of an ONNX file, with a `Source` as `meta["onnx"]`; BatchNorm and the like in eval mode. example: what the file takes, by position or by name.
+    """The network of an ONNX file, with a `Source` as `meta["onnx"]`; BatchNorm and the like in
+    eval mode. example: what the file takes, by position or by name.
 
     Raises `InputError` where the file does not run on the example.
     """
@@ -144,9 +170,14 @@ def _example(batch: Batch, source: Source, path: Path) -> dict[str, np.ndarray]:
     """The example by the names of the file's inputs."""
     free = [n for n in source.inputs if n not in batch.kwargs]
     if len(batch.args) != len(free) or len(batch.kwargs) + len(free) != len(source.inputs):
-        given = f"{len(batch.args)} by position" + (f" and {', '.join(batch.kwargs)}" if batch.kwargs else "")
+        given = f"{len(batch.args)} by position" + (
+            f" and {', '.join(batch.kwargs)}" if batch.kwargs else ""
+        )
         raise InputError(f"{path} takes {', '.join(source.inputs)}; got {given}")
-    return {**dict(zip(free, (t.numpy() for t in batch.args))), **{n: t.numpy() for n, t in batch.kwargs.items()}}
+    return {
+        **dict(zip(free, (t.numpy() for t in batch.args))),
+        **{n: t.numpy() for n, t in batch.kwargs.items()},
+    }
 
 
 def _attributes(node: NodeProto, opset: int) -> dict[str, Any]:
@@ -164,7 +195,9 @@ def _attributes(node: NodeProto, opset: int) -> dict[str, Any]:
 
 
 class _Reader:
-    """Builds the graph node by node. values: what ONNX Runtime gives for everything on the example, by name; doubled: the same for twice the batch, or {}."""
+    """Builds the graph node by node. values: what ONNX Runtime gives for everything on the example,
+    by name; doubled: the same for twice the batch, or {}.
+    """
 
     def __init__(self, source: Source, example: dict[str, np.ndarray], path: Path):
         self.source, self.path = source, path
@@ -172,12 +205,23 @@ class _Reader:
         self.constants = {t.name: t for t in self.proto.graph.initializer}
         self.opset = next(o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx"))
         self.values = _run_all(self.proto, example, path)
-        for output in self.proto.graph.output:  # runtimes do without its type and rank, checkers do not
+        for (
+            output
+        ) in self.proto.graph.output:  # runtimes do without its type and rank, checkers do not
             if not output.type.tensor_type.HasField("shape") and output.name in self.values:
                 value = self.values[output.name]
-                output.CopyFrom(helper.make_tensor_value_info(output.name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim))
+                output.CopyFrom(
+                    helper.make_tensor_value_info(
+                        output.name,
+                        helper.np_dtype_to_tensor_dtype(value.dtype),
+                        [None] * value.ndim,
+                    )
+                )
         size = len(example[source.inputs[0]]) if example[source.inputs[0]].ndim else 0
-        twice = {n: np.concatenate([a, a]) if a.ndim and len(a) == size else a for n, a in example.items()}
+        twice = {
+            n: np.concatenate([a, a]) if a.ndim and len(a) == size else a
+            for n, a in example.items()
+        }
         try:
             self.doubled = _run_all(self.proto, twice, path)
         except InputError:
@@ -192,7 +236,10 @@ class _Reader:
             self.made[name] = self.graph.placeholder(_identifier(name))
         for i, node in enumerate(self.proto.graph.node):
             self._node(i, node)
-        outputs = [self.made[o.name] if o.name in self.made else self._constant(o.name, False) for o in self.proto.graph.output]
+        outputs = [
+            self.made[o.name] if o.name in self.made else self._constant(o.name, False)
+            for o in self.proto.graph.output
+        ]
         self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         result = fx.GraphModule(self.root, self.graph)
         result.meta["onnx"] = self.source
@@ -201,9 +248,18 @@ class _Reader:
     def _node(self, index: int, node: NodeProto) -> None:
         module, names, turned = self._translated(node)
         if module is None:
-            key, names = outside.enter(node, self.proto, self.values, self.constants, [self.values[o] for o in node.output if o])
+            key, names = outside.enter(
+                node,
+                self.proto,
+                self.values,
+                self.constants,
+                [self.values[o] for o in node.output if o],
+            )
             if self.doubled:
-                sides = [([v[n] for n in names], [v[o] for o in node.output if o]) for v in (self.values, self.doubled)]
+                sides = [
+                    ([v[n] for n in names], [v[o] for o in node.output if o])
+                    for v in (self.values, self.doubled)
+                ]
                 outside.follow_batch(key, *sides)
             module = Foreign(key)
         path = self._enter_module(node.name, module)
@@ -213,19 +269,29 @@ class _Reader:
         if len(given) == 1 and not (isinstance(module, Node) and len(node.output) > 1):
             self.made[given[0]] = call
         else:
-            places = range(len(given)) if isinstance(module, Foreign) else [i for i, o in enumerate(node.output) if o]
+            places = (
+                range(len(given))
+                if isinstance(module, Foreign)
+                else [i for i, o in enumerate(node.output) if o]
+            )
             for place, name in zip(places, given):
                 self.made[name] = self.graph.call_function(python.getitem, (call, place))
 
     def _translated(self, node: NodeProto) -> tuple[nn.Module | None, list[str], set[str]]:
-        """The module of a node, the values that it is called with, and those of them whose dimensions are swapped; None where it runs as it is, and says why."""
+        """The module of a node, the values that it is called with, and those of them whose
+        dimensions are swapped; None where it runs as it is, and says why.
+        """
         kind = "" if node.domain not in ("", "ai.onnx") else node.op_type
         if kind not in OPERATORS or any(a.HasField("g") or a.graphs for a in node.attribute):
             return self._left(node, "no translation")
         attributes, inputs, turned = _attributes(node, self.opset), list(node.input), set()
         if self._is_linear(node, attributes):
             kind = "Linear"
-            turned = {inputs[1]} if node.op_type == "MatMul" or not attributes.get("transB", 0) else set()
+            turned = (
+                {inputs[1]}
+                if node.op_type == "MatMul" or not attributes.get("transB", 0)
+                else set()
+            )
         slots: list[int | Host | None] = []
         names: list[str] = []
         for i, name in enumerate(inputs):
@@ -255,14 +321,26 @@ class _Reader:
 
     def _is_linear(self, node: NodeProto, attributes: dict[str, Any]) -> bool:
         """A product with a constant matrix, and perhaps a constant vector added."""
-        if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in self.constants or len(self.constants[node.input[1]].dims) != 2:
+        if (
+            node.op_type not in ("Gemm", "MatMul")
+            or node.input[1] not in self.constants
+            or len(self.constants[node.input[1]].dims) != 2
+        ):
             return False
         if node.op_type == "MatMul":
             return self.values[node.input[0]].ndim >= 2 if node.input[0] in self.values else False
         bias = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         width = self.constants[node.input[1]].dims[0 if attributes.get("transB", 0) else 1]
-        fits = bias is not None and list(bias.dims) == [width] if len(node.input) > 2 and node.input[2] else True
-        return fits and (attributes.get("alpha", 1.0), attributes.get("beta", 1.0), attributes.get("transA", 0)) == (1.0, 1.0, 0)
+        fits = (
+            bias is not None and list(bias.dims) == [width]
+            if len(node.input) > 2 and node.input[2]
+            else True
+        )
+        return fits and (
+            attributes.get("alpha", 1.0),
+            attributes.get("beta", 1.0),
+            attributes.get("transA", 0),
+        ) == (1.0, 1.0, 0)
 
     def _host(self, name: str, numbers: bool) -> Host | None:
         """A constant as numbers: what operators need so, and whatever may be a shape."""
@@ -272,11 +350,17 @@ class _Reader:
         array = outside.constant(tensor)
         if array.size > LARGEST or not (numbers or array.dtype.kind in "iub"):
             return None
-        return Host(tuple(array.flatten().tolist()), array.ndim == 0, torch.from_numpy(array.reshape(-1)).dtype)
+        return Host(
+            tuple(array.flatten().tolist()),
+            array.ndim == 0,
+            torch.from_numpy(array.reshape(-1)).dtype,
+        )
 
     def _seen(self, name: str, turned: bool) -> Any:
         """What a value is on the example: what ONNX Runtime gave, or the constant."""
-        array = outside.constant(self.constants[name]) if name in self.constants else self.values[name]
+        array = (
+            outside.constant(self.constants[name]) if name in self.constants else self.values[name]
+        )
         tensor = torch.from_numpy(np.array(array))
         if name in self.hosts:
             return Host(tuple(tensor.flatten().tolist()), tensor.ndim == 0, tensor.dtype)
@@ -289,13 +373,21 @@ class _Reader:
         """A constant as a parameter or buffer: one for each of its two forms."""
         leaf = _identifier(name) + ("_turned" if turned else "")
         holder = self.root.constants
-        while f"constants.{leaf}" in self.source.constants and self.source.constants[f"constants.{leaf}"] != (name, turned):
+        while f"constants.{leaf}" in self.source.constants and self.source.constants[
+            f"constants.{leaf}"
+        ] != (name, turned):
             leaf += "_"
         if f"constants.{leaf}" not in self.source.constants:
             tensor = torch.from_numpy(outside.constant(self.constants[name]))
             tensor = tensor.t().contiguous() if turned else tensor
             readers = [n for n in self.proto.graph.node if name in n.input]
-            if tensor.is_floating_point() and (turned or any(n.op_type in LEARNED or (n.op_type == "Gemm" and n.input[0] != name) for n in readers)):
+            if tensor.is_floating_point() and (
+                turned
+                or any(
+                    n.op_type in LEARNED or (n.op_type == "Gemm" and n.input[0] != name)
+                    for n in readers
+                )
+            ):
                 holder.register_parameter(leaf, nn.Parameter(tensor))  # type: ignore[operator]
             else:
                 holder.register_buffer(leaf, tensor)  # type: ignore[operator]
@@ -303,7 +395,9 @@ class _Reader:
         return self.graph.get_attr(f"constants.{leaf}")
 
     def _enter_module(self, name: str, module: nn.Module) -> str:
-        """Puts a node's module where its name says: `/layer1/conv/Conv` becomes `layer1.conv.Conv`."""
+        """Puts a node's module where its name says: `/layer1/conv/Conv` becomes
+        `layer1.conv.Conv`.
+        """
         parts = [_identifier(p, digits=True) for p in re.split(r"[./]", name) if p] or ["node"]
         if parts[0] == "constants":
             parts[0] = "constants_"
@@ -328,7 +422,9 @@ def _identifier(name: str, digits: bool = False) -> str:
 
 
 def _agrees(found: np.ndarray, expected: np.ndarray) -> bool:
-    if found.shape != expected.shape or (found.dtype != expected.dtype and found.dtype.kind != expected.dtype.kind):
+    if found.shape != expected.shape or (
+        found.dtype != expected.dtype and found.dtype.kind != expected.dtype.kind
+    ):
         return False
     if expected.dtype.kind != "f":
         return bool(np.array_equal(found, expected))
@@ -336,7 +432,9 @@ def _agrees(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale + 1e-6, equal_nan=True))
 
 
-def _run_all(proto: ModelProto, example: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+def _run_all(
+    proto: ModelProto, example: dict[str, np.ndarray], path: Path
+) -> dict[str, np.ndarray]:
     """Every value of the graph on the example, by ONNX Runtime."""
     import onnxruntime
 
@@ -346,15 +444,21 @@ def _run_all(proto: ModelProto, example: dict[str, np.ndarray], path: Path) -> d
     del copy.graph.output[:]
     copy.graph.output.extend([onnx.ValueInfoProto(name=n) for n in names])
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # what is fused has no value of its own
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # what is fused has no value of its own
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "all.onnx"
         onnx.save(copy, file, save_as_external_data=copy.ByteSize() > 2**30, location="all.data")
         try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
             found: Any = session.run(None, example)
             return {**example, **dict(zip(names, found))}
         except Exception as error:
             shapes = ", ".join(f"{n} {a.shape} {a.dtype}" for n, a in example.items())
-            raise InputError(f"{path} does not run on {shapes}: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(
+                f"{path} does not run on {shapes}: {str(error).strip().splitlines()[0]}"
+            ) from error

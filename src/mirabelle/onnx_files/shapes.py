@@ -1,4 +1,6 @@
-"""Shapes and other small numbers of an ONNX graph: known while it is captured, so that they are computed in Python and leave no trace in the capture."""
+"""Shapes and other small numbers of an ONNX graph: known while it is captured, so that they are
+computed in Python and leave no trace in the capture.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ LARGEST = 64
 
 @dataclass(frozen=True)
 class Host:
-    """Numbers, symbolic sizes among them: a vector, or a scalar where `scalar`. dtype: the tensor's that they stand for."""
+    """Numbers, symbolic sizes among them: a vector, or a scalar where `scalar`. dtype: the tensor's
+    that they stand for.
+    """
 
     values: tuple[Any, ...]
     scalar: bool = False
     dtype: torch.dtype = torch.int64
 
     def tensor(self) -> torch.Tensor:
-        numbers = [int(v) if isinstance(v, torch.SymInt) else v for v in self.values]  # a size that becomes data is that of the example
+        numbers = [
+            int(v) if isinstance(v, torch.SymInt) else v for v in self.values
+        ]  # a size that becomes data is that of the example
         return torch.tensor(numbers[0] if self.scalar else numbers, dtype=self.dtype)
 
     def map(self, function: Callable[[Any], Any], dtype: torch.dtype | None = None) -> Host:
@@ -33,21 +39,31 @@ def as_tensor(value: Any) -> torch.Tensor:
 
 
 def as_list(value: Any) -> list[Any]:
-    """The numbers of an argument that has to be known: axes, shapes, pads. Raises `ValueError` for a tensor that is computed from data."""
+    """The numbers of an argument that has to be known: axes, shapes, pads. Raises `ValueError` for
+    a tensor that is computed from data.
+    """
     if isinstance(value, Host):
         return list(value.values)
-    raise ValueError("a shape or an axis is computed from data, which a captured graph cannot follow")
+    raise ValueError(
+        "a shape or an axis is computed from data, which a captured graph cannot follow"
+    )
 
 
 def as_number(value: Any) -> Any:
     return as_list(value)[0]
 
 
-def both(a: Any, b: Any, function: Callable[[Any, Any], Any], dtype: torch.dtype | None = None) -> Host:
+def both(
+    a: Any, b: Any, function: Callable[[Any, Any], Any], dtype: torch.dtype | None = None
+) -> Host:
     """An elementwise function of two Hosts, scalars and vectors of one element broadcast."""
     length = max(len(a.values), len(b.values))
     left, right = (v.values * length if len(v.values) == 1 else v.values for v in (a, b))
-    return Host(tuple(function(x, y) for x, y in zip(left, right, strict=True)), a.scalar and b.scalar, dtype or a.dtype)
+    return Host(
+        tuple(function(x, y) for x, y in zip(left, right, strict=True)),
+        a.scalar and b.scalar,
+        dtype or a.dtype,
+    )
 
 
 def gather(data: Host, indices: Sequence[int], scalar: bool) -> Host:

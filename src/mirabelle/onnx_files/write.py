@@ -19,15 +19,26 @@ from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.onnx_files.qdq import META, translations, write_integers
 
 OPSET = 20
-SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node was called in
+# where torch's exporter notes the modules that a node was called in
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class _FourDimensions(TorchFunctionMode):
-    """torch.onnx writes attention over (batch, heads, tokens, size) alone: windows and other leading dimensions go into the batch, and come back."""
+    """torch.onnx writes attention over (batch, heads, tokens, size) alone: windows and other
+    leading dimensions go into the batch, and come back.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default) or len(args) < 3 or args[0].ndim == 4:
+        if (
+            func
+            not in (
+                F.scaled_dot_product_attention,
+                torch.ops.aten.scaled_dot_product_attention.default,
+            )
+            or len(args) < 3
+            or args[0].ndim == 4
+        ):
             return func(*args, **kwargs)
         (query, key, value), rest = args[:3], list(args[3:])
         leading = query.shape[:-2]
@@ -46,15 +57,19 @@ class _FourDimensions(TorchFunctionMode):
 
 
 def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
-    """The network as torch's exporter writes it, with a free batch where the network allows that, and with the integers that it is to hold (`onnxqdq`).
+    """The network as torch's exporter writes it, with a free batch where the network allows that,
+    and with the integers that it is to hold (`onnxqdq`).
 
     Raises `CaptureError` with torch's reason.
     """
 
     for name, module in network.named_modules():
-        if isinstance(module, nn.LSTM) and module.proj_size:  # torch.onnx writes a file that no runtime takes
+        if (
+            isinstance(module, nn.LSTM) and module.proj_size
+        ):  # torch.onnx writes a file that no runtime takes
             raise CaptureError(
-                f"{name or 'the network'} is an LSTM with proj_size={module.proj_size}, which ONNX lacks; use an nn.Linear behind a plain LSTM"
+                f"{name or 'the network'} is an LSTM with proj_size={module.proj_size}, which "
+                "ONNX lacks; use an nn.Linear behind a plain LSTM"
             )
     with muffled():
         network = clone(network).eval()
@@ -64,14 +79,26 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         shapes: Any = None
         if free:
             dims = {0: torch.export.Dim.DYNAMIC}
-            shapes = tuple(dims for _ in batch.args) if not batch.kwargs else {k: dims for k in batch.kwargs}
+            shapes = (
+                tuple(dims for _ in batch.args)
+                if not batch.kwargs
+                else {k: dims for k in batch.kwargs}
+            )
         with muffled(), uncollected(), _FourDimensions():
             try:
                 program = torch.onnx.export(
-                    network, batch.args, kwargs=batch.kwargs, dynamo=True, verbose=False, opset_version=OPSET,
-                    input_names=inputs.names, output_names=["output"], dynamic_shapes=shapes, optimize=integers is None,
+                    network,
+                    batch.args,
+                    kwargs=batch.kwargs,
+                    dynamo=True,
+                    verbose=False,
+                    opset_version=OPSET,
+                    input_names=inputs.names,
+                    output_names=["output"],
+                    dynamic_shapes=shapes,
+                    optimize=integers is None,
                     custom_translation_table=translations() if integers else None,
-                )  # fmt: skip
+                )
                 assert program is not None
                 if integers is not None:
                     write_integers(program.model, integers)
@@ -81,24 +108,37 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
             except Exception as error:
                 problem = error
     cause: BaseException | None = problem
-    while cause is not None and cause.__cause__ is not None:  # the outer ones say only in which step it was
+    while (
+        cause is not None and cause.__cause__ is not None
+    ):  # the outer ones say only in which step it was
         cause = cause.__cause__
     reason = (str(cause).strip().splitlines() or [""])[0]
-    raise CaptureError(f"torch.onnx cannot export this network: {type(cause).__name__}: {reason}") from problem
+    raise CaptureError(
+        f"torch.onnx cannot export this network: {type(cause).__name__}: {reason}"
+    ) from problem
 
 
 def _register_constants(model: Any) -> None:
-    """The constants of all rewritten nodes: onnxscript names those of two that read the same value alike (two clips, say), and keeps the last of a name only."""
+    """The constants of all rewritten nodes: onnxscript names those of two that read the same value
+    alike (two clips, say), and keeps the last of a name only.
+    """
     for node in model.graph.all_nodes():
         for value in node.inputs:
-            if value is not None and value.const_value is not None and value.producer() is None and not value.is_initializer():
+            if (
+                value is not None
+                and value.const_value is not None
+                and value.producer() is None
+                and not value.is_initializer()
+            ):
                 while value.name in model.graph.initializers:
                     value.name += "_"
                 model.graph.register_initializer(value)
 
 
 def write_onnx(proto: Any, path: str | Path) -> None:
-    """Means as the pools that runtimes have kernels for, without doc strings and metadata (source paths among them), checked, whole or not at all."""
+    """Means as the pools that runtimes have kernels for, without doc strings and metadata (source
+    paths among them), checked, whole or not at all.
+    """
     _pool_for_means(proto)
     fold_pads(proto)
     _turn_weights(proto)
@@ -118,12 +158,18 @@ def save_onnx(proto: Any, path: str | Path) -> None:
 
 
 def _own_zero_points(proto: Any) -> None:
-    """Weights have zero points apart from those whose channels lie in another dimension: OpenVINO does not fold zeros away that such weights share, and runs
-    their layers in float."""
+    """Weights have zero points apart from those whose channels lie in another dimension: OpenVINO
+    does not fold zeros away that such weights share, and runs their layers in float.
+    """
     constants = {i.name: i for i in proto.graph.initializer}
     shared: dict[str, dict[tuple[int, int], str]] = {}
     for node in proto.graph.node:
-        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in constants or node.input[2] not in constants:
+        if (
+            node.op_type != "DequantizeLinear"
+            or len(node.input) < 3
+            or node.input[0] not in constants
+            or node.input[2] not in constants
+        ):
             continue
         name, rank = node.input[2], len(constants[node.input[0]].dims)
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % max(1, rank)
@@ -136,7 +182,9 @@ def _own_zero_points(proto: Any) -> None:
 
 
 def _pool_for_means(proto: Any) -> None:
-    """A mean over the two last dimensions of images is a global average pool, for which runtimes have integer kernels; torch writes ReduceMean."""
+    """A mean over the two last dimensions of images is a global average pool, for which runtimes
+    have integer kernels; torch writes ReduceMean.
+    """
     import numpy as np
     from onnx import numpy_helper
 
@@ -154,26 +202,44 @@ def _pool_for_means(proto: Any) -> None:
 
 
 def fold_pads(proto: Any) -> None:
-    """Paddings of images with zeros go into the convolutions that alone read them: runtimes have no integer kernel for a padding by itself."""
+    """Paddings of images with zeros go into the convolutions that alone read them: runtimes have no
+    integer kernel for a padding by itself.
+    """
     from onnx import helper, numpy_helper
 
     graph = proto.graph
     constants = {i.name: i for i in graph.initializer}
     taken: set[str] = set()
     for node in list(graph.node):
-        if node.op_type != "Pad" or len(node.input) > 3 or node.input[1] not in constants or node.output[0] in {o.name for o in graph.output}:
+        if (
+            node.op_type != "Pad"
+            or len(node.input) > 3
+            or node.input[1] not in constants
+            or node.output[0] in {o.name for o in graph.output}
+        ):
             continue
         mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
         value = node.input[2] if len(node.input) > 2 else ""
-        zero = not value or (value in constants and not numpy_helper.to_array(constants[value]).any())
+        zero = not value or (
+            value in constants and not numpy_helper.to_array(constants[value]).any()
+        )
         around = numpy_helper.to_array(constants[node.input[1]]).tolist()
         readers = [n for n in graph.node if node.output[0] in n.input]
         plain = all(
-            n.op_type == "Conv" and n.input[0] == node.output[0] and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute)
+            n.op_type == "Conv"
+            and n.input[0] == node.output[0]
+            and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute)
             for n in readers
         )
         half = len(around) // 2
-        if mode != b"constant" or not zero or not plain or not readers or any(around[:2] + around[half : half + 2]) or min(around) < 0:
+        if (
+            mode != b"constant"
+            or not zero
+            or not plain
+            or not readers
+            or any(around[:2] + around[half : half + 2])
+            or min(around) < 0
+        ):
             continue
         for reader in readers:
             reader.input[0] = node.input[0]
@@ -182,7 +248,9 @@ def fold_pads(proto: Any) -> None:
             before = list(own.ints) if own is not None else [0] * len(spatial)
             if own is not None:
                 reader.attribute.remove(own)
-            reader.attribute.append(helper.make_attribute("pads", [a + b for a, b in zip(before, spatial, strict=True)]))
+            reader.attribute.append(
+                helper.make_attribute("pads", [a + b for a, b in zip(before, spatial, strict=True)])
+            )
         taken.add(node.output[0])
     kept = [n for n in graph.node if not taken & set(n.output)]
     del graph.node[:]
@@ -190,7 +258,9 @@ def fold_pads(proto: Any) -> None:
 
 
 def _turn_weights(proto: Any) -> None:
-    """A stored matrix that is dequantised, turned and multiplied with is stored turned: runtimes look for integers right in front of the product."""
+    """A stored matrix that is dequantised, turned and multiplied with is stored turned: runtimes
+    look for integers right in front of the product.
+    """
     from onnx import numpy_helper
 
     graph = proto.graph
@@ -199,13 +269,23 @@ def _turn_weights(proto: Any) -> None:
     turned: set[str] = set()
     for node in graph.node:
         before = makers.get(node.input[0]) if node.op_type == "Transpose" else None
-        if before is None or before.op_type != "DequantizeLinear" or before.input[0] not in constants:
+        if (
+            before is None
+            or before.op_type != "DequantizeLinear"
+            or before.input[0] not in constants
+        ):
             continue
-        readers = [n for n in graph.node if node.output[0] in n.input or before.output[0] in n.input]
-        if [list(a.ints) for a in node.attribute] != [[1, 0]] or any(n.op_type != "MatMul" and n is not node for n in readers):
+        readers = [
+            n for n in graph.node if node.output[0] in n.input or before.output[0] in n.input
+        ]
+        if [list(a.ints) for a in node.attribute] != [[1, 0]] or any(
+            n.op_type != "MatMul" and n is not node for n in readers
+        ):
             continue
         stored = constants[before.input[0]]
-        stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored).T.copy(), stored.name))
+        stored.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(stored).T.copy(), stored.name)
+        )
         for attribute in before.attribute:
             if attribute.name == "axis":
                 attribute.i = 1 - attribute.i
@@ -220,8 +300,10 @@ def _turn_weights(proto: Any) -> None:
 
 
 def _name_nodes(proto: Any) -> None:
-    """Nodes get the paths of the modules that they come from, `layer1.0.conv1/Conv`: runtimes report by these names, and the files of a network in float
-    and in integers can be laid side by side. A convolution that took in its BatchNorm is called after its own weight."""
+    """Nodes get the paths of the modules that they come from, `layer1.0.conv1/Conv`: runtimes
+    report by these names, and the files of a network in float and in integers can be laid side by
+    side. A convolution that took in its BatchNorm is called after its own weight.
+    """
     taken: set[str] = set()
     for node in proto.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -229,7 +311,13 @@ def _name_nodes(proto: Any) -> None:
         scopes = next((e.value for e in node.metadata_props if e.key == SCOPES), "[]")
         path = ast.literal_eval(scopes)[-2:-1]
         weight = node.input[1] if len(node.input) > 1 else ""
-        owner = weight.removesuffix(".weight") if weight.endswith(".weight") else path[0] if path else ""
+        owner = (
+            weight.removesuffix(".weight")
+            if weight.endswith(".weight")
+            else path[0]
+            if path
+            else ""
+        )
         name = base = f"{owner}/{node.op_type}" if owner else node.op_type
         count = 0
         while name in taken:
@@ -241,7 +329,15 @@ def _name_nodes(proto: Any) -> None:
 
 def _strip(proto: Any) -> None:
     used = {name for n in proto.graph.node for name in n.input}
-    for holder in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+    for holder in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.value_info,
+        *proto.graph.initializer,
+    ):
         holder.doc_string = ""
         if hasattr(holder, "metadata_props"):
             del holder.metadata_props[:]

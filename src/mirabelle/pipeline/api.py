@@ -1,4 +1,6 @@
-"""`mb.run`: a recipe's steps in order, each cached, so that a run that was killed goes on where it stopped."""
+"""`mb.run`: a recipe's steps in order, each cached, so that a run that was killed goes on where it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ from mirabelle.store import load
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result: `model/` and a folder for each runtime.
+    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result:
+    `model/` and a folder for each runtime.
 
-    missed, warnings: a sentence for each limit that was missed, those that stop a run and those that only warn.
+    missed, warnings: a sentence for each limit that was missed, those that stop a run and those
+    that only warn.
     """
 
     report: dict[str, Any]
@@ -35,17 +39,30 @@ class Run:
     warnings: list[str]
 
     def shortfall(self) -> str:
-        """Which limits were missed that stop a run, by how much, and where the files are; empty where none was."""
-        return "; ".join(self.missed) + f". Everything is kept in {self.folder}" if self.missed else ""
+        """Which limits were missed that stop a run, by how much, and where the files are; empty
+        where none was.
+        """
+        return (
+            "; ".join(self.missed) + f". Everything is kept in {self.folder}" if self.missed else ""
+        )
 
 
-def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path | None = None, check: bool = True) -> Run:
+def run(
+    recipe: str | Path | Recipe,
+    *,
+    resume: bool = False,
+    folder: str | Path | None = None,
+    check: bool = True,
+) -> Run:
     """Carries out a recipe and writes its report.
 
-    recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all are done anew. folder: `runs/<recipe's name>` by default.
-    check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has been written.
+    recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all
+    are done anew. folder: `runs/<recipe's name>` by default.
+    check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has
+    been written.
 
-    Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the metric, before the first step.
+    Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the
+    metric, before the first step.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     try:
@@ -54,7 +71,9 @@ def run(recipe: str | Path | Recipe, *, resume: bool = False, folder: str | Path
     except InputError as error:
         raise RecipeError(f"{recipe.path}: {error}") from error
     example = check_fit(recipe, model, loaders)
-    workspace = Workspace(Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume)
+    workspace = Workspace(
+        Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
+    )
     with workspace.lock():
         workspace.sweep()
         state = State(recipe, loaders, example, [Stage("original", "original", model)])
@@ -73,25 +92,55 @@ def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], di
     for number, step in enumerate(steps, 1):
         key = chain(key, step=step.name, options=dict(step.options), references=depends(step))
         record = _cached(
-            state, workspace, number, len(steps), step.name, key, lambda folder, work, s=step: execute(s.name, state, s.options, folder, work)
+            state,
+            workspace,
+            number,
+            len(steps),
+            step.name,
+            key,
+            lambda folder, work, s=step: execute(s.name, state, s.options, folder, work),
         )
         path = workspace.path(number, step.name, key)
         if (path / "model").is_dir():
             # From the disk even when it was just made: a resumed run sees the same.
             state.saved = path / "model"
-            name = step.name if all(s.name != step.name for s in state.stages) else f"{step.name}{number}"
-            state.stages.append(Stage(name, LABELS[step.name], load(path / "model", clone(state.stages[0].model))))
+            name = (
+                step.name
+                if all(s.name != step.name for s in state.stages)
+                else f"{step.name}{number}"
+            )
+            state.stages.append(
+                Stage(name, LABELS[step.name], load(path / "model", clone(state.stages[0].model)))
+            )
         if step.name == "export":
             state.exported, state.threads = path, step.options.get("threads", 1)
             state.runtimes = list(step.options.get("runtimes", ["onnxruntime"]))
         records.append(record)
     key = chain(key, step="measure")
     number = len(steps) + 1
-    measured = _cached(state, workspace, number, number, "measure", key, lambda folder, work: measure_all(state, folder))
-    return records, summarise(state, [*records, measured], measured, workspace.path(number, "measure", key))
+    measured = _cached(
+        state,
+        workspace,
+        number,
+        number,
+        "measure",
+        key,
+        lambda folder, work: measure_all(state, folder),
+    )
+    return records, summarise(
+        state, [*records, measured], measured, workspace.path(number, "measure", key)
+    )
 
 
-def _cached(state: State, workspace: Workspace, number: int, count: int, name: str, key: str, execute_into: Any) -> dict[str, Any]:
+def _cached(
+    state: State,
+    workspace: Workspace,
+    number: int,
+    count: int,
+    name: str,
+    key: str,
+    execute_into: Any,
+) -> dict[str, Any]:
     record = workspace.finished(number, name, key)
     if record is not None:
         console.print(f"[dim]{number}/{count} {name}: done before[/dim]")
@@ -103,11 +152,16 @@ def _cached(state: State, workspace: Workspace, number: int, count: int, name: s
         try:
             outcome: Outcome = execute_into(written, work)
         except CheckpointError as error:
-            console.print(f"[yellow]{number}/{count} {name}: its checkpoint cannot be used, it starts from the beginning: {error}[/yellow]")
+            console.print(
+                f"[yellow]{number}/{count} {name}: its checkpoint cannot be used, it starts "
+                f"from the beginning: {error}[/yellow]"
+            )
             shutil.rmtree(work)
             outcome = execute_into(written, work)
         seconds = time.monotonic() - begun
-        record = workspace.finish(number, name, key, written, outcome.facts, {**outcome.timings, "wall": seconds})
+        record = workspace.finish(
+            number, name, key, written, outcome.facts, {**outcome.timings, "wall": seconds}
+        )
     finally:
         shutil.rmtree(written, ignore_errors=True)
     console.print(f"{number}/{count} {name}: {seconds:.1f} s")
@@ -117,7 +171,10 @@ def _cached(state: State, workspace: Workspace, number: int, count: int, name: s
 def _collect(state: State, folder: Path) -> None:
     """Copies the last stage's files to where they are easily found."""
     if state.saved is not None:
-        for name in ("model.safetensors", "model.json"):  # in the order in which `mb.save` writes them
+        for name in (
+            "model.safetensors",
+            "model.json",
+        ):  # in the order in which `mb.save` writes them
             with atomic(folder / "model" / name) as temporary:
                 shutil.copyfile(state.saved / name, temporary)
     if state.exported is None:

@@ -1,4 +1,6 @@
-"""What a run depends on besides its recipe: the network, the data, the code, the versions. And checks that network, data and metric fit together."""
+"""What a run depends on besides its recipe: the network, the data, the code, the versions. And
+checks that network, data and metric fit together.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,9 @@ def build_model(reference: str) -> nn.Module:
 
 
 def build_data(reference: str) -> Loaders:
-    """Calls `module:callable`, which returns train, calibration and test loaders: an object with these names, a dict, or a tuple in this order;
-    a validation loader too, if there is one."""
+    """Calls `module:callable`, which returns train, calibration and test loaders: an object with
+    these names, a dict, or a tuple in this order; a validation loader too, if there is one.
+    """
     try:
         found = load(reference, "data")()
     except InputError:
@@ -71,7 +74,8 @@ def build_data(reference: str) -> Loaders:
         found = {**dict.fromkeys(names), **dict(zip(names, found, strict=False))}
     else:
         raise InputError(
-            f"data {reference!r} returned a {type(found).__name__}; expected train, calibration and test loaders: a tuple, a dict or an object with these names"
+            f"data {reference!r} returned a {type(found).__name__}; expected train, calibration "
+            "and test loaders: a tuple, a dict or an object with these names"
         )
     for name, loader in found.items():
         if loader is None and name == "validation":
@@ -80,7 +84,8 @@ def build_data(reference: str) -> Loaders:
             raise InputError(f"data {reference!r} gives no {name} loader")
         if iter(loader) is loader:
             raise InputError(
-                f"data {reference!r}: the {name} loader is an iterator, which is empty after one pass; give a list, a DataLoader or another iterable"
+                f"data {reference!r}: the {name} loader is an iterator, which is empty after "
+                "one pass; give a list, a DataLoader or another iterable"
             )
     return Loaders(**found)  # pyright: ignore[reportArgumentType]
 
@@ -91,12 +96,16 @@ def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"the {name} loader failed on its first batch: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"the {name} loader failed on its first batch: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _needs_labels(step: Step) -> bool:
     criterion = step.options.get("criterion", OPTIONS[step.name].get("criterion"))
-    if criterion_of_cuts(step) in SPARSE_GRADIENTS or (step.name == "sparsify" and criterion in SPARSE_GRADIENTS):
+    if criterion_of_cuts(step) in SPARSE_GRADIENTS or (
+        step.name == "sparsify" and criterion in SPARSE_GRADIENTS
+    ):
         return True
     if step.name == "prune":
         return criterion in NEEDS_GRADIENTS or ":" in criterion
@@ -109,7 +118,8 @@ def criterion_of_cuts(step: Step) -> Any:
 
 
 def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
-    """Runs one batch of each loader through the network, the metric and the loss. Returns an example of one sample.
+    """Runs one batch of each loader through the network, the metric and the loss. Returns an
+    example of one sample.
 
     `RecipeError` says which loader does not fit and how: before any step has started.
     """
@@ -130,7 +140,8 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
                     loss(output, few.target)
                 except Exception as error:
                     raise InputError(
-                        f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and the train loader's targets: {error}"
+                        f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and "
+                        f"the train loader's targets: {error}"
                     ) from error
             if name == "test":
                 metric = resolve(recipe.metric, METRICS, "metric")
@@ -140,16 +151,26 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
                     raise
                 except Exception as error:
                     raise InputError(
-                        f"metric {recipe.metric!r} does not take outputs {tuple(output.shape)} and the test loader's targets: {error}"
+                        f"metric {recipe.metric!r} does not take outputs {tuple(output.shape)} "
+                        f"and the test loader's targets: {error}"
                     ) from error
                 example = few.head(1)
         if len(set(map(str, shapes.values()))) > 1:
-            raise InputError("the loaders yield different shapes: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
+            raise InputError(
+                "the loaders yield different shapes: "
+                + ", ".join(f"{n} {s}" for n, s in shapes.items())
+            )
         known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
         for i, step in enumerate(recipe.steps, 1):
-            for name in [*(step.options.get("keep") or ()), *((step.options.get("sparsify") or {}).get("keep") or ())]:
+            for name in [
+                *(step.options.get("keep") or ()),
+                *((step.options.get("sparsify") or {}).get("keep") or ()),
+            ]:
                 if name not in known:
-                    raise InputError(f"step {i} ({step.name}): keep names {name!r}, which is no module or parameter of the network")
+                    raise InputError(
+                        f"step {i} ({step.name}): keep names {name!r}, which is no module or "
+                        "parameter of the network"
+                    )
             if features := step.options.get("features"):
                 Taps(model, list(features), "student").close()
             if step.name == "distill":
@@ -168,8 +189,12 @@ def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelle
         features = step.options.get("features")
         if isinstance(teacher, Path):
             if features:
-                raise InputError(f"features needs a teacher that is a network; {teacher} has no layers to read")
-            member = Teachers(teacher, torch.device("cpu"))  # opens the file; what it says of the data, training sees to
+                raise InputError(
+                    f"features needs a teacher that is a network; {teacher} has no layers to read"
+                )
+            member = Teachers(
+                teacher, torch.device("cpu")
+            )  # opens the file; what it says of the data, training sees to
             if teacher.suffix != ".onnx":
                 continue
             theirs = member(example).shape
@@ -178,25 +203,47 @@ def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelle
             if features:
                 Taps(teacher, list(features.values()), "teacher").close()
         if theirs != ours and set(losses) - {*FEATURE_LOSSES, "labels", *ANY_WIDTH, *PROJECTED}:
-            raise InputError(f"the network gives {tuple(ours)} and the teacher {tuple(theirs)}; their outputs must have the same shape")
+            raise InputError(
+                f"the network gives {tuple(ours)} and the teacher {tuple(theirs)}; their "
+                "outputs must have the same shape"
+            )
 
 
 def depends(step: Step) -> dict[str, Any]:
-    """What a step's result hangs on besides its options: the code and the weights behind the references in them."""
+    """What a step's result hangs on besides its options: the code and the weights behind the
+    references in them.
+    """
     found: dict[str, Any] = {}
     for key, value in [*step.options.items(), ("criterion", criterion_of_cuts(step))]:
         for name in value if isinstance(value, (list, dict)) else [value]:
-            if key in ("criterion", "threshold", "weight_threshold", "losses", "teacher") and isinstance(name, str) and ":" in name:
-                found[name] = [_source(name), _weights_hash(build_model(name)) if key == "teacher" else None]
+            if (
+                key in ("criterion", "threshold", "weight_threshold", "losses", "teacher")
+                and isinstance(name, str)
+                and ":" in name
+            ):
+                found[name] = [
+                    _source(name),
+                    _weights_hash(build_model(name)) if key == "teacher" else None,
+                ]
             elif key == "teacher" and name is not None and name not in OWN:
                 found[name] = sorted(sha256(f) for f in teacher_files(Path(name)))
     return found
 
 
-def build_teachers(names: str | list[str] | None, original: nn.Module, before: nn.Module | None = None) -> list[nn.Module | Path]:
-    """Networks, and the paths of teachers that are files. before: for a quantised student, the float network that it was, which is then the teacher by default."""
+def build_teachers(
+    names: str | list[str] | None, original: nn.Module, before: nn.Module | None = None
+) -> list[nn.Module | Path]:
+    """Networks, and the paths of teachers that are files. before: for a quantised student, the
+    float network that it was, which is then the teacher by default.
+    """
     found: list[nn.Module | Path] = []
-    for name in ["original" if before is None else "float"] if names is None else [names] if isinstance(names, str) else names:
+    for name in (
+        ["original" if before is None else "float"]
+        if names is None
+        else [names]
+        if isinstance(names, str)
+        else names
+    ):
         own = {"original": original, "float": before}.get(name)
         found.append(own if own is not None else build_model(name) if ":" in name else Path(name))
     return found
@@ -210,7 +257,9 @@ def _file_hash(*paths: Path) -> str:
 
 
 def _source(reference: str) -> str | None:
-    """The hash of the file that defines a callable: the network may change while its weights do not."""
+    """The hash of the file that defines a callable: the network may change while its weights do
+    not.
+    """
     file = inspect.getsourcefile(inspect.unwrap(load(reference, "callable")))
     return _file_hash(Path(file)) if file else None
 
@@ -220,7 +269,9 @@ def _weights_hash(model: nn.Module) -> str:
 
 
 def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
-    """A loader is known by its length and its first batch: reading it all could take as long as the run."""
+    """A loader is known by its length and its first batch: reading it all could take as long as the
+    run.
+    """
     seed_epoch(loader, seed)
     batch = first_batch(loader, name, False)
     tensors = [(str(i), t) for i, t in enumerate(batch.tensors)]
@@ -235,9 +286,18 @@ def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
     package = Path(__file__).parents[1]
     parts = {
         "model": [recipe.model, _source(recipe.model), _weights_hash(model)],
-        "data": [recipe.data, _source(recipe.data), *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in loaders.given)],
-        "seed": recipe.seed, "metric": [recipe.metric, _source(recipe.metric) if ":" in recipe.metric else None],
-        "loss": [recipe.loss, _source(recipe.loss) if ":" in recipe.loss else None], "threads": torch.get_num_threads(),
-        "code": _file_hash(*package.rglob("*.py")), "versions": versions("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN"),
-    }  # fmt: skip
+        "data": [
+            recipe.data,
+            _source(recipe.data),
+            *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in loaders.given),
+        ],
+        "seed": recipe.seed,
+        "metric": [recipe.metric, _source(recipe.metric) if ":" in recipe.metric else None],
+        "loss": [recipe.loss, _source(recipe.loss) if ":" in recipe.loss else None],
+        "threads": torch.get_num_threads(),
+        "code": _file_hash(*package.rglob("*.py")),
+        "versions": versions(
+            "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN"
+        ),
+    }
     return content_hash(parts)

@@ -44,9 +44,11 @@ LIMITS = ("accuracy_drop", "speedup", "size_ratio", "macs")
 class Limits:
     """What the result must keep. None: no limit.
 
-    accuracy_drop: at most so much below the original, as a fraction (0.005 is half a point). speedup: at least so many times faster than the float original
-    on the same runtime. size_ratio: the file at least so many times smaller. macs: at most this fraction of the original's. on_fail: `stop` ends the run
-    with an error, `warn` only says so; or one of these for each limit by its name, as a speed-up depends on the processor: those not named stop.
+    accuracy_drop: at most so much below the original, as a fraction (0.005 is half a point).
+    speedup: at least so many times faster than the float original on the same runtime. size_ratio:
+    the file at least so many times smaller. macs: at most this fraction of the original's. on_fail:
+    `stop` ends the run with an error, `warn` only says so; or one of these for each limit by its
+    name, as a speed-up depends on the processor: those not named stop.
     """
 
     accuracy_drop: float | None = None
@@ -60,7 +62,9 @@ class Limits:
 
     def stops(self, name: str) -> bool:
         """Whether missing this limit ends the run with an error."""
-        return (self.on_fail if isinstance(self.on_fail, str) else self.on_fail.get(name, "stop")) == "stop"
+        return (
+            self.on_fail if isinstance(self.on_fail, str) else self.on_fail.get(name, "stop")
+        ) == "stop"
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,40 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         limits = {k: v for k, v in vars(self.limits).items() if v is not None}
         return {
-            "version": self.version, "model": self.model, "data": self.data, "metric": self.metric, "loss": self.loss, "seed": self.seed,
-            "limits": limits, "steps": [{s.name: dict(s.options)} for s in self.steps],
-        }  # fmt: skip
+            "version": self.version,
+            "model": self.model,
+            "data": self.data,
+            "metric": self.metric,
+            "loss": self.loss,
+            "seed": self.seed,
+            "limits": limits,
+            "steps": [{s.name: dict(s.options)} for s in self.steps],
+        }
 
 
 def _options(function: Callable, *given: str) -> dict[str, Any]:
-    """The keyword options of a function with their defaults (None where there is none), without those that the pipeline gives."""
+    """The keyword options of a function with their defaults (None where there is none), without
+    those that the pipeline gives.
+    """
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+    return {
+        p.name: None if p.default is p.empty else p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in given
+    }
 
 
-_TRAINING = _options(train, "seed", "validation", "metric", "patience", "checkpoint", "checkpoint_seconds", "extra", "progress")
+_TRAINING = _options(
+    train,
+    "seed",
+    "validation",
+    "metric",
+    "patience",
+    "checkpoint",
+    "checkpoint_seconds",
+    "extra",
+    "progress",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "prune": _options(prune, "data", "loss", "seed", "checkpoint"),
     "sparsify": _options(sparsify, "data", "loss", "seed"),
@@ -107,20 +133,59 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "export": {"runtimes": ["onnxruntime"], "threads": 1},
     "verify": {"samples": 256},
 }
-# Values that are names, and the dicts that hold them; a `module:function` is taken where the function itself takes one.
+# Values that are names, and the dicts that hold them; a `module:function` is taken where the
+# function itself takes one.
 _NAMES: dict[str, tuple[dict, bool]] = {
-    "normalize": (NORMALIZATIONS, False), "aggregate": (AGGREGATIONS, False),
-    "criterion": (CRITERIA, True), "allocation": (ALLOCATIONS, False), "repair": (REPAIRS, False), "threshold": (THRESHOLDS, True),
-    "weight_threshold": (THRESHOLDS, True), "target": ({**TARGETS, "auto": None}, False), "optimizer": (OPTIMIZERS, False),
-    "schedule": (SCHEDULES, False), "runtime": (RUNTIMES, False), "placement": (PLACEMENTS, False), "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
-}  # fmt: skip
+    "normalize": (NORMALIZATIONS, False),
+    "aggregate": (AGGREGATIONS, False),
+    "criterion": (CRITERIA, True),
+    "allocation": (ALLOCATIONS, False),
+    "repair": (REPAIRS, False),
+    "threshold": (THRESHOLDS, True),
+    "weight_threshold": (THRESHOLDS, True),
+    "target": ({**TARGETS, "auto": None}, False),
+    "optimizer": (OPTIMIZERS, False),
+    "schedule": (SCHEDULES, False),
+    "runtime": (RUNTIMES, False),
+    "placement": (PLACEMENTS, False),
+    "precision": (dict.fromkeys(("auto", "float32", "bfloat16", "float16")), False),
+}
 # Those that are other names in a certain step.
 _NAMES_OF: dict[str, dict[str, tuple[dict, bool]]] = {
-    "sparsify": {"criterion": (SPARSE_CRITERIA, True), "allocation": (SPARSE_ALLOCATIONS, False), "repair": (dict.fromkeys(SPARSE_REPAIRS), False)},
+    "sparsify": {
+        "criterion": (SPARSE_CRITERIA, True),
+        "allocation": (SPARSE_ALLOCATIONS, False),
+        "repair": (dict.fromkeys(SPARSE_REPAIRS), False),
+    }
 }
 OWN = ("original", "float")  # teachers that are the run's own networks
-_POSITIVE = {"batches", "align", "epochs", "steps", "lr", "samples", "threads", "accumulate", "temperature", "clip", "views", "cache_top", "rounds"}
-_WHOLE = {"batches", "align", "epochs", "steps", "samples", "threads", "accumulate", "views", "cache_top", "rounds"}
+_POSITIVE = {
+    "batches",
+    "align",
+    "epochs",
+    "steps",
+    "lr",
+    "samples",
+    "threads",
+    "accumulate",
+    "temperature",
+    "clip",
+    "views",
+    "cache_top",
+    "rounds",
+}
+_WHOLE = {
+    "batches",
+    "align",
+    "epochs",
+    "steps",
+    "samples",
+    "threads",
+    "accumulate",
+    "views",
+    "cache_top",
+    "rounds",
+}
 _FRACTIONS = {"least", "warmup", "ema"}
 
 
@@ -131,17 +196,25 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a YAML file. Everything that can be known to be wrong without running it raises `RecipeError` with the place in the file."""
+    """The recipe in a YAML file. Everything that can be known to be wrong without running it raises
+    `RecipeError` with the place in the file.
+    """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
@@ -168,11 +241,14 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
     if content["version"] != 1 or isinstance(content["version"], bool):
         raise RecipeError(f"version is {content['version']!r}; this Mirabelle reads version 1")
     for key in ("model", "data"):
-        if not isinstance(content[key], str) or (":" not in content[key] and not content[key].endswith(".onnx")):
+        if not isinstance(content[key], str) or (
+            ":" not in content[key] and not content[key].endswith(".onnx")
+        ):
             raise RecipeError(f"{key} is {content[key]!r}; expected 'module:callable'")
     if content["model"].endswith(".onnx"):
         raise RecipeError(
-            f"model is {content['model']!r}; ONNX files cannot be pruned or trained yet: give 'module:callable' that builds the PyTorch network"
+            f"model is {content['model']!r}; ONNX files cannot be pruned or trained yet: give "
+            "'module:callable' that builds the PyTorch network"
         )
     seed = content.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
@@ -195,13 +271,18 @@ def _known_keys(given: Mapping, known: Any, where: str) -> None:
 
 def _steps(content: Any) -> tuple[Step, ...]:
     if not isinstance(content, list) or not content:
-        raise RecipeError("steps is a list of steps with at least one, such as '- prune: {macs: 0.5}'")
+        raise RecipeError(
+            "steps is a list of steps with at least one, such as '- prune: {macs: 0.5}'"
+        )
     steps = []
     for number, item in enumerate(content, 1):
         if isinstance(item, str):
             item = {item: {}}
         if not isinstance(item, dict) or len(item) != 1:
-            raise RecipeError(f"step {number} is {item!r}; expected one name with its options, such as 'prune: {{macs: 0.5}}'")
+            raise RecipeError(
+                f"step {number} is {item!r}; expected one name with its options, such as "
+                "'prune: {macs: 0.5}'"
+            )
         (name, options), where = next(iter(item.items())), f"step {number}"
         if name not in OPTIONS:
             raise RecipeError(f"{where} is {name!r}{did_you_mean(str(name), OPTIONS)}")
@@ -234,18 +315,27 @@ def _check_value(step: str, key: str, value: Any, default: Any) -> None:
             resolve(value, table, key)
         elif not isinstance(value, str) or value not in table:
             raise InputError(f"unknown {value!r}{did_you_mean(str(value), table)}")
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    number = (
+        float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    )
     if key in _POSITIVE and value is not None and (number is None or not 0 < number < float("inf")):
         raise InputError(f"got {value!r}; expected a positive number")
     if key in _FRACTIONS and value is not None and (number is None or not 0 <= number <= 1):
         raise InputError(f"got {value!r}; expected a number between 0 and 1")
     if key in ("weight_decay",) and (number is None or not 0 <= number < float("inf")):
         raise InputError(f"got {value!r}; expected a number of at least 0")
-    if key == "keep" and (not isinstance(value, list) or not all(isinstance(v, str) for v in value)):
+    if key == "keep" and (
+        not isinstance(value, list) or not all(isinstance(v, str) for v in value)
+    ):
         raise InputError(f"got {value!r}; expected a list of modules or parameters, such as [fc]")
     if key == "features" and value is not None:
-        if not isinstance(value, dict) or not all(isinstance(v, str) for pair in value.items() for v in pair):
-            raise InputError(f"got {value!r}; expected student layers and their teacher layers, such as {{layer3: layer3}}")
+        if not isinstance(value, dict) or not all(
+            isinstance(v, str) for pair in value.items() for v in pair
+        ):
+            raise InputError(
+                f"got {value!r}; expected student layers and their teacher layers, such as "
+                "{layer3: layer3}"
+            )
     if key == "device" and value is not None:
         try:
             torch.device(str(value))
@@ -269,13 +359,29 @@ def _check_sparsify(options: Mapping[str, Any]) -> None:
     given = {**OPTIONS["sparsify"], **options}
     if "sparsity" not in options:
         raise InputError("it needs sparsity: the share of weights that become zero")
-    check_options(*(given[k] for k in ("sparsity", "block", "criterion", "allocation", "least", "repair", "rounds", "batches")))
+    check_options(
+        *(
+            given[k]
+            for k in (
+                "sparsity",
+                "block",
+                "criterion",
+                "allocation",
+                "least",
+                "repair",
+                "rounds",
+                "batches",
+            )
+        )
+    )
 
 
 def _check_runtimes(options: Mapping[str, Any]) -> None:
     runtimes = options.get("runtimes", ["onnxruntime"])
     if not isinstance(runtimes, list) or not runtimes:
-        raise InputError(f"runtimes is {runtimes!r}; expected a list such as [onnxruntime, openvino]")
+        raise InputError(
+            f"runtimes is {runtimes!r}; expected a list such as [onnxruntime, openvino]"
+        )
     for name in runtimes:
         if not isinstance(name, str) or name not in RUNTIMES:
             raise InputError(f"runtimes has {name!r}{did_you_mean(str(name), RUNTIMES)}")
@@ -288,9 +394,13 @@ def _check_prune(options: Mapping[str, Any]) -> None:
     check_budget(options.get("macs"), options.get("params"), options.get("latency"))
     training = options.get("train")
     if training is not None and not isinstance(training, dict):
-        raise InputError(f"train is {training!r}; expected options of training, such as {{epochs: 1}}")
+        raise InputError(
+            f"train is {training!r}; expected options of training, such as {{epochs: 1}}"
+        )
     check_steps(options.get("steps", 1), training, (), options.get("part"))
-    known = {k: v for k, v in _TRAINING.items() if k != "sparsify"}  # whose zeros the next cut would fill
+    known = {
+        k: v for k, v in _TRAINING.items() if k != "sparsify"
+    }  # whose zeros the next cut would fill
     for key, value in (training or {}).items():
         if key not in known:
             raise InputError(f"train has an unknown key {key!r}{did_you_mean(str(key), known)}")
@@ -305,30 +415,53 @@ def _check_distill(options: Mapping[str, Any]) -> None:
     if features and not set(FEATURE_LOSSES) & set(losses):
         losses = {**losses, "features": 1.0}
     check_losses(losses, options.get("temperature", 1.0), features)
-    check_cache(losses, options.get("cache"), options.get("cache_precision", "float32"), options.get("cache_top"))
+    check_cache(
+        losses,
+        options.get("cache"),
+        options.get("cache_precision", "float32"),
+        options.get("cache_top"),
+    )
     teachers = options.get("teacher")
     teachers = "original" if teachers is None else teachers
     if teachers == []:
         raise InputError("teacher is an empty list; name at least one, such as 'original'")
     names = _listed(teachers)
     if len(names) > 1 and features:
-        raise InputError("features needs a single teacher; of an ensemble it is not clear which layer is meant")
+        raise InputError(
+            "features needs a single teacher; of an ensemble it is not clear which layer is meant"
+        )
     for teacher in names:
-        if teacher not in OWN and (not isinstance(teacher, str) or not (":" in teacher or teacher.endswith((".onnx", ".safetensors")))):
+        if teacher not in OWN and (
+            not isinstance(teacher, str)
+            or not (":" in teacher or teacher.endswith((".onnx", ".safetensors")))
+        ):
             raise InputError(
-                f"teacher is {teacher!r}; expected 'original', 'float', 'module:callable', a file (.onnx, .safetensors), or a list of these"
+                f"teacher is {teacher!r}; expected 'original', 'float', 'module:callable', a "
+                "file (.onnx, .safetensors), or a list of these"
             )
-    check_mixture(len(names), options.get("ensemble") or default_ensemble(losses), options.get("weights"), options.get("teacher_temperatures"))
+    check_mixture(
+        len(names),
+        options.get("ensemble") or default_ensemble(losses),
+        options.get("weights"),
+        options.get("teacher_temperatures"),
+    )
 
 
 def _check_quantize(options: Mapping[str, Any]) -> None:
     for key in ("bits", "weight_bits"):
         bits = options.get(key)
-        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
+        if bits is not None and (
+            isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16
+        ):
             raise InputError(f"{key} is {bits!r}; expected 2 to 16")
     drop, fallback = options.get("accuracy_drop"), options.get("fallback", "float")
-    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop < 1):
-        raise InputError(f"accuracy_drop is {drop!r}; expected a fraction of at least 0 and below 1, such as 0.005 for half a point")
+    if drop is not None and (
+        isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop < 1
+    ):
+        raise InputError(
+            f"accuracy_drop is {drop!r}; expected a fraction of at least 0 and below 1, such as "
+            "0.005 for half a point"
+        )
     if fallback not in ("float", 16):
         raise InputError(f"fallback is {fallback!r}; expected float or 16")
     for key in ("symmetric", "weight_symmetric", "per_channel"):
@@ -363,43 +496,94 @@ def _check_order(steps: tuple[Step, ...]) -> None:
     sparse = min((i for i, s in enumerate(steps) if _makes_sparse(s)), default=len(steps))
     for i, name in enumerate(names):
         if name == "prune" and i > positions.get("quantize", i):
-            raise RecipeError(f"step {i + 1} prunes a quantised network; prune first, then quantize")
-        if name == "prune" and i > sparse:
-            raise RecipeError(f"step {i + 1} prunes channels of a sparse network, whose zeros would not stay; prune first, then sparsify")
-        if _makes_sparse(steps[i]) and i > positions.get("quantize", i):
-            raise RecipeError(f"step {i + 1} ({name}) makes a quantised network sparse; sparsify first, then quantize")
-        if name in ("prune", "sparsify", "distill", "fit", "quantize") and i > positions.get("export", i):
-            raise RecipeError(f"step {i + 1} ({name}) comes after export and would not be in the files; move export behind it")
-    if "verify" in positions and ("quantize" not in positions or positions.get("export", len(names)) > positions["verify"]):
-        raise RecipeError("verify compares a quantised network with its exported files: put quantize and export before it")
-    options = next((s.options for s in steps if s.name == "quantize"), {})
-    for key, bits in (("bits", options.get("bits", 8)), ("weight_bits", options.get("weight_bits") or 8)):
-        if "export" in positions and (bits > 8 or (key == "bits" and bits < 8)):
-            raise RecipeError(f"quantize has {key}: {bits} and export writes files for runtimes, which take 8; drop one of them")
-    if "export" in positions and options.get("accuracy_drop") is not None and options.get("fallback") == 16:
-        raise RecipeError("quantize has fallback: 16 and export writes files for runtimes, which take 8 bits; let layers fall back to float")
-    if "quantize" in positions:
-        for runtime in next((s.options.get("runtimes", []) for s in steps if s.name == "export"), []):
-            if not RUNTIMES[runtime].int8:
-                raise RecipeError(f"export has {runtime!r}, which does not run quantised networks; drop it, or the quantize step")
-    for i, step in enumerate(steps):
-        if step.name == "distill" and "float" in _listed(step.options.get("teacher")) and i < positions.get("quantize", len(names)):
             raise RecipeError(
-                f"step {i + 1} (distill) has the teacher 'float', the network before it was quantised, and nothing is quantised before it"
+                f"step {i + 1} prunes a quantised network; prune first, then quantize"
+            )
+        if name == "prune" and i > sparse:
+            raise RecipeError(
+                f"step {i + 1} prunes channels of a sparse network, whose zeros would not stay; "
+                "prune first, then sparsify"
+            )
+        if _makes_sparse(steps[i]) and i > positions.get("quantize", i):
+            raise RecipeError(
+                f"step {i + 1} ({name}) makes a quantised network sparse; sparsify first, then "
+                "quantize"
+            )
+        if name in ("prune", "sparsify", "distill", "fit", "quantize") and i > positions.get(
+            "export", i
+        ):
+            raise RecipeError(
+                f"step {i + 1} ({name}) comes after export and would not be in the files; move "
+                "export behind it"
+            )
+    if "verify" in positions and (
+        "quantize" not in positions or positions.get("export", len(names)) > positions["verify"]
+    ):
+        raise RecipeError(
+            "verify compares a quantised network with its exported files: put quantize and "
+            "export before it"
+        )
+    options = next((s.options for s in steps if s.name == "quantize"), {})
+    for key, bits in (
+        ("bits", options.get("bits", 8)),
+        ("weight_bits", options.get("weight_bits") or 8),
+    ):
+        if "export" in positions and (bits > 8 or (key == "bits" and bits < 8)):
+            raise RecipeError(
+                f"quantize has {key}: {bits} and export writes files for runtimes, which take "
+                "8; drop one of them"
+            )
+    if (
+        "export" in positions
+        and options.get("accuracy_drop") is not None
+        and options.get("fallback") == 16
+    ):
+        raise RecipeError(
+            "quantize has fallback: 16 and export writes files for runtimes, which take 8 bits; "
+            "let layers fall back to float"
+        )
+    if "quantize" in positions:
+        for runtime in next(
+            (s.options.get("runtimes", []) for s in steps if s.name == "export"), []
+        ):
+            if not RUNTIMES[runtime].int8:
+                raise RecipeError(
+                    f"export has {runtime!r}, which does not run quantised networks; drop it, "
+                    "or the quantize step"
+                )
+    for i, step in enumerate(steps):
+        if (
+            step.name == "distill"
+            and "float" in _listed(step.options.get("teacher"))
+            and i < positions.get("quantize", len(names))
+        ):
+            raise RecipeError(
+                f"step {i + 1} (distill) has the teacher 'float', the network before it was "
+                "quantised, and nothing is quantised before it"
             )
 
 
 def _limits(content: Any) -> Limits:
     if not isinstance(content, dict):
-        raise RecipeError(f"limits is {content!r}; expected a mapping such as {{accuracy_drop: 0.005}}")
+        raise RecipeError(
+            f"limits is {content!r}; expected a mapping such as {{accuracy_drop: 0.005}}"
+        )
     _known_keys(content, list(Limits.__dataclass_fields__), "limits")
     for key, value in content.items():
         if key == "on_fail":
             _check_on_fail(value)
             continue
         low, high = {"accuracy_drop": (-1, 1), "macs": (0, 1)}.get(key, (0, float("inf")))
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high or value == float("inf"):
-            raise RecipeError(f"limits.{key} is {value!r}; expected a number above {low}" + (f" and at most {high}" if high != float("inf") else ""))
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not low < value <= high
+            or value == float("inf")
+        ):
+            raise RecipeError(
+                f"limits.{key} is {value!r}; expected a number above {low}"
+                + (f" and at most {high}" if high != float("inf") else "")
+            )
     return Limits(**content)
 
 
@@ -408,7 +592,10 @@ def _check_on_fail(value: Any) -> None:
         _known_keys(value, LIMITS, "limits.on_fail")
     for word in value.values() if isinstance(value, dict) else [value]:
         if word not in ("stop", "warn"):
-            raise RecipeError(f"limits.on_fail is {value!r}; expected 'stop' or 'warn', or one of these for each limit, such as {{speedup: warn}}")
+            raise RecipeError(
+                f"limits.on_fail is {value!r}; expected 'stop' or 'warn', or one of these for "
+                "each limit, such as {speedup: warn}"
+            )
 
 
 def _check_limits(limits: Limits, steps: tuple[Step, ...]) -> None:
@@ -416,15 +603,28 @@ def _check_limits(limits: Limits, steps: tuple[Step, ...]) -> None:
     names = {s.name for s in steps}
     for key in ("accuracy_drop", "speedup", "size_ratio"):
         if getattr(limits, key) is not None and "export" not in names:
-            raise RecipeError(f"limits.{key} is measured on a runtime, and no step exports: add '- export: {{runtimes: [onnxruntime]}}'")
+            raise RecipeError(
+                f"limits.{key} is measured on a runtime, and no step exports: add '- export: "
+                "{runtimes: [onnxruntime]}'"
+            )
     kept = 1.0
     for step in steps:
         if step.name == "prune":
             kept *= step.options.get("macs") or 1.0
     # The cut ends just under its target: far below it would be another recipe.
     if limits.macs is not None and limits.macs < kept:
-        raise RecipeError(f"limits.macs is {limits.macs:g} and the prune steps keep {kept:g}: the limit contradicts them; lower macs in the step")
-    if limits.size_ratio is not None and "prune" not in names and not any(_makes_sparse(s) for s in steps):
+        raise RecipeError(
+            f"limits.macs is {limits.macs:g} and the prune steps keep {kept:g}: the limit "
+            "contradicts them; lower macs in the step"
+        )
+    if (
+        limits.size_ratio is not None
+        and "prune" not in names
+        and not any(_makes_sparse(s) for s in steps)
+    ):
         most = 4.0 if "quantize" in names else 1.0
         if limits.size_ratio > most:
-            raise RecipeError(f"limits.size_ratio is {limits.size_ratio:g}; without a prune step the file can shrink at most {most:g} times")
+            raise RecipeError(
+                f"limits.size_ratio is {limits.size_ratio:g}; without a prune step the file can "
+                f"shrink at most {most:g} times"
+            )

@@ -1,4 +1,6 @@
-"""The steps. Each takes the state that the steps before it left, writes its output into a folder, and says what is to be known of it."""
+"""The steps. Each takes the state that the steps before it left, writes its output into a folder,
+and says what is to be known of it.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Stage:
 
 @dataclass
 class State:
-    """What steps pass on. saved: where the last network that a step changed is. exported: where the export step put the files of each stage."""
+    """What steps pass on. saved: where the last network that a step changed is. exported: where the
+    export step put the files of each stage.
+    """
 
     recipe: Recipe
     loaders: Loaders
@@ -68,12 +72,18 @@ class State:
 
     def artifact(self, stage: str, runtime: str) -> Artifact:
         assert self.exported is not None
-        return load(self.exported / stage / runtime / f"model{RUNTIMES[runtime].suffix}", runtime, self.threads)
+        return load(
+            self.exported / stage / runtime / f"model{RUNTIMES[runtime].suffix}",
+            runtime,
+            self.threads,
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """facts: the same for every run with the same key. timings: of this run. model, label: where the step changed the network."""
+    """facts: the same for every run with the same key. timings: of this run. model, label: where
+    the step changed the network.
+    """
 
     facts: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
@@ -82,12 +92,26 @@ class Outcome:
 
 def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     loss = resolve(state.recipe.loss, LOSSES, "loss")
-    return Outcome(model=prune(state.model, state.inputs, data=state.loaders.train, loss=loss, seed=state.recipe.seed, checkpoint=work, **options))
+    return Outcome(
+        model=prune(
+            state.model,
+            state.inputs,
+            data=state.loaders.train,
+            loss=loss,
+            seed=state.recipe.seed,
+            checkpoint=work,
+            **options,
+        )
+    )
 
 
 def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     loss = resolve(state.recipe.loss, LOSSES, "loss")
-    return Outcome(model=sparsify(state.model, data=state.loaders.train, loss=loss, seed=state.recipe.seed, **options))
+    return Outcome(
+        model=sparsify(
+            state.model, data=state.loaders.train, loss=loss, seed=state.recipe.seed, **options
+        )
+    )
 
 
 def _trained(trained: Trained) -> Outcome:
@@ -98,14 +122,26 @@ def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> 
     loss = resolve(state.recipe.loss, LOSSES, "loss")
     options = with_loss(options, loss)
     return _trained(
-        train(state.model, state.loaders.train, labels_objective(loss), seed=state.recipe.seed, checkpoint=work, checkpoint_seconds=10, **options)
+        train(
+            state.model,
+            state.loaders.train,
+            labels_objective(loss),
+            seed=state.recipe.seed,
+            checkpoint=work,
+            checkpoint_seconds=10,
+            **options,
+        )
     )
 
 
 def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     options = dict(options)
     floats = [s.model for s in state.stages if quantization(s.model) is None]
-    teachers = build_teachers(options.pop("teacher", None), floats[0], floats[-1] if quantization(state.model) is not None else None)
+    teachers = build_teachers(
+        options.pop("teacher", None),
+        floats[0],
+        floats[-1] if quantization(state.model) is not None else None,
+    )
     return _trained(
         run_distillation(
             state.model,
@@ -122,17 +158,39 @@ def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path)
 
 def _quantize(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     limited = options.get("accuracy_drop") is not None
-    judged = {"validation": state.loaders.validation or state.loaders.calibration, "metric": state.recipe.metric} if limited else {}
+    judged = (
+        {
+            "validation": state.loaders.validation or state.loaders.calibration,
+            "metric": state.recipe.metric,
+        }
+        if limited
+        else {}
+    )
     model = quantize(state.model, state.loaders.calibration, **options, **judged)
     described = quantization(model)
     assert described is not None
     timings: dict[str, Any] = {}
-    for name in ("fallback", "timing"):  # what the clock says is no fact, and stays out of the saved network
+    for name in (
+        "fallback",
+        "timing",
+    ):  # what the clock says is no fact, and stays out of the saved network
         if (found := getattr(described, name)) is not None:
             timings[name] = found.milliseconds
             described = replace(described, **{name: replace(found, milliseconds=None)})
     model.meta["quantization"] = described
-    kept = ("bits", "weight_bits", "threshold", "target", "samples", "repair", "keep", "precision", "float_operators", "fallback", "timing")
+    kept = (
+        "bits",
+        "weight_bits",
+        "threshold",
+        "target",
+        "samples",
+        "repair",
+        "keep",
+        "precision",
+        "float_operators",
+        "fallback",
+        "timing",
+    )
     facts = {n: v for n, v in described.to_dict().items() if n in kept}
     return Outcome({"quantization": {**facts, "tensors": describe_tensors(model)}}, timings, model)
 
@@ -150,7 +208,9 @@ def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
     if quantized is None:
         raise InputError("verify found no quantised network")
     for runtime in state.runtimes:
-        checked = verify(quantized.model, state.artifact(quantized.name, runtime), state.loaders.test, **options)  # type: ignore[arg-type]
+        checked = verify(
+            quantized.model, state.artifact(quantized.name, runtime), state.loaders.test, **options
+        )  # type: ignore[arg-type]
         found.append(checked.to_dict())
     return Outcome({"verification": found})
 
@@ -165,10 +225,18 @@ STEPS: dict[str, StepFunction] = {
     "export": _export,
     "verify": _verify,
 }
-LABELS = {"prune": "pruned", "sparsify": "sparsified", "fit": "fine-tuned", "distill": "distilled", "quantize": "quantised"}
+LABELS = {
+    "prune": "pruned",
+    "sparsify": "sparsified",
+    "fit": "fine-tuned",
+    "distill": "distilled",
+    "quantize": "quantised",
+}
 
 
-def execute(name: str, state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+def execute(
+    name: str, state: State, options: Mapping[str, Any], folder: Path, work: Path
+) -> Outcome:
     """Runs one step; a changed network is saved beside the rest of its output."""
     seed_loaders(state)
     outcome = STEPS[name](state, options, folder, work)
@@ -184,7 +252,8 @@ def seed_loaders(state: State) -> None:
 
 
 def measure_all(state: State, folder: Path) -> Outcome:
-    """Every stage on every runtime: bytes, accuracy (each sample's score goes into `scores.npz`), latency in one alternating run, memory and layers.
+    """Every stage on every runtime: bytes, accuracy (each sample's score goes into `scores.npz`),
+    latency in one alternating run, memory and layers.
 
     Without an export step the accuracy is that of the networks in PyTorch, and nothing is timed.
     """
@@ -195,34 +264,65 @@ def measure_all(state: State, folder: Path) -> Outcome:
     if not state.exported:
         for stage in state.stages:
             seed_loaders(state)  # the same samples in the same order for each stage
-            scores[f"{stage.name}/pytorch"] = sample_scores(predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch")
+            scores[f"{stage.name}/pytorch"] = sample_scores(
+                predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch"
+            )
         _write_scores(folder, scores)
         return Outcome({"bytes": {}})
-    artifacts = {(s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes}
-    cores = machine()["cores"]  # accuracy is the same with any number of threads; latency is measured with those of the recipe
+    artifacts = {
+        (s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes
+    }
+    cores = machine()[
+        "cores"
+        # accuracy is the same with any number of threads; latency is measured with those of the
+        # recipe
+    ]
     for stage in state.stages:
         for runtime in state.runtimes:
             seed_loaders(state)
             scores[f"{stage.name}/{runtime}"] = sample_scores(
-                artifacts[stage.name, runtime].with_threads(cores).predict, state.loaders.test, metric, f"{stage.label} on {runtime}"
+                artifacts[stage.name, runtime].with_threads(cores).predict,
+                state.loaders.test,
+                metric,
+                f"{stage.label} on {runtime}",
             )
     _write_scores(folder, scores)
     ends = {s: state.stages[i].name for s, i in (("before", 0), ("after", -1))}
     calls = {f"{s}/{r}": a for (s, r), a in artifacts.items()}
     arrays = {k: a.arrays(*state.example.args, **state.example.kwargs) for k, a in calls.items()}
     latencies = alternate(
-        {k: (lambda a=a, k=k: a(*arrays[k])) for k, a in calls.items()}, runs=400, warmup=20, seconds=LATENCY_SECONDS, pin=state.threads == 1
+        {k: (lambda a=a, k=k: a(*arrays[k])) for k, a in calls.items()},
+        runs=400,
+        warmup=20,
+        seconds=LATENCY_SECONDS,
+        pin=state.threads == 1,
     )
     first = state.stages[0].name
     timings = {
         "latency": {
-            k: {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms, "runs": v.runs, "threads": state.threads, "batch": state.example.size}
+            k: {
+                "p50_ms": v.p50_ms,
+                "p95_ms": v.p95_ms,
+                "runs": v.runs,
+                "threads": state.threads,
+                "batch": state.example.size,
+            }
             for k, v in latencies.items()
         },
-        "speedup": {k: vars(speedup(latencies[f"{first}/{k.split('/')[1]}"], v)) for k, v in latencies.items()},
-        "memory": {f"{s}/{r}": vars(peak_memory(artifacts[s, r], *arrays[f"{s}/{r}"])) for s in dict.fromkeys(ends.values()) for r in state.runtimes},
+        "speedup": {
+            k: vars(speedup(latencies[f"{first}/{k.split('/')[1]}"], v))
+            for k, v in latencies.items()
+        },
+        "memory": {
+            f"{s}/{r}": vars(peak_memory(artifacts[s, r], *arrays[f"{s}/{r}"]))
+            for s in dict.fromkeys(ends.values())
+            for r in state.runtimes
+        },
         "profile": {
-            r: {end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])] for end, s in ends.items()}
+            r: {
+                end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])]
+                for end, s in ends.items()
+            }
             for r in state.runtimes
             if RUNTIMES[r].profile is not None
         },

@@ -1,4 +1,6 @@
-"""The folder of a run: each step's output under the hash of everything that it depends on, there whole or not at all."""
+"""The folder of a run: each step's output under the hash of everything that it depends on, there
+whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ DONE = "step.json"
 
 
 class Workspace:
-    """`folder/steps/<n>-<name>-<key>/` for finished steps, `folder/work/...` for the one under way."""
+    """`folder/steps/<n>-<name>-<key>/` for finished steps, `folder/work/...` for the one
+    under way.
+    """
 
     def __init__(self, folder: Path, resume: bool):
         self.folder, self.resume = folder, resume
@@ -31,7 +35,10 @@ class Workspace:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"another run is at work in {self.folder}; wait for it, or choose another folder") from None
+                raise InputError(
+                    f"another run is at work in {self.folder}; wait for it, or choose another "
+                    "folder"
+                ) from None
             yield
 
     def path(self, number: int, name: str, key: str) -> Path:
@@ -42,14 +49,23 @@ class Workspace:
         return self.folder / "work" / f"{number:02d}-{name}-{key[:12]}"
 
     def finished(self, number: int, name: str, key: str) -> dict[str, Any] | None:
-        """What a finished step recorded, or None where it has to run: not there, of another key, damaged, or the run does not resume."""
+        """What a finished step recorded, or None where it has to run: not there, of another key,
+        damaged, or the run does not resume.
+        """
         folder = self.path(number, name, key)
         if not self.resume or not (folder / DONE).is_file():
             return None
         try:
             record = read_json(folder / DONE)
             whole = record.pop("sha256") == content_hash(record)
-            sound = whole and record["key"] == key and all((folder / f).is_file() and sha256(folder / f) == h for f, h in record["files"].items())
+            sound = (
+                whole
+                and record["key"] == key
+                and all(
+                    (folder / f).is_file() and sha256(folder / f) == h
+                    for f, h in record["files"].items()
+                )
+            )
         except (InputError, KeyError, TypeError, AttributeError):
             return None
         return record if sound else None
@@ -61,15 +77,32 @@ class Workspace:
         (self.folder / "steps").mkdir(exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{number:02d}-{name}-", dir=self.folder / "steps"))
 
-    def finish(self, number: int, name: str, key: str, written: Path, facts: dict[str, Any], timings: dict[str, Any]) -> dict[str, Any]:
-        """Moves what was written to its place, with its record. Facts are the same for every run of this key; timings are not."""
-        files = {str(p.relative_to(written)): sha256(p) for p in sorted(written.rglob("*")) if p.is_file()}
+    def finish(
+        self,
+        number: int,
+        name: str,
+        key: str,
+        written: Path,
+        facts: dict[str, Any],
+        timings: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Moves what was written to its place, with its record. Facts are the same for every run of
+        this key; timings are not.
+        """
+        files = {
+            str(p.relative_to(written)): sha256(p)
+            for p in sorted(written.rglob("*"))
+            if p.is_file()
+        }
         record = {"key": key, "name": name, "files": files, "facts": facts, "timings": timings}
         write_json(written / DONE, {**record, "sha256": content_hash(record)})
-        record = {k: v for k, v in read_json(written / DONE).items() if k != "sha256"}  # as a resumed run will read it
+        record = {
+            k: v for k, v in read_json(written / DONE).items() if k != "sha256"
+        }  # as a resumed run will read it
         target = self.path(number, name, key)
         if target.exists():
-            # A folder cannot take a filled one's place. Killed between the two, the step is done again.
+            # A folder cannot take a filled one's place. Killed between the two, the step is done
+            # again.
             aside = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder / "steps"))
             os.replace(target, aside / target.name)
             os.replace(written, target)

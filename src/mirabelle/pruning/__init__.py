@@ -5,4 +5,13 @@ from mirabelle.pruning.api import check_budget, check_steps, prune
 from mirabelle.pruning.criteria import AGGREGATIONS, CRITERIA, NORMALIZATIONS
 from mirabelle.pruning.repair import REPAIRS
 
-__all__ = ["AGGREGATIONS", "ALLOCATIONS", "CRITERIA", "NORMALIZATIONS", "REPAIRS", "check_budget", "check_steps", "prune"]
+__all__ = [
+    "AGGREGATIONS",
+    "ALLOCATIONS",
+    "CRITERIA",
+    "NORMALIZATIONS",
+    "REPAIRS",
+    "check_budget",
+    "check_steps",
+    "prune",
+]

@@ -1,4 +1,6 @@
-"""Optimal Brain Surgeon on whole channels: what a channel costs once the weights that remain have been fitted again."""
+"""Optimal Brain Surgeon on whole channels: what a channel costs once the weights that remain have
+been fitted again.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,18 @@ from mirabelle.channels.groups import Group, Slot
 from mirabelle.fitting.gram import Moments, ridge
 from mirabelle.pruning.stats import Stats, per_channel
 
-STEPS = 128  # at least so many removals one after the other for a group; larger groups lose several channels at once
+# at least so many removals one after the other for a group; larger groups lose several channels at
+# once
+STEPS = 128
 
 
 @dataclass
 class Reader:
-    """What is left of one layer that reads the group: b columns for each of the n channels that remain.
+    """What is left of one layer that reads the group: b columns for each of the n channels that
+    remain.
 
-    inverse: (n b, n b), the rows and columns of (A'A + r I)^-1 that belong to them. weights: (outputs, n b), in units in which an error's sum of squares counts.
+    inverse: (n b, n b), the rows and columns of (A'A + r I)^-1 that belong to them. weights:
+    (outputs, n b), in units in which an error's sum of squares counts.
     """
 
     inverse: torch.Tensor
@@ -25,7 +31,9 @@ class Reader:
     block: int
 
     def costs(self) -> torch.Tensor:
-        """(n,): for each channel c the least error of the outputs without it, tr(W_c ((H^-1)_cc)^-1 W_c')."""
+        """(n,): for each channel c the least error of the outputs without it, tr(W_c ((H^-1)_cc)^-1
+        W_c').
+        """
         b = self.block
         n = len(self.inverse) // b
         blocks = self.inverse.view(n, b, n, b).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -33,7 +41,9 @@ class Reader:
         return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
 
     def remove(self, gone: torch.Tensor, left: torch.Tensor) -> None:
-        """Fits the weights of the channels `left` to what the `gone` contributed, and takes the latter out of the inverse."""
+        """Fits the weights of the channels `left` to what the `gone` contributed, and takes the
+        latter out of the inverse.
+        """
         b = self.block
         s, r = ((c[:, None] * b + torch.arange(b)).flatten() for c in (gone, left))
         taken = torch.linalg.solve(self.inverse[s][:, s], self.inverse[s][:, r])
@@ -43,7 +53,9 @@ class Reader:
 
 @dataclass
 class Layer:
-    """One group of one layer that reads the channels. rows: its filters among the layer's. inverse: of A'A + r I, without the column of ones. columns: (C, b)."""
+    """One group of one layer that reads the channels. rows: its filters among the layer's. inverse:
+    of A'A + r I, without the column of ones. columns: (C, b).
+    """
 
     parameter: str
     rows: slice
@@ -52,26 +64,37 @@ class Layer:
     columns: torch.Tensor
 
     def without(self, gone: torch.Tensor) -> torch.Tensor:
-        """Its weights with the columns of the channels `gone` at zero and all others fitted again."""
+        """Its weights with the columns of the channels `gone` at zero and all others fitted
+        again.
+        """
         s = self.columns[gone].reshape(-1)
-        fitted = self.weights - self.weights[:, s] @ torch.linalg.solve(self.inverse[s][:, s], self.inverse[s])
+        fitted = self.weights - self.weights[:, s] @ torch.linalg.solve(
+            self.inverse[s][:, s], self.inverse[s]
+        )
         fitted[:, s] = 0
         return fitted
 
 
 def brain_surgeon(group: Group, stats: Stats) -> torch.Tensor:
-    """How much the network's outputs suffer, at the least, when the channel goes after those with lower scores. No labels are needed.
+    """How much the network's outputs suffer, at the least, when the channel goes after those with
+    lower scores. No labels are needed.
 
-    For a reader with weights W and H = A'A + r I of its inputs, the error of its outputs without the columns S, all others being fitted again, is
-    tr(F W_S ((H^-1)_SS)^-1 W_S'), F being how much the network's outputs depend on the reader's (`Moments.sensitivity`; where that is unknown, one over the energy of the
-    reader's outputs). The channel for which the sum over the readers is least goes first; then W and H^-1 are those of the fitted rest. Hassibi & Stork 1993, eq. 5, on blocks
-    as in ZipLM (Kurtic et al. 2023, eq. 4). A convolution with groups is a reader for each of them.
+    For a reader with weights W and H = A'A + r I of its inputs, the error of its outputs without
+    the columns S, all others being fitted again, is tr(F W_S ((H^-1)_SS)^-1 W_S'), F being how much
+    the network's outputs depend on the reader's (`Moments.sensitivity`; where that is unknown, one
+    over the energy of the reader's outputs). The channel for which the sum over the readers is
+    least goes first; then W and H^-1 are those of the fitted rest. Hassibi & Stork 1993, eq. 5, on
+    blocks as in ZipLM (Kurtic et al. 2023, eq. 4). A convolution with groups is a reader for each
+    of them.
 
-    The order is good within a group, but the sums take errors at different places as independent, which they are not: between groups they may be wrong by orders of
-    magnitude. So a fifth and a half of the channels are removed on trial, and the increments are scaled to the error of the network's outputs that is measured then.
-    The score is the greatest increment so far, so that it grows with the order of removal, relative to the energy of the network's outputs.
+    The order is good within a group, but the sums take errors at different places as independent,
+    which they are not: between groups they may be wrong by orders of magnitude. So a fifth and a
+    half of the channels are removed on trial, and the increments are scaled to the error of the
+    network's outputs that is measured then. The score is the greatest increment so far, so that it
+    grows with the order of removal, relative to the energy of the network's outputs.
 
-    Readers that are no plain convolution or linear layer, or have too many columns (`stats.MOST_COLUMNS`), count with the channel's share of their squared weights.
+    Readers that are no plain convolution or linear layer, or have too many columns
+    (`stats.MOST_COLUMNS`), count with the channel's share of their squared weights.
     """
     readers, layers, scores = [], [], torch.zeros(group.channels, dtype=torch.float64)
     for slot in group.with_role("in"):
@@ -80,15 +103,21 @@ def brain_surgeon(group: Group, stats: Stats) -> torch.Tensor:
             shares = per_channel(weight, slot).square().sum(1)
             scores += shares / shares.sum().clamp_min(1e-30)
             continue
-        for reader, layer in _readers(weight.flatten(1), slot, weight[0, 0].numel(), stats.moments[slot.module]):
+        for reader, layer in _readers(
+            weight.flatten(1), slot, weight[0, 0].numel(), stats.moments[slot.module]
+        ):
             readers.append(reader)
             layers.append(layer)
     scores = scores + _removed_in_order(readers, scores)
     return scores if stats.trial is None else _measured(group, stats, scores, layers)
 
 
-def _measured(group: Group, stats: Stats, scores: torch.Tensor, layers: list[Layer]) -> torch.Tensor:
-    """The scores scaled to the errors of the outputs without the first fifth and the first half of the channels."""
+def _measured(
+    group: Group, stats: Stats, scores: torch.Tensor, layers: list[Layer]
+) -> torch.Tensor:
+    """The scores scaled to the errors of the outputs without the first fifth and the first half of
+    the channels.
+    """
     assert stats.trial is not None
     order = scores.argsort(stable=True)
     predicted = scores[order].cumsum(0)
@@ -96,7 +125,9 @@ def _measured(group: Group, stats: Stats, scores: torch.Tensor, layers: list[Lay
     factor = 1.0
     for count in sorted({group.channels // 5, group.channels // 2} - {0}):
         error = stats.trial(_without(group, stats, layers, order[:count]))
-        factor = max(error - before, 1e-2 * error, 1e-12) / max(float(predicted[count - 1]) - expected, 1e-30)
+        factor = max(error - before, 1e-2 * error, 1e-12) / max(
+            float(predicted[count - 1]) - expected, 1e-30
+        )
         scaled[order[begun:count]] *= factor
         begun, before, expected = count, max(before, error), float(predicted[count - 1])
     scaled[order[begun:]] *= factor
@@ -104,7 +135,9 @@ def _measured(group: Group, stats: Stats, scores: torch.Tensor, layers: list[Lay
     return torch.empty_like(scaled).index_copy_(0, order, rising)
 
 
-def _without(group: Group, stats: Stats, layers: list[Layer], gone: torch.Tensor) -> dict[str, torch.Tensor]:
+def _without(
+    group: Group, stats: Stats, layers: list[Layer], gone: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The weights of the group's readers when they do without these channels."""
     changes: dict[str, torch.Tensor] = {}
     for slot in group.with_role("in"):
@@ -117,7 +150,9 @@ def _without(group: Group, stats: Stats, layers: list[Layer], gone: torch.Tensor
     return changes
 
 
-def _readers(weights: torch.Tensor, slot: Slot, spread: int, moments: Moments) -> list[tuple[Reader, Layer]]:
+def _readers(
+    weights: torch.Tensor, slot: Slot, spread: int, moments: Moments
+) -> list[tuple[Reader, Layer]]:
     """One for each group of a layer, whose inputs have `spread` columns each."""
     places = (slot.index[..., None] * spread + torch.arange(spread)).flatten(1)
     columns = places.reshape(-1)
@@ -129,26 +164,39 @@ def _readers(weights: torch.Tensor, slot: Slot, spread: int, moments: Moments) -
         w = weights[rows]
         inverse = torch.linalg.inv(gram + ridge(gram, float(gram[-1, -1])))
         if moments.sensitivity is None:
-            about_mean = gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]  # a bias gives the mean
-            root = torch.eye(each, dtype=w.dtype) / ((w @ about_mean) * w).sum().clamp_min(1e-30).sqrt()
+            about_mean = (
+                gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
+            )  # a bias gives the mean
+            root = (
+                torch.eye(each, dtype=w.dtype)
+                / ((w @ about_mean) * w).sum().clamp_min(1e-30).sqrt()
+            )
         else:
             values, vectors = torch.linalg.eigh(moments.sensitivity.cpu()[rows, rows])
             root = values.clamp_min(0).sqrt()[:, None] * vectors.T
-        plain = inverse[:-1, :-1] - torch.outer(inverse[:-1, -1], inverse[-1, :-1]) / inverse[-1, -1]
+        plain = (
+            inverse[:-1, :-1] - torch.outer(inverse[:-1, -1], inverse[-1, :-1]) / inverse[-1, -1]
+        )
         layer = Layer(slot.parameter, rows, w, plain, places)
-        found.append((Reader(inverse[columns][:, columns], root @ w[:, columns], places.shape[1]), layer))
+        found.append(
+            (Reader(inverse[columns][:, columns], root @ w[:, columns], places.shape[1]), layer)
+        )
     return found
 
 
 def _removed_in_order(readers: list[Reader], other: torch.Tensor) -> torch.Tensor:
-    """The greatest cost so far, when the channel that is cheapest at the time goes next. other: (C,) what else a channel costs."""
+    """The greatest cost so far, when the channel that is cheapest at the time goes next. other:
+    (C,) what else a channel costs.
+    """
     at_once = max(1, len(other) // STEPS)
     left, scores, highest = torch.arange(len(other)), torch.zeros_like(other), 0.0
     while readers and len(left):
         costs = torch.stack([r.costs() for r in readers]).sum(0)
         order = (costs + other[left]).argsort(stable=True)
         gone, stay = order[:at_once], order[at_once:].sort().values
-        for c in gone.tolist():  # a little more each time, so that the order can be read from equal costs
+        for c in (
+            gone.tolist()
+        ):  # a little more each time, so that the order can be read from equal costs
             highest = scores[left[c]] = max(highest * (1 + 1e-6), float(costs[c]))
         for reader in readers:
             reader.remove(gone, stay)

@@ -1,15 +1,21 @@
-"""What channels cost in milliseconds: the network's own layers, timed at several widths on the runtime that it will run on.
+"""What channels cost in milliseconds: the network's own layers, timed at several widths on the
+runtime that it will run on.
 
-The network is cut to a few widths, uniform and uneven ones, and each cut runs on the runtime with its profiler on (without one, a layer's share of the time is
-its share of the work). A layer's time is fitted over the cuts as
+The network is cut to a few widths, uniform and uneven ones, and each cut runs on the runtime with
+its profiler on (without one, a layer's share of the time is its share of the work). A layer's time
+is fitted over the cuts as
 
-    t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two shares),   a, b, c >= 0
+    t = a + b * (share of its inputs left * share of its outputs left) + c * (mean of the two
+    shares),   a, b, c >= 0
 
-work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is fitted together as one. Kernels compute channels in blocks, and
-take as long for one channel of a block as for all, or not much less: so shares are of widths rounded up to whole blocks, or between these and the widths themselves. How wide
-blocks are is measured, too (`kernel_block`), and how much a part of one takes is what fits the network's own layers best: one figure for what layers write, and
-one for what they sum over, which need not fill vectors.
-The fit is kept in the cache folder under the machine, the runtime's version and the network's structure. What the fit predicts only decides how channels are spread over
+work, memory traffic and overhead; what is no layer (pools, activations that are not fused) is
+fitted together as one. Kernels compute channels in blocks, and
+take as long for one channel of a block as for all, or not much less: so shares are of widths
+rounded up to whole blocks, or between these and the widths themselves. How wide blocks are is
+measured, too (`kernel_block`), and how much a part of one takes is what fits the network's own
+layers best: one figure for what layers write, and one for what they sum over, which need not fill
+vectors. The fit is kept in the cache folder under the machine, the runtime's version and the
+network's structure. What the fit predicts only decides how channels are spread over
 layers: `until_measured` then measures the real networks and corrects the budget.
 """
 
@@ -41,13 +47,41 @@ from mirabelle.pruning.allocation import aligned
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
-UNEVEN = 4  # cuts in which each group has a width of its own, drawn between the least and the whole of `WIDTHS`: they tell inputs from outputs
-ROUNDS, RUNS = 5, 10  # each cut is profiled so often, and so many calls each time: medians of means, which a call that was interrupted does not move
+# cuts in which each group has a width of its own, drawn between the least and the whole of
+# `WIDTHS`: they tell inputs from outputs
+UNEVEN = 4
+ROUNDS, RUNS = (
+    5,
+    10,
+    # each cut is profiled so often, and so many calls each time: medians of means, which a call
+    # that was interrupted does not move
+)
 CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
-FUSED = {"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Erf", "LeakyRelu", "Tanh", "BatchNormalization", "Softmax"}
+FUSED = {
+    "Relu",
+    "Clip",
+    "Add",
+    "Mul",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Gelu",
+    "Erf",
+    "LeakyRelu",
+    "Tanh",
+    "BatchNormalization",
+    "Softmax",
+}
 BLOCKS = (32, 16, 8, 4)  # widest first
-PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of what is missing to a whole block, what a started one takes nevertheless
-FORMAT = 4  # of what is kept in the cache; counted up where the same measurements would now give another result
+PARTS = (
+    1.0,
+    0.75,
+    0.5,
+    0.25,
+    0.0,
+)  # of what is missing to a whole block, what a started one takes nevertheless
+# of what is kept in the cache; counted up where the same measurements would now give another result
+FORMAT = 4
 TOLERANCE = 0.03
 TRIES = 5
 SECONDS = 3.0
@@ -59,8 +93,11 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of `coupling.costs`; others: (a, c) of everything else;
-    block: how many channels kernels compute together; parts: of `PARTS`, along what layers write and along what they sum over."""
+    """Milliseconds of one call, as a function of the channels kept. layers: (a, b, c) of each of
+    `coupling.costs`; others: (a, c) of everything else;
+    block: how many channels kernels compute together; parts: of `PARTS`, along what layers write
+    and along what they sum over.
+    """
 
     layers: np.ndarray
     others: np.ndarray
@@ -70,37 +107,63 @@ class LatencyModel:
 
     @property
     def align(self) -> int:
-        """The multiples of channels that layers are best cut to: a half of a block where writing it or summing over it takes clearly less than a whole one."""
+        """The multiples of channels that layers are best cut to: a half of a block where writing it
+        or summing over it takes clearly less than a whole one.
+        """
         return self.block if min(self.parts) > 0.5 else self.block // 2
 
     def layer(self, number: int, kept: Mapping[str, Any]) -> Any:
-        """The milliseconds of one of `coupling.costs`; an array where the width of one group is one."""
-        work, width = _shares(self.coupling.costs[number], kept, self.coupling.channels, self.block, self.parts)
+        """The milliseconds of one of `coupling.costs`; an array where the width of one group is
+        one.
+        """
+        work, width = _shares(
+            self.coupling.costs[number], kept, self.coupling.channels, self.block, self.parts
+        )
         a, b, c = self.layers[number]
         return a + b * work + (c + self.others[1] / len(self.layers)) * width
 
     def __call__(self, kept: Kept) -> float:
-        return float(sum(self.layer(i, kept) for i in range(len(self.layers))) + self.others[0] + (0.0 if len(self.layers) else self.others[1]))
+        return float(
+            sum(self.layer(i, kept) for i in range(len(self.layers)))
+            + self.others[0]
+            + (0.0 if len(self.layers) else self.others[1])
+        )
 
 
-def _shares(cost: Cost, kept: Mapping[str, Any], channels: Mapping[str, int], block: int, parts: Sequence[float]) -> tuple[Any, Any]:
-    """The share of a layer's work that is left, and the mean share of its dimensions; as kernels compute it. One group of `kept` may have many widths: then arrays."""
+def _shares(
+    cost: Cost,
+    kept: Mapping[str, Any],
+    channels: Mapping[str, int],
+    block: int,
+    parts: Sequence[float],
+) -> tuple[Any, Any]:
+    """The share of a layer's work that is left, and the mean share of its dimensions; as kernels
+    compute it. One group of `kept` may have many widths: then arrays.
+    """
 
     def computed(width: Any, part: float) -> Any:
         return part * -(-width // block) * block + (1 - part) * width
 
-    sides = [computed(side.left(kept, channels), parts[side.summed]) / computed(side.size, parts[side.summed]) for side in cost.sides]
+    sides = [
+        computed(side.left(kept, channels), parts[side.summed])
+        / computed(side.size, parts[side.summed])
+        for side in cost.sides
+    ]
     sides = [*sides, *[1.0] * (2 - len(sides))]
     return math.prod(sides), sum(sides) / len(sides)
 
 
 def _features(coupling: Coupling, kept: Kept, block: int, parts: Sequence[float]) -> np.ndarray:
     """(layers, 3): what a, b and c are multiplied by."""
-    return np.array([(1.0, *_shares(cost, kept, coupling.channels, block, parts)) for cost in coupling.costs]).reshape(-1, 3)
+    return np.array(
+        [(1.0, *_shares(cost, kept, coupling.channels, block, parts)) for cost in coupling.costs]
+    ).reshape(-1, 3)
 
 
 def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
-    """What `read` makes of a file of the cache; None where there is none, or it is damaged: then it is measured again."""
+    """What `read` makes of a file of the cache; None where there is none, or it is damaged: then it
+    is measured again.
+    """
     if not path.is_file():
         return None
     try:
@@ -110,20 +173,40 @@ def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
 
 
 def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
-    """How many channels the kernels of `runtime` write together on this machine, of `BLOCKS`: found by timing a small network, or read from the cache."""
+    """How many channels the kernels of `runtime` write together on this machine, of `BLOCKS`: found
+    by timing a small network, or read from the cache.
+    """
     adapter = choose(runtime, RUNTIMES, "runtime")
-    known = {"format": FORMAT, "runtime": runtime, "version": adapter.version(), "threads": threads, "blocks": BLOCKS, "machine": machine()["cpu"]}
+    known = {
+        "format": FORMAT,
+        "runtime": runtime,
+        "version": adapter.version(),
+        "threads": threads,
+        "blocks": BLOCKS,
+        "machine": machine()["cpu"],
+    }
     path = cache_folder() / "latency" / f"block-{content_hash(known)}.json"
-    if (found := _measured_before(path, lambda kept: BLOCKS[BLOCKS.index(kept["block"])])) is not None:
+    if (
+        found := _measured_before(path, lambda kept: BLOCKS[BLOCKS.index(kept["block"])])
+    ) is not None:
         return found
     inputs = Batch((torch.zeros(1, 16, 28, 28),), {}, None)
     widths = sorted({w for b in BLOCKS[:-1] for w in _probed(b)})
     with tempfile.TemporaryDirectory() as folder, bar("timing kernels", len(widths)) as shown:
         files = {}
         for width in widths:
-            # Nothing sums over the width: what is read need not fill blocks where what is written does.
-            network = nn.Sequential(nn.Conv2d(16, 256, 1), nn.ReLU(), nn.Conv2d(256, width, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-            files[str(width)] = write_artifact(network, inputs, Path(folder) / str(width), runtime, threads)
+            # Nothing sums over the width: what is read need not fill blocks where what is written
+            # does.
+            network = nn.Sequential(
+                nn.Conv2d(16, 256, 1),
+                nn.ReLU(),
+                nn.Conv2d(256, width, 1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+            )
+            files[str(width)] = write_artifact(
+                network, inputs, Path(folder) / str(width), runtime, threads
+            )
             shown.advance()
         times = time_in_turn(files, inputs, SECONDS)
     block = widest_block({w: times[str(w)].p50_ms for w in widths})
@@ -132,12 +215,16 @@ def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
 
 
 def _probed(block: int) -> tuple[int, int, int]:
-    """One block, a little more, and two: the second takes as long as the third where kernels have blocks of this width, and is at most half way where they are narrower."""
+    """One block, a little more, and two: the second takes as long as the third where kernels have
+    blocks of this width, and is at most half way where they are narrower.
+    """
     return block, block + 4, 2 * block
 
 
 def widest_block(milliseconds: Mapping[int, float]) -> int:
-    """The widest of `BLOCKS` of which a part takes as long as the whole. milliseconds: by width, of all that `_probed` gives."""
+    """The widest of `BLOCKS` of which a part takes as long as the whole. milliseconds: by width, of
+    all that `_probed` gives.
+    """
     for block in BLOCKS[:-1]:
         one, more, two = (milliseconds[width] for width in _probed(block))
         if more - one > (1 + 1 / 2) / 2 * (two - one) > 0:
@@ -145,17 +232,37 @@ def widest_block(milliseconds: Mapping[int, float]) -> int:
     return BLOCKS[-1]
 
 
-def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1) -> LatencyModel:
-    """Times the network's layers at `WIDTHS` and `UNEVEN` ones on `runtime` with a batch of one, or reads what was measured before on this machine."""
+def latency_model(
+    model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1
+) -> LatencyModel:
+    """Times the network's layers at `WIDTHS` and `UNEVEN` ones on `runtime` with a batch of one, or
+    reads what was measured before on this machine.
+    """
     adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
     known = {
-        "format": FORMAT, "costs": [(c.macs, [(s.size, sorted(s.groups.items()), s.summed) for s in c.sides]) for c in coupling.costs], "shapes": sorted(coupling.shapes.items()),
-        "runtime": runtime, "version": adapter.version(), "threads": threads, "widths": (WIDTHS, UNEVEN), "block": block, "machine": machine()["cpu"],
-    }  # fmt: skip
+        "format": FORMAT,
+        "costs": [
+            (c.macs, [(s.size, sorted(s.groups.items()), s.summed) for s in c.sides])
+            for c in coupling.costs
+        ],
+        "shapes": sorted(coupling.shapes.items()),
+        "runtime": runtime,
+        "version": adapter.version(),
+        "threads": threads,
+        "widths": (WIDTHS, UNEVEN),
+        "block": block,
+        "machine": machine()["cpu"],
+    }
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
     before = _measured_before(
         path,
-        lambda kept: LatencyModel(np.array(kept["layers"]).reshape(-1, 3), np.array(kept["others"]), coupling, block, _pair(kept["parts"])),
+        lambda kept: LatencyModel(
+            np.array(kept["layers"]).reshape(-1, 3),
+            np.array(kept["others"]),
+            coupling,
+            block,
+            _pair(kept["parts"]),
+        ),
     )
     if before is not None:
         return before
@@ -164,10 +271,26 @@ def latency_model(model: nn.Module, coupling: Coupling, runtime: str = "onnxrunt
         for kept in widths:
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
             with tempfile.TemporaryDirectory() as folder:
-                times.append(_profile(write_artifact(remove(model, coupling, removed), coupling.inputs, Path(folder), runtime, threads), coupling))
+                times.append(
+                    _profile(
+                        write_artifact(
+                            remove(model, coupling, removed),
+                            coupling.inputs,
+                            Path(folder),
+                            runtime,
+                            threads,
+                        ),
+                        coupling,
+                    )
+                )
             shown.advance()
-    result = _model(coupling, block, PARTS if adapter.profile else PARTS[:1], widths, np.array(times))
-    write_json(path, {"layers": result.layers.tolist(), "others": result.others.tolist(), "parts": result.parts})
+    result = _model(
+        coupling, block, PARTS if adapter.profile else PARTS[:1], widths, np.array(times)
+    )
+    write_json(
+        path,
+        {"layers": result.layers.tolist(), "others": result.others.tolist(), "parts": result.parts},
+    )
     return result
 
 
@@ -178,28 +301,51 @@ def _pair(parts: Sequence[float]) -> tuple[float, float]:
 
 def _cuts(coupling: Coupling, align: int) -> list[dict[str, int]]:
     """The channels that each group keeps in the cuts that are timed."""
-    drawn = np.random.default_rng(0).uniform(min(WIDTHS), max(WIDTHS), (UNEVEN, len(coupling.groups)))
+    drawn = np.random.default_rng(0).uniform(
+        min(WIDTHS), max(WIDTHS), (UNEVEN, len(coupling.groups))
+    )
     shares = [*(np.full(len(coupling.groups), width) for width in WIDTHS), *drawn]
-    return [{g.name: aligned(round(g.channels * float(s)), g, align, 0.0) for g, s in zip(coupling.groups, each, strict=True)} for each in shares]
+    return [
+        {
+            g.name: aligned(round(g.channels * float(s)), g, align, 0.0)
+            for g, s in zip(coupling.groups, each, strict=True)
+        }
+        for each in shares
+    ]
 
 
-def _model(coupling: Coupling, block: int, choices: Sequence[float], widths: Sequence[Kept], times: np.ndarray) -> LatencyModel:
-    """The model with those two of `choices` for its parts which leave the least of the layers' times unexplained: the first of several as good.
+def _model(
+    coupling: Coupling,
+    block: int,
+    choices: Sequence[float],
+    widths: Sequence[Kept],
+    times: np.ndarray,
+) -> LatencyModel:
+    """The model with those two of `choices` for its parts which leave the least of the layers'
+    times unexplained: the first of several as good.
 
     times: (widths, layers + 1), what was measured at each of `widths`; the last is everything else.
     """
     found, layers = [], len(coupling.costs)
     for parts in product(choices, choices):
-        features = np.stack([_features(coupling, kept, block, parts) for kept in widths])  # (widths, layers, 3)
+        features = np.stack(
+            [_features(coupling, kept, block, parts) for kept in widths]
+        )  # (widths, layers, 3)
         fitted = np.array([_fit(features[:, i], times[:, i]) for i in range(layers)]).reshape(-1, 3)
-        others = _fit(np.stack([np.ones(len(widths)), features[:, :, 2].mean(1)], 1), times[:, layers])
+        others = _fit(
+            np.stack([np.ones(len(widths)), features[:, :, 2].mean(1)], 1), times[:, layers]
+        )
         left = (features * fitted).sum(2) - times[:, :layers]
-        found.append((float(np.square(left).sum()), LatencyModel(fitted, others, coupling, block, parts)))
+        found.append(
+            (float(np.square(left).sum()), LatencyModel(fitted, others, coupling, block, parts))
+        )
     return min(found, key=lambda pair: pair[0])[1]
 
 
 def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Least squares with coefficients of at least 0: columns that come out negative are left out, the most negative first."""
+    """Least squares with coefficients of at least 0: columns that come out negative are left out,
+    the most negative first.
+    """
     used = list(range(features.shape[1]))
     while used:
         found = np.linalg.lstsq(features[:, used], values, rcond=None)[0]
@@ -212,16 +358,24 @@ def _fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
-    """(layers + 1,) milliseconds of each of `coupling.costs`, and of everything else. Where layers cannot be told apart in the file, by their work."""
+    """(layers + 1,) milliseconds of each of `coupling.costs`, and of everything else. Where layers
+    cannot be told apart in the file, by their work.
+    """
     import onnx
 
     arrays, named = one_sample(coupling.inputs)
     work = np.array([*(cost.macs for cost in coupling.costs), 0.0])
-    if RUNTIMES[artifact.runtime].profile is None:  # the whole network's time, by the work of each layer
+    if (
+        RUNTIMES[artifact.runtime].profile is None
+    ):  # the whole network's time, by the work of each layer
         given = artifact.arrays(*arrays, **named)
-        total = alternate({"network": lambda: artifact.session.run(given)}, 50, seconds=SECONDS)["network"].p50_ms
+        total = alternate({"network": lambda: artifact.session.run(given)}, 50, seconds=SECONDS)[
+            "network"
+        ].p50_ms
         return total * work / max(1.0, work.sum())
-    graph = onnx.load(artifact.files[0].parent.parent / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(
+        artifact.files[0].parent.parent / "model.onnx", load_external_data=False
+    ).graph
     owner, count = _owners(graph)
     told_apart = count == len(coupling.costs)
     found = np.zeros((ROUNDS, len(work)))
@@ -234,7 +388,9 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
 
 
 def _owners(graph: object) -> tuple[dict[str, int], int]:
-    """The contraction, by its number in the file, that each name of a node or value belongs to: its own, and those of what runtimes fuse behind it."""
+    """The contraction, by its number in the file, that each name of a node or value belongs to: its
+    own, and those of what runtimes fuse behind it.
+    """
     nodes = list(graph.node)  # type: ignore[attr-defined]
     readers: dict[str, list] = {}
     for node in nodes:
@@ -254,11 +410,19 @@ def _owners(graph: object) -> tuple[dict[str, int], int]:
     return owner, len(contractions)
 
 
-def latency_share(model: nn.Module, small: nn.Module, inputs: Batch, runtime: str, threads: int = 1) -> float:
-    """What `small` takes of the milliseconds of `model` for one sample; the two alternate in one run on one core."""
+def latency_share(
+    model: nn.Module, small: nn.Module, inputs: Batch, runtime: str, threads: int = 1
+) -> float:
+    """What `small` takes of the milliseconds of `model` for one sample; the two alternate in one
+    run on one core.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         whole = write_artifact(model, inputs, Path(temporary) / "whole", runtime, threads)
-        return _share(whole, write_artifact(small, inputs, Path(temporary) / "small", runtime, threads), inputs)
+        return _share(
+            whole,
+            write_artifact(small, inputs, Path(temporary) / "small", runtime, threads),
+            inputs,
+        )
 
 
 def _share(whole: Artifact, small: Artifact, inputs: Batch) -> float:
@@ -267,11 +431,18 @@ def _share(whole: Artifact, small: Artifact, inputs: Batch) -> float:
 
 
 def until_measured(
-    model: nn.Module, coupling: Coupling, fraction: float, cut: Callable[[float], tuple[nn.Module, Removed]], runtime: str, threads: int = 1
+    model: nn.Module,
+    coupling: Coupling,
+    fraction: float,
+    cut: Callable[[float], tuple[nn.Module, Removed]],
+    runtime: str,
+    threads: int = 1,
 ) -> tuple[nn.Module, Removed]:
-    """Cuts until the measured latency is `fraction` of the original's, within `TOLERANCE`: the cut that came nearest.
+    """Cuts until the measured latency is `fraction` of the original's, within `TOLERANCE`: the cut
+    that came nearest.
 
-    cut: share of the predicted latency -> network, and what was removed. Original and cut alternate in one run on one core.
+    cut: share of the predicted latency -> network, and what was removed. Original and cut alternate
+    in one run on one core.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -280,7 +451,9 @@ def until_measured(
         best: tuple[float, tuple[nn.Module, Removed]] | None = None
         for step in range(TRIES):
             made = cut(asked)
-            artifact = write_artifact(made[0], coupling.inputs, folder / str(step), runtime, threads)
+            artifact = write_artifact(
+                made[0], coupling.inputs, folder / str(step), runtime, threads
+            )
             share = _share(whole, artifact, coupling.inputs)
             if best is None or abs(share - fraction) < abs(best[0] - fraction):
                 best = (share, made)

@@ -14,7 +14,9 @@ from mirabelle.base.errors import InputError, did_you_mean
 
 
 class PartInputs:
-    """What a module is given when its network runs on the batches of `data`: an iterable of inputs, as often as `data` is one."""
+    """What a module is given when its network runs on the batches of `data`: an iterable of inputs,
+    as often as `data` is one.
+    """
 
     def __init__(self, model: nn.Module, part: str, data: Iterable):
         self._model, self._part, self._data = model, part, data
@@ -29,7 +31,9 @@ class _SeenError(Exception):
 
 
 def given(model: nn.Module, part: str, batch: Batch) -> Any:
-    """The inputs that the module `part` gets: a tensor, or a dict of its named ones. `InputError` where they are something else, or it does not run."""
+    """The inputs that the module `part` gets: a tensor, or a dict of its named ones. `InputError`
+    where they are something else, or it does not run.
+    """
     seen: list[tuple[tuple, dict]] = []
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -47,8 +51,15 @@ def given(model: nn.Module, part: str, batch: Batch) -> Any:
     if not seen:
         raise InputError(f"part={part!r} does not run when the network runs on the example input")
     args, kwargs = seen[0]
-    if not all(isinstance(t, torch.Tensor) for t in [*args, *kwargs.values()]) or len(args) > 1 or (args and kwargs):
-        raise InputError(f"part={part!r} is given {[type(t).__name__ for t in (*args, *kwargs.values())]}; a part takes one tensor, or named ones")
+    if (
+        not all(isinstance(t, torch.Tensor) for t in [*args, *kwargs.values()])
+        or len(args) > 1
+        or (args and kwargs)
+    ):
+        raise InputError(
+            f"part={part!r} is given {[type(t).__name__ for t in (*args, *kwargs.values())]}; a "
+            "part takes one tensor, or named ones"
+        )
     return args[0] if args else kwargs
 
 
@@ -65,10 +76,13 @@ def prune_part(
     check_network(model)
     names = [n for n, _ in model.named_modules() if n]
     if part not in names:
-        raise InputError(f"part={part!r} is no module of {type(model).__name__}{did_you_mean(part, names)}")
+        raise InputError(
+            f"part={part!r} is no module of {type(model).__name__}{did_you_mean(part, names)}"
+        )
     if callable(criterion) or criterion in set(needs_loss):
         raise InputError(
-            f"criterion={criterion!r} needs the loss of the whole network, which a part has not; use 'brain_surgeon', 'l2' or another without labels"
+            f"criterion={criterion!r} needs the loss of the whole network, which a part has "
+            "not; use 'brain_surgeon', 'l2' or another without labels"
         )
     inputs = example_inputs(x)
     result = clone(model)

@@ -23,5 +23,9 @@ class Cut:
 
 
 def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
-    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as possible to those of the same channels before the cut."""
-    return layers.reconstruct(small, cut.original, cut.coupling.inputs, indices(cut.coupling, cut.removed), data, count)
+    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as
+    possible to those of the same channels before the cut.
+    """
+    return layers.reconstruct(
+        small, cut.original, cut.coupling.inputs, indices(cut.coupling, cut.removed), data, count
+    )

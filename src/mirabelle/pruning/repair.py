@@ -16,9 +16,14 @@ def bn(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
 
 
 def least_squares(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
-    """The weights of the layers whose inputs have changed, then BatchNorm's statistics, where those bring the outputs nearer to the original's on the same data."""
+    """The weights of the layers whose inputs have changed, then BatchNorm's statistics, where those
+    bring the outputs nearer to the original's on the same data.
+    """
     return reestimate_where_better(reconstruct(small, cut, data, count), cut.original, data, count)
 
 
 # (the cut network, what was cut, data, batches to use) -> the mended network
-REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {"bn": bn, "least-squares": least_squares}
+REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {
+    "bn": bn,
+    "least-squares": least_squares,
+}

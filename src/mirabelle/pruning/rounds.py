@@ -33,14 +33,19 @@ def in_steps(
 ) -> nn.Module:
     """`model` cut to `fraction` in `count` cuts, each by the same factor, with `tune` after each.
 
-    cut: (network, fraction of it that stays) -> what `plan` gives. share: of the original's budget that a network still takes. checkpoint: a folder; what
-    is found there of the same network and `settings` is not done again. Raises `InputError` where it holds another run's.
+    cut: (network, fraction of it that stays) -> what `plan` gives. share: of the original's budget
+    that a network still takes. checkpoint: a folder; what is found there of the same network and
+    `settings` is not done again. Raises `InputError` where it holds another run's.
     """
     folder = None if checkpoint is None else Path(checkpoint)
     key = content_hash([settings, tensors_hash(model.state_dict())])
     current = model
     for step in range(1, count + 1):
-        files = {part: folder / f"step{step}-{part}.safetensors" for part in ("cut", "trained")} if folder else {}
+        files = (
+            {part: folder / f"step{step}-{part}.safetensors" for part in ("cut", "trained")}
+            if folder
+            else {}
+        )
         if files and files["cut"].is_file():
             current = _restored(current, inputs, keep, files["cut"], key)
         else:
@@ -60,18 +65,28 @@ def in_steps(
 
 
 def _named(model: nn.Module, removed: Removed) -> dict[str, torch.Tensor]:
-    return {f"model/{n}": t for n, t in model.state_dict().items()} | {f"removed/{g}": torch.as_tensor(c) for g, c in removed.items()}
+    return {f"model/{n}": t for n, t in model.state_dict().items()} | {
+        f"removed/{g}": torch.as_tensor(c) for g, c in removed.items()
+    }
 
 
 def _read(path: Path, key: str) -> tuple[dict[str, torch.Tensor], Removed]:
     tensors, metadata = read_tensors(path)
     if metadata.get("key") != key:
-        raise InputError(f"{path} is of another network or of other settings; give another checkpoint folder, or remove this one")
-    state, removed = ({n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(kind)} for kind in ("model/", "removed/"))
+        raise InputError(
+            f"{path} is of another network or of other settings; give another checkpoint "
+            "folder, or remove this one"
+        )
+    state, removed = (
+        {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(kind)}
+        for kind in ("model/", "removed/")
+    )
     return state, removed
 
 
-def _restored(model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: str) -> nn.Module:
+def _restored(
+    model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: str
+) -> nn.Module:
     state, removed = _read(path, key)
     small = remove(model, analyse(model, inputs, keep), removed)
     load_state(small, state)

@@ -19,19 +19,26 @@ from mirabelle.fitting.gram import Moments, has_rows, layer_moments
 from mirabelle.measurement.accuracy import as_tensor
 
 TRIAL = 16  # samples on which a cut is tried; the moments are those of others
-MOST_COLUMNS = 8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
+MOST_COLUMNS = (
+    8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
+)
 
 
 @dataclass
 class Stats:
     """What a criterion may look at.
 
-    tensors: every parameter and buffer of the network by name. gradients: the loss's gradient by parameter, the mean over the batches seen.
-    changes: by group, (batches, C): for each batch the first-order change of the loss if the channel's contributions were zero; for each sample
-    where the criterion is one of `NEEDS_SAMPLES`, and likewise below.
-    products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the channel has there. squares: the same keys, (C,): the
-    sum of (weight x gradient) squared, the mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when first looked at.
-    trial: parameters that take the places of the network's -> the squared error of its outputs relative to their energy about the mean, on TRIAL samples.
+    tensors: every parameter and buffer of the network by name. gradients: the loss's gradient by
+    parameter, the mean over the batches seen.
+    changes: by group, (batches, C): for each batch the first-order change of the loss if the
+    channel's contributions were zero; for each sample where the criterion is one of
+    `NEEDS_SAMPLES`, and likewise below.
+    products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the
+    channel has there. squares: the same keys, (C,): the sum of (weight x gradient) squared, the
+    mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when
+    first looked at.
+    trial: parameters that take the places of the network's -> the squared error of its outputs
+    relative to their energy about the mean, on TRIAL samples.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -57,13 +64,27 @@ def per_channel(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 
 def collect(
-    model: nn.Module, coupling: Coupling, data: Iterable | None, loss: Callable | None, count: int, needs_gradients: bool, by_sample: bool = False
+    model: nn.Module,
+    coupling: Coupling,
+    data: Iterable | None,
+    loss: Callable | None,
+    count: int,
+    needs_gradients: bool,
+    by_sample: bool = False,
 ) -> Stats:
-    """The statistics for a criterion; with gradients, `count` labelled batches go forward and backward through the network in eval mode.
+    """The statistics for a criterion; with gradients, `count` labelled batches go forward and
+    backward through the network in eval mode.
 
-    by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a mean, in which those of its samples cancel.
+    by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a
+    mean, in which those of its samples cancel.
     """
-    tensors = {n: p.detach() for n, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    tensors = {
+        n: p.detach()
+        for n, p in [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
+    }
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
     def read() -> dict[str, Moments]:
@@ -80,7 +101,9 @@ def collect(
     if not needs_gradients:
         return stats
     if data is None:
-        raise InputError("this criterion needs gradients: give data=, a loader of (inputs, targets), and loss=")
+        raise InputError(
+            "this criterion needs gradients: give data=, a loader of (inputs, targets), and loss="
+        )
     products: dict[tuple[str, str, int], list[torch.Tensor]] = {}
     seen = 0
     for found in loss_gradients(model, data, loss, count, by_sample):
@@ -97,8 +120,14 @@ def collect(
     stats.products = {key: torch.stack(rows) for key, rows in products.items()}
     stats.squares = {key: sums / seen for key, sums in stats.squares.items()}
     for g in coupling.groups:
-        read_by = [stats.products[key] for s in g.with_role("in") if (key := (g.name, s.parameter, s.dim)) in products]
-        stats.changes[g.name] = -torch.stack(read_by).sum(0) if read_by else torch.zeros(seen, g.channels)
+        read_by = [
+            stats.products[key]
+            for s in g.with_role("in")
+            if (key := (g.name, s.parameter, s.dim)) in products
+        ]
+        stats.changes[g.name] = (
+            -torch.stack(read_by).sum(0) if read_by else torch.zeros(seen, g.channels)
+        )
     return stats
 
 
@@ -113,10 +142,18 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
                 device = device_of(network)
                 few = next(samples(data, TRIAL, what="data"))._replace(target=None).to(device)
                 with running(few, "batch 0 of data"):
-                    known.append((network, few, as_tensor(network(*few.args, **few.kwargs)).double()))
+                    known.append(
+                        (network, few, as_tensor(network(*few.args, **few.kwargs)).double())
+                    )
             network, few, expected = known[0]
-            found = as_tensor(torch.func.functional_call(network, changes, few.args, few.kwargs)).double()
-            energy = (expected - expected.mean(0)).square().sum() if len(expected) > 1 else expected.square().sum()
+            found = as_tensor(
+                torch.func.functional_call(network, changes, few.args, few.kwargs)
+            ).double()
+            energy = (
+                (expected - expected.mean(0)).square().sum()
+                if len(expected) > 1
+                else expected.square().sum()
+            )
             return float((found - expected).square().sum() / energy.clamp_min(1e-30))
 
     return error
@@ -124,5 +161,12 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
 
 def _readers(model: nn.Module, coupling: Coupling) -> list[str]:
     """The layers that read a group's channels and whose inputs are rows of not too many columns."""
-    slots = {s.module: s for g in coupling.groups for s in g.with_role("in") if has_rows(model.get_submodule(s.module))}
-    return [n for n, s in slots.items() if math.prod(coupling.shapes[s.parameter][1:]) <= MOST_COLUMNS]
+    slots = {
+        s.module: s
+        for g in coupling.groups
+        for s in g.with_role("in")
+        if has_rows(model.get_submodule(s.module))
+    }
+    return [
+        n for n, s in slots.items() if math.prod(coupling.shapes[s.parameter][1:]) <= MOST_COLUMNS
+    ]

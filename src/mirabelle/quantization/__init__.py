@@ -7,4 +7,14 @@ from mirabelle.quantization.simulation.description import Quantization, quantiza
 from mirabelle.quantization.simulation.graph import rebuild
 from mirabelle.quantization.targets import TARGETS
 
-__all__ = ["PLACEMENTS", "REPAIRS", "TARGETS", "THRESHOLDS", "Quantization", "check_repairs", "quantization", "quantize", "rebuild"]
+__all__ = [
+    "PLACEMENTS",
+    "REPAIRS",
+    "TARGETS",
+    "THRESHOLDS",
+    "Quantization",
+    "check_repairs",
+    "quantization",
+    "quantize",
+    "rebuild",
+]

@@ -33,7 +33,11 @@ from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity import masks
 
 REPAIR_NUMBERS = 2**25
-PIECE = 2**19  # numbers of a batch on a CPU: what layers make of these stays in its cache, which halves the time for images of 224 x 224
+PIECE = (
+    2**19
+    # numbers of a batch on a CPU: what layers make of these stays in its cache, which halves the
+    # time for images of 224 x 224
+)
 PLACEMENTS = {"all": None, "fastest": None}
 
 
@@ -59,110 +63,198 @@ def quantize(
     placement: str = "all",
     runtime: str = "onnxruntime",
 ) -> fx.GraphModule:
-    """A network that computes with integers of `bits` bits, simulated in float: weights per output channel, activations per tensor.
+    """A network that computes with integers of `bits` bits, simulated in float: weights per output
+    channel, activations per tensor.
 
-    model: a network, or the path of an ONNX file; then `export` writes that file with integers in it.
-    data: the calibration set, inputs with or without targets; `samples` of them are used, in one pass whose memory does not grow with their number.
-    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels) -> threshold, for activations; `weight_threshold` for weights.
-    bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the weights alone.
-    symmetric: grids of activations around zero (tensors that are never negative use all of it for the positive side where the target can), else affine ones:
-    the zero point lies where the tensor's two ends put it, and a callable gives (low, high), as in `RANGES`. weight_symmetric: the same for weights.
+    model: a network, or the path of an ONNX file; then `export` writes that file with integers in
+    it.
+    data: the calibration set, inputs with or without targets; `samples` of them are used, in one
+    pass whose memory does not grow with their number.
+    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels)
+    -> threshold, for activations; `weight_threshold` for weights.
+    bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the
+    weights alone.
+    symmetric: grids of activations around zero (tensors that are never negative use all of it for
+    the positive side where the target can), else affine ones: the zero point lies where the
+    tensor's two ends put it, and a callable gives (low, high), as in `RANGES`. weight_symmetric:
+    the same for weights.
     per_channel: a scale for each output channel of a weight, else one for all.
-    target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or parameters whose layers stay in float.
-    repair: names of `REPAIRS`, which mend without labels what quantisation breaks; applied in the order of that dict, on at most so many of the samples as hold 32 million
-    numbers. "auto" tries them, those that train apart, and takes the combination whose outputs are nearest to the float network's on samples that it was not calibrated on;
-    it holds all samples in memory meanwhile.
-    accuracy_drop: where given, layers fall back to `fallback` (`float`, or 16 for bits), the most sensitive first and no more than it takes, until `metric` on `validation` has
-    fallen by at most so much, as a fraction; without labels it is agreement with the float network's classes. What that took, and what it costs in milliseconds
-    on `runtime`, is in `quantization(q).fallback`.
-    placement: `all` quantises every layer that there are integer kernels for; `fastest` leaves in float those that measure slower on `runtime`, on this machine: what was
-    found is in `quantization(q).timing`. It writes and times half a dozen files.
-    BatchNorm is folded. The result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and saved.
+    target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or
+    parameters whose layers stay in float.
+    repair: names of `REPAIRS`, which mend without labels what quantisation breaks; applied in the
+    order of that dict, on at most so many of the samples as hold 32 million numbers. "auto" tries
+    them, those that train apart, and takes the combination whose outputs are nearest to the float
+    network's on samples that it was not calibrated on; it holds all samples in memory meanwhile.
+    accuracy_drop: where given, layers fall back to `fallback` (`float`, or 16 for bits), the most
+    sensitive first and no more than it takes, until `metric` on `validation` has fallen by at most
+    so much, as a fraction; without labels it is agreement with the float network's classes. What
+    that took, and what it costs in milliseconds on `runtime`, is in `quantization(q).fallback`.
+    placement: `all` quantises every layer that there are integer kernels for; `fastest` leaves in
+    float those that measure slower on `runtime`, on this machine: what was found is in
+    `quantization(q).timing`. It writes and times half a dozen files. BatchNorm is folded. The
+    result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and
+    saved.
 
     Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's S is 1 / scale.
-    Raises `InputError` for an empty or unsound calibration set, and where the network has nothing to quantise.
+    Raises `InputError` for an empty or unsound calibration set, and where the network has nothing
+    to quantise.
     """
-    for name, value in (("bits", bits), ("weight_bits", bits if weight_bits is None else weight_bits)):
+    for name, value in (
+        ("bits", bits),
+        ("weight_bits", bits if weight_bits is None else weight_bits),
+    ):
         if not 2 <= value <= 16:
             raise InputError(f"{name} must be between 2 and 16, got {value!r}")
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples!r}")
     if quantization(model) is not None:
-        raise InputError("this network is quantised already; quantise the float network it came from")
+        raise InputError(
+            "this network is quantised already; quantise the float network it came from"
+        )
     choose = resolve(threshold, THRESHOLDS if symmetric else RANGES, "threshold")
     resolve(weight_threshold, THRESHOLDS if weight_symmetric else RANGES, "weight threshold")
     goal = resolve_target(target)
     if not symmetric and not goal.unsigned:
         raise InputError(
-            f"target {goal.name!r} is for kernels without zero points, which symmetric=False needs; choose another of {', '.join(TARGETS)}"
+            f"target {goal.name!r} is for kernels without zero points, which symmetric=False "
+            f"needs; choose another of {', '.join(TARGETS)}"
         )
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     repairs = check_repairs(repair)
     _check_limit(accuracy_drop, validation, fallback)
     choose_name(placement, PLACEMENTS, "placement")
     if not choose_name(runtime, RUNTIMES, "runtime").int8:
-        raise InputError(f"runtime {runtime!r} does not run quantised networks; choose one of {', '.join(n for n, r in RUNTIMES.items() if r.int8)}")
+        raise InputError(
+            f"runtime {runtime!r} does not run quantised networks; choose one of "
+            f"{', '.join(n for n, r in RUNTIMES.items() if r.int8)}"
+        )
     if placement == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
-        raise InputError(f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, weight_bits={weight_bits}")
+        raise InputError(
+            f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, "
+            f"weight_bits={weight_bits}"
+        )
     if placement == "fastest":
         check_runs_here(runtime)
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     if isinstance(model, (str, Path)):
         model = network_of(model, first)
-    judge = None if accuracy_drop is None or validation is None else Judge(check_network(model), validation, metric)
+    judge = (
+        None
+        if accuracy_drop is None or validation is None
+        else Judge(check_network(model), validation, metric)
+    )
     network = captured(model, first)
     check_keep(network.graph, keep)
     sites, layers = place(network.graph, keep, goal), contractions(network.graph, keep)
     if not layers:
-        inside = "; its If and Loop nodes may hold some, which stay as they are" if network.meta.get("onnx") else ""
-        raise InputError(f"this network has no convolution or linear layer with a weight of its own; there is nothing to quantise{inside}")
+        inside = (
+            "; its If and Loop nodes may hold some, which stay as they are"
+            if network.meta.get("onnx")
+            else ""
+        )
+        raise InputError(
+            "this network has no convolution or linear layer with a weight of its own; there "
+            f"is nothing to quantise{inside}"
+        )
     if repairs == [AUTO]:
-        held = [first, *stream]  # one pass of a loader: another may shuffle, and calibrate on what it is judged by
+        held = [
+            first,
+            *stream,
+        ]  # one pass of a loader: another may shuffle, and calibrate on what it is judged by
 
         def attempt(names: tuple[str, ...], batches: Sequence[Batch]) -> fx.GraphModule:
             return quantize(
-                model, batches, threshold=threshold, weight_threshold=weight_threshold, bits=bits, weight_bits=weight_bits, symmetric=symmetric, repair=names,
-                per_channel=per_channel, weight_symmetric=weight_symmetric, samples=samples, target=target, keep=keep,
-            )  # fmt: skip
+                model,
+                batches,
+                threshold=threshold,
+                weight_threshold=weight_threshold,
+                bits=bits,
+                weight_bits=weight_bits,
+                symmetric=symmetric,
+                repair=names,
+                per_channel=per_channel,
+                weight_symmetric=weight_symmetric,
+                samples=samples,
+                target=target,
+                keep=keep,
+            )
 
         repairs = best_repairs(network, attempt, held)
         stream = iter(held[1:])
-    stream = (b._replace(target=None) for b in chain([first], stream))  # nothing here reads labels, which may be anything
-    if takes_any_batch(network) and all(t.device.type == "cpu" for t in network.state_dict().values()):
+    stream = (
+        b._replace(target=None) for b in chain([first], stream)
+    )  # nothing here reads labels, which may be anything
+    if takes_any_batch(network) and all(
+        t.device.type == "cpu" for t in network.state_dict().values()
+    ):
         stream = pieces(stream, PIECE)
     few = _enough(stream, first.numbers) if repairs or judge is not None else []
     for name in repairs:
         if name in BEFORE:
             REPAIRS[name](network, network, few)
-    histograms, seen = observe(network, sites, chain(few, stream), samples, channel_axes(layers) if goal.pairs and bits <= 8 else {})
+    histograms, seen = observe(
+        network,
+        sites,
+        chain(few, stream),
+        samples,
+        channel_axes(layers) if goal.pairs and bits <= 8 else {},
+    )
     # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
-    weight_bits = min(bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16)
+    weight_bits = min(
+        bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16
+    )
     named = [*(("", t) for t in first.args), *first.kwargs.items()]
     described = Quantization(
-        goal.name, bits, weight_bits, threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"), seen,
-        tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named), (), {}, symmetric, per_channel, weight_symmetric, keep, tuple(repairs),
-    )  # fmt: skip
-    form, sizes = getattr(model, "meta", {}).get(FORM), {n: list(t.shape) for n, t in model.state_dict().items()}
+        goal.name,
+        bits,
+        weight_bits,
+        threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"),
+        seen,
+        tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named),
+        (),
+        {},
+        symmetric,
+        per_channel,
+        weight_symmetric,
+        keep,
+        tuple(repairs),
+    )
+    form, sizes = (
+        getattr(model, "meta", {}).get(FORM),
+        {n: list(t.shape) for n, t in model.state_dict().items()},
+    )
     meta = {"histograms": histograms, FORM: form, "float_sizes": sizes}
-    calibrated = Calibrated(network, histograms, described, choose, weight_threshold, meta, masks.blocks(model))
+    calibrated = Calibrated(
+        network, histograms, described, choose, weight_threshold, meta, masks.blocks(model)
+    )
     if placement == "fastest":
         timing = fastest(model, calibrated, first, runtime)
-        calibrated = replace(calibrated, described=replace(described, keep=(*keep, *timing.layers), timing=timing))
+        calibrated = replace(
+            calibrated, described=replace(described, keep=(*keep, *timing.layers), timing=timing)
+        )
     result = _repaired(calibrated.quantized(), network, few, repairs)
     if judge is None:
         return result
 
     def fallen_back(weights: Sequence[str]) -> fx.GraphModule:
         other = calibrated.fallen_back(weights, fallback)
-        if "learned-rounding" in repairs:  # what layers learned stays good; biases make up for the layers before, and are corrected again
+        if (
+            "learned-rounding" in repairs
+            # what layers learned stays good; biases make up for the layers before, and are
+            # corrected again
+        ):
             adopt_weights(other, result, weights)
         return _repaired(other, network, few, [n for n in repairs if n != "learned-rounding"])
 
-    return within(model, result, network, fallen_back, judge, accuracy_drop or 0.0, fallback, few, runtime)
+    return within(
+        model, result, network, fallen_back, judge, accuracy_drop or 0.0, fallback, few, runtime
+    )
 
 
-def _repaired(network: fx.GraphModule, reference: fx.GraphModule, data: list[Batch], repairs: list[str]) -> fx.GraphModule:
+def _repaired(
+    network: fx.GraphModule, reference: fx.GraphModule, data: list[Batch], repairs: list[str]
+) -> fx.GraphModule:
     for name in repairs:
         if name not in BEFORE:
             REPAIRS[name](network, reference, data)
@@ -173,17 +265,28 @@ def _check_limit(limit: float | None, validation: Iterable | None, fallback: str
     if limit is None:
         return
     if not 0 <= limit < 1:
-        raise InputError(f"accuracy_drop is a fraction of at least 0 and below 1, got {limit!r}; 0.005 is half a point")
+        raise InputError(
+            f"accuracy_drop is a fraction of at least 0 and below 1, got {limit!r}; 0.005 is "
+            "half a point"
+        )
     if validation is None:
-        raise InputError("accuracy_drop needs validation=, the data on which it is measured; without labels it is agreement with the float network")
+        raise InputError(
+            "accuracy_drop needs validation=, the data on which it is measured; without labels "
+            "it is agreement with the float network"
+        )
     if isinstance(validation, Iterator):
-        raise InputError("validation is an iterator, which can be read only once; give a list, a DataLoader or any iterable")
+        raise InputError(
+            "validation is an iterator, which can be read only once; give a list, a DataLoader "
+            "or any iterable"
+        )
     if fallback not in ("float", 16):
         raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
 
 
 def _enough(stream: Iterator[Batch], numbers: int) -> list[Batch]:
-    """Batches for repairs, taken from the stream: those of its samples that together hold REPAIR_NUMBERS, but no fewer than 32. numbers: of a sample."""
+    """Batches for repairs, taken from the stream: those of its samples that together hold
+    REPAIR_NUMBERS, but no fewer than 32. numbers: of a sample.
+    """
     few: list[Batch] = []
     enough = max(32, REPAIR_NUMBERS // max(1, numbers))
     while sum(b.size for b in few) < enough and (batch := next(stream, None)) is not None:

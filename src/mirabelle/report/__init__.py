@@ -1,4 +1,6 @@
-"""The report of a run: `report.json` is the truth, `report.html` one self-contained page drawn from it."""
+"""The report of a run: `report.json` is the truth, `report.html` one self-contained page drawn from
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ __all__ = ["render", "write"]
 
 
 def write(report: dict, folder: str | Path) -> Path:
-    """Writes `report.json` and `report.html` into `folder`, each whole or not at all; returns the path of the page."""
+    """Writes `report.json` and `report.html` into `folder`, each whole or not at all; returns the
+    path of the page.
+    """
     page = Path(folder) / "report.html"
     files.write_json(page.with_suffix(".json"), report)
     files.write_text(page, render(report))

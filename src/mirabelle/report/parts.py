@@ -60,9 +60,15 @@ def show_value(score: dict, value: Any) -> str:
 
 def show_score(score: dict) -> tuple[str, str]:
     """A score as (figure, small print with the interval and n)."""
-    places = (lambda v: units.digits(v, 4)) if score.get("binary") is False else (lambda v: f"{100 * v:.2f}")
+    places = (
+        (lambda v: units.digits(v, 4))
+        if score.get("binary") is False
+        else (lambda v: f"{100 * v:.2f}")
+    )
     n = f"n = {units.digits(score['n'])}" if number(score.get("n")) is not None else ""
-    return show_value(score, score.get("value")), " ".join(p for p in (units.interval(score.get("low"), score.get("high"), places), n) if p)
+    return show_value(score, score.get("value")), " ".join(
+        p for p in (units.interval(score.get("low"), score.get("high"), places), n) if p
+    )
 
 
 def section(title: str, note: str, *body: str) -> str:
@@ -70,7 +76,12 @@ def section(title: str, note: str, *body: str) -> str:
     content = "".join(body)
     if not content:
         return ""
-    return element("section", element("h2", escape(title)), element("p", escape(note), class_="note") if note else "", content)
+    return element(
+        "section",
+        element("h2", escape(title)),
+        element("p", escape(note), class_="note") if note else "",
+        content,
+    )
 
 
 def fold(title: str, note: str, body: str, is_open: bool) -> str:
@@ -81,28 +92,53 @@ def fold(title: str, note: str, body: str, is_open: bool) -> str:
     return element("details", summary, body, open="" if is_open else None)
 
 
-def table(head: tuple[str, ...], rows: list[list[tuple[str, str]]], mark_last: bool = False, words: int | None = None) -> str:
-    """A table in a container that scrolls by itself. Cells are (figure, small print); columns of dashes are left out.
+def table(
+    head: tuple[str, ...],
+    rows: list[list[tuple[str, str]]],
+    mark_last: bool = False,
+    words: int | None = None,
+) -> str:
+    """A table in a container that scrolls by itself. Cells are (figure, small print); columns of
+    dashes are left out.
 
     mark_last: tint the last row. words: the index of a column of prose.
     """
     kept = [i for i in range(len(head)) if i == 0 or any(r[i][0] not in ("", DASH) for r in rows)]
     if not rows:
         return ""
-    titles = "".join(element("th", escape(head[i]), scope="col", class_="words" if i == words else None) for i in kept)
+    titles = "".join(
+        element("th", escape(head[i]), scope="col", class_="words" if i == words else None)
+        for i in kept
+    )
     body = []
     for r, row in enumerate(rows):
         cells = "".join(
-            element("td", escape(row[i][0]), element("small", escape(row[i][1])) if row[i][1] else "", class_="words" if i == words else None)
+            element(
+                "td",
+                escape(row[i][0]),
+                element("small", escape(row[i][1])) if row[i][1] else "",
+                class_="words" if i == words else None,
+            )
             for i in kept
         )
-        body.append(element("tr", cells, class_="best" if mark_last and r == len(rows) - 1 else None))
-    return element("div", element("table", element("thead", element("tr", titles)), element("tbody", *body)), class_="wide", tabindex=0)
+        body.append(
+            element("tr", cells, class_="best" if mark_last and r == len(rows) - 1 else None)
+        )
+    return element(
+        "div",
+        element("table", element("thead", element("tr", titles)), element("tbody", *body)),
+        class_="wide",
+        tabindex=0,
+    )
 
 
 def listing(rows: list[tuple[str, str]]) -> str:
     """Names and what they stand for; nothing where there are none."""
-    return element("dl", *(element("dt", escape(k)) + element("dd", escape(v)) for k, v in rows)) if rows else ""
+    return (
+        element("dl", *(element("dt", escape(k)) + element("dd", escape(v)) for k, v in rows))
+        if rows
+        else ""
+    )
 
 
 def legend(entries: list[tuple[str, str, int | None]]) -> str:
@@ -110,8 +146,12 @@ def legend(entries: list[tuple[str, str, int | None]]) -> str:
 
     def swatch(class_: str, kind: int | None) -> str:
         shape = (
-            element("rect", x=1, y=4, width=12, height=7, class_=f"bar {class_}") if kind is None else element("g", marker(kind, 7, 7), class_=class_)
+            element("rect", x=1, y=4, width=12, height=7, class_=f"bar {class_}")
+            if kind is None
+            else element("g", marker(kind, 7, 7), class_=class_)
         )
         return element("svg", shape, viewBox="0 0 14 14", aria_hidden="true")
 
-    return element("ul", *(element("li", swatch(c, k) + escape(n)) for n, c, k in entries), class_="legend")
+    return element(
+        "ul", *(element("li", swatch(c, k) + escape(n)) for n, c, k in entries), class_="legend"
+    )

@@ -1,4 +1,6 @@
-"""Numbers as people read them. Whatever is unknown, NaN or infinite is a dash; units follow a no-break space."""
+"""Numbers as people read them. Whatever is unknown, NaN or infinite is a dash; units follow a
+no-break space.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,28 @@ def number(value: Any) -> float | None:
 
 def numbers(values: Any) -> list[float]:
     """The finite numbers of a list, or of one number standing alone."""
-    return [n for v in (values if isinstance(values, list) else [values]) if (n := number(v)) is not None]
+    return [
+        n
+        for v in (values if isinstance(values, list) else [values])
+        if (n := number(v)) is not None
+    ]
 
 
 def digits(value: Any, significant: int = 3) -> str:
-    """`significant` digits, an integer part never cut, thousands apart, an exponent only where it helps: 0.0122, 81.5, 1 234, 3.1e−7."""
+    """`significant` digits, an integer part never cut, thousands apart, an exponent only where it
+    helps: 0.0122, 81.5, 1 234, 3.1e−7.
+    """
     n = number(value)
     if n is None:
         return DASH
     if n and abs(n) < 1e-4:
         mantissa, exponent = f"{n:.{significant - 1}g}".split("e")
         return f"{mantissa}e{int(exponent)}".replace("-", "−")
-    text = f"{n:,.0f}".replace(",", NBSP) if abs(n) >= 10 ** (significant - 1) else f"{n:.{significant}g}"
+    text = (
+        f"{n:,.0f}".replace(",", NBSP)
+        if abs(n) >= 10 ** (significant - 1)
+        else f"{n:.{significant}g}"
+    )
     return text.replace("-", "−")
 
 

@@ -1,18 +1,48 @@
-"""Where exported networks run. A new runtime is a file with a `RUNTIME` and an entry here; none is imported before it is used."""
+"""Where exported networks run. A new runtime is a file with a `RUNTIME` and an entry here; none is
+imported before it is used.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mirabelle.runtimes import executorch, litert, mnn, ncnn, onnxruntime, onnxruntime_gpu, openvino, sparse, tensorrt
+from mirabelle.runtimes import (
+    executorch,
+    litert,
+    mnn,
+    ncnn,
+    onnxruntime,
+    onnxruntime_gpu,
+    openvino,
+    sparse,
+    tensorrt,
+)
 from mirabelle.runtimes.artifact import Artifact, LayerTime, Runtime, TensorSpec, check_runs_here
 
-__all__ = ["RUNTIMES", "Artifact", "LayerTime", "Runtime", "TensorSpec", "check_runs_here", "load", "runtime_of"]
+__all__ = [
+    "RUNTIMES",
+    "Artifact",
+    "LayerTime",
+    "Runtime",
+    "TensorSpec",
+    "check_runs_here",
+    "load",
+    "runtime_of",
+]
 
 _ALL = (
-    onnxruntime.RUNTIME, onnxruntime.MOBILE, openvino.RUNTIME, litert.RUNTIME, executorch.RUNTIME, ncnn.RUNTIME, mnn.RUNTIME, sparse.RUNTIME,
-    tensorrt.RUNTIME, onnxruntime_gpu.ON_CUDA, onnxruntime_gpu.ON_TENSORRT,
-)  # fmt: skip
+    onnxruntime.RUNTIME,
+    onnxruntime.MOBILE,
+    openvino.RUNTIME,
+    litert.RUNTIME,
+    executorch.RUNTIME,
+    ncnn.RUNTIME,
+    mnn.RUNTIME,
+    sparse.RUNTIME,
+    tensorrt.RUNTIME,
+    onnxruntime_gpu.ON_CUDA,
+    onnxruntime_gpu.ON_TENSORRT,
+)
 RUNTIMES: dict[str, Runtime] = {r.name: r for r in _ALL}
 
 
@@ -24,8 +54,9 @@ def runtime_of(path: str | Path) -> str | None:
 def load(path: str | Path, runtime: str, threads: int = 1) -> Artifact:
     """The exported network at `path`, opened by `runtime` (a name of `RUNTIMES`).
 
-    Raises `InputError` for an unknown runtime, and for a file that is missing, of another kind or damaged;
-    `MissingRuntimeError` where the runtime is not installed or does not run on this machine.
+    Raises `InputError` for an unknown runtime, and for a file that is missing, of another kind or
+    damaged; `MissingRuntimeError` where the runtime is not installed or does not run on this
+    machine.
     """
     artifact = Artifact(Path(path), runtime, threads)
     _ = artifact.session

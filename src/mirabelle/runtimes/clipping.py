@@ -1,7 +1,9 @@
-"""Whether a runtime's kernels add pairs of products in 16 bits on this processor, asked of the runtime itself.
+"""Whether a runtime's kernels add pairs of products in 16 bits on this processor, asked of the
+runtime itself.
 
-Flags of the processor do not answer that: systems hide them, emulators lack them, and libraries can be told to use fewer instructions than there are
-(`ONEDNN_MAX_CPU_ISA`). One layer whose pairs leave 16 bits does.
+Flags of the processor do not answer that: systems hide them, emulators lack them, and libraries can
+be told to use fewer instructions than there are (`ONEDNN_MAX_CPU_ISA`). One layer whose pairs leave
+16 bits does.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ CHANNELS, LARGEST, WEIGHT = 64, 255, 127
 
 @lru_cache
 def kernels_with_pairs(runtime: str) -> str | None:
-    """The name in `saturation.KERNELS` of this runtime's kernels on this processor; None where they add in 32 bits."""
+    """The name in `saturation.KERNELS` of this runtime's kernels on this processor; None where they
+    add in 32 bits.
+    """
     if runtime not in KERNELS:
         return None
     check_runs_here(runtime)
@@ -31,12 +35,20 @@ def kernels_with_pairs(runtime: str) -> str | None:
         _write(source, exact / 128)
         save = adapter(runtime).save
         assert save is not None
-        found = adapter(runtime).open(save(source, Path(folder) / "saved"), 1).run([np.full((1, CHANNELS, 4, 4), LARGEST, np.float32)])
-    return KERNELS[runtime] if float(found[0].min()) < 0.75 * exact else None  # clipped pairs add up to half
+        found = (
+            adapter(runtime)
+            .open(save(source, Path(folder) / "saved"), 1)
+            .run([np.full((1, CHANNELS, 4, 4), LARGEST, np.float32)])
+        )
+    return (
+        KERNELS[runtime] if float(found[0].min()) < 0.75 * exact else None
+    )  # clipped pairs add up to half
 
 
 def _write(path: Path, step: float) -> None:
-    """A pointwise convolution of bytes whose every pair of products is 64770. step: of the grid that the result is rounded on."""
+    """A pointwise convolution of bytes whose every pair of products is 64770. step: of the grid
+    that the result is rounded on.
+    """
     onnx = require("onnx", "onnxruntime")
     constants = {
         "unit": np.float32(1),
@@ -61,4 +73,9 @@ def _write(path: Path, step: float) -> None:
         [value("y", onnx.TensorProto.FLOAT, None)],
         [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8
+        ),
+        path,
+    )

@@ -19,7 +19,8 @@ from mirabelle.base.quiet import silenced
 from mirabelle.runtimes.artifact import Runtime, Session, TensorSpec, alone, require, unreadable
 
 IDENTIFIER = b"ET12"
-NAMES = "input_names"  # a method of the file that returns the names of its inputs, which the format has no place for
+# a method of the file that returns the names of its inputs, which the format has no place for
+NAMES = "input_names"
 
 
 def version() -> str:
@@ -31,11 +32,18 @@ def version() -> str:
 
 def open(path: Path, threads: int) -> Session:
     if path.read_bytes()[4:8] != IDENTIFIER:
-        raise InputError(f"{path} is not an ExecuTorch program; it was damaged or written by something else")
+        raise InputError(
+            f"{path} is not an ExecuTorch program; it was damaged or written by something else"
+        )
     method, names = _load(path, threads)
     meta = method.metadata
-    inputs = [_spec(meta.input_tensor_meta(i), names[i] if i < len(names) else f"input{i}") for i in range(meta.num_inputs())]
-    outputs = [_spec(meta.output_tensor_meta(i), f"output{i or ''}") for i in range(meta.num_outputs())]
+    inputs = [
+        _spec(meta.input_tensor_meta(i), names[i] if i < len(names) else f"input{i}")
+        for i in range(meta.num_inputs())
+    ]
+    outputs = [
+        _spec(meta.output_tensor_meta(i), f"output{i or ''}") for i in range(meta.num_outputs())
+    ]
     key = _Key()
     _methods[key] = method
 
@@ -46,7 +54,10 @@ def open(path: Path, threads: int) -> Session:
             if key not in _methods or _threads() != threads:
                 _methods[key] = _load(path, threads)[0]
             # The outputs lie in the method's own memory, which the next call overwrites.
-            return [o.numpy().copy() for o in _methods[key].execute([torch.from_numpy(a) for a in arrays])]
+            return [
+                o.numpy().copy()
+                for o in _methods[key].execute([torch.from_numpy(a) for a in arrays])
+            ]
 
     return Session(inputs, outputs, run)
 
@@ -55,13 +66,16 @@ class _Key:
     """Stands for an open file among `_methods`, and goes with it."""
 
 
-# All methods of a process share one pool of threads and break when it is made anew for another number; they are dropped before, and loaded again.
+# All methods of a process share one pool of threads and break when it is made anew for another
+# number; they are dropped before, and loaded again.
 _methods: WeakKeyDictionary[_Key, Any] = WeakKeyDictionary()
 _lock = RLock()
 
 
 def _threads() -> int:
-    return require("executorch.extension.pybindings.portable_lib", "executorch")._threadpool_get_thread_count()
+    return require(
+        "executorch.extension.pybindings.portable_lib", "executorch"
+    )._threadpool_get_thread_count()
 
 
 def _load(path: Path, threads: int) -> tuple[Any, list[str]]:
@@ -74,8 +88,14 @@ def _load(path: Path, threads: int) -> tuple[Any, list[str]]:
             gc.collect()
             bindings._unsafe_reset_threadpool(threads)
         try:
-            program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
-            names = program.load_method(NAMES).execute([])[0].split("\n") if NAMES in program.method_names else []
+            program = runtime.Runtime.get().load_program(
+                path, verification=runtime.Verification.InternalConsistency
+            )
+            names = (
+                program.load_method(NAMES).execute([])[0].split("\n")
+                if NAMES in program.method_names
+                else []
+            )
             return program.load_method("forward"), names
         except Exception as error:
             raise unreadable(path, "executorch", error) from error
@@ -85,32 +105,53 @@ def _spec(meta: Any, name: str) -> TensorSpec:
     import torch
 
     kinds = {
-        1: torch.int8, 0: torch.uint8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32, 7: torch.float64, 11: torch.bool,
-    }  # fmt: skip
+        1: torch.int8,
+        0: torch.uint8,
+        2: torch.int16,
+        3: torch.int32,
+        4: torch.int64,
+        5: torch.float16,
+        6: torch.float32,
+        7: torch.float64,
+        11: torch.bool,
+    }
     kind = kinds.get(int(meta.dtype()))
-    return TensorSpec(name, tuple(meta.sizes()), str(kind).removeprefix("torch.") if kind else f"type {meta.dtype()}")
+    return TensorSpec(
+        name,
+        tuple(meta.sizes()),
+        str(kind).removeprefix("torch.") if kind else f"type {meta.dtype()}",
+    )
 
 
 def convert(program: Any, sites: Sequence[str], path: Path) -> Path:
-    """Writes the .pte file of an exported program, float or in PT2E form, with the grids that it has.
+    """Writes the .pte file of an exported program, float or in PT2E form, with the grids that it
+    has.
 
-    XNNPACK's integer kernels give integers only: a last linear layer whose result has no grid is computed, and its weights stored, in float.
+    XNNPACK's integer kernels give integers only: a last linear layer whose result has no grid is
+    computed, and its weights stored, in float.
     """
     with silenced(), _fewer_logs():
         exir = require("executorch.exir", "executorch")
-        partition = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+        partition = require(
+            "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch"
+        )
         from mirabelle.base.data import Batch
 
         args, kwargs = program.example_inputs
         names = Batch(tuple(args), dict(kwargs), None).names
         try:
             edge = exir.to_edge_transform_and_lower(
-                _ready(program), partitioner=[partition.XnnpackPartitioner()], constant_methods={NAMES: "\n".join(names)}
+                _ready(program),
+                partitioner=[partition.XnnpackPartitioner()],
+                constant_methods={NAMES: "\n".join(names)},
             )
             content = edge.to_executorch().buffer
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            raise CaptureError(f"executorch cannot convert this network: {type(error).__name__}: {lines[0] if lines else ''}") from error
+            raise CaptureError(
+                f"executorch cannot convert this network: {type(error).__name__}: "
+                f"{lines[0] if lines else ''}"
+            ) from error
     with atomic(path) as temporary:
         temporary.write_bytes(content)
     return path
@@ -129,8 +170,10 @@ def _fewer_logs() -> Iterator[None]:
 
 
 def _ready(program: Any) -> Any:
-    """A PT2E program as XNNPACK's partitioner takes it: float weights where a layer's result has no grid, one grid for all parts of a
-    concatenation, and a dequantize operator of its own for each reader (what one integer layer absorbs would be missing to the others)."""
+    """A PT2E program as XNNPACK's partitioner takes it: float weights where a layer's result has no
+    grid, one grid for all parts of a concatenation, and a dequantize operator of its own for each
+    reader (what one integer layer absorbs would be missing to the others).
+    """
     import torch
 
     ops = torch.ops.quantized_decomposed
@@ -143,16 +186,23 @@ def _ready(program: Any) -> Any:
         if not any(_has_grid(layer, quantize) for layer in node.users):
             tensors = [_tensor(module, str(a.target)) for a in node.args[:3]]
             name = f"{str(node.args[0].target).replace('.', '_')}_as_float"
-            module.register_parameter(name, torch.nn.Parameter(node.target(*tensors, *node.args[3:]), requires_grad=False))
+            module.register_parameter(
+                name, torch.nn.Parameter(node.target(*tensors, *node.args[3:]), requires_grad=False)
+            )
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.get_attr(name))
             graph.erase_node(node)
-    for node in [n for n in graph.nodes if n.target is torch.ops.aten.cat.default and len(n.users) == 1]:
+    for node in [
+        n for n in graph.nodes if n.target is torch.ops.aten.cat.default and len(n.users) == 1
+    ]:
         after = next(iter(node.users))
         for part in set(node.args[0]) if after.target is quantize else ():
             if part.target is not dequantize or part.args[1:] != after.args[1:]:
                 with graph.inserting_before(node):
-                    moved = graph.call_function(dequantize, (graph.call_function(quantize, (part, *after.args[1:])), *after.args[1:]))
+                    moved = graph.call_function(
+                        dequantize,
+                        (graph.call_function(quantize, (part, *after.args[1:])), *after.args[1:]),
+                    )
                 node.replace_input_with(part, moved)
     for node in [n for n in graph.nodes if n.target is dequantize]:
         for reader in list(node.users)[1:]:
@@ -177,4 +227,6 @@ def _has_grid(layer: Any, quantize: Any) -> bool:
     return len(users) == 1 and users[0].target is quantize
 
 
-RUNTIME = Runtime("executorch", ".pte", version, alone, open, None, convert=convert, free_batch=False)
+RUNTIME = Runtime(
+    "executorch", ".pte", version, alone, open, None, convert=convert, free_batch=False
+)

@@ -1,6 +1,8 @@
-"""MNN on the CPU, in float32. It has the only maintained kernels for sparse weights that gain on x86 and on Arm (see `sparse.py`).
+"""MNN on the CPU, in float32. It has the only maintained kernels for sparse weights that gain on
+x86 and on Arm (see `sparse.py`).
 
-Its console scripts install packages and post usage logs; nothing here calls them. The converter inside the package does neither.
+Its console scripts install packages and post usage logs; nothing here calls them. The converter
+inside the package does neither.
 """
 
 from __future__ import annotations
@@ -21,10 +23,25 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.files import atomic
 from mirabelle.base.quiet import captured
 from mirabelle.runtimes import mnnfile
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, require, unreadable
+from mirabelle.runtimes.artifact import (
+    LayerTime,
+    Runtime,
+    Session,
+    TensorSpec,
+    alone,
+    require,
+    unreadable,
+)
 
 WARM_UP = 5
-DTYPES = ("float32", "int32", "int64", "bool", "uint8", "int8")  # of inputs and outputs; MNN computes in float32 and int32
+DTYPES = (
+    "float32",
+    "int32",
+    "int64",
+    "bool",
+    "uint8",
+    "int8",
+)  # of inputs and outputs; MNN computes in float32 and int32
 BIZ_CODE = "mirabelle"  # begins the note in files that `save` wrote
 
 
@@ -49,27 +66,50 @@ def _interpreter(path: Path) -> Any:
 def _session(interpreter: Any, path: Path, threads: int) -> Any:
     with captured() as said:
         # `high` keeps float32 where a CPU has 16-bit arithmetic.
-        session = interpreter.createSession({"backend": "CPU", "numThread": threads, "precision": "high"})
+        session = interpreter.createSession(
+            {"backend": "CPU", "numThread": threads, "precision": "high"}
+        )
     if session is None:
         raise unreadable(path, "mnn", Exception(said()))
     return session
 
 
 def _specs(path: Path, interpreter: Any, session: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """As the ONNX file had them: `save` left them in the file, since MNN forgets open dimensions, 64-bit integers and the order. Else what MNN says."""
+    """As the ONNX file had them: `save` left them in the file, since MNN forgets open dimensions,
+    64-bit integers and the order. Else what MNN says.
+    """
     note = mnnfile.note(bytearray(path.read_bytes())) or ""
     if note.startswith(BIZ_CODE):
         inputs, outputs = json.loads(note.removeprefix(BIZ_CODE))
-        return [[TensorSpec(n, None if s is None else tuple(s), d) for n, s, d in tensors] for tensors in (inputs, outputs)]  # type: ignore[return-value]
+        return [
+            [TensorSpec(n, None if s is None else tuple(s), d) for n, s, d in tensors]
+            for tensors in (inputs, outputs)
+        ]  # type: ignore[return-value]
     found = (interpreter.getSessionInputAll(session), interpreter.getSessionOutputAll(session))
-    return tuple([TensorSpec(n, tuple(t.getShape()), t.getNumpyData().dtype.name) for n, t in tensors.items()] for tensors in found)  # type: ignore[return-value]
+    return tuple(
+        [
+            TensorSpec(n, tuple(t.getShape()), t.getNumpyData().dtype.name)
+            for n, t in tensors.items()
+        ]
+        for tensors in found
+    )  # type: ignore[return-value]
 
 
 def _as_stored(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """The array in the type that MNN holds it in; 64-bit integers that do not fit 32 bits are an `InputError`."""
+    """The array in the type that MNN holds it in; 64-bit integers that do not fit 32 bits are an
+    `InputError`.
+    """
     stored = array.astype(dtype, copy=False)
-    if dtype.kind == "i" and array.dtype.kind == "i" and dtype.itemsize < array.dtype.itemsize and not np.array_equal(stored, array):
-        raise InputError(f"input {name!r} has values beyond {np.iinfo(dtype).max}; MNN has integers of {8 * dtype.itemsize} bits")
+    if (
+        dtype.kind == "i"
+        and array.dtype.kind == "i"
+        and dtype.itemsize < array.dtype.itemsize
+        and not np.array_equal(stored, array)
+    ):
+        raise InputError(
+            f"input {name!r} has values beyond {np.iinfo(dtype).max}; MNN has integers of "
+            f"{8 * dtype.itemsize} bits"
+        )
     return stored
 
 
@@ -84,17 +124,28 @@ class _Runner:
         self.kinds = {n: t.getNumpyData().dtype for n, t in self.tensors.items()}
         if sorted(self.kinds) != sorted(s.name for s in self.inputs):
             raise unreadable(
-                path, "mnn", Exception(f"its inputs are {sorted(self.kinds)}, those it was written with {[s.name for s in self.inputs]}")
+                path,
+                "mnn",
+                Exception(
+                    f"its inputs are {sorted(self.kinds)}, those it was written with "
+                    f"{[s.name for s in self.inputs]}"
+                ),
             )
         self.shapes: list[tuple[int, ...]] | None = None
         self.lock = Lock()
 
     def _halide(self, dtype: np.dtype) -> Any:
         package = self.package
-        return {"f": package.Halide_Type_Float, "i": package.Halide_Type_Int, "u": package.Halide_Type_Uint8}[dtype.kind]
+        return {
+            "f": package.Halide_Type_Float,
+            "i": package.Halide_Type_Int,
+            "u": package.Halide_Type_Uint8,
+        }[dtype.kind]
 
     def _tensor(self, array: np.ndarray) -> Any:
-        return self.package.Tensor(array.shape, self._halide(array.dtype), array, self.package.Tensor_DimensionType_Caffe)
+        return self.package.Tensor(
+            array.shape, self._halide(array.dtype), array, self.package.Tensor_DimensionType_Caffe
+        )
 
     def feed(self, arrays: Sequence[np.ndarray]) -> None:
         shapes = [a.shape for a in arrays]
@@ -106,10 +157,15 @@ class _Runner:
                 self.interpreter.resizeSession(self.session)
                 if self.interpreter.runSession(self.session):
                     why = _telling(said(), "it does not say why")
-                    raise InputError(f"mnn cannot run {self.path.name} on inputs of shape {', '.join(map(str, shapes))}: {why}")
+                    raise InputError(
+                        f"mnn cannot run {self.path.name} on inputs of shape "
+                        f"{', '.join(map(str, shapes))}: {why}"
+                    )
             self.shapes = shapes
         for spec, array in zip(self.inputs, arrays):
-            self.tensors[spec.name].copyFrom(self._tensor(_as_stored(array, self.kinds[spec.name], spec.name)))
+            self.tensors[spec.name].copyFrom(
+                self._tensor(_as_stored(array, self.kinds[spec.name], spec.name))
+            )
 
     def results(self) -> list[np.ndarray]:
         found = []
@@ -143,8 +199,12 @@ def open(path: Path, threads: int) -> Session:
     return Session(runner.inputs, runner.outputs, runner)
 
 
-def timer(path: Path, threads: int, arrays: list[np.ndarray]) -> Callable[[], dict[str, tuple[str, float]]]:
-    """A function that runs the file once and returns each operator's kind and milliseconds, through MNN's callbacks around every operator."""
+def timer(
+    path: Path, threads: int, arrays: list[np.ndarray]
+) -> Callable[[], dict[str, tuple[str, float]]]:
+    """A function that runs the file once and returns each operator's kind and milliseconds, through
+    MNN's callbacks around every operator.
+    """
     runner = _Runner(path, threads)
     runner.feed(arrays)
     found: dict[str, tuple[str, float]] = {}
@@ -172,7 +232,10 @@ def timer(path: Path, threads: int, arrays: list[np.ndarray]) -> Callable[[], di
 def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
     once = timer(path, threads, arrays)
     seen = [once() for _ in range(WARM_UP + runs)][WARM_UP:]
-    return [LayerTime(name, kind, median(s[name][1] for s in seen), "Int8" in kind) for name, (kind, _) in seen[0].items()]
+    return [
+        LayerTime(name, kind, median(s[name][1] for s in seen), "Int8" in kind)
+        for name, (kind, _) in seen[0].items()
+    ]
 
 
 def _described(onnx: Any, path: Path) -> str:
@@ -184,7 +247,8 @@ def _described(onnx: Any, path: Path) -> str:
         raise unreadable(path, "onnx", error) from error
     if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node):
         raise InputError(
-            f"{path.name} is quantised, and MNN cannot run integers that it did not choose itself; export the float network for mnn, or another runtime"
+            f"{path.name} is quantised, and MNN cannot run integers that it did not choose "
+            "itself; export the float network for mnn, or another runtime"
         )
     constants = {i.name for i in model.graph.initializer}
     parts = []
@@ -194,15 +258,27 @@ def _described(onnx: Any, path: Path) -> str:
             tensor = value.type.tensor_type
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
             if dtype not in DTYPES:
-                raise InputError(f"{path.name}: {value.name!r} is {dtype}; MNN takes {', '.join(DTYPES)}")
+                raise InputError(
+                    f"{path.name}: {value.name!r} is {dtype}; MNN takes {', '.join(DTYPES)}"
+                )
             known = tensor.HasField("shape")
-            specs.append([value.name, [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim] if known else None, dtype])
+            specs.append(
+                [
+                    value.name,
+                    [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+                    if known
+                    else None,
+                    dtype,
+                ]
+            )
         parts.append(specs)
     return BIZ_CODE + json.dumps(parts, separators=(",", ":"))
 
 
 def convert(onnx_path: Path, folder: Path, *options: str) -> Path:
-    """`folder/<stem>.mnn`, written by MNN's converter with these options of its own. The same file gives the same bytes."""
+    """`folder/<stem>.mnn`, written by MNN's converter with these options of its own. The same file
+    gives the same bytes.
+    """
     _mnn()
     onnx = require("onnx", "mnn")
     with captured():
@@ -216,13 +292,26 @@ def convert(onnx_path: Path, folder: Path, *options: str) -> Path:
         # External data is taken into the file: MNN looks for it in the current folder.
         source = Path(temporary) / "network.onnx"
         onnx.save(onnx.load(onnx_path), source)
-        command = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(written), "--bizCode", note, *options]
+        command = [
+            "mnnconvert",
+            "-f",
+            "ONNX",
+            "--modelFile",
+            str(source),
+            "--MNNModel",
+            str(written),
+            "--bizCode",
+            note,
+            *options,
+        ]
         with captured() as said:
             tools.mnnconvert(command)
             text = said()
         data = bytearray(written.read_bytes())
         if not data:  # it does not say by its result that it failed
-            raise InputError(f"mnn cannot convert {onnx_path} ({_telling(text, 'it does not say why')})")
+            raise InputError(
+                f"mnn cannot convert {onnx_path} ({_telling(text, 'it does not say why')})"
+            )
         mnnfile.same_every_time(data)
         written.write_bytes(data)
     return target

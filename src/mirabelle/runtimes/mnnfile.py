@@ -1,7 +1,9 @@
-"""The inside of an .mnn file, as far as Mirabelle reads and changes it. It is a flatbuffer: tables of numbered fields, found through offsets.
+"""The inside of an .mnn file, as far as Mirabelle reads and changes it. It is a flatbuffer: tables
+of numbered fields, found through offsets.
 
-Field numbers are those of MNN's schema (`schema/default/*.fbs` of MNN 3.6), which by the rules of flatbuffers may only grow.
-Scalars are changed in place, and what is new goes to the end, so that nothing in the file moves.
+Field numbers are those of MNN's schema (`schema/default/*.fbs` of MNN 3.6), which by the rules of
+flatbuffers may only grow. Scalars are changed in place, and what is new goes to the end, so that
+nothing in the file moves.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ NET_BIZ_CODE, NET_OPS, NET_UUID = 0, 3, 11
 OP_PARAMETERS, OP_NAME, OP_TYPE = 2, 3, 5
 CONVOLUTION = 12  # of OP_TYPE; linear layers are stored as such too
 CONVOLUTION_WEIGHT, CONVOLUTION_QUANTIZED, CONVOLUTION_SPARSE = 1, 3, 5
-QUANTIZED_VALUES, QUANTIZED_SIZE, QUANTIZED_INDEX = 1, 12, 13  # sparse weights are stored as a kind of quantised ones
+QUANTIZED_VALUES, QUANTIZED_SIZE, QUANTIZED_INDEX = (
+    1,
+    12,
+    13,
+)  # sparse weights are stored as a kind of quantised ones
 SPARSE_METHOD, SPARSE_ARGUMENTS = 0, 1
 ATTRIBUTE_NUMBER, ATTRIBUTE_KEY = 1, 3
 
@@ -57,10 +63,14 @@ class Table:
         at = self._target(number)
         return None if at is None else (at + 4, struct.unpack_from("<I", self.data, at)[0])
 
-    def put_at_end(self, number: int, content: bytes, instead_of: int, without: Iterable[int]) -> None:
-        """Gives the table a field, whose content goes to the end of the file, in the place of the field `instead_of`, and takes the fields `without` from it.
+    def put_at_end(
+        self, number: int, content: bytes, instead_of: int, without: Iterable[int]
+    ) -> None:
+        """Gives the table a field, whose content goes to the end of the file, in the place of the
+        field `instead_of`, and takes the fields `without` from it.
 
-        Tables of the same fields share the list of where these are, so this one gets a list of its own, at the end too.
+        Tables of the same fields share the list of where these are, so this one gets a list of its
+        own, at the end too.
         """
         slot = self.field(instead_of)
         assert slot is not None
@@ -80,7 +90,9 @@ class Table:
     def numbers(self, number: int, kind: str) -> np.ndarray:
         """A vector of numbers, of NumPy's type `kind`."""
         span = self.span(number)
-        return np.frombuffer(b"") if span is None else np.frombuffer(self.data, kind, span[1], span[0])
+        return (
+            np.frombuffer(b"") if span is None else np.frombuffer(self.data, kind, span[1], span[0])
+        )
 
     def text(self, number: int) -> str | None:
         span = self.span(number)
@@ -97,25 +109,33 @@ def note(data: bytearray) -> str | None:
 
 
 def same_every_time(data: bytearray) -> None:
-    """Zeros in place of the random number that MNN gives each file, so that the same network is the same bytes."""
+    """Zeros in place of the random number that MNN gives each file, so that the same network is the
+    same bytes.
+    """
     if span := root(data).span(NET_UUID):
         data[span[0] : span[0] + span[1]] = b"0" * span[1]
 
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """A layer that MNN stored as sparse. name: of the operator. parameters: where it is in the file."""
+    """A layer that MNN stored as sparse. name: of the operator. parameters: where it is in the
+    file.
+    """
 
     name: str
     parameters: int
 
     def run_as(self, data: bytearray, block: int, elements: int, blocks: int) -> None:
-        """How the layer is to run in the file `data`: in blocks of `block` output channels, with so many stored weights in so many blocks; 0: dense."""
+        """How the layer is to run in the file `data`: in blocks of `block` output channels, with so
+        many stored weights in so many blocks; 0: dense.
+        """
         parameters = Table(data, self.parameters)
         sparse = parameters.table(CONVOLUTION_SPARSE)
         assert sparse is not None
         if not block:
-            parameters.put_at_end(CONVOLUTION_WEIGHT, _dense(parameters), CONVOLUTION_QUANTIZED, [CONVOLUTION_SPARSE])
+            parameters.put_at_end(
+                CONVOLUTION_WEIGHT, _dense(parameters), CONVOLUTION_QUANTIZED, [CONVOLUTION_SPARSE]
+            )
             return
         numbers = {"sparseBlockOC": block, "NNZElement": elements, "blockNumber": blocks}
         for argument in sparse.tables(SPARSE_ARGUMENTS):

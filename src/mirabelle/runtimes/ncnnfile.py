@@ -1,6 +1,8 @@
-"""ncnn's files as lists that can be edited: a text of layers, and their weights one behind the other. How its integer layers are written.
+"""ncnn's files as lists that can be edited: a text of layers, and their weights one behind the
+other. How its integer layers are written.
 
-ncnn's scales are the inverse of everybody's: q = round(x * scale). Its integers have no zero point and lie in [-127, 127].
+ncnn's scales are the inverse of everybody's: q = round(x * scale). Its integers have no zero point
+and lie in [-127, 127].
 """
 
 from __future__ import annotations
@@ -18,17 +20,28 @@ from mirabelle.base.errors import CaptureError, InputError
 MAGIC = "7767517"
 INT8_TAG = 0x000D4B38
 INTEGERS = "_integers"  # at the end of the names of outputs that are int8
-# Convolutions and linear layers: the parameters that hold the number of weights, of outputs (that of biases), and whether there are biases.
+# Convolutions and linear layers: the parameters that hold the number of weights, of outputs (that
+# of biases), and whether there are biases.
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 COUNTS = dict.fromkeys(
-    (*CONVOLUTIONS, "Convolution1D", "ConvolutionDepthWise1D", "Deconvolution", "DeconvolutionDepthWise", "Deconvolution1D"), (6, 0, 5)
+    (
+        *CONVOLUTIONS,
+        "Convolution1D",
+        "ConvolutionDepthWise1D",
+        "Deconvolution",
+        "DeconvolutionDepthWise",
+        "Deconvolution1D",
+    ),
+    (6, 0, 5),
 ) | {"InnerProduct": (2, 0, 1)}
 BIAS, OUTPUTS, GROUPS, INT8 = 5, 0, 7, 8
 
 
 @dataclass
 class Layer:
-    """One line of the text. blobs: its weights, each with the tag that says how they are stored, or None for those that have no tag."""
+    """One line of the text. blobs: its weights, each with the tag that says how they are stored, or
+    None for those that have no tag.
+    """
 
     kind: str
     name: str
@@ -42,7 +55,9 @@ class Layer:
 
 
 class Grids(NamedTuple):
-    """sites: name and scale of each quantised value, in order. weights: the integers and scales of stored weights by the bytes of their floats."""
+    """sites: name and scale of each quantised value, in order. weights: the integers and scales of
+    stored weights by the bytes of their floats.
+    """
 
     sites: list[tuple[str, float]]
     weights: dict[bytes, tuple[np.ndarray, np.ndarray]]
@@ -59,11 +74,21 @@ def read_graph(path: Path) -> list[Layer]:
             kind, name, inputs, outputs, *rest = line.split()
             ends = int(inputs) + int(outputs)
             pairs = (p.split("=", 1) for p in rest[ends:])
-            layers.append(Layer(kind, name, rest[: int(inputs)], rest[int(inputs) : ends], {int(k): v for k, v in pairs if k.lstrip("-").isdigit()}))
+            layers.append(
+                Layer(
+                    kind,
+                    name,
+                    rest[: int(inputs)],
+                    rest[int(inputs) : ends],
+                    {int(k): v for k, v in pairs if k.lstrip("-").isdigit()},
+                )
+            )
         if len(layers) != int(lines[1].split()[0]):
             raise ValueError(f"it has {len(layers)} layers of {lines[1].split()[0]}")
     except (ValueError, IndexError) as error:
-        raise InputError(f"{path} is not a graph of ncnn ({error}); it was damaged or written by something else") from None
+        raise InputError(
+            f"{path} is not a graph of ncnn ({error}); it was damaged or written by something else"
+        ) from None
     return layers
 
 
@@ -71,7 +96,14 @@ def text(layers: Sequence[Layer]) -> str:
     blobs = {o for layer in layers for o in layer.outputs}
     lines = [MAGIC, f"{len(layers)} {len(blobs)}"]
     for layer in layers:
-        words = [layer.kind, layer.name, str(len(layer.inputs)), str(len(layer.outputs)), *layer.inputs, *layer.outputs]
+        words = [
+            layer.kind,
+            layer.name,
+            str(len(layer.inputs)),
+            str(len(layer.outputs)),
+            *layer.inputs,
+            *layer.outputs,
+        ]
         lines.append(" ".join([*words, *(f"{k}={v}" for k, v in layer.parameters.items())]))
     return "\n".join(lines) + "\n"
 
@@ -85,7 +117,9 @@ def outputs(layers: Sequence[Layer]) -> list[str]:
 
 
 def grids(proto: Any) -> Grids:
-    """What an ONNX file in Q/DQ form says of its integers. `InputError` where they have zero points, which ncnn does not know."""
+    """What an ONNX file in Q/DQ form says of its integers. `InputError` where they have zero
+    points, which ncnn does not know.
+    """
     from onnx import numpy_helper
 
     values = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
@@ -96,23 +130,40 @@ def grids(proto: Any) -> Grids:
             if int(zero) != (128 if zero.dtype == np.uint8 else 0):
                 name = node.output[0].removesuffix("_quantized")
                 raise InputError(
-                    f"ncnn's integers have no zero point, and the grid of {name!r} has one ({int(zero)} in {zero.dtype}); "
+                    f"ncnn's integers have no zero point, and the grid of {name!r} has one "
+                    f"({int(zero)} in {zero.dtype}); "
                     'quantise with target="symmetric" for ncnn'
                 )
             sites.append((node.output[0], float(values[node.input[1]])))
-        elif node.op_type == "DequantizeLinear" and node.input[0] in values and values[node.input[0]].dtype == np.int8:
-            integers, scales = values[node.input[0]], np.atleast_1d(values[node.input[1]]).astype(np.float32)
+        elif (
+            node.op_type == "DequantizeLinear"
+            and node.input[0] in values
+            and values[node.input[0]].dtype == np.int8
+        ):
+            integers, scales = (
+                values[node.input[0]],
+                np.atleast_1d(values[node.input[1]]).astype(np.float32),
+            )
             floats = integers.astype(np.float32) * scales.reshape(-1, *[1] * (integers.ndim - 1))
             weights[floats.tobytes()] = (integers, np.broadcast_to(scales, len(integers)).copy())
     return Grids(sites, weights)
 
 
-def finish(layers: list[Layer], weights: bytes, names: list[str], shapes: list[list[int]], found: Grids) -> tuple[str, bytes]:
-    """The text and the weights of what pnnx wrote, inputs under the network's own names, with integer layers where there are grids."""
+def finish(
+    layers: list[Layer], weights: bytes, names: list[str], shapes: list[list[int]], found: Grids
+) -> tuple[str, bytes]:
+    """The text and the weights of what pnnx wrote, inputs under the network's own names, with
+    integer layers where there are grids.
+    """
     layers = without_splits(layers)
-    ends = {f"in{i}": name for i, name in enumerate(names)} | {f"out{i}": f"output{i or ''}" for i in range(len(layers))}
+    ends = {f"in{i}": name for i, name in enumerate(names)} | {
+        f"out{i}": f"output{i or ''}" for i in range(len(layers))
+    }
     for layer in layers:
-        layer.inputs, layer.outputs = [ends.get(i, i) for i in layer.inputs], [ends.get(o, o) for o in layer.outputs]
+        layer.inputs, layer.outputs = (
+            [ends.get(i, i) for i in layer.inputs],
+            [ends.get(o, o) for o in layer.outputs],
+        )
         if layer.kind == "Input":
             sizes = reversed(shapes[names.index(layer.outputs[0])][1:])
             layer.parameters = {i: str(s) for i, s in enumerate(sizes)}
@@ -133,7 +184,9 @@ def without_splits(layers: list[Layer]) -> list[Layer]:
 
 
 def with_splits(layers: Sequence[Layer]) -> list[Layer]:
-    """A copy behind each blob for every layer that reads it, where there are several: ncnn has one reader for a blob."""
+    """A copy behind each blob for every layer that reads it, where there are several: ncnn has one
+    reader for a blob.
+    """
     readers: dict[str, list[tuple[int, int]]] = {}
     for i, layer in enumerate(layers):
         for j, name in enumerate(layer.inputs):
@@ -141,7 +194,9 @@ def with_splits(layers: Sequence[Layer]) -> list[Layer]:
     inputs = [list(layer.inputs) for layer in layers]
     result = []
     for i, layer in enumerate(layers):
-        result.append(Layer(layer.kind, layer.name, inputs[i], layer.outputs, layer.parameters, layer.blobs))
+        result.append(
+            Layer(layer.kind, layer.name, inputs[i], layer.outputs, layer.parameters, layer.blobs)
+        )
         for name in layer.outputs:
             if len(places := readers.get(name, [])) > 1:
                 copies = [f"{name}_{k}" for k in range(len(places))]
@@ -165,11 +220,17 @@ def _read_blobs(layers: Sequence[Layer], content: bytes) -> None:
     for layer in layers:
         if layer.kind in COUNTS:
             size, count, bias = COUNTS[layer.kind]
-            layer.blobs = [plain(layer.number(size), True), *(plain(layer.number(count)) for _ in range(layer.number(bias)))]
+            layer.blobs = [
+                plain(layer.number(size), True),
+                *(plain(layer.number(count)) for _ in range(layer.number(bias))),
+            ]
         elif layer.kind == "BatchNorm":
             layer.blobs = [plain(layer.number(0)) for _ in range(4)]
         elif layer.kind in ("PReLU", "Scale"):
-            layer.blobs = [plain(layer.number(0)) for _ in range(1 + (layer.kind == "Scale" and layer.number(1)))]
+            layer.blobs = [
+                plain(layer.number(0))
+                for _ in range(1 + (layer.kind == "Scale" and layer.number(1)))
+            ]
         elif layer.kind == "LayerNorm":
             layer.blobs = [plain(layer.number(0)) for _ in range(2 * layer.number(2, 1))]
         elif layer.kind == "GroupNorm":
@@ -180,7 +241,10 @@ def _read_blobs(layers: Sequence[Layer], content: bytes) -> None:
             layer.blobs = [plain(int(np.prod([max(1, layer.number(k)) for k in (0, 1, 2, 11)])))]
     if place != len(content):
         kinds = sorted({layer.kind for layer in layers})
-        raise CaptureError(f"a quantised network for ncnn cannot have one of these layers yet: {', '.join(kinds)}; export the float network")
+        raise CaptureError(
+            "a quantised network for ncnn cannot have one of these layers yet: "
+            f"{', '.join(kinds)}; export the float network"
+        )
 
 
 def _bytes(tag: int | None, values: np.ndarray) -> bytes:
@@ -191,12 +255,22 @@ def _bytes(tag: int | None, values: np.ndarray) -> bytes:
 
 
 def _integers(layers: list[Layer], found: Grids, ends: set[str]) -> list[Layer]:
-    """Layers of ncnn in place of ONNX's Quantize and Dequantize, integer convolutions and linear layers, and what they make unnecessary left out."""
-    constants = {o for layer in layers if layer.kind == "pnnx.Expression" and not layer.inputs for o in layer.outputs}
+    """Layers of ncnn in place of ONNX's Quantize and Dequantize, integer convolutions and linear
+    layers, and what they make unnecessary left out.
+    """
+    constants = {
+        o
+        for layer in layers
+        if layer.kind == "pnnx.Expression" and not layer.inputs
+        for o in layer.outputs
+    }
     layers = [layer for layer in layers if not (layer.outputs and set(layer.outputs) <= constants)]
     quantizers = [layer for layer in layers if layer.kind == "QuantizeLinear"]
     if len(quantizers) != len(found.sites):
-        raise CaptureError(f"pnnx kept {len(quantizers)} of {len(found.sites)} quantised values; report this network")
+        raise CaptureError(
+            f"pnnx kept {len(quantizers)} of {len(found.sites)} quantised values; report this "
+            "network"
+        )
     scales: dict[str, float] = {}
     renamed: dict[str, str] = {}
     for layer, (name, scale) in zip(quantizers, found.sites):
@@ -225,27 +299,44 @@ def _integers(layers: list[Layer], found: Grids, ends: set[str]) -> list[Layer]:
 
 
 def _to_floats(layer: Layer, scale: float) -> list[Layer]:
-    """int8 -> float -> times the scale. ncnn's own Dequantize takes the 32-bit sums of a layer: on int8 it reads beyond their end."""
+    """int8 -> float -> times the scale. ncnn's own Dequantize takes the 32-bit sums of a layer: on
+    int8 it reads beyond their end.
+    """
     plain = f"{layer.outputs[0]}_unscaled"
     return [
         Layer("Cast", f"{layer.name}_cast", layer.inputs, [plain], {0: "3", 1: "1"}),
-        Layer("BinaryOp", layer.name, [plain], layer.outputs, {0: "2", 1: "1", 2: f"{np.float32(scale):.9e}"}),
+        Layer(
+            "BinaryOp",
+            layer.name,
+            [plain],
+            layer.outputs,
+            {0: "2", 1: "1", 2: f"{np.float32(scale):.9e}"},
+        ),
     ]
 
 
-def _contract(layer: Layer, integer_of: Mapping[str, str], scales: Mapping[str, float], found: Grids) -> None:
-    """Int8 weights and the scales of weights and input, where a layer reads a grid and ncnn has the layer for it."""
+def _contract(
+    layer: Layer, integer_of: Mapping[str, str], scales: Mapping[str, float], found: Grids
+) -> None:
+    """Int8 weights and the scales of weights and input, where a layer reads a grid and ncnn has the
+    layer for it.
+    """
     if layer.kind not in (*CONVOLUTIONS, "InnerProduct") or layer.inputs[0] not in integer_of:
         return
     known = found.weights.get(layer.blobs[0][1].tobytes())
-    grouped = layer.kind == "ConvolutionDepthWise" and layer.number(GROUPS, 1) != layer.number(OUTPUTS)
+    grouped = layer.kind == "ConvolutionDepthWise" and layer.number(GROUPS, 1) != layer.number(
+        OUTPUTS
+    )
     if known is None or grouped:
         return
     layer.inputs = [integer_of[layer.inputs[0]]]
     layer.parameters[INT8] = "1"
     input_scale = 1 / scales[layer.inputs[0]]
     layer.blobs[0] = (INT8_TAG, known[0].ravel())
-    layer.blobs += [(None, (1 / known[1]).astype(np.float32)), (None, np.array([input_scale], np.float32))]
+    layer.blobs += [
+        (None, (1 / known[1]).astype(np.float32)),
+        (None, np.array([input_scale], np.float32)),
+    ]
 
 
 def _fuse_requantize(layers: list[Layer], scales: Mapping[str, float]) -> list[Layer]:
@@ -257,7 +348,12 @@ def _fuse_requantize(layers: list[Layer], scales: Mapping[str, float]) -> list[L
     gone = []
     for layer in layers:
         reader = readers.get(layer.outputs[0], []) if layer.outputs else []
-        if layer.kind in CONVOLUTIONS and INT8 in layer.parameters and len(reader) == 1 and reader[0].kind == "Quantize":
+        if (
+            layer.kind in CONVOLUTIONS
+            and INT8 in layer.parameters
+            and len(reader) == 1
+            and reader[0].kind == "Quantize"
+        ):
             layer.parameters[INT8] = "101"
             layer.outputs = reader[0].outputs
             layer.blobs.append((None, np.array([1 / scales[layer.outputs[0]]], np.float32)))

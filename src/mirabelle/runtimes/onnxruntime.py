@@ -14,7 +14,16 @@ import numpy as np
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import atomic
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, alone, check_present, require, unreadable
+from mirabelle.runtimes.artifact import (
+    LayerTime,
+    Runtime,
+    Session,
+    TensorSpec,
+    alone,
+    check_present,
+    require,
+    unreadable,
+)
 
 TYPES = {"float": "float32", "double": "float64", "bool": "bool", "float16": "float16"} | {
     f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)
@@ -29,7 +38,9 @@ def version() -> str:
 
 
 def files(path: Path) -> list[Path]:
-    """The ONNX file and the files of external data that it names. These must lie in its folder or below."""
+    """The ONNX file and the files of external data that it names. These must lie in its folder or
+    below.
+    """
     onnx = require("onnx", "onnxruntime")
     if not path.is_file():
         raise InputError(f"{path} is not there")
@@ -37,10 +48,18 @@ def files(path: Path) -> list[Path]:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
         raise unreadable(path, "onnx", error) from error
-    names = {e.value: None for t in onnx.external_data_helper._get_all_tensors(model) for e in t.external_data if e.key == "location"}
+    names = {
+        e.value: None
+        for t in onnx.external_data_helper._get_all_tensors(model)
+        for e in t.external_data
+        if e.key == "location"
+    }
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{path} keeps weights in {name!r}, outside of its own folder; save it again with the data beside it")
+            raise InputError(
+                f"{path} keeps weights in {name!r}, outside of its own folder; save it again "
+                "with the data beside it"
+            )
     found = [path, *(path.parent / name for name in names)]
     check_present(found)
     return found
@@ -51,7 +70,9 @@ ON_CPU: Providers = [("CPUExecutionProvider", {})]
 
 
 def _session(path: Path, threads: int, providers: Providers, profile: str | None = None) -> Any:
-    """`InputError` where the first provider does not start: ONNX Runtime itself would go on with the next one without a word."""
+    """`InputError` where the first provider does not start: ONNX Runtime itself would go on with
+    the next one without a word.
+    """
     ort = require("onnxruntime", "onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -67,7 +88,10 @@ def _session(path: Path, threads: int, providers: Providers, profile: str | None
     except Exception as error:  # its exceptions have no base class of their own
         raise unreadable(path, "onnxruntime", error) from error
     if (wanted := providers[0][0]) not in session.get_providers():
-        raise InputError(f"{path}: {wanted} did not start (ONNX Runtime runs {', '.join(session.get_providers())}); look for a library that it lacks")
+        raise InputError(
+            f"{path}: {wanted} did not start (ONNX Runtime runs "
+            f"{', '.join(session.get_providers())}); look for a library that it lacks"
+        )
     return session
 
 
@@ -88,7 +112,9 @@ def open(path: Path, threads: int, providers: Providers = ON_CPU) -> Session:
 
 
 def _int8(event: dict) -> bool | None:
-    """Whether the node's first input is of 8 bits. A DequantizeLinear reads them too, but computes in floating point."""
+    """Whether the node's first input is of 8 bits. A DequantizeLinear reads them too, but computes
+    in floating point.
+    """
     operator, types = event["op_name"], event.get("input_type_shape")
     if operator in INT8_INSIDE:
         return True
@@ -97,7 +123,9 @@ def _int8(event: dict) -> bool | None:
     return None if not types else next(iter(types[0])) in ("int8", "uint8")
 
 
-def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int, providers: Providers = ON_CPU) -> list[LayerTime]:
+def profile(
+    path: Path, threads: int, arrays: list[np.ndarray], runs: int, providers: Providers = ON_CPU
+) -> list[LayerTime]:
     with tempfile.TemporaryDirectory() as folder:
         session = _session(path, threads, providers, str(Path(folder) / "profile"))
         feed = {v.name: a for v, a in zip(session.get_inputs(), arrays)}
@@ -112,7 +140,8 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int, provi
         LayerTime(
             name.removesuffix("_kernel_time"),
             times[-1]["args"]["op_name"],
-            median(t["dur"] for t in times[-runs:]) / 1e3,  # microseconds; the first ones are the warm-up
+            median(t["dur"] for t in times[-runs:])
+            / 1e3,  # microseconds; the first ones are the warm-up
             _int8(times[-1]["args"]),
         )
         for (_, name), times in nodes.items()
@@ -120,7 +149,9 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int, provi
 
 
 def save(onnx_path: Path, folder: Path) -> Path:
-    """Copies the ONNX file and its external data into `folder`, the main file last, so that it never names data that is not there."""
+    """Copies the ONNX file and its external data into `folder`, the main file last, so that it
+    never names data that is not there.
+    """
     target = Path(folder) / Path(onnx_path).name
     if target.suffix != ".onnx":
         raise InputError(f"{onnx_path} does not end in .onnx")
@@ -133,7 +164,9 @@ def save(onnx_path: Path, folder: Path) -> Path:
 
 
 def _save_mobile(onnx_path: Path, folder: Path) -> Path:
-    """Writes the graph, fused as for Arm, in the format that ONNX Runtime's small builds for phones read; they cannot parse ONNX."""
+    """Writes the graph, fused as for Arm, in the format that ONNX Runtime's small builds for phones
+    read; they cannot parse ONNX.
+    """
     ort = require("onnxruntime", "onnxruntime")
     found = files(Path(onnx_path))
     target = Path(folder) / f"{found[0].stem}.ort"
@@ -141,11 +174,18 @@ def _save_mobile(onnx_path: Path, folder: Path) -> Path:
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.save_model_format", "ORT")
-    options.add_session_config_entry("session.qdqisint8allowed", "1")  # its default on x86 would store uint8
+    options.add_session_config_entry(
+        "session.qdqisint8allowed", "1"
+    )  # its default on x86 would store uint8
     with atomic(target) as temporary:
         options.optimized_model_filepath = str(temporary)
         try:  # without the layout of x86's vector units
-            ort.InferenceSession(str(found[0]), options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"])
+            ort.InferenceSession(
+                str(found[0]),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["NchwcTransformer"],
+            )
         except Exception as error:
             raise unreadable(found[0], "onnxruntime", error) from error
     return target

@@ -14,17 +14,28 @@ from typing import Any
 import numpy as np
 
 from mirabelle.base.errors import InputError
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, TensorSpec, check_present, require, unreadable
+from mirabelle.runtimes.artifact import (
+    LayerTime,
+    Runtime,
+    Session,
+    TensorSpec,
+    check_present,
+    require,
+    unreadable,
+)
 from mirabelle.runtimes.signals import enough_signal_stack
 
-# A shape left open costs much of the speed, so every shape that is asked for is compiled; this many stay.
+# A shape left open costs much of the speed, so every shape that is asked for is compiled; this many
+# stay.
 COMPILED_SHAPES = 4
 WARM_UP = 5
 LEAST = 5e-4  # milliseconds of a node, where the profiler tells none
 
 
 def package() -> Any:
-    """OpenVINO without its telemetry, which reports from a process of its own that it was imported, and what is converted."""
+    """OpenVINO without its telemetry, which reports from a process of its own that it was imported,
+    and what is converted.
+    """
     telemetry = "openvino_telemetry"
     if "openvino" in sys.modules or telemetry in sys.modules:
         return require("openvino", "openvino")
@@ -47,8 +58,15 @@ def files(path: Path) -> list[Path]:
 
 
 def options(threads: int) -> dict[str, Any]:
-    """Float32 stays float32: where the CPU has bfloat16 units, OpenVINO's default would compute another network than the one exported."""
-    return {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    """Float32 stays float32: where the CPU has bfloat16 units, OpenVINO's default would compute
+    another network than the one exported.
+    """
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
 
 
 def _read(path: Path) -> tuple[Any, Any]:
@@ -56,7 +74,9 @@ def _read(path: Path) -> tuple[Any, Any]:
     files(path)
     with path.open("rb") as f:
         if not f.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
-            raise InputError(f"{path} is not an OpenVINO graph; it was damaged or written by something else")
+            raise InputError(
+                f"{path} is not an OpenVINO graph; it was damaged or written by something else"
+            )
     try:
         return core, core.read_model(path)
     except Exception as error:
@@ -65,7 +85,11 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 def _spec(port: Any, index: int) -> TensorSpec:
     shape = port.get_partial_shape()
-    dims = None if shape.rank.is_dynamic else tuple(None if d.is_dynamic else d.get_length() for d in shape)
+    dims = (
+        None
+        if shape.rank.is_dynamic
+        else tuple(None if d.is_dynamic else d.get_length() for d in shape)
+    )
     kind = port.get_element_type()
     try:
         dtype = np.dtype(kind.to_dtype()).name
@@ -104,12 +128,19 @@ def open(path: Path, threads: int) -> Session:
             requests.move_to_end(key)
             return _infer(requests[key], arrays)
 
-    return Session([_spec(p, i) for i, p in enumerate(model.inputs)], [_spec(p, i) for i, p in enumerate(model.outputs)], run)
+    return Session(
+        [_spec(p, i) for i, p in enumerate(model.inputs)],
+        [_spec(p, i) for i, p in enumerate(model.outputs)],
+        run,
+    )
 
 
 def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> list[LayerTime]:
-    """The mean of the runs after the warm-up. OpenVINO tells the mean since it compiled, the first and slowest runs among them, in whole microseconds,
-    and says that a node did not run where that is none: which nodes ran is told by whether they have a kernel, and none takes less than half of one."""
+    """The mean of the runs after the warm-up. OpenVINO tells the mean since it compiled, the first
+    and slowest runs among them, in whole microseconds,
+    and says that a node did not run where that is none: which nodes ran is told by whether they
+    have a kernel, and none takes less than half of one.
+    """
     request = _compile(*_read(path), arrays, {**options(threads), "PERF_COUNT": True})
     for _ in range(WARM_UP):
         _infer(request, arrays)
@@ -121,7 +152,12 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
         LayerTime(
             node.node_name,
             node.node_type,
-            max(((WARM_UP + runs) * node.real_time - before[node.node_name]).total_seconds() * 1e3 / runs, LEAST),
+            max(
+                ((WARM_UP + runs) * node.real_time - before[node.node_name]).total_seconds()
+                * 1e3
+                / runs,
+                LEAST,
+            ),
             node.exec_type.lower().endswith(("_i8", "_u8")),
         )
         for node in request.get_profiling_info()
@@ -130,9 +166,11 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
 
 
 def _stable(model: Any, names: set[str], makers: dict[str, str]) -> None:
-    """Takes out of the graph what differs from run to run: names counted up over the whole process, and the path of the source.
+    """Takes out of the graph what differs from run to run: names counted up over the whole process,
+    and the path of the source.
 
-    What makes an output is called after its node in the ONNX file, as everything else is. makers: that name, by the output's.
+    What makes an output is called after its node in the ONNX file, as everything else is. makers:
+    that name, by the output's.
     """
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() != "Result" and makers.get(node.get_friendly_name()):
@@ -143,7 +181,9 @@ def _stable(model: Any, names: set[str], makers: dict[str, str]) -> None:
 
 
 def save(onnx_path: Path, folder: Path) -> Path:
-    """Converts an ONNX file to OpenVINO's own .xml and .bin, weights as they are (not halved). The same file gives the same bytes."""
+    """Converts an ONNX file to OpenVINO's own .xml and .bin, weights as they are (not halved). The
+    same file gives the same bytes.
+    """
     ov, onnx = package(), require("onnx", "openvino")
     onnx_path = Path(onnx_path)
     if not onnx_path.is_file():
@@ -156,13 +196,18 @@ def save(onnx_path: Path, folder: Path) -> Path:
     values = [*graph.node, *graph.initializer, *graph.input]
     ends = {o.name for o in graph.output}
     _stable(
-        model, {v.name for v in values} | {o for n in graph.node for o in n.output}, {o: n.name for n in graph.node for o in n.output if o in ends}
+        model,
+        {v.name for v in values} | {o for n in graph.node for o in n.output},
+        {o: n.name for n in graph.node for o in n.output if o in ends},
     )
     target = Path(folder) / f"{onnx_path.stem}.xml"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as temporary:
         ov.save_model(model, Path(temporary) / target.name, compress_to_fp16=False)
-        for path in (target.with_suffix(".bin"), target):  # the graph last: it is never there without its weights
+        for path in (
+            target.with_suffix(".bin"),
+            target,
+        ):  # the graph last: it is never there without its weights
             written = Path(temporary) / path.name
             with written.open("rb") as f:
                 os.fsync(f.fileno())

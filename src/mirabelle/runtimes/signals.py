@@ -29,11 +29,13 @@ def alternate_stack() -> int:
 
 
 def enough_signal_stack() -> None:
-    """Gives this thread an alternate signal stack of 256 KiB in the place of a smaller one; does nothing where there is none, or off Linux.
+    """Gives this thread an alternate signal stack of 256 KiB in the place of a smaller one; does
+    nothing where there is none, or off Linux.
 
-    OpenVINO's CPU plugin sets one of about 11 KiB when it compiles (for AMX, also where the CPU has none), and CPython runs its handlers on
-    it (SA_ONSTACK, since 3.11). With AVX-512 state two frames fill it: the next SIGCHLD of a DataLoader's worker, or a Ctrl-C, ended the
-    process with a segmentation fault.
+    OpenVINO's CPU plugin sets one of about 11 KiB when it compiles (for AMX, also where the CPU has
+    none), and CPython runs its handlers on it (SA_ONSTACK, since 3.11). With AVX-512 state two
+    frames fill it: the next SIGCHLD of a DataLoader's worker, or a Ctrl-C, ended the process with a
+    segmentation fault.
     """
     if not sys.platform.startswith("linux") or not 0 < alternate_stack() < ROOM:
         return

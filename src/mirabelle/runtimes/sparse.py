@@ -1,7 +1,9 @@
-"""Sparse networks: each layer in the form that is faster for it on this machine, dense or sparse; and dense altogether where that is faster.
+"""Sparse networks: each layer in the form that is faster for it on this machine, dense or sparse;
+and dense altogether where that is faster.
 
-The sparse kernels are MNN's. `save` times every layer in every form inside the network, puts the fastest of each together, and times the result against
-the dense network in every runtime that is installed. What was found is the artifact: a small JSON file that names the runtime and its file.
+The sparse kernels are MNN's. `save` times every layer in every form inside the network, puts the
+fastest of each together, and times the result against the dense network in every runtime that is
+installed. What was found is the artifact: a small JSON file that names the runtime and its file.
 """
 
 from __future__ import annotations
@@ -19,22 +21,38 @@ import numpy as np
 from mirabelle.base.errors import InputError, MissingRuntimeError
 from mirabelle.base.files import atomic, read_json, sha256, write_json
 from mirabelle.runtimes import mnn, mnnfile, onnxruntime, openvino
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, check_present, require, unreadable
+from mirabelle.runtimes.artifact import (
+    LayerTime,
+    Runtime,
+    Session,
+    check_present,
+    require,
+    unreadable,
+)
 
 FORMAT = 1
-FORMS = {"dense": 0, "1x1": 1, "4x1": 4}  # name -> output channels that share their zeros; what MNN has kernels for
+FORMS = {
+    "dense": 0,
+    "1x1": 1,
+    "4x1": 4,
+}  # name -> output channels that share their zeros; what MNN has kernels for
 STORED_SPARSE = 0.6  # MNN's converter leaves a layer dense with fewer zeros
-WORTH = 0.97  # a sparse form is taken where it needs less than this of the dense one's time: below lies noise
+# a sparse form is taken where it needs less than this of the dense one's time: below lies noise
+WORTH = 0.97
 ROUNDS, SECONDS = 30, 20.0
 SAME = 1e-4  # of the largest output: how far sums in another order may be off
-DENSE: dict[str, Runtime] = {r.name: r for r in (onnxruntime.RUNTIME, openvino.RUNTIME, mnn.RUNTIME)}
+DENSE: dict[str, Runtime] = {
+    r.name: r for r in (onnxruntime.RUNTIME, openvino.RUNTIME, mnn.RUNTIME)
+}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with a constant weight. shape: of the weight as (outputs, inputs of one output). zeros: their share. kind: as in `weights`.
+    """A layer with a constant weight. shape: of the weight as (outputs, inputs of one output).
+    zeros: their share. kind: as in `weights`.
 
-    milliseconds: in each form that was timed, the median; empty for a layer with too few zeros to be stored sparse. form: the one that was taken.
+    milliseconds: in each form that was timed, the median; empty for a layer with too few zeros to
+    be stored sparse. form: the one that was taken.
     """
 
     name: str
@@ -47,7 +65,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `save` found. runtime, file: what runs. milliseconds: of the whole network, p50, by candidate; `sparse` is MNN with each layer in its own form."""
+    """What `save` found. runtime, file: what runs. milliseconds: of the whole network, p50, by
+    candidate; `sparse` is MNN with each layer in its own form.
+    """
 
     runtime: str
     file: str
@@ -65,25 +85,41 @@ class Choice:
         took = sum(layer.form != "dense" for layer in self.layers)
         if self.sparse:
             faster = dense[fastest] / self.milliseconds["sparse"]
-            said = f"sparse on mnn, {took} of {len(self.layers)} layers sparse: {self.milliseconds['sparse']:.3f} ms, {faster:.2f} times as fast as dense on {fastest}"
+            said = (
+                f"sparse on mnn, {took} of {len(self.layers)} layers sparse: "
+                f"{self.milliseconds['sparse']:.3f} ms, {faster:.2f} times as fast as dense "
+                f"on {fastest}"
+            )
         else:
             said = f"dense on {self.runtime}: no sparse form was faster"
-        rows = [f"{said} ({', '.join(f'{k} {v:.3f} ms' for k, v in sorted(dense.items(), key=lambda kv: kv[1]))})"]
+        rows = [
+            f"{said} ({', '.join(f'{k} {dense[k]:.3f} ms' for k in sorted(dense, key=dense.get))})"
+        ]
         for layer in self.layers:
             times = ", ".join(f"{form} {ms:.3f} ms" for form, ms in layer.milliseconds.items())
-            rows.append(f"  {layer.form:<6} {layer.name}: {layer.kind}, {100 * layer.zeros:.1f} % zeros" + (f" ({times})" if times else ""))
+            rows.append(
+                f"  {layer.form:<6} {layer.name}: {layer.kind}, {100 * layer.zeros:.1f} % zeros"
+                + (f" ({times})" if times else "")
+            )
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers], "sparse": self.sparse}
+        return {
+            **asdict(self),
+            "layers": [asdict(layer) for layer in self.layers],
+            "sparse": self.sparse,
+        }
 
 
-# --- the layers of an ONNX file -----------------------------------------------------------------------------------------------------------
+# --- the layers of an ONNX file
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The constant weight of a layer: name in the file, kind (`linear`, `1x1 convolution`, ...), `rows` (outputs, inputs of one output), transposed in the file or not."""
+    """The constant weight of a layer: name in the file, kind (`linear`, `1x1 convolution`, ...),
+    `rows` (outputs, inputs of one output), transposed in the file or not.
+    """
 
     name: str
     kind: str
@@ -93,9 +129,11 @@ class Weight:
 
 
 def weights(model: Any) -> list[Weight]:
-    """The layers of an ONNX model that could be sparse: ungrouped convolutions and products with a constant matrix.
+    """The layers of an ONNX model that could be sparse: ungrouped convolutions and products with a
+    constant matrix.
 
-    values: the names under which the layer's output is known as it passes through what a converter fuses behind it (bias, BatchNorm, rectifier).
+    values: the names under which the layer's output is known as it passes through what a converter
+    fuses behind it (bias, BatchNorm, rectifier).
     """
     onnx = require("onnx", "mnn")
     constants = {i.name: i for i in model.graph.initializer}
@@ -109,13 +147,30 @@ def weights(model: Any) -> list[Weight]:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         array = onnx.numpy_helper.to_array(constants[node.input[1]])
-        transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB", 0))
-        if attributes.get("group", 1) != 1 or array.dtype != np.float32 or (node.op_type != "Conv" and array.ndim != 2):
+        transposed = node.op_type == "MatMul" or (
+            node.op_type == "Gemm" and not attributes.get("transB", 0)
+        )
+        if (
+            attributes.get("group", 1) != 1
+            or array.dtype != np.float32
+            or (node.op_type != "Conv" and array.ndim != 2)
+        ):
             continue
-        rows = (array.T if transposed else array).reshape(array.shape[1] if transposed else array.shape[0], -1)
-        kind = "linear" if node.op_type != "Conv" else "x".join(map(str, array.shape[2:])) + " convolution"
+        rows = (array.T if transposed else array).reshape(
+            array.shape[1] if transposed else array.shape[0], -1
+        )
+        kind = (
+            "linear"
+            if node.op_type != "Conv"
+            else "x".join(map(str, array.shape[2:])) + " convolution"
+        )
         values = [node.output[0]]
-        while len(after := readers.get(values[-1], [])) == 1 and after[0].op_type in ("Add", "BatchNormalization", "Relu", "Clip"):
+        while len(after := readers.get(values[-1], [])) == 1 and after[0].op_type in (
+            "Add",
+            "BatchNormalization",
+            "Relu",
+            "Clip",
+        ):
             values.append(after[0].output[0])
         found.append(Weight(node.input[1], kind, rows, transposed, tuple(values)))
     return found
@@ -127,7 +182,8 @@ def module_name(weight: str) -> str:
 
 
 def stored(rows: np.ndarray, block: int) -> tuple[int, int]:
-    """(stored weights, blocks) of a matrix in blocks of `block` rows: a block is stored whole where one of its weights is not zero.
+    """(stored weights, blocks) of a matrix in blocks of `block` rows: a block is stored whole where
+    one of its weights is not zero.
 
     The rows that are left over at the end are stored one by one.
     """
@@ -140,18 +196,26 @@ def stored(rows: np.ndarray, block: int) -> tuple[int, int]:
     return blocks * block + single, blocks + single
 
 
-# --- forms ----------------------------------------------------------------------------------------------------------------------------------
+# --- forms
+# --------------------------------------------------------------------------------------------------
 
 
 def _matched(data: bytearray, found: list[Weight]) -> list[tuple[mnnfile.SparseLayer, Weight]]:
-    """MNN's sparse layers with the weights that they came from; one that cannot be told stays as MNN's converter left it."""
+    """MNN's sparse layers with the weights that they came from; one that cannot be told stays as
+    MNN's converter left it.
+    """
     by_value = {value: w for w in found for value in w.values}
-    named = [(layer, by_value.get(layer.name.removesuffix("__matmul_converted"))) for layer in mnnfile.sparse_layers(data)]
+    named = [
+        (layer, by_value.get(layer.name.removesuffix("__matmul_converted")))
+        for layer in mnnfile.sparse_layers(data)
+    ]
     return [(layer, weight) for layer, weight in named if weight is not None]
 
 
 class Variants:
-    """A network as MNN files that differ in the forms of their layers. `path` is that of the file with MNN's own choice."""
+    """A network as MNN files that differ in the forms of their layers. `path` is that of the file
+    with MNN's own choice.
+    """
 
     def __init__(self, onnx_path: Path, folder: Path):
         onnx = require("onnx", "mnn")
@@ -163,7 +227,9 @@ class Variants:
 
     def forms(self) -> list[str]:
         """The forms that are worth timing: blocks only where they leave out something."""
-        blocked = any(stored(w.rows, 4)[0] < (1 - STORED_SPARSE) * w.rows.size for _, w in self.matched)
+        blocked = any(
+            stored(w.rows, 4)[0] < (1 - STORED_SPARSE) * w.rows.size for _, w in self.matched
+        )
         return ["dense", "1x1", *(["4x1"] if blocked else [])] if self.matched else ["dense"]
 
     def write(self, path: Path, form: str | Mapping[str, str]) -> Path:
@@ -176,18 +242,30 @@ class Variants:
             temporary.write_bytes(data)
         return path
 
-    def time(self, folder: Path, arrays: list[np.ndarray], threads: int, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-        """Median milliseconds by weight and form: the variants take turns, so that what else the machine does hits all of them."""
-        passes = {form: mnn.timer(self.write(folder / f"{form}.mnn", form), threads, arrays) for form in self.forms()}
+    def time(
+        self, folder: Path, arrays: list[np.ndarray], threads: int, rounds: int = ROUNDS
+    ) -> dict[str, dict[str, float]]:
+        """Median milliseconds by weight and form: the variants take turns, so that what else the
+        machine does hits all of them.
+        """
+        passes = {
+            form: mnn.timer(self.write(folder / f"{form}.mnn", form), threads, arrays)
+            for form in self.forms()
+        }
         seen: dict[str, list[dict[str, tuple[str, float]]]] = {form: [] for form in passes}
-        from mirabelle.base.progress import track  # here: processes that only run a file, the emulated one too, have no rich
+        from mirabelle.base.progress import (
+            track,
+        )  # here: processes that only run a file, the emulated one too, have no rich
 
         for i in track(range(mnn.WARM_UP + rounds), "timing layers"):
             for form, once in passes.items():
                 once()  # the others have just emptied the caches
                 if i >= mnn.WARM_UP:
                     seen[form].append(once())
-        return {w: {form: median(run[op][1] for run in runs) for form, runs in seen.items()} for w, op in self.operators.items()}
+        return {
+            w: {form: median(run[op][1] for run in runs) for form, runs in seen.items()}
+            for w, op in self.operators.items()
+        }
 
 
 def fastest(times: Mapping[str, float]) -> str:
@@ -196,17 +274,23 @@ def fastest(times: Mapping[str, float]) -> str:
     return best if times[best] < WORTH * times["dense"] else "dense"
 
 
-# --- the artifact ---------------------------------------------------------------------------------------------------------------------------
+# --- the artifact
+# --------------------------------------------------------------------------------------------------
 
 
 def example_arrays(onnx_path: Path) -> list[np.ndarray]:
-    """One sample for an ONNX file, of noise: speed does not depend on what floats hold. `InputError` where more than the batch is left open."""
+    """One sample for an ONNX file, of noise: speed does not depend on what floats hold.
+    `InputError` where more than the batch is left open.
+    """
     session = onnxruntime.open(onnx_path, 1)
     generator = np.random.default_rng(0)
     found = []
     for spec in session.inputs:
         if spec.shape is None or None in spec.shape[1:]:
-            raise InputError(f"{onnx_path.name} leaves the shape of {spec.name!r} open ({spec}); a choice that is timed needs an input of fixed size")
+            raise InputError(
+                f"{onnx_path.name} leaves the shape of {spec.name!r} open ({spec}); a choice "
+                "that is timed needs an input of fixed size"
+            )
         shape = [1 if d is None else d for d in spec.shape]
         array = generator.normal(size=shape) if spec.dtype.startswith("float") else np.zeros(shape)
         found.append(array.astype(spec.dtype))
@@ -227,14 +311,23 @@ def _candidates(onnx_path: Path, folder: Path) -> dict[str, Path]:
 
 
 def choose(
-    onnx_path: Path, folder: Path, threads: int = 1, arrays: list[np.ndarray] | None = None, rounds: int = ROUNDS, seconds: float = SECONDS
+    onnx_path: Path,
+    folder: Path,
+    threads: int = 1,
+    arrays: list[np.ndarray] | None = None,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
 ) -> Path:
-    """Writes `folder/<stem>.sparse` and the files of what is fastest with so many threads; see the module.
+    """Writes `folder/<stem>.sparse` and the files of what is fastest with so many threads; see the
+    module.
 
     arrays: an example input. rounds, seconds: of timing, for the layers and for the whole network.
-    Raises `InputError` where a candidate's outputs are not those of ONNX Runtime to `SAME` of the largest.
+    Raises `InputError` where a candidate's outputs are not those of ONNX Runtime to `SAME` of the
+    largest.
     """
-    from mirabelle.measurement.latency import alternate  # the only import upwards: there is one clock
+    from mirabelle.measurement.latency import (
+        alternate,
+    )  # the only import upwards: there is one clock
 
     onnx_path, folder = Path(onnx_path), Path(folder)
     mnn.version()
@@ -245,20 +338,36 @@ def choose(
         there = Path(temporary)
         files = _candidates(onnx_path, there)
         variants = Variants(onnx_path, there / "variants")
-        times = variants.time(there / "variants", given, threads, rounds) if variants.matched else {}
+        times = (
+            variants.time(there / "variants", given, threads, rounds) if variants.matched else {}
+        )
         forms = {name: fastest(by_form) for name, by_form in times.items()}
         if any(form != "dense" for form in forms.values()):
             files["sparse"] = variants.write(there / "sparse" / f"{onnx_path.stem}.mnn", forms)
-        sessions = {name: DENSE.get(name, mnn.RUNTIME).open(path, threads) for name, path in files.items()}
+        sessions = {
+            name: DENSE.get(name, mnn.RUNTIME).open(path, threads) for name, path in files.items()
+        }
         _check_same(sessions, given, onnx_path)
-        latencies = alternate({n: lambda s=s: s.run(given) for n, s in sessions.items()}, 400, seconds=seconds, pin=threads == 1)
+        latencies = alternate(
+            {n: lambda s=s: s.run(given) for n, s in sessions.items()},
+            400,
+            seconds=seconds,
+            pin=threads == 1,
+        )
         milliseconds = {n: latency.p50_ms for n, latency in latencies.items()}
         best = min(milliseconds, key=milliseconds.__getitem__)
         name = best if best in DENSE else "mnn"
         layers = tuple(
-            Layer(module_name(w.name), w.kind, w.rows.shape, float((w.rows == 0).mean()), times.get(w.name, {}), forms.get(w.name, "dense") if best == "sparse" else "dense")  # type: ignore[arg-type]
+            Layer(
+                module_name(w.name),
+                w.kind,
+                w.rows.shape,
+                float((w.rows == 0).mean()),
+                times.get(w.name, {}),
+                forms.get(w.name, "dense") if best == "sparse" else "dense",
+            )  # type: ignore[arg-type]
             for w in variants.weights
-        )  # fmt: skip
+        )
         parts = [_copy(p, folder) for p in reversed(DENSE[name].files(files[best]))]
         choice = Choice(name, parts[-1].name, threads, milliseconds, layers)
     target = folder / f"{onnx_path.stem}.sparse"
@@ -276,26 +385,40 @@ def _check_same(sessions: Mapping[str, Session], arrays: list[np.ndarray], onnx_
     expected = sessions["onnxruntime"].run(arrays)
     for name, session in sessions.items():
         for a, b in zip(expected, session.run(arrays), strict=True):
-            error, size = float(np.abs(a.astype("float64") - b).max(initial=0)), float(np.abs(a).max(initial=0))
+            error, size = (
+                float(np.abs(a.astype("float64") - b).max(initial=0)),
+                float(np.abs(a).max(initial=0)),
+            )
             if error > SAME * size:
                 raise InputError(
-                    f"{onnx_path.name} gives other outputs on {name} than on onnxruntime: off by {error:.2g}, the largest is {size:.2g}; report this network"
+                    f"{onnx_path.name} gives other outputs on {name} than on onnxruntime: off "
+                    f"by {error:.2g}, the largest is {size:.2g}; report this network"
                 )
 
 
 def choice(path: str | Path) -> Choice:
-    """What was chosen for an artifact, by the path of its `.sparse` file. `InputError` where that is damaged."""
+    """What was chosen for an artifact, by the path of its `.sparse` file. `InputError` where that
+    is damaged.
+    """
     path = Path(path)
     try:
         content = read_json(path)
         if content["format"] != FORMAT:
-            raise InputError(f"{path} is of format {content['format']!r}; this version reads format {FORMAT}")
-        layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"])
-        found = Choice(content["runtime"], content["file"], content["threads"], content["milliseconds"], layers)
+            raise InputError(
+                f"{path} is of format {content['format']!r}; this version reads format {FORMAT}"
+            )
+        layers = tuple(
+            Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
+        )
+        found = Choice(
+            content["runtime"], content["file"], content["threads"], content["milliseconds"], layers
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise unreadable(path, "sparse", error) from error
     if found.runtime not in DENSE or Path(found.file).name != found.file or not found.milliseconds:
-        raise unreadable(path, "sparse", ValueError(f"it names {found.file!r} for {found.runtime!r}"))
+        raise unreadable(
+            path, "sparse", ValueError(f"it names {found.file!r} for {found.runtime!r}")
+        )
     return found
 
 
@@ -304,7 +427,9 @@ def _inner(path: Path) -> tuple[Runtime, Path]:
     inner = path.parent / found.file
     check_present([path, inner])
     if sha256(inner) != read_json(path).get("sha256"):
-        raise InputError(f"{inner} is not the file that {path.name} was written for; it was damaged or replaced")
+        raise InputError(
+            f"{inner} is not the file that {path.name} was written for; it was damaged or replaced"
+        )
     return DENSE[found.runtime], inner
 
 

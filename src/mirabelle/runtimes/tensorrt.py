@@ -1,6 +1,8 @@
-"""TensorRT for NVIDIA GPUs, by the TensorRT-RTX package: engines are built ahead of time and without a GPU, and run where there is one.
+"""TensorRT for NVIDIA GPUs, by the TensorRT-RTX package: engines are built ahead of time and
+without a GPU, and run where there is one.
 
-The package is proprietary, and installed for those who ask for it (`pip install mirabelle[tensorrt]`). Files come from Q/DQ form after the rules of `tensorrt_rules`.
+The package is proprietary, and installed for those who ask for it (`pip install
+mirabelle[tensorrt]`). Files come from Q/DQ form after the rules of `tensorrt_rules`.
 """
 
 from __future__ import annotations
@@ -39,27 +41,40 @@ def check(onnx_path: Path) -> None:
     """`InputError` with the rules of explicit quantisation that a file breaks."""
     broken = lint(onnx_path)
     if broken:
-        shown = "; ".join(str(v) for v in broken[:SHOWN]) + (f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
-        raise InputError(f"{onnx_path.name} breaks TensorRT's rules for quantised files: {shown}. Quantise with target='tensorrt'")
+        shown = "; ".join(str(v) for v in broken[:SHOWN]) + (
+            f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        )
+        raise InputError(
+            f"{onnx_path.name} breaks TensorRT's rules for quantised files: {shown}. Quantise "
+            "with target='tensorrt'"
+        )
 
 
 def build(onnx_path: str | Path, wanted: Sequence[int] | None = None) -> bytes:
-    """An engine for these compute capabilities (default: this machine's GPU, or `CAPABILITIES` without one), open batches from 1 to 64.
+    """An engine for these compute capabilities (default: this machine's GPU, or `CAPABILITIES`
+    without one), open batches from 1 to 64.
 
-    Raises `InputError` with the parser's own words where it refuses the file, for a file that breaks the rules, and for capabilities that the package does not build.
+    Raises `InputError` with the parser's own words where it refuses the file, for a file that
+    breaks the rules, and for capabilities that the package does not build.
     """
     onnx_path = Path(onnx_path)
     check(onnx_path)
     trt = _package()
     wanted = list(wanted) if wanted is not None else ([] if _has_gpu() else list(CAPABILITIES))
     if unknown := sorted(set(wanted) - set(capabilities())):
-        raise InputError(f"TensorRT-RTX {version()} builds for compute capabilities {', '.join(map(str, capabilities()))}, not {unknown[0]}")
+        raise InputError(
+            f"TensorRT-RTX {version()} builds for compute capabilities "
+            f"{', '.join(map(str, capabilities()))}, not {unknown[0]}"
+        )
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
-        raise InputError(f"TensorRT's parser refuses {onnx_path.name}: {'; '.join(parser.get_error(i).desc() for i in range(parser.num_errors))}")
+        raise InputError(
+            f"TensorRT's parser refuses {onnx_path.name}: "
+            f"{'; '.join(parser.get_error(i).desc() for i in range(parser.num_errors))}"
+        )
     config = builder.create_builder_config()
     if wanted:
         config.num_compute_capabilities = len(wanted)
@@ -69,14 +84,22 @@ def build(onnx_path: str | Path, wanted: Sequence[int] | None = None) -> bytes:
     if any(-1 in tuple(t.shape) for t in inputs):
         profile = builder.create_optimization_profile()
         for t in inputs:
-            shapes = [[size if d == -1 and i == 0 else max(d, 1) for i, d in enumerate(t.shape)] for size in (1, 1, LARGEST_BATCH)]
+            shapes = [
+                [size if d == -1 and i == 0 else max(d, 1) for i, d in enumerate(t.shape)]
+                for size in (1, 1, LARGEST_BATCH)
+            ]
             if -1 in tuple(t.shape)[1:]:
-                raise InputError(f"input {t.name!r} of {onnx_path.name} has open dimensions besides its batch; export it with fixed ones")
+                raise InputError(
+                    f"input {t.name!r} of {onnx_path.name} has open dimensions besides its "
+                    "batch; export it with fixed ones"
+                )
             profile.set_shape(t.name, *shapes)
         config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise InputError(f"TensorRT builds no engine of {onnx_path.name}: {'; '.join(logger.messages[-3:])}")
+        raise InputError(
+            f"TensorRT builds no engine of {onnx_path.name}: {'; '.join(logger.messages[-3:])}"
+        )
     return bytes(engine)
 
 
@@ -96,7 +119,9 @@ def _logger(trt: Any) -> Any:
 
 
 def save(onnx_path: Path, folder: Path) -> Path:
-    """Writes the engine, and beside it the Q/DQ file that it was made from, for users whose TensorRT builds its own."""
+    """Writes the engine, and beside it the Q/DQ file that it was made from, for users whose
+    TensorRT builds its own.
+    """
     onnx_path = Path(onnx_path)
     if not onnx_path.is_file():
         raise InputError(f"{onnx_path} is not there")
@@ -117,14 +142,19 @@ def _has_gpu() -> bool:
 
 
 def open(path: Path, threads: int) -> Session:
-    """On the first GPU, through torch's buffers. Raises `InputError` for an engine of another GPU or version."""
+    """On the first GPU, through torch's buffers. Raises `InputError` for an engine of another GPU
+    or version.
+    """
     import torch
 
     trt = _package()
     logger = _logger(trt)
     engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise InputError(f"{path} cannot be opened by TensorRT-RTX {version()}: {'; '.join(logger.messages[-2:]) or 'it was damaged'}")
+        raise InputError(
+            f"{path} cannot be opened by TensorRT-RTX {version()}: "
+            f"{'; '.join(logger.messages[-2:]) or 'it was damaged'}"
+        )
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
@@ -140,7 +170,9 @@ def open(path: Path, threads: int) -> Session:
     kinds = {n: types[engine.get_tensor_dtype(n)] for n in names}
 
     def spec(name: str) -> TensorSpec:
-        return TensorSpec(name, tuple(None if d == -1 else d for d in engine.get_tensor_shape(name)), kinds[name])
+        return TensorSpec(
+            name, tuple(None if d == -1 else d for d in engine.get_tensor_shape(name)), kinds[name]
+        )
 
     inputs, outputs = ([n for n in names if is_input[n] == side] for side in (True, False))
 
@@ -149,7 +181,12 @@ def open(path: Path, threads: int) -> Session:
         held = {n: torch.from_numpy(a).cuda() for n, a in zip(inputs, arrays)}
         for name in inputs:
             context.set_input_shape(name, tuple(held[name].shape))
-        held |= {n: torch.empty(tuple(context.get_tensor_shape(n)), dtype=getattr(torch, kinds[n]), device="cuda") for n in outputs}
+        held |= {
+            n: torch.empty(
+                tuple(context.get_tensor_shape(n)), dtype=getattr(torch, kinds[n]), device="cuda"
+            )
+            for n in outputs
+        }
         for name, tensor in held.items():
             context.set_tensor_address(name, tensor.data_ptr())
         if not context.execute_async_v3(stream.cuda_stream):

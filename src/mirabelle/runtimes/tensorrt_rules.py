@@ -1,8 +1,11 @@
-"""The written rules of explicit quantisation for TensorRT, checked on a Q/DQ file: `lint(path)`. Needs onnx alone.
+"""The written rules of explicit quantisation for TensorRT, checked on a Q/DQ file: `lint(path)`.
+Needs onnx alone.
 
-TensorRT's parser rejects some broken rules, and takes others for something else than was meant: an unsigned byte for a signed one, a scale of one channel for
-another's. `parser` says which: `rejects`, `accepts` (and computes something else, or slower than it could).
-Sources: NVIDIA TensorRT documentation, Working with Quantized Types, Q/DQ Layer-Placement Recommendations; and TensorRT-RTX 1.7.1's parser, tried with each.
+TensorRT's parser rejects some broken rules, and takes others for something else than was meant: an
+unsigned byte for a signed one, a scale of one channel for another's. `parser` says which:
+`rejects`, `accepts` (and computes something else, or slower than it could).
+Sources: NVIDIA TensorRT documentation, Working with Quantized Types, Q/DQ Layer-Placement
+Recommendations; and TensorRT-RTX 1.7.1's parser, tried with each.
 """
 
 from __future__ import annotations
@@ -64,13 +67,23 @@ class Graph:
         graph = onnx.load(path).graph
         constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Constant" and (value := next((a.t for a in node.attribute if a.name == "value"), None)) is not None:
+            if (
+                node.op_type == "Constant"
+                and (value := next((a.t for a in node.attribute if a.name == "value"), None))
+                is not None
+            ):
                 constants[node.output[0]] = numpy_helper.to_array(value)
         readers: dict[str, list[Any]] = {}
         for node in graph.node:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
-        return cls(list(graph.node), constants, {o: n for n in graph.node for o in n.output}, readers, {o.name for o in graph.output})
+        return cls(
+            list(graph.node),
+            constants,
+            {o: n for n in graph.node for o in n.output},
+            readers,
+            {o.name for o in graph.output},
+        )
 
     def of(self, *kinds: str) -> list[Any]:
         return [n for n in self.nodes if n.op_type in kinds]
@@ -80,14 +93,18 @@ class Graph:
         return node if node is not None and kind in (None, node.op_type) else None
 
     def dequantized(self, name: str) -> Any:
-        """The DequantizeLinear that a value comes from, straight or by data movement; None where it is a float."""
+        """The DequantizeLinear that a value comes from, straight or by data movement; None where it
+        is a float.
+        """
         node = self.makers.get(name)
         while node is not None and node.op_type in MOVES:
             node = self.makers.get(node.input[0])
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
     def is_weight(self, dequantize: Any) -> bool:
-        """Whether a DequantizeLinear holds a constant: stored integers, or floats that a QuantizeLinear rounds."""
+        """Whether a DequantizeLinear holds a constant: stored integers, or floats that a
+        QuantizeLinear rounds.
+        """
         before = self.maker(dequantize.input[0], "QuantizeLinear")
         return (before.input[0] if before is not None else dequantize.input[0]) in self.constants
 
@@ -110,8 +127,15 @@ def _weights(graph: Graph) -> Iterator[tuple[Any, Any, int]]:
         for name in node.input[:2]:
             found = graph.maker(name, "DequantizeLinear")
             if found is not None and graph.is_weight(found):
-                rank = graph.constants[found.input[0]].ndim if found.input[0] in graph.constants else 2
-                axis = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if _attribute(node, "transB") else 1, "MatMul": rank - 1}[node.op_type]
+                rank = (
+                    graph.constants[found.input[0]].ndim if found.input[0] in graph.constants else 2
+                )
+                axis = {
+                    "Conv": 0,
+                    "ConvTranspose": 1,
+                    "Gemm": 0 if _attribute(node, "transB") else 1,
+                    "MatMul": rank - 1,
+                }[node.op_type]
                 yield node, found, axis
 
 
@@ -120,7 +144,12 @@ def zero_points(graph: Graph) -> Iterator[Violation]:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
         if zero is not None and zero.any():
-            yield Violation("zero-point", _name(node), f"its zero point is {zero.flat[np.flatnonzero(zero)[0]]}; it must be 0", "rejects")
+            yield Violation(
+                "zero-point",
+                _name(node),
+                f"its zero point is {zero.flat[np.flatnonzero(zero)[0]]}; it must be 0",
+                "rejects",
+            )
 
 
 def positive_scales(graph: Graph) -> Iterator[Violation]:
@@ -128,11 +157,18 @@ def positive_scales(graph: Graph) -> Iterator[Violation]:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constants.get(node.input[1])
         if scale is not None and not (np.isfinite(scale) & (scale > 0)).all():
-            yield Violation("positive-scale", _name(node), f"its scales are as small as {scale.min()}; they must be above 0", "rejects")
+            yield Violation(
+                "positive-scale",
+                _name(node),
+                f"its scales are as small as {scale.min()}; they must be above 0",
+                "rejects",
+            )
 
 
 def signed_bytes(graph: Graph) -> Iterator[Violation]:
-    """Activations and weights are int8. uint8 is taken for int8, so that everything above 127 turns negative."""
+    """Activations and weights are int8. uint8 is taken for int8, so that everything above 127 turns
+    negative.
+    """
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
         stored = graph.constants.get(node.input[0])
@@ -145,11 +181,22 @@ def signed_bytes(graph: Graph) -> Iterator[Violation]:
             if stored is not None
             else None
         )
-        kind = np.dtype("int8") if kind is not None and _attribute(node, "output_dtype") == 3 else kind
-        if kind is not None and kind not in (np.dtype("int8"), np.dtype("int32")) and kind.kind in "iu":
+        kind = (
+            np.dtype("int8") if kind is not None and _attribute(node, "output_dtype") == 3 else kind
+        )
+        if (
+            kind is not None
+            and kind not in (np.dtype("int8"), np.dtype("int32"))
+            and kind.kind in "iu"
+        ):
             parser = "accepts" if kind == np.uint8 else "rejects"
             yield Violation(
-                "int8", _name(node), f"it has {kind}" + ("" if zero is not None else ", as there is no zero point") + "; int8 is needed", parser
+                "int8",
+                _name(node),
+                f"it has {kind}"
+                + ("" if zero is not None else ", as there is no zero point")
+                + "; int8 is needed",
+                parser,
             )
 
 
@@ -158,16 +205,30 @@ def float_biases(graph: Graph) -> Iterator[Violation]:
     for node in graph.of("DequantizeLinear"):
         stored = graph.constants.get(node.input[0])
         if stored is not None and stored.dtype == np.int32:
-            yield Violation("float-bias", _name(node), "it holds a bias in int32; store the bias as float", "rejects")
+            yield Violation(
+                "float-bias",
+                _name(node),
+                "it holds a bias in int32; store the bias as float",
+                "rejects",
+            )
 
 
 def tensor_scales(graph: Graph) -> Iterator[Violation]:
     """Activations have one scale. A vector of them is applied along a dimension nobody meant."""
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constants.get(node.input[1])
-        constant = graph.is_weight(node) if node.op_type == "DequantizeLinear" else node.input[0] in graph.constants
+        constant = (
+            graph.is_weight(node)
+            if node.op_type == "DequantizeLinear"
+            else node.input[0] in graph.constants
+        )
         if scale is not None and scale.size > 1 and not constant:
-            yield Violation("per-tensor-activation", _name(node), f"an activation has {scale.size} scales; it must have one", "accepts")
+            yield Violation(
+                "per-tensor-activation",
+                _name(node),
+                f"an activation has {scale.size} scales; it must have one",
+                "accepts",
+            )
 
 
 def channel_axis(graph: Graph) -> Iterator[Violation]:
@@ -181,7 +242,8 @@ def channel_axis(graph: Graph) -> Iterator[Violation]:
             yield Violation(
                 "channel-axis",
                 _name(node),
-                f"the scales of {_name(layer)}'s weight run along axis {own}; its output channels are axis {axis}",
+                f"the scales of {_name(layer)}'s weight run along axis {own}; its output "
+                f"channels are axis {axis}",
                 "accepts",
             )
 
@@ -192,7 +254,10 @@ def channel_count(graph: Graph) -> Iterator[Violation]:
         scale, stored = graph.constants.get(node.input[1]), graph.constants.get(node.input[0])
         if scale is not None and stored is not None and scale.size not in (1, stored.shape[axis]):
             yield Violation(
-                "channel-count", _name(node), f"{scale.size} scales for {stored.shape[axis]} output channels of {_name(layer)}", "rejects"
+                "channel-count",
+                _name(node),
+                f"{scale.size} scales for {stored.shape[axis]} output channels of {_name(layer)}",
+                "rejects",
             )
 
 
@@ -201,7 +266,12 @@ def symmetric_weights(graph: Graph) -> Iterator[Violation]:
     for layer, node, _ in _weights(graph):
         stored = graph.constants.get(node.input[0])
         if stored is not None and stored.dtype == np.int8 and (stored == -128).any():
-            yield Violation("weight-range", _name(node), f"{_name(layer)}'s weight holds -128; it must lie in [-127, 127]", "accepts")
+            yield Violation(
+                "weight-range",
+                _name(node),
+                f"{_name(layer)}'s weight holds -128; it must lie in [-127, 127]",
+                "accepts",
+            )
 
 
 def both_inputs(graph: Graph) -> Iterator[Violation]:
@@ -210,7 +280,12 @@ def both_inputs(graph: Graph) -> Iterator[Violation]:
         quantised = [graph.dequantized(name) is not None for name in layer.input[:2]]
         if any(quantised) and not all(quantised):
             missing = "activation" if not quantised[0] else "weight"
-            yield Violation("both-inputs", _name(layer), f"its {missing} is not quantised, the other is; quantise both or none", "accepts")
+            yield Violation(
+                "both-inputs",
+                _name(layer),
+                f"its {missing} is not quantised, the other is; quantise both or none",
+                "accepts",
+            )
 
 
 def paired(graph: Graph) -> Iterator[Violation]:
@@ -220,7 +295,9 @@ def paired(graph: Graph) -> Iterator[Violation]:
         others = [r for r in after if r.op_type != "DequantizeLinear"]
         scales = [graph.constants.get(r.input[1]) for r in after if r.op_type == "DequantizeLinear"]
         own = graph.constants.get(node.input[1])
-        unequal = own is not None and any(s is not None and not np.array_equal(s, own) for s in scales)
+        unequal = own is not None and any(
+            s is not None and not np.array_equal(s, own) for s in scales
+        )
         if others or not scales or unequal:
             why = (
                 f"{others[0].op_type} reads its integers"
@@ -229,28 +306,46 @@ def paired(graph: Graph) -> Iterator[Violation]:
                 if not scales
                 else "it is dequantised with another scale"
             )
-            yield Violation("pairs", _name(node), f"{why}; a QuantizeLinear needs its DequantizeLinear", "accepts")
+            yield Violation(
+                "pairs",
+                _name(node),
+                f"{why}; a QuantizeLinear needs its DequantizeLinear",
+                "accepts",
+            )
 
 
 def inputs_not_outputs(graph: Graph) -> Iterator[Violation]:
-    """What a layer gives is quantised only where integers are read: else it is rounded for nothing."""
+    """What a layer gives is quantised only where integers are read: else it is rounded for
+    nothing.
+    """
     for node in graph.of("QuantizeLinear"):
         maker = graph.maker(node.input[0])
-        maker = graph.maker(maker.input[0]) if maker is not None and maker.op_type in ("Relu", "Clip") else maker
+        maker = (
+            graph.maker(maker.input[0])
+            if maker is not None and maker.op_type in ("Relu", "Clip")
+            else maker
+        )
         if maker is None or maker.op_type not in WEIGHTED:
             continue
-        pairs = [d for d in graph.readers.get(node.output[0], []) if d.op_type == "DequantizeLinear"]
+        pairs = [
+            d for d in graph.readers.get(node.output[0], []) if d.op_type == "DequantizeLinear"
+        ]
         last = [r for d in pairs for r in graph.readers.get(d.output[0], [])]
         fused = any(r.op_type in FUSED for r in last)  # another rule's
         if pairs and not fused and not any(r.op_type in INTEGER_READERS for r in last):
             kinds = ", ".join(sorted({r.op_type for r in last})) or "the output"
             yield Violation(
-                "inputs-not-outputs", _name(node), f"it rounds what {_name(maker)} gives, and only {kinds} reads that, in float", "accepts"
+                "inputs-not-outputs",
+                _name(node),
+                f"it rounds what {_name(maker)} gives, and only {kinds} reads that, in float",
+                "accepts",
             )
 
 
 def residual_sums(graph: Graph) -> Iterator[Violation]:
-    """Of an addition's operands a layer's own result stays in float, so that the layer adds before it rounds, and the other one is quantised."""
+    """Of an addition's operands a layer's own result stays in float, so that the layer adds before
+    it rounds, and the other one is quantised.
+    """
     for node in graph.of("Add"):
         operands = [graph.maker(name) for name in node.input]
         if any(o is None for o in operands) or any(name in graph.constants for name in node.input):
@@ -258,10 +353,18 @@ def residual_sums(graph: Graph) -> Iterator[Violation]:
         direct = [o.op_type in ("Conv", "ConvTranspose") and _runs_int8(graph, o) for o in operands]
         rounded = [o.op_type == "DequantizeLinear" and _layer_behind(graph, o) for o in operands]
         if all(direct):
-            yield Violation("residual-sum", _name(node), "it adds two layers' results, neither of them quantised; quantise one", "accepts")
+            yield Violation(
+                "residual-sum",
+                _name(node),
+                "it adds two layers' results, neither of them quantised; quantise one",
+                "accepts",
+            )
         elif all(o.op_type == "DequantizeLinear" for o in operands) and any(rounded):
             yield Violation(
-                "residual-sum", _name(node), "both operands are quantised, one right behind its layer; leave that one in float", "accepts"
+                "residual-sum",
+                _name(node),
+                "both operands are quantised, one right behind its layer; leave that one in float",
+                "accepts",
             )
 
 
@@ -273,33 +376,55 @@ def _layer_behind(graph: Graph, dequantize: Any) -> bool:
     """Whether a DequantizeLinear holds the rounded result of a layer that nothing else reads."""
     quantize = graph.maker(dequantize.input[0], "QuantizeLinear")
     layer = graph.maker(quantize.input[0], "Conv") if quantize is not None else None
-    return layer is not None and len(graph.readers[dequantize.output[0]]) == 1 and _runs_int8(graph, layer)
+    return (
+        layer is not None
+        and len(graph.readers[dequantize.output[0]]) == 1
+        and _runs_int8(graph, layer)
+    )
 
 
 def no_simulated_fusion(graph: Graph) -> Iterator[Violation]:
-    """Nothing is quantised between a layer and its BatchNorm or ReLU: TensorRT fuses these itself."""
+    """Nothing is quantised between a layer and its BatchNorm or ReLU: TensorRT fuses these
+    itself.
+    """
     for node in graph.of("QuantizeLinear"):
         maker = graph.maker(node.input[0])
         if maker is None or maker.op_type not in WEIGHTED:
             continue
-        after = [r for d in graph.readers.get(node.output[0], []) for r in graph.readers.get(d.output[0], [])]
+        after = [
+            r
+            for d in graph.readers.get(node.output[0], [])
+            for r in graph.readers.get(d.output[0], [])
+        ]
         between = [r.op_type for r in after if r.op_type in FUSED]
         if between:
             yield Violation(
-                "no-simulated-fusion", _name(node), f"it stands between {_name(maker)} and its {between[0]}; quantise behind that", "accepts"
+                "no-simulated-fusion",
+                _name(node),
+                f"it stands between {_name(maker)} and its {between[0]}; quantise behind that",
+                "accepts",
             )
 
 
 def pooling_commutes(graph: Graph) -> Iterator[Violation]:
-    """Moving data and taking the largest keeps the grid: behind it the same scale stands as before."""
+    """Moving data and taking the largest keeps the grid: behind it the same scale stands as
+    before.
+    """
     for node in graph.of(*MOVES):
         before = graph.maker(node.input[0], "DequantizeLinear")
         if before is None:
             continue
-        for quantize in [r for r in graph.readers.get(node.output[0], []) if r.op_type == "QuantizeLinear"]:
+        for quantize in [
+            r for r in graph.readers.get(node.output[0], []) if r.op_type == "QuantizeLinear"
+        ]:
             one, other = (graph.constants.get(n.input[1]) for n in (before, quantize))
             if one is not None and other is not None and not np.array_equal(one, other):
-                yield Violation("pooling-commutes", _name(node), "it stands between two grids; it must keep the one that it reads", "accepts")
+                yield Violation(
+                    "pooling-commutes",
+                    _name(node),
+                    "it stands between two grids; it must keep the one that it reads",
+                    "accepts",
+                )
 
 
 RULES: dict[str, Callable[[Graph], Iterator[Violation]]] = {
@@ -321,6 +446,8 @@ RULES: dict[str, Callable[[Graph], Iterator[Violation]]] = {
 
 
 def lint(path: str | Path) -> list[Violation]:
-    """Every rule of `RULES` that an ONNX file in Q/DQ form breaks, in the order of the rules; a float file breaks none."""
+    """Every rule of `RULES` that an ONNX file in Q/DQ form breaks, in the order of the rules; a
+    float file breaks none.
+    """
     graph = Graph.read(path)
     return [v for rule in RULES.values() for v in rule(graph)]

@@ -5,4 +5,14 @@ from mirabelle.sparsity.api import REPAIRS, check_options, cut, ramp, share_of_z
 from mirabelle.sparsity.criteria import CRITERIA
 from mirabelle.sparsity.layers import Layer
 
-__all__ = ["ALLOCATIONS", "CRITERIA", "REPAIRS", "Layer", "check_options", "cut", "ramp", "share_of_zeros", "sparsify"]
+__all__ = [
+    "ALLOCATIONS",
+    "CRITERIA",
+    "REPAIRS",
+    "Layer",
+    "check_options",
+    "cut",
+    "ramp",
+    "share_of_zeros",
+    "sparsify",
+]

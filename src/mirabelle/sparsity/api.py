@@ -43,53 +43,85 @@ def sparsify(
     rounds: int = 1,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy of `model` in which the share `sparsity` of the weights of its linear layers and ungrouped convolutions is zero, and stays zero.
+    """A copy of `model` in which the share `sparsity` of the weights of its linear layers and
+    ungrouped convolutions is zero, and stays zero.
 
-    The zeros survive `mb.fit`, `mb.distill`, `mb.quantize`, `mb.save` and `mb.load`. They make a network faster only where a runtime leaves them out: export it with
-    `runtime="sparse"`. Biases, normalisations and grouped convolutions are left alone and not counted.
+    The zeros survive `mb.fit`, `mb.distill`, `mb.quantize`, `mb.save` and `mb.load`. They make a
+    network faster only where a runtime leaves them out: export it with `runtime="sparse"`. Biases,
+    normalisations and grouped convolutions are left alone and not counted.
 
-    block: None for single weights, or (n, 1): n neighbouring output channels share their zeros; the kernels like (4, 1). The last block of a layer may be smaller; the
-    sparsity is then that of blocks.
-    criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores; larger stays. data, loss: a loader and the loss (as for `mb.prune`):
-    labelled batches for `taylor`, inputs alone for `wanda` and `obs`; `batches` of them are used.
-    allocation: `global` sorts the units of all layers together, `uniform` takes the same share of every layer, `erk` leaves small layers more.
+    block: None for single weights, or (n, 1): n neighbouring output channels share their zeros; the
+    kernels like (4, 1). The last block of a layer may be smaller; the sparsity is then that of
+    blocks.
+    criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores;
+    larger stays. data, loss: a loader and the loss (as for `mb.prune`): labelled batches for
+    `taylor`, inputs alone for `wanda` and `obs`; `batches` of them are used.
+    allocation: `global` sorts the units of all layers together, `uniform` takes the same share of
+    every layer, `erk` leaves small layers more.
     keep: modules or parameters left alone. least: the share of every layer that always stays.
-    repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics, `least-squares` first fits the weights that are left so that every layer gives what
-    it gave before; both are skipped without data; None does nothing. rounds: the sparsity is reached in so many cuts, each smaller than the one before, with scores and
-    repair anew for each.
+    repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
+    `least-squares` first fits the weights that are left so that every layer gives what it gave
+    before; both are skipped without data; None does nothing. rounds: the sparsity is reached in so
+    many cuts, each smaller than the one before, with scores and repair anew for each.
 
-    A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for a sparsity that cannot be reached, before anything that takes long.
+    A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for
+    a sparsity that cannot be reached, before anything that takes long.
     """
     check_network(model)
     check_options(sparsity, block, criterion, allocation, least, repair, rounds, batches)
     loss = loss_function(loss)
     if isinstance(data, Iterator):
         if rounds > 1:
-            raise InputError(f"data is an iterator ({type(data).__name__}), which can be read only once; rounds={rounds} read it several times")
+            raise InputError(
+                f"data is an iterator ({type(data).__name__}), which can be read only once; "
+                f"rounds={rounds} read it several times"
+            )
         data = list(islice(data, batches))
     seed_everything(seed)
     sparse = model
     for i in range(1, rounds + 1):
         sparse = cut(
-            sparse, model, sparsity * ramp(i / rounds), block, criterion=criterion, data=data, loss=loss, batches=batches, allocation=allocation, keep=keep, least=least,
+            sparse,
+            model,
+            sparsity * ramp(i / rounds),
+            block,
+            criterion=criterion,
+            data=data,
+            loss=loss,
+            batches=batches,
+            allocation=allocation,
+            keep=keep,
+            least=least,
             repair=repair,
-        )  # fmt: skip
+        )
     if repair == "least-squares" and data is not None:
         sparse = as_long_as(sparse, model, _example(data))
     return sparse
 
 
 def ramp(progress: float) -> float:
-    """The share of the final sparsity that is reached at `progress`: 1 - (1 - t)³, much at first and little at the end. Zhu & Gupta 2017, eq. 1."""
+    """The share of the final sparsity that is reached at `progress`: 1 - (1 - t)³, much at first
+    and little at the end. Zhu & Gupta 2017, eq. 1.
+    """
     return 1 - (1 - min(1.0, max(0.0, progress))) ** 3
 
 
 def check_options(
-    sparsity: Any, block: Any, criterion: Any, allocation: Any, least: Any = 0.005, repair: Any = "bn", rounds: Any = 1, batches: Any = 16
+    sparsity: Any,
+    block: Any,
+    criterion: Any,
+    allocation: Any,
+    least: Any = 0.005,
+    repair: Any = "bn",
+    rounds: Any = 1,
+    batches: Any = 16,
 ) -> None:
     """What can be known to be wrong without a network raises `InputError`."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 < sparsity < 1:
-        raise InputError(f"sparsity is the share of weights that become zero, above 0 and below 1; got {sparsity!r}")
+        raise InputError(
+            "sparsity is the share of weights that become zero, above 0 and below 1; got "
+            f"{sparsity!r}"
+        )
     rows_of(block)
     resolve(criterion, CRITERIA, "criterion")
     choose(allocation, ALLOCATIONS, "allocation")
@@ -99,7 +131,9 @@ def check_options(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
     if isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 1:
-        raise InputError(f"least is the share of every layer that stays, between 0 and 1; got {least!r}")
+        raise InputError(
+            f"least is the share of every layer that stays, between 0 and 1; got {least!r}"
+        )
 
 
 def rows_of(block: Any) -> int:
@@ -107,25 +141,46 @@ def rows_of(block: Any) -> int:
     if block is None:
         return 1
     sizes = list(block) if isinstance(block, (tuple, list)) else [block]
-    if len(sizes) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes) or sizes[1] != 1:
+    if (
+        len(sizes) != 2
+        or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes)
+        or sizes[1] != 1
+    ):
         raise InputError(
-            f"block is {block!r}; expected (n, 1) for n output channels that share their zeros, such as (4, 1), or None for single weights"
+            f"block is {block!r}; expected (n, 1) for n output channels that share their zeros, "
+            "such as (4, 1), or None for single weights"
         )
     return sizes[0]
 
 
 def cut(
-    model: nn.Module, original: nn.Module, sparsity: float, block: Sequence[int] | None, *, criterion: str | Callable, data: Iterable | None, loss: Callable | None,
-    batches: int, allocation: str, keep: Iterable[str], least: float, repair: str | None,
-) -> nn.Module:  # fmt: skip
+    model: nn.Module,
+    original: nn.Module,
+    sparsity: float,
+    block: Sequence[int] | None,
+    *,
+    criterion: str | Callable,
+    data: Iterable | None,
+    loss: Callable | None,
+    batches: int,
+    allocation: str,
+    keep: Iterable[str],
+    least: float,
+    repair: str | None,
+) -> nn.Module:
     """One cut of `sparsify`. original: what the repair takes for its reference."""
     layers = _layers(model, keep, rows_of(block))
     density, before = 1 - sparsity, masks.zeros(model)
     units = {layer.name: by_block((layer.weight != 0).double(), layer.block) for layer in layers}
     check_reachable(units, density, least)
-    present = 1 - sum(float((u > 0).sum()) for u in units.values()) / sum(u.numel() for u in units.values())
+    present = 1 - sum(float((u > 0).sum()) for u in units.values()) / sum(
+        u.numel() for u in units.values()
+    )
     if before and present > sparsity + 1e-9:
-        raise InputError(f"sparsity is {sparsity:g}, and {present:.4g} of the weights are zero already; zeros do not come back")
+        raise InputError(
+            f"sparsity is {sparsity:g}, and {present:.4g} of the weights are zero already; "
+            "zeros do not come back"
+        )
     score = resolve(criterion, CRITERIA, "criterion")
     scores = _scores(model, layers, score, criterion, data, loss, batches)
     for layer in layers:
@@ -137,17 +192,28 @@ def cut(
     pruned = {}
     for layer in layers:
         mask = torch.ones(scores[layer.name].numel(), dtype=torch.bool)
-        mask[scores[layer.name].flatten().argsort(descending=True, stable=True)[: kept[layer.name]]] = False
-        whole = spread(mask.reshape(scores[layer.name].shape), layer.block, len(layer.weight)).reshape(shapes[layer.name])
+        mask[
+            scores[layer.name].flatten().argsort(descending=True, stable=True)[: kept[layer.name]]
+        ] = False
+        whole = spread(
+            mask.reshape(scores[layer.name].shape), layer.block, len(layer.weight)
+        ).reshape(shapes[layer.name])
         parameter = sparse.get_parameter(layer.name)
-        pruned[layer.name] = whole.to(parameter.device) | before.get(layer.name, torch.zeros_like(parameter, dtype=torch.bool))
+        pruned[layer.name] = whole.to(parameter.device) | before.get(
+            layer.name, torch.zeros_like(parameter, dtype=torch.bool)
+        )
     masks.mark(sparse, {layer.name: layer.block for layer in layers})
     masks.enforce(sparse, pruned)
     if repair is None or data is None:
         return sparse
     if repair == "bn":
         return reestimate_batchnorm(sparse, data, batches)
-    return reestimate_where_better(reconstruct(sparse, original, _example(data), {}, data, batches, pruned), original, data, batches)
+    return reestimate_where_better(
+        reconstruct(sparse, original, _example(data), {}, data, batches, pruned),
+        original,
+        data,
+        batches,
+    )
 
 
 def _example(data: Iterable) -> Batch:
@@ -157,8 +223,14 @@ def _example(data: Iterable) -> Batch:
 def _layers(model: nn.Module, keep: Iterable[str], block: int) -> list[Layer]:
     found = candidates(model, keep)
     if not found:
-        raise InputError("no weight of this network can be sparse: it has no linear layer and no convolution without groups, or all are in keep")
-    return [Layer(name, path, as_matrix(model.get_parameter(name)).double().cpu(), block) for name, path in found.items()]
+        raise InputError(
+            "no weight of this network can be sparse: it has no linear layer and no convolution "
+            "without groups, or all are in keep"
+        )
+    return [
+        Layer(name, path, as_matrix(model.get_parameter(name)).double().cpu(), block)
+        for name, path in found.items()
+    ]
 
 
 def _scores(
@@ -171,13 +243,24 @@ def _scores(
     count: int,
 ) -> dict[str, torch.Tensor]:
     own = callable(criterion) or (isinstance(criterion, str) and ":" in criterion)
-    gradients, inputs = criterion in NEEDS_GRADIENTS, criterion in NEEDS_INPUTS or (own and data is not None)
+    gradients, inputs = (
+        criterion in NEEDS_GRADIENTS,
+        criterion in NEEDS_INPUTS or (own and data is not None),
+    )
     if (gradients or inputs) and data is None:
-        raise InputError(f"criterion={criterion!r} needs data=, a loader of {'(inputs, targets)' if gradients else 'inputs'}")
+        raise InputError(
+            f"criterion={criterion!r} needs data=, a loader of "
+            f"{'(inputs, targets)' if gradients else 'inputs'}"
+        )
     if gradients:
         _collect_changes(model, layers, data, loss, count)  # type: ignore[arg-type]
     if inputs:
-        found = layer_moments(model, [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))], data, count)  # type: ignore[arg-type]
+        found = layer_moments(
+            model,
+            [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))],
+            data,
+            count,
+        )  # type: ignore[arg-type]
         for layer in layers:
             layer.moments = found.get(layer.module)
     scores = {}
@@ -185,31 +268,58 @@ def _scores(
         units = by_block(layer.weight, layer.block).shape
         values = torch.as_tensor(score(layer)).detach().double().cpu()
         if values.shape != units:
-            raise InputError(f"criterion {criterion!r} gave scores of shape {tuple(values.shape)} for {layer.name}; expected {tuple(units)}")
+            raise InputError(
+                f"criterion {criterion!r} gave scores of shape {tuple(values.shape)} for "
+                f"{layer.name}; expected {tuple(units)}"
+            )
         if not bool(torch.isfinite(values).all()):
-            raise InputError(f"criterion {criterion!r} gave NaN or infinite scores for {layer.name}")
+            raise InputError(
+                f"criterion {criterion!r} gave NaN or infinite scores for {layer.name}"
+            )
         scores[layer.name] = values
     return scores
 
 
-def _collect_changes(model: nn.Module, layers: list[Layer], data: Iterable, loss: Callable | None, count: int) -> None:
+def _collect_changes(
+    model: nn.Module, layers: list[Layer], data: Iterable, loss: Callable | None, count: int
+) -> None:
     seen = 0
     for gradients in loss_gradients(model, data, loss, count):
         seen += 1
         for layer in layers:
             if layer.name in gradients:
-                change = by_block(layer.weight * as_matrix(gradients[layer.name]).double().cpu(), layer.block).square()
+                change = by_block(
+                    layer.weight * as_matrix(gradients[layer.name]).double().cpu(), layer.block
+                ).square()
                 layer.changes = change if layer.changes is None else layer.changes + change
     for layer in layers:
-        layer.changes = torch.zeros_like(by_block(layer.weight, layer.block)) if layer.changes is None else layer.changes / seen
+        layer.changes = (
+            torch.zeros_like(by_block(layer.weight, layer.block))
+            if layer.changes is None
+            else layer.changes / seen
+        )
 
 
 def share_of_zeros(model: nn.Module) -> dict[str, Mapping[str, float]]:
     """By parameter that is sparse: its size, the zeros in it, and the outputs of a block."""
     return {
-        name: {"size": model.get_parameter(name).numel(), "zeros": int(mask.sum()), "block": masks.blocks(model)[name]}
+        name: {
+            "size": model.get_parameter(name).numel(),
+            "zeros": int(mask.sum()),
+            "block": masks.blocks(model)[name],
+        }
         for name, mask in masks.zeros(model).items()
     }
 
 
-__all__ = ["ALLOCATIONS", "CRITERIA", "REPAIRS", "Layer", "check_options", "cut", "ramp", "share_of_zeros", "sparsify"]
+__all__ = [
+    "ALLOCATIONS",
+    "CRITERIA",
+    "REPAIRS",
+    "Layer",
+    "check_options",
+    "cut",
+    "ramp",
+    "share_of_zeros",
+    "sparsify",
+]

@@ -1,6 +1,8 @@
-"""Criteria: how much each weight, or block of weights, of a layer matters. A function (layer) -> (units, columns) scores; larger stays.
+"""Criteria: how much each weight, or block of weights, of a layer matters. A function (layer) ->
+(units, columns) scores; larger stays.
 
-Scores are amplitudes: their squares, not they themselves, are what adds up over units that go together.
+Scores are amplitudes: their squares, not they themselves, are what adds up over units that go
+together.
 """
 
 from __future__ import annotations
@@ -24,14 +26,18 @@ def l2(layer: Layer) -> torch.Tensor:
 
 
 def taylor(layer: Layer) -> torch.Tensor:
-    """The root mean square over batches of the sum of w * dL/dw over the unit: the first-order change of the loss without it. Molchanov et al. 2019, eq. 8."""
+    """The root mean square over batches of the sum of w * dL/dw over the unit: the first-order
+    change of the loss without it. Molchanov et al. 2019, eq. 8.
+    """
     assert layer.changes is not None
     return layer.changes.sqrt()
 
 
 def _share(layer: Layer) -> torch.Tensor:
     """For a layer whose inputs are no rows: the root of the unit's share of the squared weights."""
-    return (by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)).sqrt()
+    return (
+        by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)
+    ).sqrt()
 
 
 def _gram(moments: Moments) -> torch.Tensor:
@@ -46,7 +52,8 @@ def _energy(layer: Layer, gram: torch.Tensor) -> torch.Tensor:
 
 
 def wanda(layer: Layer) -> torch.Tensor:
-    """|w| times the norm of the input that it reads, over the root of the output's energy, so that layers can be compared; of a block the root of the sum of squares.
+    """|w| times the norm of the input that it reads, over the root of the output's energy, so that
+    layers can be compared; of a block the root of the sum of squares.
 
     Sun et al. 2024 (Wanda), eq. 1, with one order for a whole layer. No labels are needed.
     """
@@ -58,17 +65,22 @@ def wanda(layer: Layer) -> torch.Tensor:
 
 
 def obs(layer: Layer) -> torch.Tensor:
-    """The root of S_oo w² / (H⁻¹)_jj with H = A'A + r I: by how much the network's outputs change without the weight if all others of its row are fitted again.
+    """The root of S_oo w² / (H⁻¹)_jj with H = A'A + r I: by how much the network's outputs change
+    without the weight if all others of its row are fitted again.
 
-    S says what depends on the layer's output o (`Moments.sensitivity`); where it is not known, one over the energy of the layer's outputs. For a block the sum over its
-    rows, under the root. Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of its own with the same H. No labels are needed.
+    S says what depends on the layer's output o (`Moments.sensitivity`); where it is not known, one
+    over the energy of the layer's outputs. For a block the sum over its rows, under the root.
+    Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of
+    its own with the same H. No labels are needed.
     """
     if layer.moments is None:
         return _share(layer)
     gram = _gram(layer.moments)
     inverse = torch.linalg.inv(gram + ridge(gram, float(gram[-1, -1]))).diagonal()[:-1]
     known = layer.moments.sensitivity
-    sensitivity = 1 / _energy(layer, gram) if known is None else known.cpu().diagonal().clamp_min(0)[:, None]
+    sensitivity = (
+        1 / _energy(layer, gram) if known is None else known.cpu().diagonal().clamp_min(0)[:, None]
+    )
     return (by_block(sensitivity * layer.weight.square(), layer.block) / inverse).sqrt()
 
 
@@ -78,7 +90,13 @@ def random(layer: Layer) -> torch.Tensor:
 
 
 CRITERIA: dict[str, Callable[[Layer], torch.Tensor]] = {
-    "magnitude": magnitude, "l1": magnitude, "l2": l2, "taylor": taylor, "wanda": wanda, "obs": obs, "random": random,
-}  # fmt: skip
+    "magnitude": magnitude,
+    "l1": magnitude,
+    "l2": l2,
+    "taylor": taylor,
+    "wanda": wanda,
+    "obs": obs,
+    "random": random,
+}
 NEEDS_GRADIENTS = {"taylor"}
 NEEDS_INPUTS = {"wanda", "obs"}

@@ -1,4 +1,6 @@
-"""Sparsity that grows while a network is trained: what `mb.fit(..., sparsify={"sparsity": 0.95})` does between the steps."""
+"""Sparsity that grows while a network is trained: what `mb.fit(..., sparsify={"sparsity": 0.95})`
+does between the steps.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,29 @@ from mirabelle.sparsity.api import check_options, cut, ramp, rows_of, sparsify
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS, NEEDS_INPUTS
 from mirabelle.sparsity.layers import candidates
 
-# Of the training's steps: the share after which the first cut comes, the one at which the last comes, and how many there are.
+# Of the training's steps: the share after which the first cut comes, the one at which the last
+# comes, and how many there are.
 TIMES: dict[str, Any] = {"start": 0.0, "end": 0.75, "cuts": 10}
-_OWN = {p.name: p.default for p in inspect.signature(sparsify).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "rounds")}
+_OWN = {
+    p.name: p.default
+    for p in inspect.signature(sparsify).parameters.values()
+    if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "rounds")
+}
 OPTIONS: dict[str, Any] = {**_OWN, "repair": None, **TIMES}
 
 
 class Gradual:
-    """The cuts of one training run. options: those of `mb.sparsify` but `seed` and `rounds`, and `start`, `end` and `cuts` (`TIMES`); `repair` is None unless given.
+    """The cuts of one training run. options: those of `mb.sparsify` but `seed` and `rounds`, and
+    `start`, `end` and `cuts` (`TIMES`); `repair` is None unless given.
 
-    The sparsity after the cut at progress t, from 0 at `start` to 1 at `end`, is `sparsity * (1 - (1 - t)³)`: Zhu & Gupta 2017, eq. 1. Between the cuts the zeros stay.
+    The sparsity after the cut at progress t, from 0 at `start` to 1 at `end`, is `sparsity * (1 -
+    (1 - t)³)`: Zhu & Gupta 2017, eq. 1. Between the cuts the zeros stay.
     data: what criteria and repairs read unless the options name a loader of their own.
     """
 
-    def __init__(self, options: Mapping[str, Any], model: nn.Module, data: Iterable, total: int, seed: int):
+    def __init__(
+        self, options: Mapping[str, Any], model: nn.Module, data: Iterable, total: int, seed: int
+    ):
         check(options)
         self.options = {**OPTIONS, **options}
         self.seed = seed
@@ -42,29 +53,43 @@ class Gradual:
             self.options["data"] = data
             if getattr(data, "persistent_workers", False) and self._reads_data():
                 raise InputError(
-                    f"sparsify with criterion={self.options['criterion']!r} and repair={self.options['repair']!r} reads the training data between steps, which a loader with "
-                    "persistent_workers cannot give; name another loader: sparsify={..., 'data': loader}"
+                    f"sparsify with criterion={self.options['criterion']!r} and "
+                    f"repair={self.options['repair']!r} reads the training data between steps, "
+                    "which a loader with "
+                    "persistent_workers cannot give; name another loader: sparsify={..., "
+                    "'data': loader}"
                 )
         first, last = (min(total - 1, round(share * total)) for share in (start, end))
         self.steps: dict[int, float] = {}
         for i in range(1, cuts + 1):
             progress = i / cuts
-            self.steps[first + round((last - first) * progress)] = self.options["sparsity"] * ramp(progress)
+            self.steps[first + round((last - first) * progress)] = self.options["sparsity"] * ramp(
+                progress
+            )
         del self.options["sparsity"]
         self.names = candidates(model, self.options["keep"])
         self.block = rows_of(self.options["block"])
 
     def _reads_data(self) -> bool:
         criterion = self.options["criterion"]
-        return self.options["repair"] is not None or callable(criterion) or ":" in criterion or criterion in NEEDS_GRADIENTS | NEEDS_INPUTS
+        return (
+            self.options["repair"] is not None
+            or callable(criterion)
+            or ":" in criterion
+            or criterion in NEEDS_GRADIENTS | NEEDS_INPUTS
+        )
 
     def resume(self, model: nn.Module, done: int) -> None:
-        """Marks what the cuts before step `done` have marked, in place; the zeros themselves are in the weights."""
+        """Marks what the cuts before step `done` have marked, in place; the zeros themselves are in
+        the weights.
+        """
         if any(step < done for step in self.steps):
             masks.mark(model, dict.fromkeys(self.names, self.block))
 
     def before_step(self, model: nn.Module, done: int) -> bool:
-        """Makes the cut that is due before step `done`, in place; whether there was one. The random generators are left as they were."""
+        """Makes the cut that is due before step `done`, in place; whether there was one. The random
+        generators are left as they were.
+        """
         if done not in self.steps:
             return False
         with _same_generators(self.options["data"]), quiet():
@@ -92,25 +117,50 @@ class Gradual:
 def check(options: Any) -> None:
     """`InputError` for options that cannot be, before any training starts."""
     if not isinstance(options, Mapping):
-        raise InputError(f"sparsify is {options!r}; expected options of mb.sparsify, such as {{'sparsity': 0.9}}")
+        raise InputError(
+            f"sparsify is {options!r}; expected options of mb.sparsify, such as {{'sparsity': 0.9}}"
+        )
     for key in options:
         if key not in OPTIONS:
-            raise InputError(f"sparsify has an unknown option {key!r}{did_you_mean(str(key), OPTIONS)}")
+            raise InputError(
+                f"sparsify has an unknown option {key!r}{did_you_mean(str(key), OPTIONS)}"
+            )
     if "sparsity" not in options:
         raise InputError("sparsify needs sparsity: the share of weights that are zero at the end")
     given = {**OPTIONS, **options}
-    check_options(given["sparsity"], given["block"], given["criterion"], given["allocation"], given["least"], given["repair"], 1, given["batches"])
+    check_options(
+        given["sparsity"],
+        given["block"],
+        given["criterion"],
+        given["allocation"],
+        given["least"],
+        given["repair"],
+        1,
+        given["batches"],
+    )
     start, end, cuts = (given[key] for key in TIMES)
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (start, end)) or not 0 <= start <= end <= 1:
-        raise InputError(f"start and end are shares of the training's steps, 0 <= start <= end <= 1; got start={start!r}, end={end!r}")
+    if (
+        any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (start, end))
+        or not 0 <= start <= end <= 1
+    ):
+        raise InputError(
+            "start and end are shares of the training's steps, 0 <= start <= end <= 1; got "
+            f"start={start!r}, end={end!r}"
+        )
     if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:
         raise InputError(f"cuts is {cuts!r}; expected a whole number of at least 1")
 
 
 @contextmanager
 def _same_generators(loader: Any) -> Iterator[None]:
-    """Every random generator that reading `loader` draws from is afterwards as it was, its own too."""
-    own = [g for owner in (loader, getattr(loader, "sampler", None)) if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
+    """Every random generator that reading `loader` draws from is afterwards as it was, its
+    own too.
+    """
+    own = [
+        g
+        for owner in (loader, getattr(loader, "sampler", None))
+        if isinstance(g := getattr(owner, "generator", None), torch.Generator)
+    ]
     states = [g.get_state() for g in own]
     python, numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():

@@ -16,9 +16,12 @@ from mirabelle.fitting.gram import Moments
 class Layer:
     """What a criterion may look at of one layer.
 
-    name: of the weight. module: its path. weight: (outputs, columns) float64, one row an output. block: so many outputs share their zeros.
-    moments: of what the layer reads and of what depends on what it gives (`moments.layer_moments`), where it has rows and data was given.
-    changes: (units of outputs, columns), the mean over the batches of the squared first-order change of the loss without the unit, where the criterion needs gradients.
+    name: of the weight. module: its path. weight: (outputs, columns) float64, one row an output.
+    block: so many outputs share their zeros.
+    moments: of what the layer reads and of what depends on what it gives (`moments.layer_moments`),
+    where it has rows and data was given.
+    changes: (units of outputs, columns), the mean over the batches of the squared first-order
+    change of the loss without the unit, where the criterion needs gradients.
     """
 
     name: str
@@ -30,7 +33,9 @@ class Layer:
 
 
 def by_block(values: torch.Tensor, block: int) -> torch.Tensor:
-    """(outputs, columns) -> (units, columns): sums over blocks of `block` outputs. The last block may have fewer."""
+    """(outputs, columns) -> (units, columns): sums over blocks of `block` outputs. The last block
+    may have fewer.
+    """
     outputs, columns = values.shape
     missing = -outputs % block
     if missing:
@@ -49,22 +54,37 @@ def as_matrix(weight: torch.Tensor) -> torch.Tensor:
 
 
 def candidates(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
-    """Weights that can be sparse, by name, and the paths of their modules: those of linear layers and of convolutions without groups, and not in `keep`.
+    """Weights that can be sparse, by name, and the paths of their modules: those of linear layers
+    and of convolutions without groups, and not in `keep`.
 
-    Grouped and depthwise convolutions have few weights, and no runtime has sparse kernels for them. A weight that several modules share counts once.
-    keep: modules (with all in them) or parameters left alone. `InputError` for one that is not there.
+    Grouped and depthwise convolutions have few weights, and no runtime has sparse kernels for them.
+    A weight that several modules share counts once.
+    keep: modules (with all in them) or parameters left alone. `InputError` for one that is not
+    there.
     """
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    modules, parameters = (
+        dict(model.named_modules()),
+        dict(model.named_parameters(remove_duplicate=False)),
+    )
     kept = list(keep)
     for name in kept:
         if name not in modules and name not in parameters:
-            raise InputError(f"keep names {name!r}, which is no module or parameter of the network{did_you_mean(name, [*modules, *parameters])}")
+            raise InputError(
+                f"keep names {name!r}, which is no module or parameter of the "
+                f"network{did_you_mean(name, [*modules, *parameters])}"
+            )
     found: dict[str, str] = {}
     seen: set[int] = set()
     for path, module in modules.items():
-        plain = isinstance(module, nn.Linear) or (isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1)
+        plain = isinstance(module, nn.Linear) or (
+            isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
+        )
         name = f"{path}.weight" if path else "weight"
-        if not plain or any(name == k or path == k or path.startswith(f"{k}.") for k in kept) or name not in parameters:
+        if (
+            not plain
+            or any(name == k or path == k or path.startswith(f"{k}.") for k in kept)
+            or name not in parameters
+        ):
             continue
         if id(parameters[name]) not in seen and parameters[name].is_floating_point():
             seen.add(id(parameters[name]))

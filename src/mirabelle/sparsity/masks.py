@@ -1,7 +1,8 @@
-"""Which weights are pruned: those that are exactly zero, in the parameters that are marked as sparse. There is no other mask.
+"""Which weights are pruned: those that are exactly zero, in the parameters that are marked as
+sparse. There is no other mask.
 
-The mark lies on the module that owns the parameter, so that copies, parts of a network and networks around it keep it. It says in blocks of how many
-outputs the zeros lie.
+The mark lies on the module that owns the parameter, so that copies, parts of a network and networks
+around it keep it. It says in blocks of how many outputs the zeros lie.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ _MARK = "_mirabelle_sparse"
 
 
 def blocks(model: nn.Module) -> dict[str, int]:
-    """The parameters that are marked as sparse, by name, and how many outputs share their zeros (1: none do)."""
+    """The parameters that are marked as sparse, by name, and how many outputs share their zeros (1:
+    none do).
+    """
     found = {}
     for path, module in model.named_modules():
         for own, block in getattr(module, _MARK, {}).items():
@@ -38,14 +41,18 @@ def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def enforce(model: nn.Module, pruned: Mapping[str, torch.Tensor]) -> None:
-    """Makes the pruned weights zero, in place; never negative zero, so that equal networks are equal bytes."""
+    """Makes the pruned weights zero, in place; never negative zero, so that equal networks are
+    equal bytes.
+    """
     with torch.no_grad():
         for name, mask in pruned.items():
             model.get_parameter(name).masked_fill_(mask, 0.0)
 
 
 def enforce_gradients(model: nn.Module, pruned: Mapping[str, torch.Tensor]) -> None:
-    """Gradients of pruned weights become zero: they must not count in a norm that is clipped, nor in the optimiser's averages."""
+    """Gradients of pruned weights become zero: they must not count in a norm that is clipped, nor
+    in the optimiser's averages.
+    """
     for name, mask in pruned.items():
         gradient = model.get_parameter(name).grad
         if gradient is not None:

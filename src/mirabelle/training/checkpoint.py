@@ -1,4 +1,6 @@
-"""Checkpoints of a training run: one safetensors file, no pickle, exact to the bit and to the state of every random generator."""
+"""Checkpoints of a training run: one safetensors file, no pickle, exact to the bit and to the state
+of every random generator.
+"""
 
 from __future__ import annotations
 
@@ -83,26 +85,52 @@ def save_checkpoint(
         tensors |= {f"generator/cuda/{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     name, keys, *rest = np.random.get_state()
     plain = {
-        "done": done, "history": history, "best": best.score, "stale": stale, "totals": totals, "run": run, "scaler": scaler.state_dict(),
-        "optimizer": numbers, "python": random.getstate(), "numpy": [str(name), [int(k) for k in keys], *rest],
-    }  # fmt: skip
+        "done": done,
+        "history": history,
+        "best": best.score,
+        "stale": stale,
+        "totals": totals,
+        "run": run,
+        "scaler": scaler.state_dict(),
+        "optimizer": numbers,
+        "python": random.getstate(),
+        "numpy": [str(name), [int(k) for k in keys], *rest],
+    }
     state = json.dumps(plain)
     write_tensors(_path(folder), tensors, {"state": state, "sha256": _digest(tensors, state)})
 
 
 def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
-    """Of everything in a checkpoint: safetensors has no checksum of its own, and a flipped bit would go on into the weights."""
+    """Of everything in a checkpoint: safetensors has no checksum of its own, and a flipped bit
+    would go on into the weights.
+    """
     digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensors[name]
+            .detach()
+            .cpu()
+            .contiguous()
+            .reshape(-1)
+            .view(torch.uint8)
+            .numpy()
+            .tobytes()
+        )
     return digest.hexdigest()
 
 
 def load_checkpoint(
-    folder: str | Path | None, module: nn.Module, optim: torch.optim.Optimizer, average: nn.Module | None, scaler: Any, run: dict[str, Any]
+    folder: str | Path | None,
+    module: nn.Module,
+    optim: torch.optim.Optimizer,
+    average: nn.Module | None,
+    scaler: Any,
+    run: dict[str, Any],
 ) -> Resumed:
-    """Restores all of it in place, and says where to go on. Nothing there: a fresh start. A damaged or another run's file: `CheckpointError`."""
+    """Restores all of it in place, and says where to go on. Nothing there: a fresh start. A damaged
+    or another run's file: `CheckpointError`.
+    """
     if folder is None or not _path(folder).exists():
         return Resumed()
     try:
@@ -111,10 +139,16 @@ def load_checkpoint(
         raise CheckpointError(f"{error}; remove it to start again") from None
     try:
         if metadata["sha256"] != _digest(tensors, metadata["state"]):
-            raise CheckpointError(f"{_path(folder)} is damaged: its content is not what was written; remove it to start again")
+            raise CheckpointError(
+                f"{_path(folder)} is damaged: its content is not what was written; remove it to "
+                "start again"
+            )
         plain = json.loads(metadata["state"])
         if plain["run"] != run:
-            raise CheckpointError(f"{_path(folder)} belongs to another run ({plain['run']}, not {run}); remove it or choose another folder")
+            raise CheckpointError(
+                f"{_path(folder)} belongs to another run ({plain['run']}, not {run}); remove it "
+                "or choose another folder"
+            )
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
@@ -130,7 +164,24 @@ def load_checkpoint(
         if plain["scaler"]:
             scaler.load_state_dict(plain["scaler"])
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{_path(folder)} does not fit this run ({str(error).splitlines()[0]}); remove it or choose another folder") from error
-    cuda = {k.removeprefix("cuda/"): v for k, v in parts["generator"].items() if k.startswith("cuda/")}
-    generators = {"torch": parts["generator"]["torch"], "cuda": cuda, "python": plain["python"], "numpy": plain["numpy"]}
-    return Resumed(plain["done"], plain["history"], Best(plain["best"], parts.get("best")), plain["stale"], plain["totals"], generators)
+        raise CheckpointError(
+            f"{_path(folder)} does not fit this run ({str(error).splitlines()[0]}); remove it "
+            "or choose another folder"
+        ) from error
+    cuda = {
+        k.removeprefix("cuda/"): v for k, v in parts["generator"].items() if k.startswith("cuda/")
+    }
+    generators = {
+        "torch": parts["generator"]["torch"],
+        "cuda": cuda,
+        "python": plain["python"],
+        "numpy": plain["numpy"],
+    }
+    return Resumed(
+        plain["done"],
+        plain["history"],
+        Best(plain["best"], parts.get("best")),
+        plain["stale"],
+        plain["totals"],
+        generators,
+    )

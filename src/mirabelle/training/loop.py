@@ -31,7 +31,9 @@ Objective = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Trained:
-    """The trained network and what was seen on the way: one dict per epoch (mean of each loss part, the validation score)."""
+    """The trained network and what was seen on the way: one dict per epoch (mean of each loss part,
+    the validation score).
+    """
 
     model: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
@@ -39,7 +41,9 @@ class Trained:
 
 
 class _Step(nn.Module):
-    """The objective as one forward call, so that DistributedDataParallel sees every parameter, those of `extra` too."""
+    """The objective as one forward call, so that DistributedDataParallel sees every parameter,
+    those of `extra` too.
+    """
 
     def __init__(self, model: nn.Module, objective: Objective, extra: nn.Module | None):
         super().__init__()
@@ -52,18 +56,29 @@ class _Step(nn.Module):
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision: None for plain float32. `auto` takes it only where the device computes in it natively."""
+    """The type of mixed precision: None for plain float32. `auto` takes it only where the device
+    computes in it natively.
+    """
     if precision == "float32":
         return None
     if precision == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        native = (
+            getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+            or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        )
         return torch.bfloat16 if device.type == "cpu" and native else None
-    return choose(precision, {"bfloat16": torch.bfloat16, "float16": torch.float16}, "precision (auto, float32, bfloat16, float16)")
+    return choose(
+        precision,
+        {"bfloat16": torch.bfloat16, "float16": torch.float16},
+        "precision (auto, float32, bfloat16, float16)",
+    )
 
 
-def _check_options(epochs: int, steps: int | None, lr: float, warmup: float, accumulate: int, ema: float | None) -> None:
+def _check_options(
+    epochs: int, steps: int | None, lr: float, warmup: float, accumulate: int, ema: float | None
+) -> None:
     for name, value, low, high in [
         ("epochs", epochs, 1, math.inf),
         ("steps", 1 if steps is None else steps, 1, math.inf),
@@ -112,20 +127,28 @@ def train(
     """Minimises `objective` over the loader and returns a trained copy; `model` is left as it was.
 
     objective: (network, batch) -> named, weighted parts of the loss; their sum is minimised.
-    epochs: passes over the loader. steps: optimiser steps in all, instead of `epochs`; the schedule spans them.
-    optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9. Vectors are never decayed. schedule: `cosine`, `linear`, `constant`.
-    warmup: fraction of the steps over which the rate rises linearly. ema: decay of an exponential moving average of the weights, which is then what is returned.
-    precision: `auto` computes in bfloat16 where the device does so natively, else in float32. clip: largest norm of the gradient.
-    accumulate: batches per optimiser step. patience: epochs without a better validation score before it stops; the best weights are then returned
-    (so `validation` has chosen, and must not be the data of the final figure). Without `patience` the last weights are returned.
-    checkpoint: a folder; training goes on from what is there, to the same weights as without the interruption.
-    Order and augmentation follow torch's, NumPy's and Python's generators, seeded per epoch from `seed`.
+    epochs: passes over the loader. steps: optimiser steps in all, instead of `epochs`; the schedule
+    spans them.
+    optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9. Vectors are never decayed. schedule:
+    `cosine`, `linear`, `constant`.
+    warmup: fraction of the steps over which the rate rises linearly. ema: decay of an exponential
+    moving average of the weights, which is then what is returned.
+    precision: `auto` computes in bfloat16 where the device does so natively, else in float32. clip:
+    largest norm of the gradient.
+    accumulate: batches per optimiser step. patience: epochs without a better validation score
+    before it stops; the best weights are then returned (so `validation` has chosen, and must not be
+    the data of the final figure). Without `patience` the last weights are returned.
+    checkpoint: a folder; training goes on from what is there, to the same weights as without the
+    interruption. Order and augmentation follow torch's, NumPy's and Python's generators, seeded per
+    epoch from `seed`.
     extra: a module trained along (projections of a distillation), not returned.
-    sparsify: options of `mb.sparsify`; weights are then made zero little by little while the others are trained (`mirabelle.sparsity.gradual`).
-    The zeros of a network that is sparse already stay zeros.
-    Under `torchrun` every process takes its share of each batch, so any number of processes sees the same global batches.
+    sparsify: options of `mb.sparsify`; weights are then made zero little by little while the others
+    are trained (`mirabelle.sparsity.gradual`). The zeros of a network that is sparse already stay
+    zeros. Under `torchrun` every process takes its share of each batch, so any number of processes
+    sees the same global batches.
 
-    Raises `InputError` for options out of range, a loader that is empty or does not fit the network, and `MirabelleError` where the loss is not finite.
+    Raises `InputError` for options out of range, a loader that is empty or does not fit the
+    network, and `MirabelleError` where the loss is not finite.
     """
     _check_options(epochs, steps, lr, warmup, accumulate, ema)
     make_optimizer = choose(optimizer, OPTIMIZERS, "optimizer")
@@ -134,23 +157,36 @@ def train(
         raise InputError("patience needs a validation loader to watch")
     if isinstance(loader, Iterator):
         raise InputError(
-            f"the training data is an iterator ({type(loader).__name__}), which can be read only once; give a list, a DataLoader or any iterable"
+            f"the training data is an iterator ({type(loader).__name__}), which can be read "
+            "only once; give a list, a DataLoader or any iterable"
         )
     model = clone(check_network(model))
     world = distributed.start()
     where = torch.device(device) if device is not None else device_of(model)
     dtype = autocast_type(precision, where)
     if not any(p.requires_grad for p in model.parameters()):
-        raise InputError("the network has no parameter to train; all of them are frozen, or it has none")
+        raise InputError(
+            "the network has no parameter to train; all of them are frozen, or it has none"
+        )
     here = device_of(model)
-    check_runs(model, next(batches(loader, what="the training loader")).head(2).to(here), "the first training batch")
+    check_runs(
+        model,
+        next(batches(loader, what="the training loader")).head(2).to(here),
+        "the first training batch",
+    )
 
     begun = time.monotonic()
     seed_everything(seed)
-    step_module = _Step(model.to(where), objective, extra.to(where) if extra is not None else None).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step_module = _Step(
+        model.to(where), objective, extra.to(where) if extra is not None else None
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     wrapped = distributed.wrap(step_module, world)
     optim = make_optimizer(parameter_groups(step_module, weight_decay), lr, weight_decay)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema is not None else None
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+        if ema is not None
+        else None
+    )
     scaler = torch.amp.GradScaler(where.type, enabled=dtype is torch.float16)  # pyright: ignore[reportPrivateImportUsage]
     length = _length(loader)
     per_epoch = math.ceil(length / accumulate)
@@ -158,9 +194,19 @@ def train(
         raise InputError("the training loader is empty (its length is 0)")
     total = steps if steps is not None else epochs * per_epoch
     identity = {
-        "total": total, "seed": seed, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "ema": ema,
-        "clip": clip, "accumulate": accumulate, "precision": str(dtype), "patience": patience,
-    }  # fmt: skip
+        "total": total,
+        "seed": seed,
+        "optimizer": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup": warmup,
+        "ema": ema,
+        "clip": clip,
+        "accumulate": accumulate,
+        "precision": str(dtype),
+        "patience": patience,
+    }
     gradual = Gradual(sparsify, model, loader, total, seed) if sparsify is not None else None
     if gradual is not None:
         identity["sparsify"] = gradual.identity()
@@ -199,9 +245,15 @@ def train(
                 waiting += 1
                 last = waiting == accumulate or i + 1 == length
                 # The last step of an epoch may have fewer batches than the others.
-                together = min(accumulate, length - i // accumulate * accumulate) if i < length else accumulate
+                together = (
+                    min(accumulate, length - i // accumulate * accumulate)
+                    if i < length
+                    else accumulate
+                )
                 with nullcontext() if last or world.size == 1 else wrapped.no_sync():  # type: ignore[operator]
-                    with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                    with torch.autocast(
+                        where.type, dtype or torch.bfloat16, enabled=dtype is not None
+                    ):
                         parts = wrapped(batch.args, batch.kwargs, batch.target)
                     loss = torch.stack([p.float() for p in parts.values()]).sum()
                     scaler.scale(loss * share / together).backward()
@@ -209,8 +261,10 @@ def train(
                     totals[name] = totals.get(name, 0.0) + float(part.detach())
                 if not math.isfinite(sum(totals.values())):
                     raise MirabelleError(
-                        f"the loss is not finite at step {done} of {total} ({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in parts.items())}; "
-                        f"batch of {size}, lr {lr:g}); lower lr, set clip=1.0, or look for NaN in the data"
+                        f"the loss is not finite at step {done} of {total} "
+                        f"({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in parts.items())}; "
+                        f"batch of {size}, lr {lr:g}); lower lr, set clip=1.0, or look for NaN "
+                        "in the data"
                     )
                 if not last:
                     continue
@@ -232,22 +286,63 @@ def train(
                 shown.note(**{k: v / (i + 1) for k, v in totals.items()})
                 if done >= total:
                     break
-                if checkpoint and world.rank == 0 and done % per_epoch and time.monotonic() - saved_at > checkpoint_seconds:
-                    save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, totals, identity)
+                if (
+                    checkpoint
+                    and world.rank == 0
+                    and done % per_epoch
+                    and time.monotonic() - saved_at > checkpoint_seconds
+                ):
+                    save_checkpoint(
+                        checkpoint,
+                        step_module,
+                        optim,
+                        average,
+                        scaler,
+                        done,
+                        history,
+                        best,
+                        stale,
+                        totals,
+                        identity,
+                    )
                     saved_at = time.monotonic()
             if i < 0 or waiting or (done % per_epoch and done < total):
                 raise InputError(
-                    f"the training loader ended early in epoch {epoch}: it promised {length} batches; it must give as many in every epoch"
+                    f"the training loader ended early in epoch {epoch}: it promised {length} "
+                    "batches; it must give as many in every epoch"
                 )
             distributed.share_buffers(step_module, world)
             record = {k: v / max(1, i + 1) for k, v in totals.items()}
             if validation is not None:
-                seen = evaluate(predictor(average.module if average is not None else model), validation, metric, "validating")
+                seen = evaluate(
+                    predictor(average.module if average is not None else model),
+                    validation,
+                    metric,
+                    "validating",
+                )
                 record[f"validation_{seen.metric}"] = seen.value
-                best, stale = _watch(best, stale, seen.value, average.module if average is not None else model, patience)
+                best, stale = _watch(
+                    best,
+                    stale,
+                    seen.value,
+                    average.module if average is not None else model,
+                    patience,
+                )
             history.append(record)
             if checkpoint and world.rank == 0:
-                save_checkpoint(checkpoint, step_module, optim, average, scaler, done, history, best, stale, {}, identity)
+                save_checkpoint(
+                    checkpoint,
+                    step_module,
+                    optim,
+                    average,
+                    scaler,
+                    done,
+                    history,
+                    best,
+                    stale,
+                    {},
+                    identity,
+                )
                 saved_at = time.monotonic()
 
     result = average.module if average is not None else model
@@ -258,10 +353,16 @@ def train(
 
 
 def seed_epoch(loader: Any, seed: int) -> None:
-    """Seeds everything that an epoch draws from, the generator that a `DataLoader` may have of its own too: a resumed run cannot ask it where it stood."""
+    """Seeds everything that an epoch draws from, the generator that a `DataLoader` may have of its
+    own too: a resumed run cannot ask it where it stood.
+    """
     seed %= 2**63
     seed_everything(seed)
-    for owner in (loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+    for owner in (
+        loader,
+        getattr(loader, "sampler", None),
+        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
+    ):
         if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
             generator.manual_seed(seed)
 
@@ -274,25 +375,41 @@ def _place(batch: Batch, device: torch.device) -> Batch:
     return batch.map(move)._replace(target=target)
 
 
-def _watch(best: Any, stale: int, value: float, model: nn.Module, patience: int | None) -> tuple[Any, int]:
+def _watch(
+    best: Any, stale: int, value: float, model: nn.Module, patience: int | None
+) -> tuple[Any, int]:
     if best.score is not None and value <= best.score:
         return best, stale + 1
-    state = {k: v.detach().clone() for k, v in model.state_dict().items()} if patience is not None else None
+    state = (
+        {k: v.detach().clone() for k, v in model.state_dict().items()}
+        if patience is not None
+        else None
+    )
     return type(best)(value, state), 0
 
 
-def fit(model: nn.Module, loader: Iterable, loss: str | Callable = "cross_entropy", **options: Any) -> nn.Module:
-    """Trains a copy of `model` on labelled batches and returns it. Training a quantised network is quantisation-aware training.
+def fit(
+    model: nn.Module, loader: Iterable, loss: str | Callable = "cross_entropy", **options: Any
+) -> nn.Module:
+    """Trains a copy of `model` on labelled batches and returns it. Training a quantised network is
+    quantisation-aware training.
 
-    loss: a name of `mirabelle.training.api.LOSSES` or a callable (output, target) -> scalar. options: those of `mirabelle.training.api.train`.
+    loss: a name of `mirabelle.training.api.LOSSES` or a callable (output, target) -> scalar.
+    options: those of `mirabelle.training.api.train`.
     """
     return train(model, loader, labels_objective(loss), **with_loss(options, loss)).model
 
 
 def with_loss(options: Mapping[str, Any], loss: str | Callable) -> dict[str, Any]:
-    """The options of `train`, with the loss that the criterion of a gradual sparsity looks at, unless it has its own."""
+    """The options of `train`, with the loss that the criterion of a gradual sparsity looks at,
+    unless it has its own.
+    """
     sparse = options.get("sparsify")
-    return {**options, "sparsify": {"loss": loss_function(loss), **sparse}} if isinstance(sparse, Mapping) else dict(options)
+    return (
+        {**options, "sparsify": {"loss": loss_function(loss), **sparse}}
+        if isinstance(sparse, Mapping)
+        else dict(options)
+    )
 
 
 def labels_objective(loss: str | Callable) -> Objective:
@@ -300,7 +417,10 @@ def labels_objective(loss: str | Callable) -> Objective:
 
     def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         if batch.target is None:
-            raise InputError("the training loader yields no targets; mb.fit needs (inputs, target), mb.distill does not")
+            raise InputError(
+                "the training loader yields no targets; mb.fit needs (inputs, target), "
+                "mb.distill does not"
+            )
         return {"loss": function(as_tensor(network(*batch.args, **batch.kwargs)), batch.target)}
 
     return objective

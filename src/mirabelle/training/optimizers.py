@@ -14,10 +14,15 @@ def adamw(parameters: list[dict], lr: float, weight_decay: float) -> torch.optim
 
 
 def sgd(parameters: list[dict], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float, float], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd}
+OPTIMIZERS: dict[str, Callable[[list[dict], float, float], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "sgd": sgd,
+}
 
 
 def constant(progress: float) -> float:
@@ -33,11 +38,19 @@ def linear(progress: float) -> float:
     return 1 - progress
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "linear": linear}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+}
 
 
-def learning_rate(step: int, total: int, peak: float, schedule: Callable[[float], float], warmup: float) -> float:
-    """The rate of `step` (from 0) of `total`: a linear warm-up over the fraction `warmup`, then `schedule` over the rest."""
+def learning_rate(
+    step: int, total: int, peak: float, schedule: Callable[[float], float], warmup: float
+) -> float:
+    """The rate of `step` (from 0) of `total`: a linear warm-up over the fraction `warmup`, then
+    `schedule` over the rest.
+    """
     ramp = warmup * total
     if step < ramp:
         return peak * (step + 1) / (ramp + 1)
@@ -45,7 +58,9 @@ def learning_rate(step: int, total: int, peak: float, schedule: Callable[[float]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Vectors (biases, normalisation scales, quantisation steps) are not decayed; matrices and filters are."""
+    """Vectors (biases, normalisation scales, quantisation steps) are not decayed; matrices and
+    filters are.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

@@ -1,10 +1,11 @@
 """`mb.verify`: float, simulation, integer reference and runtime, compared layer by layer."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -37,15 +38,23 @@ from mirabelle.verification.exposure import exposed, is_edited, run_in_float
 from mirabelle.verification.integer_reference import Reference
 from mirabelle.verification.simulation import elements, simulate
 
-# What the sites of one piece of the data may hold together: float, simulated, expected and seen values are in memory at once.
+# What the sites of one piece of the data may hold together: float, simulated, expected and seen
+# values are in memory at once.
 VALUES = 24_000_000
-AGAIN = "The layers' values are those of a second file, made from the network; its outputs equal the artifact's in every bit."
-OTHER = "A second file, made from the network to see its layers, gives other outputs than the artifact: only the outputs are compared."
+AGAIN = (
+    "The layers' values are those of a second file, made from the network; its outputs "
+    "equal the artifact's in every bit."
+)
+OTHER = (
+    "A second file, made from the network to see its layers, gives other outputs than the "
+    "artifact: only the outputs are compared."
+)
 
 
 @dataclass
 class Comparison:
-    """Integers against integers, over all samples. off_by: the largest difference in steps. exact: the share of equal integers.
+    """Integers against integers, over all samples. off_by: the largest difference in steps. exact:
+    the share of equal integers.
 
     sqnr_db: the first one's signal to the difference, in decibels; None where they are equal.
     """
@@ -70,16 +79,22 @@ class Comparison:
 
     @property
     def sqnr_db(self) -> float | None:
-        return None if self.noise == 0 or self.signal == 0 else 10 * float(np.log10(self.signal / self.noise))
+        return (
+            None
+            if self.noise == 0 or self.signal == 0
+            else 10 * float(np.log10(self.signal / self.noise))
+        )
 
 
 @dataclass(frozen=True)
 class LayerCheck:
     """One quantised layer in all of its four forms.
 
-    max_off_by, exact, sqnr_db: the runtime against the integer reference: the largest difference in integer steps, the share of equal integers, signal to
-    difference in decibels (None where they are equal). simulation_off_by, simulation_exact: the reference against the simulation. float_sqnr_db: the simulation
-    against the same network without rounding. cause, note: what explains a difference of the runtime, and the evidence.
+    max_off_by, exact, sqnr_db: the runtime against the integer reference: the largest difference in
+    integer steps, the share of equal integers, signal to difference in decibels (None where they
+    are equal). simulation_off_by, simulation_exact: the reference against the simulation.
+    float_sqnr_db: the simulation against the same network without rounding. cause, note: what
+    explains a difference of the runtime, and the evidence.
     """
 
     layer: str
@@ -97,13 +112,19 @@ class LayerCheck:
 class Verification:
     """What `verify` found.
 
-    agreement: the share of samples to which runtime and reference give the same class; ties: how many of the others have two best logits within one step, which is
-    the largest logit's share of 127. sqnr_db: of the runtime's output against the reference's; simulation_sqnr_db: of the simulation's. float_sqnr_db and
-    float_agreement: of the runtime against the network in float. float_operators: what the reference ran in float for want of an integer form.
-    shipped: where the outputs of the file as it is differ from those of the copy that shows all layers, the first layer that does, and why.
-    note: where the layers' values come from, if not from the file itself, and which layers are not in it.
-    saturated: the layers, in order of execution, that lost something because this processor's kernels clip pairs of products at 16 bits, and the share of their
-    sums that did. The reference clips them, too.
+    agreement: the share of samples to which runtime and reference give the same class; ties: how
+    many of the others have two best logits within one step, which is the largest logit's share of
+    127. sqnr_db: of the runtime's output against the reference's; simulation_sqnr_db: of the
+    simulation's. float_sqnr_db and
+    float_agreement: of the runtime against the network in float. float_operators: what the
+    reference ran in float for want of an integer form.
+    shipped: where the outputs of the file as it is differ from those of the copy that shows all
+    layers, the first layer that does, and why.
+    note: where the layers' values come from, if not from the file itself, and which layers are not
+    in it.
+    saturated: the layers, in order of execution, that lost something because this processor's
+    kernels clip pairs of products at 16 bits, and the share of their sums that did. The reference
+    clips them, too.
     """
 
     runtime: str
@@ -123,7 +144,9 @@ class Verification:
 
     @property
     def first_departure(self) -> LayerCheck | None:
-        """The first layer off by more than one step, in order of execution: earlier ones differ by rounding alone."""
+        """The first layer off by more than one step, in order of execution: earlier ones differ by
+        rounding alone.
+        """
         return next((c for c in self.layers if c.max_off_by > 1), None)
 
     @property
@@ -133,39 +156,63 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         first = self.first_departure
-        return {**asdict(self), "first_departure": None if first is None else {"layer": first.layer, "why": first.note}}
+        return {
+            **asdict(self),
+            "first_departure": None if first is None else {"layer": first.layer, "why": first.note},
+        }
 
     def __str__(self) -> str:
         title = f"{self.runtime} against the integer reference, n = {self.samples}"
         table = Table(
-            "layer", "float to\nsimulation, dB", "simulation\noff by", "reference\nexact", "runtime\noff by", "exact", "SQNR, dB", "why",
-            title=title, title_justify="left",
-        )  # fmt: skip
+            "layer",
+            "float to\nsimulation, dB",
+            "simulation\noff by",
+            "reference\nexact",
+            "runtime\noff by",
+            "exact",
+            "SQNR, dB",
+            "why",
+            title=title,
+            title_justify="left",
+        )
         for c in self.layers:
             table.add_row(
-                c.layer, _decibels(c.float_sqnr_db), str(c.simulation_off_by), _share(c.simulation_exact),
-                str(c.max_off_by), _share(c.exact), _decibels(c.sqnr_db), c.note,
-            )  # fmt: skip
+                c.layer,
+                _decibels(c.float_sqnr_db),
+                str(c.simulation_off_by),
+                _share(c.simulation_exact),
+                str(c.max_off_by),
+                _share(c.exact),
+                _decibels(c.sqnr_db),
+                c.note,
+            )
         out = StringIO()
         console = Console(file=out, width=160)
         console.print(table)
         first = self.first_departure
         lines = [
-            f"same class as the reference: {self.agreement}, {self.ties} of the others tie within one step; output SQNR {_decibels(self.sqnr_db)} dB",
-            f"same class as in float: runtime {self.float_agreement}; simulation {self.simulation_agreement}; "
+            f"same class as the reference: {self.agreement}, {self.ties} of the others tie "
+            f"within one step; output SQNR {_decibels(self.sqnr_db)} dB",
+            f"same class as in float: runtime {self.float_agreement}; simulation "
+            f"{self.simulation_agreement}; "
             f"runtime's output SQNR against float {_decibels(self.float_sqnr_db)} dB",
-            f"first departure: {first.layer}: {first.note}" if first else "no layer is off by more than one step",
+            f"first departure: {first.layer}: {first.note}"
+            if first
+            else "no layer is off by more than one step",
         ]
         if found := self.saturated:
             lines.append(
-                f"saturation: this processor's kernels clip pairs of products at 16 bits in {len(found)} layer{'s' * (len(found) > 1)}, first in {next(iter(found))}, "
-                f"most in {max(found, key=found.__getitem__)} ({_share(max(found.values()))} of its sums); quantize with target='x86'"
+                "saturation: this processor's kernels clip pairs of products at 16 bits in "
+                f"{len(found)} layer{'s' * (len(found) > 1)}, first in {next(iter(found))}, "
+                f"most in {max(found, key=found.__getitem__)} ({_share(max(found.values()))} of "
+                "its sums); quantize with target='x86'"
             )
         if self.note:
             lines.append(self.note)
         if self.shipped:
             lines.append(
-                f"the file as it is, without the layers' values among its outputs, departs first at {self.shipped['layer']}: {self.shipped['why']}"
+                "the file as it is, without the layers' values among its outputs, departs "
+                f"first at {self.shipped['layer']}: {self.shipped['why']}"
             )
         console.print("\n".join(lines), markup=False)
         return out.getvalue()
@@ -180,31 +227,49 @@ def _share(value: float) -> str:
 
 
 def sqnr(reference: np.ndarray, other: np.ndarray) -> float | None:
-    """10 log10 of signal power over noise power; None where the two are equal or the reference is zero."""
+    """10 log10 of signal power over noise power; None where the two are equal or the reference is
+    zero.
+    """
     noise = float(np.square(reference.astype(np.float64) - other).sum())
     signal = float(np.square(reference.astype(np.float64)).sum())
     return None if noise == 0 or signal == 0 else 10 * float(np.log10(signal / noise))
 
 
 def verify(
-    model: fx.GraphModule, artifact: Artifact, data: Iterable, *, samples: int = 256, original: nn.Module | Artifact | None = None
+    model: fx.GraphModule,
+    artifact: Artifact,
+    data: Iterable,
+    *,
+    samples: int = 256,
+    original: nn.Module | Artifact | None = None,
 ) -> Verification:
-    """Compares `artifact` with the quantised network that it was exported from, on the first `samples` inputs of `data`: float, simulation, integer
-    reference and runtime, layer by layer.
+    """Compares `artifact` with the quantised network that it was exported from, on the first
+    `samples` inputs of `data`: float, simulation, integer reference and runtime, layer by layer.
 
-    The runtime executes a copy of the artifact with the integers of every layer as outputs; each is compared with the integer reference. Where they differ, the
-    layer is computed again from the runtime's own integers before it, so that only its own departure is left, and causes are tried in turn: a fusion that leaves
-    out a rounding, float arithmetic. Where this processor's kernels clip pairs of products at 16 bits (x86 without VNNI) the reference clips them, too, and
-    `Verification.saturated` counts what that changed: other departures are found behind it. The final outputs are compared on the artifact itself.
-    Where the runtime's files cannot be edited, the layers' values come from a second file made from `model`, and are left out if that one gives other outputs than
-    the artifact. original: the float network that the runtime's outputs are compared with; by default `model` without its grids, which is the same until it is trained.
+    The runtime executes a copy of the artifact with the integers of every layer as outputs; each is
+    compared with the integer reference. Where they differ, the layer is computed again from the
+    runtime's own integers before it, so that only its own departure is left, and causes are tried
+    in turn: a fusion that leaves out a rounding, float arithmetic. Where this processor's kernels
+    clip pairs of products at 16 bits (x86 without VNNI) the reference clips them, too, and
+    `Verification.saturated` counts what that changed: other departures are found behind it. The
+    final outputs are compared on the artifact itself. Where the runtime's files cannot be edited,
+    the layers' values come from a second file made from `model`, and are left out if that one gives
+    other outputs than the artifact. original: the float network that the runtime's outputs are
+    compared with; by default `model` without its grids, which is the same until it is trained.
     Raises `InputError` where `model` is not quantised or does not fit the artifact.
     """
     described = quantization(model)
     if described is None:
-        raise InputError("verify needs the quantised network (mb.quantize); a float artifact can be compared by mb.measure")
+        raise InputError(
+            "verify needs the quantised network (mb.quantize); a float artifact can be compared "
+            "by mb.measure"
+        )
     pairs = kernels_with_pairs(artifact.runtime)
-    reference, layers, ends = Reference(model, pairs=pairs), {s.node: s for s in described.sites}, _outputs(model)
+    reference, layers, ends = (
+        Reference(model, pairs=pairs),
+        {s.node: s for s in described.sites},
+        _outputs(model),
+    )
     clipped: Counter[str] = Counter()
     names = {n: s.layer for n, s in layers.items()}
     outputs: list[tuple[np.ndarray, ...]] = []
@@ -212,13 +277,21 @@ def verify(
     shipped: tuple[str, Cause] | None = None
     unsigned: Reference | None = None
     changed = False
-    with tempfile.TemporaryDirectory() as folder, bar(f"verifying on {artifact.runtime}", samples) as shown:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        bar(f"verifying on {artifact.runtime}", samples) as shown,
+    ):
         copy, inside = exposed(model, artifact, [n for n in layers if n not in ends], Path(folder))
         merged = [s.layer for n, s in layers.items() if n not in ends and n not in inside]
         layers = {n: s for n, s in layers.items() if n in ends or n in inside}
         grids = {n: _grid(model, s) for n, s in layers.items()}
         runtime, simulated, floats = ({n: Comparison() for n in layers} for _ in range(3))
-        examined = dict.fromkeys(layers, 0)  # the largest difference of each layer that was asked about: 0, 1, or 2 for anything larger
+        examined = dict.fromkeys(
+            layers,
+            0,
+            # the largest difference of each layer that was asked about: 0, 1, or 2 for anything
+            # larger
+        )
         float_layers: dict[str, str] | None = None
         for batch in _pieces(data, samples, max(1, min(32, VALUES // max(1, elements(model))))):
             expected, result = reference.run(batch)
@@ -226,11 +299,20 @@ def verify(
             values = copy.predict(batch)
             values = values if isinstance(values, tuple) else (values,)
             inner = iter(values[len(artifact.outputs) :])
-            integers = {n: _reshaped(values[ends[n]] if n in ends else next(inner), expected[n]) for n in layers}
+            integers = {
+                n: _reshaped(values[ends[n]] if n in ends else next(inner), expected[n])
+                for n in layers
+            }
             actual = as_tensor(artifact.predict(batch)).numpy()
-            for what, got, want in [("output", actual, result), *((layers[n].layer, i, expected[n]) for n, i in integers.items())]:
+            for what, got, want in [
+                ("output", actual, result),
+                *((layers[n].layer, i, expected[n]) for n, i in integers.items()),
+            ]:
                 if got.shape != want.shape:
-                    raise InputError(f"{what} has shape {got.shape} in {artifact}, {want.shape} in the network; it was exported from another network")
+                    raise InputError(
+                        f"{what} has shape {got.shape} in {artifact}, {want.shape} in the "
+                        "network; it was exported from another network"
+                    )
             seen = {n: _steps(v, *grids[n]) for n, v in integers.items()}
             rounded, simulation = simulate(model, batch)
             whole, plain = simulate(model, batch, rounded=False)
@@ -244,7 +326,11 @@ def verify(
                 if float_layers is None:
                     float_layers = run_in_float(artifact, batch.head(1), layers)
                 found = diagnose(model, pairs, batch, seen, float_layers, names)
-                causes |= {n: c for n, c in found.items() if n not in causes or causes[n].name == "rounding"}
+                causes |= {
+                    n: c
+                    for n, c in found.items()
+                    if n not in causes or causes[n].name == "rounding"
+                }
             differs = not np.array_equal(as_tensor(values[0]).numpy(), actual)
             changed = changed or differs
             if not outputs and differs and pairs == "mlas":
@@ -255,27 +341,66 @@ def verify(
             elif not outputs and differs and is_edited(artifact):
                 few = {n: v[:4] for n, v in seen.items()}
                 alone = _alone(model, artifact, batch.head(4), few, ends, grids, Path(folder))
-                shipped = diagnose_shipped(model, pairs, batch.head(4), few, alone, float_layers or {}, names)
-            outputs.append((result, actual, simulation, plain if original is None else as_tensor(_predict(original, batch)).numpy()))
+                shipped = diagnose_shipped(
+                    model, pairs, batch.head(4), few, alone, float_layers or {}, names
+                )
+            outputs.append(
+                (
+                    result,
+                    actual,
+                    simulation,
+                    plain if original is None else as_tensor(_predict(original, batch)).numpy(),
+                )
+            )
             shown.advance(batch.size)
-    result, actual, simulation, plain = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    result, actual, simulation, plain = (
+        np.concatenate(parts) for parts in zip(*outputs, strict=True)
+    )
     note = "" if is_edited(artifact) else OTHER if changed else AGAIN
     compared = [n for n in layers if note != OTHER or n in ends]
     checks = [
-        _check(layers[n].layer, runtime[n], simulated[n], floats[n], _cause(n, runtime, causes, names, clipped[layer_of(model, n).name]))
+        _check(
+            layers[n].layer,
+            runtime[n],
+            simulated[n],
+            floats[n],
+            _cause(n, runtime, causes, names, clipped[layer_of(model, n).name]),
+        )
         for n in compared
     ]
-    note += " " * bool(note and merged) + (f"Not in the file, as its converter merged them with others: {', '.join(merged)}." if merged else "")
+    note += " " * bool(note and merged) + (
+        f"Not in the file, as its converter merged them with others: {', '.join(merged)}."
+        if merged
+        else ""
+    )
     same = _classes(result) == _classes(actual)
     return Verification(
-        artifact.runtime, len(result), checks, _agreement(result, actual), _ties(result[~same]), sqnr(result, actual), sqnr(result, simulation),
-        sqnr(plain, actual), _agreement(plain, actual), _agreement(plain, simulation), sorted(set(reference.floats)),
-        shipped and {"layer": layers[shipped[0]].layer, "cause": shipped[1].name, "why": str(shipped[1])}, note, _shares(model, clipped, len(result)),
-    )  # fmt: skip
+        artifact.runtime,
+        len(result),
+        checks,
+        _agreement(result, actual),
+        _ties(result[~same]),
+        sqnr(result, actual),
+        sqnr(result, simulation),
+        sqnr(plain, actual),
+        _agreement(plain, actual),
+        _agreement(plain, simulation),
+        sorted(set(reference.floats)),
+        shipped
+        and {"layer": layers[shipped[0]].layer, "cause": shipped[1].name, "why": str(shipped[1])},
+        note,
+        _shares(model, clipped, len(result)),
+    )
 
 
 def _alone(
-    model: fx.GraphModule, artifact: Artifact, batch: Batch, seen: dict[str, np.ndarray], ends: dict[str, int], grids: dict[str, Grid], folder: Path
+    model: fx.GraphModule,
+    artifact: Artifact,
+    batch: Batch,
+    seen: dict[str, np.ndarray],
+    ends: dict[str, int],
+    grids: dict[str, Grid],
+    folder: Path,
 ) -> Callable[[str], np.ndarray]:
     """A site's integers in a copy of the file where no other site is an output."""
 
@@ -283,7 +408,9 @@ def _alone(
         copy, _ = exposed(model, artifact, [] if site in ends else [site], folder)
         found = copy.predict(batch)
         found = found if isinstance(found, tuple) else (found,)
-        return _steps(_reshaped(found[ends[site] if site in ends else -1], seen[site]), *grids[site])
+        return _steps(
+            _reshaped(found[ends[site] if site in ends else -1], seen[site]), *grids[site]
+        )
 
     return values
 
@@ -298,9 +425,15 @@ def _pieces(data: Iterable, count: int, size: int) -> Iterable[Batch]:
 
 
 def _outputs(model: fx.GraphModule) -> dict[str, int]:
-    """The sites that are outputs of the network: files give these as floats only. The index of the output."""
+    """The sites that are outputs of the network: files give these as floats only. The index of the
+    output.
+    """
     results = torch.utils._pytree.tree_leaves(model.graph.output_node().args)
-    return {r.args[0].name: i for i, r in enumerate(results) if isinstance(r, fx.Node) and r.op == "call_module"}
+    return {
+        r.args[0].name: i
+        for i, r in enumerate(results)
+        if isinstance(r, fx.Node) and r.op == "call_module"
+    }
 
 
 class Grid(NamedTuple):
@@ -318,7 +451,9 @@ def _grid(model: fx.GraphModule, site: Site) -> Grid:
 
 
 def _steps(values: np.ndarray, scale: np.float32, zero_point: int, low: int) -> np.ndarray:
-    """Integers as they are, but for those of a grid of uint8 that a file holds as int8, all lower by 128; floats on the grid as integers."""
+    """Integers as they are, but for those of a grid of uint8 that a file holds as int8, all lower
+    by 128; floats on the grid as integers.
+    """
     if values.dtype.kind in "iu":
         return values.astype(np.int64) + 128 * int(values.dtype == np.int8 and low == 0)
     return np.rint(values / scale).astype(np.int64) + zero_point
@@ -347,7 +482,13 @@ def _ties(logits: np.ndarray) -> int:
     return int((best[:, 1] - best[:, 0] <= np.abs(flat).max(1) / 127).sum())
 
 
-def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause], names: dict[str, str], clipped: int) -> Cause | None:
+def _cause(
+    name: str,
+    runtime: dict[str, Comparison],
+    causes: dict[str, Cause],
+    names: dict[str, str],
+    clipped: int,
+) -> Cause | None:
     if clipped and runtime[name].off_by <= 1:
         return saturation(clipped, runtime[name].count)
     if runtime[name].off_by == 0:
@@ -355,13 +496,21 @@ def _cause(name: str, runtime: dict[str, Comparison], causes: dict[str, Cause], 
     if name in causes and (runtime[name].off_by <= 1 or causes[name].name != "rounding"):
         return causes[name]
     origin = next(iter(causes), None)
-    handed = f"differences that began at {names[origin]}" if origin and origin != name else "differences of layers before it"
+    handed = (
+        f"differences that began at {names[origin]}"
+        if origin and origin != name
+        else "differences of layers before it"
+    )
     own = f"; its own {causes[name]}" if name in causes else ""
     return Cause("earlier layers", handed + own)
 
 
-def _nearer(unsigned: Reference, batch: Batch, result: np.ndarray, actual: np.ndarray) -> Reference | None:
-    """`unsigned` where it gives the file's outputs, and not `result`: ONNX Runtime turns signed bytes into unsigned ones where nothing else reads them, and then clips."""
+def _nearer(
+    unsigned: Reference, batch: Batch, result: np.ndarray, actual: np.ndarray
+) -> Reference | None:
+    """`unsigned` where it gives the file's outputs, and not `result`: ONNX Runtime turns signed
+    bytes into unsigned ones where nothing else reads them, and then clips.
+    """
     other = unsigned.run(batch)[1]
     near, far = (float(np.square(actual.astype(np.float64) - v).sum()) for v in (other, result))
     return unsigned if unsigned.clipped and near < far else None
@@ -370,14 +519,27 @@ def _nearer(unsigned: Reference, batch: Batch, result: np.ndarray, actual: np.nd
 def _shares(model: fx.GraphModule, clipped: Mapping[str, int], samples: int) -> dict[str, float]:
     """By layer, in order of execution, the share of its sums. clipped: how many, by node."""
     count = sample_elements(model.graph)
-    return {layer_name(n): clipped[n.name] / (samples * count(n)) for n in model.graph.nodes if n.name in clipped}
+    return {
+        layer_name(n): clipped[n.name] / (samples * count(n))
+        for n in model.graph.nodes
+        if n.name in clipped
+    }
 
 
-def _check(layer: str, runtime: Comparison, simulated: Comparison, floats: Comparison, cause: Cause | None) -> LayerCheck:
+def _check(
+    layer: str, runtime: Comparison, simulated: Comparison, floats: Comparison, cause: Cause | None
+) -> LayerCheck:
     return LayerCheck(
-        layer, runtime.off_by, runtime.exact, runtime.sqnr_db, str(cause or ""), cause.name if cause else "",
-        simulated.off_by, simulated.exact, floats.sqnr_db,
-    )  # fmt: skip
+        layer,
+        runtime.off_by,
+        runtime.exact,
+        runtime.sqnr_db,
+        str(cause or ""),
+        cause.name if cause else "",
+        simulated.off_by,
+        simulated.exact,
+        floats.sqnr_db,
+    )
 
 
 __all__ = ["LayerCheck", "Verification", "sqnr", "verify"]

@@ -1,10 +1,13 @@
-"""Why a layer differs from the reference: each cause is tried, and named only where it explains what the runtime gave."""
+"""Why a layer differs from the reference: each cause is tried, and named only where it explains
+what the runtime gave.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ EXPLAINED = 0.1
 
 @dataclass(frozen=True)
 class Cause:
-    """name: `rounding`, `saturation`, `fusion`, `float fallback`, `earlier layers` or `unknown`. evidence: what was found."""
+    """name: `rounding`, `saturation`, `fusion`, `float fallback`, `earlier layers` or `unknown`.
+    evidence: what was found.
+    """
 
     name: str
     evidence: str
@@ -34,33 +39,52 @@ class Cause:
 
 def saturation(clipped: int, total: int) -> Cause:
     """The cause of a layer of whose `total` sums so many lost something."""
-    return Cause("saturation", f"{clipped} of {total} sums hold pairs beyond 16 bits, which this processor's kernels clip")
+    return Cause(
+        "saturation",
+        f"{clipped} of {total} sums hold pairs beyond 16 bits, which this processor's kernels clip",
+    )
 
 
 def diagnose(
-    model: fx.GraphModule, pairs: str | None, batch: Batch, seen: Mapping[str, np.ndarray], in_float: Mapping[str, str], names: Mapping[str, str]
+    model: fx.GraphModule,
+    pairs: str | None,
+    batch: Batch,
+    seen: Mapping[str, np.ndarray],
+    in_float: Mapping[str, str],
+    names: Mapping[str, str],
 ) -> dict[str, Cause]:
-    """For each site that holds something else than what follows from the integers that the runtime had before it, why.
+    """For each site that holds something else than what follows from the integers that the runtime
+    had before it, why.
 
-    pairs: as in `Reference`. seen: the runtime's integers of every site on `batch`. in_float: sites whose layer the runtime says it ran in float, with the name that it gives it.
+    pairs: as in `Reference`. seen: the runtime's integers of every site on `batch`. in_float: sites
+    whose layer the runtime says it ran in float, with the name that it gives it.
     names: what people know the sites by.
     """
     local, _ = Reference(model, pairs=pairs).run(batch, seen)
     causes: dict[str, Cause] = {}
     for site in seen:
-        if (cause := _cause(model, pairs, site, batch, seen, local[site], in_float, names)) is not None:
+        if (
+            cause := _cause(model, pairs, site, batch, seen, local[site], in_float, names)
+        ) is not None:
             causes[site] = cause
     return causes
 
 
 def diagnose_shipped(
-    model: fx.GraphModule, pairs: str | None, batch: Batch, seen: Mapping[str, np.ndarray], alone: Callable[[str], np.ndarray],
-    in_float: Mapping[str, str], names: Mapping[str, str],
-) -> tuple[str, Cause] | None:  # fmt: skip
-    """The first site whose value in the file as it is differs from that in the copy with all values as outputs, and why: a runtime that may not drop a value
-    cannot fuse the layers around it. None where there is no such site.
+    model: fx.GraphModule,
+    pairs: str | None,
+    batch: Batch,
+    seen: Mapping[str, np.ndarray],
+    alone: Callable[[str], np.ndarray],
+    in_float: Mapping[str, str],
+    names: Mapping[str, str],
+) -> tuple[str, Cause] | None:
+    """The first site whose value in the file as it is differs from that in the copy with all values
+    as outputs, and why: a runtime that may not drop a value cannot fuse the layers around it. None
+    where there is no such site.
 
-    alone(site): the site's integers where it is the only value added to the outputs. Found by halving: what differs at one site differs behind it.
+    alone(site): the site's integers where it is the only value added to the outputs. Found by
+    halving: what differs at one site differs behind it.
     """
     order = list(seen)
     low, high, shipped = 0, len(order), None
@@ -76,13 +100,21 @@ def diagnose_shipped(
     site = order[low]
     local, _ = Reference(model, pairs=pairs).run(batch, seen)
     cause = _cause(model, pairs, site, batch, {**seen, site: shipped}, local[site], in_float, names)
-    return site, cause or Cause("unknown", "the value is another one when no other value is an output of the file")
+    return site, cause or Cause(
+        "unknown", "the value is another one when no other value is an output of the file"
+    )
 
 
 def _cause(
-    model: fx.GraphModule, pairs: str | None, site: str, batch: Batch, seen: Mapping[str, np.ndarray], expected: np.ndarray,
-    in_float: Mapping[str, str], names: Mapping[str, str],
-) -> Cause | None:  # fmt: skip
+    model: fx.GraphModule,
+    pairs: str | None,
+    site: str,
+    batch: Batch,
+    seen: Mapping[str, np.ndarray],
+    expected: np.ndarray,
+    in_float: Mapping[str, str],
+    names: Mapping[str, str],
+) -> Cause | None:
     off = np.abs(expected.astype(np.int64) - seen[site])
     differing, largest = float((off != 0).mean()), int(off.max())
 
@@ -93,20 +125,30 @@ def _cause(
     if not differing:
         return None
     for source in _sources(model, site):
-        # Also for differences of one step: a value that is rounded once instead of twice differs by no more.
-        if (rest := left(Reference(model, pairs=pairs).run(batch, seen, {source})[0][site])) <= EXPLAINED:
+        # Also for differences of one step: a value that is rounded once instead of twice differs by
+        # no more.
+        if (
+            rest := left(Reference(model, pairs=pairs).run(batch, seen, {source})[0][site])
+        ) <= EXPLAINED:
             return Cause(
                 "fusion",
-                f"{names[source]} is not rounded on the way: with that {_percent(1 - differing * rest)} of the integers are equal, "
+                f"{names[source]} is not rounded on the way: with that "
+                f"{_percent(1 - differing * rest)} of the integers are equal, "
                 f"with rounding {_percent(1 - differing)}",
             )
     if site in in_float:
         return Cause(
-            "float fallback", f"the runtime computes {in_float[site]} in float; off by at most {largest}, {_percent(differing)} of the integers"
+            "float fallback",
+            f"the runtime computes {in_float[site]} in float; off by at most {largest}, "
+            f"{_percent(differing)} of the integers",
         )
     if largest <= 1:
         return Cause("rounding", f"off by one in {_percent(differing)} of the integers")
-    return Cause("unknown", f"off by up to {largest} in {_percent(differing)} of the integers, with the runtime's own inputs")
+    return Cause(
+        "unknown",
+        f"off by up to {largest} in {_percent(differing)} of the integers, with the runtime's "
+        "own inputs",
+    )
 
 
 def _percent(share: float) -> str:
@@ -116,17 +158,27 @@ def _percent(share: float) -> str:
 def layer_of(model: fx.GraphModule, site: str) -> fx.Node:
     """The node that makes the site's value: before its rectifier, if it has one."""
     node = next(n for n in model.graph.nodes if n.name == site)
-    while node.op == "call_function" and len(node.all_input_nodes) == 1 and node.all_input_nodes[0].op == "call_function":
+    while (
+        node.op == "call_function"
+        and len(node.all_input_nodes) == 1
+        and node.all_input_nodes[0].op == "call_function"
+    ):
         node = node.all_input_nodes[0]
     return node
 
 
 def _sources(model: fx.GraphModule, site: str) -> list[str]:
-    """The sites that the site's value is computed from directly, where a runtime may leave out the rounding between two layers: not the input's own."""
+    """The sites that the site's value is computed from directly, where a runtime may leave out the
+    rounding between two layers: not the input's own.
+    """
     found, stack = [], [next(n for n in model.graph.nodes if n.name == site)]
     while stack:
         for source in stack.pop().all_input_nodes:
-            if source.op == "call_module" and isinstance(source.args[0], fx.Node) and source.args[0].op == "call_function":
+            if (
+                source.op == "call_module"
+                and isinstance(source.args[0], fx.Node)
+                and source.args[0].op == "call_function"
+            ):
                 found.append(source.args[0].name)
             elif source.op == "call_function":
                 stack.append(source)

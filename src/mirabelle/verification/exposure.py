@@ -23,13 +23,19 @@ from mirabelle.runtimes.artifact import Artifact, require
 from mirabelle.runtimes.openvino import package
 
 
-def exposed(model: fx.GraphModule, artifact: Artifact, sites: list[str], folder: Path) -> tuple[Artifact, list[str]]:
-    """A copy of `artifact` in `folder` whose outputs are its own and then the values of `sites`, in that order: integers, or floats on their grids.
+def exposed(
+    model: fx.GraphModule, artifact: Artifact, sites: list[str], folder: Path
+) -> tuple[Artifact, list[str]]:
+    """A copy of `artifact` in `folder` whose outputs are its own and then the values of `sites`, in
+    that order: integers, or floats on their grids.
 
-    Also the sites that these are: all of `sites`, but for those that a converter merged with others.
+    Also the sites that these are: all of `sites`, but for those that a converter merged with
+    others.
 
-    Where files of the runtime cannot be edited, a second file is made from `model`, the network of `artifact`, with these outputs.
-    Raises `InputError` where the file does not hold one of them: it was exported from another network.
+    Where files of the runtime cannot be edited, a second file is made from `model`, the network of
+    `artifact`, with these outputs.
+    Raises `InputError` where the file does not hold one of them: it was exported from another
+    network.
     """
     path = folder / artifact.path.name
     if artifact.runtime in _WRITERS:
@@ -47,11 +53,21 @@ def is_edited(artifact: Artifact) -> bool:
 def _again(model: fx.GraphModule, artifact: Artifact, sites: list[str], folder: Path) -> Path:
     described, adapter = quantization(model), RUNTIMES[artifact.runtime]
     assert described is not None
-    zeros = [torch.zeros([s or 1 for s in spec.shape or ()], dtype=getattr(torch, spec.dtype)) for spec in artifact.inputs]
+    zeros = [
+        torch.zeros([s or 1 for s in spec.shape or ()], dtype=getattr(torch, spec.dtype))
+        for spec in artifact.inputs
+    ]
     names = [name for name, _, _ in described.inputs]
     if len(names) != len(zeros):
-        raise InputError(f"{artifact.path} takes {len(zeros)} inputs, the network {len(names)}; it was exported from another network")
-    batch = Batch(tuple(z for z, n in zip(zeros, names) if not n), {n: z for z, n in zip(zeros, names) if n}, None)
+        raise InputError(
+            f"{artifact.path} takes {len(zeros)} inputs, the network {len(names)}; it was "
+            "exported from another network"
+        )
+    batch = Batch(
+        tuple(z for z, n in zip(zeros, names) if not n),
+        {n: z for z, n in zip(zeros, names) if n},
+        None,
+    )
     if adapter.convert is not None:
         program, order = to_program(model, batch, sites)
         return adapter.convert(program, order, folder / artifact.path.name)
@@ -64,16 +80,23 @@ def _again(model: fx.GraphModule, artifact: Artifact, sites: list[str], folder: 
 
 
 def run_in_float(artifact: Artifact, batch: Batch, sites: Mapping[str, Site]) -> dict[str, str]:
-    """The sites of layers of weights that the runtime executes in float, by its own account, with the operator that it names."""
+    """The sites of layers of weights that the runtime executes in float, by its own account, with
+    the operator that it names.
+    """
     if RUNTIMES[artifact.runtime].profile is None:  # its package does not tell
         return {}
     by_layer = {s.layer: n for n, s in sites.items() if s.source is None}
     times = attribute(artifact.profile(*batch.args, runs=1, **batch.kwargs), layer_names(artifact))
-    return {by_layer[layer]: t.operator for layer, t in times if layer in by_layer and t.int8 is False}
+    return {
+        by_layer[layer]: t.operator for layer, t in times if layer in by_layer and t.int8 is False
+    }
 
 
 def _missing(artifact: Artifact, site: str) -> InputError:
-    return InputError(f"{artifact.path} holds no quantised value {site!r}; it was exported from another network, or from a float one")
+    return InputError(
+        f"{artifact.path} holds no quantised value {site!r}; it was exported from another "
+        "network, or from a float one"
+    )
 
 
 def _write_onnx(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
@@ -92,10 +115,17 @@ def _write_onnx(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
 
 
 def _write_openvino(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
-    """OpenVINO merges each pair of quantise and dequantise into one operator, so that the integers have no name in its files."""
+    """OpenVINO merges each pair of quantise and dequantise into one operator, so that the integers
+    have no name in its files.
+    """
     openvino = package()
     model: Any = openvino.Core().read_model(artifact.path)
-    ports = {name: port for node in model.get_ordered_ops() for port in node.outputs() for name in port.get_names()}
+    ports = {
+        name: port
+        for node in model.get_ordered_ops()
+        for port in node.outputs()
+        for name in port.get_names()
+    }
     for site in sites:
         if f"{site}_dequantized" not in ports:
             raise _missing(artifact, site)
@@ -119,8 +149,12 @@ def _write_litert(artifact: Artifact, sites: list[str], path: Path) -> list[str]
         output = tflite.add_tensor(model, graph, f"{site}_dequantized", shape, "FLOAT32")
         tflite.add_operator(model, graph, "DEQUANTIZE", [index], [output])
         if last in tensors:
-            order = tflite.add_tensor(model, graph, f"{site}_order", [4], "INT32", np.array(tflite.TO_NCHW, np.int32))
-            moved = tflite.add_tensor(model, graph, f"{site}_nchw", [shape[i] for i in tflite.TO_NCHW], "FLOAT32")
+            order = tflite.add_tensor(
+                model, graph, f"{site}_order", [4], "INT32", np.array(tflite.TO_NCHW, np.int32)
+            )
+            moved = tflite.add_tensor(
+                model, graph, f"{site}_nchw", [shape[i] for i in tflite.TO_NCHW], "FLOAT32"
+            )
             tflite.add_operator(model, graph, "TRANSPOSE", [output, order], [moved])
             output = moved
         graph.outputs.append(output)
@@ -136,10 +170,19 @@ def _write_ncnn(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
     for site in sites:
         if f"{site}_quantized" not in blobs:
             raise _missing(artifact, site)
-        layers.append(ncnnfile.Layer("Noop", f"copy_{site}", [f"{site}_quantized"], [f"{site}{ncnnfile.INTEGERS}"], {}))
+        layers.append(
+            ncnnfile.Layer(
+                "Noop", f"copy_{site}", [f"{site}_quantized"], [f"{site}{ncnnfile.INTEGERS}"], {}
+            )
+        )
     path.write_text(ncnnfile.text(ncnnfile.with_splits(layers)), encoding="utf-8")
     shutil.copyfile(artifact.path.with_suffix(".bin"), path.with_suffix(".bin"))
     return sites
 
 
-_WRITERS = {"onnxruntime": _write_onnx, "openvino": _write_openvino, "litert": _write_litert, "ncnn": _write_ncnn}
+_WRITERS = {
+    "onnxruntime": _write_onnx,
+    "openvino": _write_openvino,
+    "litert": _write_litert,
+    "ncnn": _write_ncnn,
+}

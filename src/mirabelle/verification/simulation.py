@@ -1,10 +1,11 @@
 """The values of a quantised network's sites in float: with its grids, and without."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, Qu
 
 
 class _Watch(fx.Interpreter):
-    """Runs the graph and keeps what every site holds. rounded: on its grid; else quantisers let everything through as it is."""
+    """Runs the graph and keeps what every site holds. rounded: on its grid; else quantisers let
+    everything through as it is.
+    """
 
     def __init__(self, model: fx.GraphModule, rounded: bool):
         super().__init__(model)
@@ -32,14 +35,22 @@ class _Watch(fx.Interpreter):
         if n.op != "call_module":
             return super().run_node(n)
         quantizer = self.module.get_submodule(str(n.target))
-        value = super().run_node(n) if self.rounded or not isinstance(quantizer, Quantizer) else self.env[n.args[0]]
+        value = (
+            super().run_node(n)
+            if self.rounded or not isinstance(quantizer, Quantizer)
+            else self.env[n.args[0]]
+        )
         if isinstance(quantizer, ActivationQuantizer):
             self.sites[n.args[0].name] = value
         return value
 
 
-def simulate(model: fx.GraphModule, batch: Batch, rounded: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What each site holds and the network's first output, float32: simulated on the grids, or (`rounded` False) the same network in float."""
+def simulate(
+    model: fx.GraphModule, batch: Batch, rounded: bool = True
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What each site holds and the network's first output, float32: simulated on the grids, or
+    (`rounded` False) the same network in float.
+    """
     watch = _Watch(model, rounded)
     device = device_of(model)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from mirabelle.quantization.calibration.thresholds import (
     percentile,
     percentile_range,
     rows_absmax,
-    rows_mse,  # fmt: skip
+    rows_mse,
 )
 
 VALUES = arrays(np.float32, st.integers(1, 60), elements=st.floats(-1000, 1000, width=32))
@@ -37,10 +37,13 @@ def histogram(values) -> Histogram:
 
 
 def same(a: Histogram, b: Histogram) -> bool:
-    return (a.reach, a.low, a.high) == (b.reach, b.low, b.high) and bool((a.counts == b.counts).all())
+    return (a.reach, a.low, a.high) == (b.reach, b.low, b.high) and bool(
+        (a.counts == b.counts).all()
+    )
 
 
-# --- the histogram --------------------------------------------------------------------------------------------------------------------
+# --- the histogram
+# --------------------------------------------------------------------------------------------------
 
 
 def test_counts_by_hand():
@@ -48,8 +51,12 @@ def test_counts_by_hand():
     width = 1 / BINS
     assert h.reach == 1.0 and h.total == 5 and (h.low, h.high) == (-0.5, np.float32(0.9))
     assert {int(i): int(h.counts[i]) for i in np.flatnonzero(h.counts)} == {
-        BINS // 2: 1, BINS: 1, BINS + BINS // 4: 1, BINS + BINS // 2: 1, BINS + int(0.9 / width): 1,
-    }  # fmt: skip
+        BINS // 2: 1,
+        BINS: 1,
+        BINS + BINS // 4: 1,
+        BINS + BINS // 2: 1,
+        BINS + int(0.9 / width): 1,
+    }
 
 
 def test_doubling_is_exact_where_a_value_lies_on_an_edge():
@@ -62,7 +69,14 @@ def test_doubling_is_exact_where_a_value_lies_on_an_edge():
 @settings(deadline=None, max_examples=150)
 @given(values=VALUES, cuts=st.lists(st.integers(0, 60), max_size=5), seed=st.integers(0, 10))
 def test_streaming_is_one_shot_whatever_the_batches_and_their_order(values, cuts, seed):
-    pieces = [p for p in np.split(np.random.default_rng(seed).permutation(values), sorted(min(c, len(values)) for c in cuts)) if len(p)]
+    pieces = [
+        p
+        for p in np.split(
+            np.random.default_rng(seed).permutation(values),
+            sorted(min(c, len(values)) for c in cuts),
+        )
+        if len(p)
+    ]
     streamed = Histogram()
     for piece in pieces:
         streamed.add(torch.from_numpy(piece))
@@ -93,7 +107,9 @@ def test_memory_does_not_grow():
         for i in range(batches):
             h.add(torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(i)))
         assert h.total == batches * 64 * 32
-        sizes.append({k: v.nbytes if isinstance(v, np.ndarray) else type(v) for k, v in vars(h).items()})
+        sizes.append(
+            {k: v.nbytes if isinstance(v, np.ndarray) else type(v) for k, v in vars(h).items()}
+        )
     assert sizes[0] == sizes[1]
 
 
@@ -122,7 +138,8 @@ def test_summary_counts_everything():
     assert sum(histogram([0.0]).summary()["counts"]) == 1
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------------------------
+# --- by hand
+# --------------------------------------------------------------------------------------------------
 
 
 def test_absmax_is_the_largest():
@@ -138,10 +155,12 @@ def test_percentile_is_the_upper_edge_of_the_bin_that_holds_it():
 
 
 def test_mse_keeps_a_lone_large_value_or_clips_it():
-    # 1000 values of 1 and one of 3 with one level. A threshold t >= 3 turns the ones (below half a step of 1.5) into zeros: error 1000.
-    # t in [1, 2) keeps them within t^2 / 12 each and clips the 3: 1000 t^2 / 12 + (3 - t)^2, least at the smallest t that holds the bin of 1.
+    # 1000 values of 1 and one of 3 with one level. A threshold t >= 3 turns the ones (below half a
+    # step of 1.5) into zeros: error 1000. t in [1, 2) keeps them within t^2 / 12 each and clips the
+    # 3: 1000 t^2 / 12 + (3 - t)^2, least at the smallest t that holds the bin of 1.
     assert mse(histogram([1.0] * 1000 + [3.0]), 1) == pytest.approx(1.0, rel=0.02)
-    # With 255 levels steps are so small that clipping one value costs more than all rounding: (3 - t)^2 against 1000 * (3 / 255)^2 / 12 = 0.01.
+    # With 255 levels steps are so small that clipping one value costs more than all rounding: (3 -
+    # t)^2 against 1000 * (3 / 255)^2 / 12 = 0.01.
     assert mse(histogram([1.0] * 1000 + [3.0]), 255) == pytest.approx(3.0, rel=0.05)
 
 
@@ -170,7 +189,9 @@ def test_mse_is_as_good_as_a_search_over_the_data(levels, kind):
 def test_entropy_clips_a_lone_value_far_out():
     x = np.random.default_rng(0).laplace(size=100000)
     assert entropy(histogram(np.append(x, 200.0)), 127) < 40
-    assert entropy(histogram(np.linspace(-1, 1, 100001)), 127) > 0.95, "a flat distribution has nothing to clip"
+    assert entropy(histogram(np.linspace(-1, 1, 100001)), 127) > 0.95, (
+        "a flat distribution has nothing to clip"
+    )
 
 
 @pytest.mark.parametrize("kind", ["background", "spikes", "rectified"])
@@ -187,10 +208,14 @@ def test_entropy_does_not_collapse(kind):
         assert threshold >= np.quantile(np.abs(x), 0.999)
 
 
-# Banner et al. 2019: the optimal clipping values in units of b and of σ for 2, 3 and 4 bits, which are 2, 4 and 8 levels on either side.
-@pytest.mark.parametrize(("levels", "by_b", "by_sigma"), [(2, 2.83, 1.71), (4, 3.89, 2.15), (8, 5.03, 2.55)])
+# Banner et al. 2019: the optimal clipping values in units of b and of σ for 2, 3 and 4 bits, which
+# are 2, 4 and 8 levels on either side.
+@pytest.mark.parametrize(
+    ("levels", "by_b", "by_sigma"), [(2, 2.83, 1.71), (4, 3.89, 2.15), (8, 5.03, 2.55)]
+)
 def test_closed_forms_give_the_papers_values(levels, by_b, by_sigma):
-    # Values of ±1 only: b = 1 and σ = 1 to half a bin. A value far out makes room and weighs nothing beside so many.
+    # Values of ±1 only: b = 1 and σ = 1 to half a bin. A value far out makes room and weighs
+    # nothing beside so many.
     h = histogram([1.0] * 500 + [-1.0] * 500)
     h.low, h.high = -50.0, 50.0
     assert laplace(h, levels) == pytest.approx(by_b, rel=0.005)
@@ -198,7 +223,10 @@ def test_closed_forms_give_the_papers_values(levels, by_b, by_sigma):
 
 
 @pytest.mark.parametrize("levels", [3, 15, 127])
-@pytest.mark.parametrize(("rule", "draw"), [(laplace, np.random.default_rng(3).laplace), (gauss, np.random.default_rng(4).normal)])
+@pytest.mark.parametrize(
+    ("rule", "draw"),
+    [(laplace, np.random.default_rng(3).laplace), (gauss, np.random.default_rng(4).normal)],
+)
 @pytest.mark.parametrize("rectified", [False, True])
 def test_closed_forms_are_best_for_their_distribution(rule, draw, levels, rectified):
     x = draw(size=200000).astype(np.float32)
@@ -213,11 +241,13 @@ def test_closed_forms_are_best_for_their_distribution(rule, draw, levels, rectif
 
 
 def test_ranges_by_hand():
-    # 998 values of 0.25, one of -1 and one of 1.5; reach 2, bins 2 / 2048 wide. Leaving out a thousandth on each side leaves the bin of 0.25, and zero.
+    # 998 values of 0.25, one of -1 and one of 1.5; reach 2, bins 2 / 2048 wide. Leaving out a
+    # thousandth on each side leaves the bin of 0.25, and zero.
     h = histogram([0.25] * 998 + [-1.0, 1.5])
     assert percentile_range(h, 255, share=0.998) == (0.0, 0.25 + 2 / BINS)
     assert percentile_range(h, 255) == (-1.0, 1.5)
-    # Mean 0.5 of 0 and 1 in equal parts: both deviations are 0.5. The ends are cut at what was seen.
+    # Mean 0.5 of 0 and 1 in equal parts: both deviations are 0.5. The ends are cut at what was
+    # seen.
     half = histogram([0.0] * 500 + [1.0] * 500)
     assert laplace_range(half, 255) == (0.0, 1.0) and gauss_range(half, 255) == (0.0, 1.0)
     half.low, half.high = -50.0, 50.0
@@ -227,22 +257,31 @@ def test_ranges_by_hand():
 
 @pytest.mark.parametrize("steps", [15, 255])
 def test_an_affine_grid_pays_where_one_side_is_short(steps):
-    x = torch.nn.functional.hardswish(2 * torch.randn(50000, generator=torch.Generator().manual_seed(0))).numpy()
+    x = torch.nn.functional.hardswish(
+        2 * torch.randn(50000, generator=torch.Generator().manual_seed(0))
+    ).numpy()
     low, high = mse_range(histogram(x), steps)
     threshold = mse(histogram(x), steps // 2)
 
     def error(low: float, high: float, steps: int) -> float:
         step = (high - low) / steps
         zero = round(-low / step)
-        return float(np.square((np.clip(np.rint(x / step) + zero, 0, steps) - zero) * step - x).sum())
+        return float(
+            np.square((np.clip(np.rint(x / step) + zero, 0, steps) - zero) * step - x).sum()
+        )
 
     found = error(low, high, steps)
     assert found < 0.5 * error(-threshold, threshold, 2 * (steps // 2))
-    assert found < 1.1 * min(error(a, b, steps) for a in np.linspace(-0.4, -0.05, 15) for b in x.max() * np.geomspace(0.2, 1, 60))
+    assert found < 1.1 * min(
+        error(a, b, steps)
+        for a in np.linspace(-0.4, -0.05, 15)
+        for b in x.max() * np.geomspace(0.2, 1, 60)
+    )
 
 
 def test_rows_are_searched_exactly():
-    # One level: a row of ones and a 3. A step of 1 leaves an error of (3 - 1)^2 = 4; one of 3 makes the ones zeros: 4 again at four ones, 8 at eight.
+    # One level: a row of ones and a 3. A step of 1 leaves an error of (3 - 1)^2 = 4; one of 3 makes
+    # the ones zeros: 4 again at four ones, 8 at eight.
     rows = torch.tensor([[1.0, 1, 1, 1, 1, 1, 1, 1, 3.0], [0.0] * 9])
     found = rows_mse(rows, 1)
     # Between these, t: 8 (t - 1)^2 + (3 - t)^2 is least at t = 11 / 9, where it is 3.56.
@@ -268,7 +307,8 @@ def test_every_rule_has_both_forms():
     assert list(RANGES) == list(THRESHOLDS)
 
 
-# --- every rule -----------------------------------------------------------------------------------------------------------------------
+# --- every rule
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", THRESHOLDS)
@@ -282,9 +322,12 @@ def test_contract_range_and_scale(name, values, levels, power):
     threshold = choose(h, levels)
     assert threshold == 0 if h.maximum == 0 else 0 < threshold <= h.maximum
     assert choose(histogram(values * np.float32(2.0**power)), levels) == threshold * 2.0**power
-    # Bins are half open, so that a value on an edge changes its bin with its sign: the odd factor takes values off the edges.
+    # Bins are half open, so that a value on an edge changes its bin with its sign: the odd factor
+    # takes values off the edges.
     values = values * np.float32(0.7368421)
-    assert choose(histogram(-values), levels) == pytest.approx(choose(histogram(values), levels), rel=4 / levels if levels > 7 else 1.0)
+    assert choose(histogram(-values), levels) == pytest.approx(
+        choose(histogram(values), levels), rel=4 / levels if levels > 7 else 1.0
+    )
 
 
 @pytest.mark.parametrize("name", THRESHOLDS)

@@ -25,11 +25,17 @@ OPTIONS = {"target": "x86-vnni", "threshold": "absmax", "per_channel": False}
 
 
 def fragile(layers: int = 1) -> nn.Module:
-    """Classes depend on small weights beside a large one, in the first `layers` of three layers: a step for the whole weight is too coarse for them."""
+    """Classes depend on small weights beside a large one, in the first `layers` of three layers: a
+    step for the whole weight is too coarse for them.
+    """
     torch.manual_seed(1)
     network = Network(
-        lambda n, x: head(n, F.relu(n.c(F.relu(n.b(F.relu(n.a(x))))))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), fc=nn.Linear(8, 5),
-    ).eval()  # fmt: skip
+        lambda n, x: head(n, F.relu(n.c(F.relu(n.b(F.relu(n.a(x))))))),
+        a=conv(3, 8),
+        b=conv(8, 8),
+        c=conv(8, 8),
+        fc=nn.Linear(8, 5),
+    ).eval()
     with torch.no_grad():
         for layer in [network.a, network.b, network.c][:layers]:
             layer.weight[7] *= 150
@@ -41,19 +47,28 @@ def fragile(layers: int = 1) -> nn.Module:
 
 
 def test_sensitivity_by_hand():
-    # Two linear layers in a row; the weights of the first are on the grid and its input and output nearly so, those of the second half a step off at the most.
-    network = Network(lambda n, x: n.b(n.a(x)), a=nn.Linear(2, 2, bias=False), b=nn.Linear(2, 1, bias=False)).eval()
+    # Two linear layers in a row; the weights of the first are on the grid and its input and output
+    # nearly so, those of the second half a step off at the most.
+    network = Network(
+        lambda n, x: n.b(n.a(x)), a=nn.Linear(2, 2, bias=False), b=nn.Linear(2, 1, bias=False)
+    ).eval()
     with torch.no_grad():
         network.a.weight.copy_(torch.tensor([[127.0, 0.0], [0.0, 127.0]]) / 127)
         network.b.weight.copy_(torch.tensor([[127.0, 0.5]]) / 127)
     x = torch.arange(-127.0, 128.0).repeat(2, 1).T / 127
     q = quantize(network, [x], target="x86-vnni", threshold="absmax")
     found = sensitivities(q, captured(network, as_batches([x])[0]), as_batches([x]))
-    assert list(found) == ["b.weight", "a.weight"] and (found["a.weight"] is None or found["a.weight"] > 100)
+    assert list(found) == ["b.weight", "a.weight"] and (
+        found["a.weight"] is None or found["a.weight"] > 100
+    )
     # 0.5 becomes 0: of 127.5 x the output loses 0.5 x, which is 20 log10(255) dB.
-    assert found["b.weight"] == pytest.approx(20 * torch.log10(torch.tensor(255.0)).item(), abs=0.05)
+    assert found["b.weight"] == pytest.approx(
+        20 * torch.log10(torch.tensor(255.0)).item(), abs=0.05
+    )
     with torch.no_grad():
-        assert torch.equal(q(x), quantize(network, [x], target="x86-vnni", threshold="absmax")(x)), "everything is at work again"
+        assert torch.equal(
+            q(x), quantize(network, [x], target="x86-vnni", threshold="absmax")(x)
+        ), "everything is at work again"
 
 
 @pytest.mark.parametrize("needed", range(1, 9))
@@ -77,11 +92,15 @@ def test_fragile_layers_stay_in_float_and_no_others(layers):
     assert found.layers == tuple("abc"[:layers]) or set(found.layers) == set("abc"[:layers])
     assert found.all_quantized > 0.1 >= found.drop and found.metric == "agreement" and found.n == 64
     assert found.interval[0] <= found.drop <= found.interval[1]
-    assert [s.layer for s in found.sensitivity][:layers] == list(found.layers) and len(found.sensitivity) == 4
+    assert [s.layer for s in found.sensitivity][:layers] == list(found.layers) and len(
+        found.sensitivity
+    ) == 4
     assert set(quantization(q).keep) == {f"{n}.weight" for n in found.layers}
     judge = Judge(network, data, "top1")
     assert judge.drop(q)[0] == found.drop and judge.drop(plain)[0] == found.all_quantized
-    assert set(found.milliseconds) == {"float", "all_quantized", "fallback"} and all(v > 0 for v in found.milliseconds.values())
+    assert set(found.milliseconds) == {"float", "all_quantized", "fallback"} and all(
+        v > 0 for v in found.milliseconds.values()
+    )
     again = rebuild(network, quantization(q).to_dict())
     again.load_state_dict(q.state_dict())
     assert torch.equal(again(data[0]), q(data[0])) and quantization(again) == quantization(q)
@@ -90,7 +109,9 @@ def test_fragile_layers_stay_in_float_and_no_others(layers):
 def test_labels_are_used_where_there_are_any(tmp_path):
     network, data = fragile(), batches(count=4)
     with torch.no_grad():
-        labelled = [(x, (network(x).argmax(1) + (torch.arange(len(x)) % 4 == 0)) % 5) for x in data]  # a quarter is wrong
+        labelled = [
+            (x, (network(x).argmax(1) + (torch.arange(len(x)) % 4 == 0)) % 5) for x in data
+        ]  # a quarter is wrong
     q = quantize(network, labelled, **OPTIONS, accuracy_drop=0.1, validation=labelled)
     found = quantization(q).fallback
     assert found.metric == "top1" and found.layers == ("a",) and found.drop <= 0.1
@@ -103,9 +124,16 @@ def test_sixteen_bits_instead_of_float():
     network, data = fragile(), batches(count=4)
     q = quantize(network, data, **OPTIONS, accuracy_drop=0.1, validation=data, fallback=16)
     described = quantization(q)
-    assert described.fallback.layers == ("a",) and described.fallback.precision == "16" and described.fallback.milliseconds is None
+    assert (
+        described.fallback.layers == ("a",)
+        and described.fallback.precision == "16"
+        and described.fallback.milliseconds is None
+    )
     assert described.precision == {"a_weight": 16, "x": 16} and described.keep == ()
-    assert q.get_submodule("quantizers.a_weight").bits == 16 and q.get_submodule("quantizers.b_weight").bits == 8
+    assert (
+        q.get_submodule("quantizers.a_weight").bits == 16
+        and q.get_submodule("quantizers.b_weight").bits == 8
+    )
     again = rebuild(network, described.to_dict())
     again.load_state_dict(q.state_dict())
     assert torch.equal(again(data[0]), q(data[0]))
@@ -117,7 +145,12 @@ def test_nothing_falls_back_where_nothing_has_to():
     network, data = build("residual"), batches(count=4)
     q = quantize(network, data, accuracy_drop=0.2, validation=data)
     found = quantization(q).fallback
-    assert found.layers == () and found.drop == found.all_quantized <= 0.2 and found.milliseconds is None and quantization(q).keep == ()
+    assert (
+        found.layers == ()
+        and found.drop == found.all_quantized <= 0.2
+        and found.milliseconds is None
+        and quantization(q).keep == ()
+    )
 
 
 def test_repairs_are_done_again_for_the_layers_that_are_left(monkeypatch):
@@ -126,24 +159,48 @@ def test_repairs_are_done_again_for_the_layers_that_are_left(monkeypatch):
     q = quantize(network, data, **OPTIONS, repair="bias", **limit)
     fallen = [f"{n}.weight" for n in quantization(q).fallback.layers]
     assert "a.weight" in fallen
-    assert torch.equal(q(data[0]), quantize(network, data, **OPTIONS, repair="bias", keep=fallen)(data[0]))
+    assert torch.equal(
+        q(data[0]), quantize(network, data, **OPTIONS, repair="bias", keep=fallen)(data[0])
+    )
     monkeypatch.setattr(rounding, "STEPS", 5)
     repairs = ["learned-rounding", "bias"]
     whole, q = (quantize(network, data, **OPTIONS, repair=repairs, **more) for more in ({}, limit))
     state, exact = q.state_dict(), network.state_dict()
     for layer in "abc":
         kept = layer in quantization(q).fallback.layers
-        assert torch.equal(state[f"{layer}.weight"], exact[f"{layer}.weight"] if kept else whole.state_dict()[f"{layer}.weight"])
+        assert torch.equal(
+            state[f"{layer}.weight"],
+            exact[f"{layer}.weight"] if kept else whole.state_dict()[f"{layer}.weight"],
+        )
 
 
 BAD = {
     "no data": ({"accuracy_drop": 0.1}, "needs validation="),
     "iterator": ({"accuracy_drop": 0.1, "validation": iter([])}, "read only once"),
-    "limit": ({"accuracy_drop": 5, "validation": batches()}, "fraction of at least 0 and below 1, got 5"),
-    "fallback": ({"accuracy_drop": 0.1, "validation": batches(), "fallback": 8}, "expected 'float' or 16"),
-    "metric": ({"accuracy_drop": 0.1, "validation": [(batches()[0], torch.zeros(16).long())], "metric": "top2"}, "did you mean 'top"),
-    "runtime": ({"accuracy_drop": 0.1, "validation": batches(), "runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
-    "no classes": ({"accuracy_drop": 0.1, "validation": batches()}, r"outputs \(N, classes, \.\.\.\), got \(16,\)"),
+    "limit": (
+        {"accuracy_drop": 5, "validation": batches()},
+        "fraction of at least 0 and below 1, got 5",
+    ),
+    "fallback": (
+        {"accuracy_drop": 0.1, "validation": batches(), "fallback": 8},
+        "expected 'float' or 16",
+    ),
+    "metric": (
+        {
+            "accuracy_drop": 0.1,
+            "validation": [(batches()[0], torch.zeros(16).long())],
+            "metric": "top2",
+        },
+        "did you mean 'top",
+    ),
+    "runtime": (
+        {"accuracy_drop": 0.1, "validation": batches(), "runtime": "onnxruntim"},
+        "did you mean 'onnxruntime'",
+    ),
+    "no classes": (
+        {"accuracy_drop": 0.1, "validation": batches()},
+        r"outputs \(N, classes, \.\.\.\), got \(16,\)",
+    ),
 }
 
 

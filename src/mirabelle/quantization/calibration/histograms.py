@@ -12,18 +12,22 @@ import torch
 from mirabelle.base.errors import InputError
 
 BINS = 2048
-# Values of one sample that are counted in a histogram: 300 samples make ten million, and the rest would only cost time. The extremes are those of all values.
+# Values of one sample that are counted in a histogram: 300 samples make ten million, and the rest
+# would only cost time. The extremes are those of all values.
 COUNTED = 1 << 15
 
 
 @dataclass
 class Histogram:
-    """Counts of a signed quantity over 2 * BINS equal bins of [-reach, reach], in the quantity's units.
+    """Counts of a signed quantity over 2 * BINS equal bins of [-reach, reach], in the quantity's
+    units.
 
-    The reach is a power of two above every value. It doubles when a value falls outside: neighbouring bins merge in pairs. Both the bins' edges and
-    the arithmetic that finds a value's bin are exact, so that the order of the data and its batches make no difference.
+    The reach is a power of two above every value. It doubles when a value falls outside:
+    neighbouring bins merge in pairs. Both the bins' edges and the arithmetic that finds a value's
+    bin are exact, so that the order of the data and its batches make no difference.
 
-    axis: the dimension whose indices are channels, whose own extremes are wanted as well: `channels`, the least and the largest value of each.
+    axis: the dimension whose indices are channels, whose own extremes are wanted as well:
+    `channels`, the least and the largest value of each.
     rectified: no value is below zero.
     """
 
@@ -36,7 +40,9 @@ class Histogram:
     channels: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, values: torch.Tensor, place: str = "a tensor") -> None:
-        """Counts `values`, whose first dimension is samples: all of them, or `COUNTED` or so of each sample. NaN and infinity raise `InputError` with the place."""
+        """Counts `values`, whose first dimension is samples: all of them, or `COUNTED` or so of
+        each sample. NaN and infinity raise `InputError` with the place.
+        """
         if values.numel() == 0:
             return
         values, axis = _as_it_lies(values.detach().float(), self.axis)
@@ -45,14 +51,24 @@ class Histogram:
             low, high = (float(v) for v in values.aminmax())
         else:
             highs = _along(torch.amax, values, axis)
-            own = np.zeros_like(highs) if self.rectified else _along(torch.amin, values, axis), highs
+            own = (
+                np.zeros_like(highs) if self.rectified else _along(torch.amin, values, axis),
+                highs,
+            )
             low, high = float(own[0].min()), float(highs.max())
         largest = max(-low, high)
         if not np.isfinite([low, high]).all():
-            raise InputError(f"{place} holds NaN or infinite values on the calibration data; look for them in the data or in the weights before it")
+            raise InputError(
+                f"{place} holds NaN or infinite values on the calibration data; look for them "
+                "in the data or in the weights before it"
+            )
         self.low, self.high = min(self.low, low), max(self.high, high)
         if own is not None:
-            self.channels = own if self.channels is None else (np.minimum(self.channels[0], own[0]), np.maximum(self.channels[1], own[1]))
+            self.channels = (
+                own
+                if self.channels is None
+                else (np.minimum(self.channels[0], own[0]), np.maximum(self.channels[1], own[1]))
+            )
         if largest == 0.0 and self.reach == 0.0:
             self.counts[BINS] += _thinned(values).numel()
             return
@@ -92,21 +108,33 @@ class Histogram:
         return (np.arange(BINS) + 0.5) * self.reach / BINS, counts
 
     def summary(self, bins: int = 96) -> dict:
-        """For reports: counts over `bins` equal bins of [low, high], each bin of the histogram counted where its centre falls."""
-        low, high = (self.low, self.high) if self.high > self.low else (self.low - 0.5, self.high + 0.5)
+        """For reports: counts over `bins` equal bins of [low, high], each bin of the histogram
+        counted where its centre falls.
+        """
+        low, high = (
+            (self.low, self.high) if self.high > self.low else (self.low - 0.5, self.high + 0.5)
+        )
         centres = (np.arange(2 * BINS) - BINS + 0.5) * self.reach / BINS
-        counts, _ = np.histogram(np.clip(centres, low, high), bins=bins, range=(low, high), weights=self.counts)
+        counts, _ = np.histogram(
+            np.clip(centres, low, high), bins=bins, range=(low, high), weights=self.counts
+        )
         return {"low": low, "high": high, "counts": [int(c) for c in counts]}
 
 
 def _as_it_lies(values: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, int | None]:
-    """The values with their dimensions behind the first in the order in which they lie in memory, and where `axis` has come."""
-    order = [0, *sorted(range(1, values.ndim), key=lambda d: -values.stride(d))] if values.ndim else []
+    """The values with their dimensions behind the first in the order in which they lie in memory,
+    and where `axis` has come.
+    """
+    order = (
+        [0, *sorted(range(1, values.ndim), key=lambda d: -values.stride(d))] if values.ndim else []
+    )
     return values.permute(order), None if axis is None else order.index(axis % values.ndim)
 
 
 def _along(extreme: Callable, values: torch.Tensor, axis: int) -> np.ndarray:
-    """The extreme of each channel. Where channels lie innermost one dimension at a time, for which torch takes a tenth of the time."""
+    """The extreme of each channel. Where channels lie innermost one dimension at a time, for which
+    torch takes a tenth of the time.
+    """
     others = [d for d in range(values.ndim) if d != axis]
     for dims in others if axis == values.ndim - 1 else [others]:
         values = extreme(values, dims, keepdim=True)
@@ -114,8 +142,9 @@ def _along(extreme: Callable, values: torch.Tensor, axis: int) -> np.ndarray:
 
 
 def _thinned(values: torch.Tensor) -> torch.Tensor:
-    """Every k-th value of each sample, flat; which ones does not depend on how samples are batched. k has no divisor in common with any dimension, so
-    that no row, column or channel is left out."""
+    """Every k-th value of each sample, flat; which ones does not depend on how samples are batched.
+    k has no divisor in common with any dimension, so that no row, column or channel is left out.
+    """
     each = values.numel() // len(values) if values.ndim else 1
     step = -(-each // COUNTED)
     if step <= 1:

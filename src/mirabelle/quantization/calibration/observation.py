@@ -1,10 +1,11 @@
 """Calibration: what the tensors hold, and the quantisers that follow from it."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -22,20 +23,38 @@ from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, param
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.thresholds import RANGES, ROWS, THRESHOLDS
 from mirabelle.quantization.simulation.graph import activation_grid
-from mirabelle.quantization.simulation.placement import RECTIFIERS, Site, gives_no_negatives, reads_alone
+from mirabelle.quantization.simulation.placement import (
+    RECTIFIERS,
+    Site,
+    gives_no_negatives,
+    reads_alone,
+)
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantization.targets import Target
 
 
 def observe(
-    network: fx.GraphModule, sites: list[Site], data: Iterable[Batch], count: int, axes: Mapping[str, int] | None = None
+    network: fx.GraphModule,
+    sites: list[Site],
+    data: Iterable[Batch],
+    count: int,
+    axes: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Histogram], int]:
-    """A histogram for every site, and how many samples there were; `count` of them are expected. axes: for sites whose channels' extremes are wanted, their
-    dimension. Images lie pixel by pixel in memory, which makes depthwise convolutions twice as fast on CPUs."""
+    """A histogram for every site, and how many samples there were; `count` of them are expected.
+    axes: for sites whose channels' extremes are wanted, their dimension. Images lie pixel by pixel
+    in memory, which makes depthwise convolutions twice as fast on CPUs.
+    """
     rectified = {n.name for n in network.graph.nodes if gives_no_negatives(n)}
-    histograms = {s.node: Histogram(axis=(axes or {}).get(s.node), rectified=s.node in rectified) for s in sites}
+    histograms = {
+        s.node: Histogram(axis=(axes or {}).get(s.node), rectified=s.node in rectified)
+        for s in sites
+    }
     layers = {s.node: s.layer for s in sites}
-    plain = [n for n in network.graph.nodes if operator(n) in RECTIFIERS and not operator(n).endswith("_") and reads_alone(n)]
+    plain = [
+        n
+        for n in network.graph.nodes
+        if operator(n) in RECTIFIERS and not operator(n).endswith("_") and reads_alone(n)
+    ]
     over = {n.name: getattr(torch.ops.aten, f"{operator(n)}_").default for n in plain}
 
     class Observer(fx.Interpreter):
@@ -51,10 +70,16 @@ def observe(
 
         def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
             # What was captured as a view of images that lay channel by channel may need a copy now.
-            return super().call_function(torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target, args, kwargs)
+            return super().call_function(
+                torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target,
+                args,
+                kwargs,
+            )
 
     def placed(t: torch.Tensor) -> torch.Tensor:
-        return t.to(device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
+        return t.to(
+            device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format
+        )
 
     seen = 0
     device = device_of(network)
@@ -69,62 +94,95 @@ def observe(
             except Exception as error:
                 shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
                 raise InputError(
-                    f"the network does not run on a calibration batch of shape {shapes}: {str(error).strip().splitlines()[0]}"
+                    f"the network does not run on a calibration batch of shape {shapes}: "
+                    f"{str(error).strip().splitlines()[0]}"
                 ) from error
             seen += batch.size
             shown.advance(batch.size)
     return histograms, seen
 
 
-def activation_quantizer(histogram: Histogram, choose: Callable, bits: int, target: Target, symmetric: bool = True) -> ActivationQuantizer:
+def activation_quantizer(
+    histogram: Histogram, choose: Callable, bits: int, target: Target, symmetric: bool = True
+) -> ActivationQuantizer:
     """choose: a rule of `THRESHOLDS`, or of `RANGES` where `symmetric` is false."""
     low, high = activation_grid(bits, target)
     if not symmetric:
         start, end = _checked_range(choose(histogram, 2**bits - 1))
         scale = (end - start) / (2**bits - 1)
-        return ActivationQuantizer(scale or 1.0, low + (round(-start / scale) if scale else 0), low, high)
+        return ActivationQuantizer(
+            scale or 1.0, low + (round(-start / scale) if scale else 0), low, high
+        )
     rectified = target.unsigned and not histogram.signed
     levels = 2**bits - 1 if rectified else 2 ** (bits - 1) - 1
     threshold = float(choose(histogram, levels))
     if not 0 <= threshold < float("inf"):
-        raise InputError(f"the threshold rule gave {threshold!r}; expected a number in (0, {histogram.maximum:g}]")
-    return ActivationQuantizer(threshold / levels if threshold > 0 else 1.0, low if rectified else low + 2 ** (bits - 1), low, high)
+        raise InputError(
+            f"the threshold rule gave {threshold!r}; expected a number in (0, "
+            f"{histogram.maximum:g}]"
+        )
+    return ActivationQuantizer(
+        threshold / levels if threshold > 0 else 1.0,
+        low if rectified else low + 2 ** (bits - 1),
+        low,
+        high,
+    )
 
 
 def _checked_range(found: object) -> tuple[float, float]:
     try:
         start, end = (float(v) for v in found)  # type: ignore[union-attr]
     except (TypeError, ValueError):
-        raise InputError(f"the threshold rule gave {found!r}; for affine grids it gives (low, high)") from None
+        raise InputError(
+            f"the threshold rule gave {found!r}; for affine grids it gives (low, high)"
+        ) from None
     if not (-float("inf") < start <= 0 <= end < float("inf")):
         raise InputError(f"the threshold rule gave ({start!r}, {end!r}); expected low <= 0 <= high")
     return start, end
 
 
 def weight_quantizer(
-    weight: torch.Tensor, rule: str | Callable, bits: int, name: str, per_channel: bool = True, symmetric: bool = True
+    weight: torch.Tensor,
+    rule: str | Callable,
+    bits: int,
+    name: str,
+    per_channel: bool = True,
+    symmetric: bool = True,
 ) -> WeightQuantizer:
     """rule: a name or a function, of `THRESHOLDS`, or of `RANGES` where `symmetric` is false."""
-    rows, levels = weight.detach().float().reshape(len(weight) if per_channel else 1, -1), 2 ** (bits - 1) - 1
+    rows, levels = (
+        weight.detach().float().reshape(len(weight) if per_channel else 1, -1),
+        2 ** (bits - 1) - 1,
+    )
     if symmetric and rule in ROWS:
         found = ROWS[rule](rows, levels)  # type: ignore[index]
     else:
-        choose, histograms = resolve(rule, THRESHOLDS if symmetric else RANGES, "weight threshold"), [Histogram() for _ in rows]
+        choose, histograms = (
+            resolve(rule, THRESHOLDS if symmetric else RANGES, "weight threshold"),
+            [Histogram() for _ in rows],
+        )
         for row, histogram in zip(rows, histograms):
             histogram.add(row, name)
         if not symmetric:
             ends = torch.tensor([_checked_range(choose(h, 2**bits - 1)) for h in histograms])
-            # A filter of zeros has no scale of its own: a small one, which its bias is stored in units of (see `fit_bias`).
+            # A filter of zeros has no scale of its own: a small one, which its bias is stored in
+            # units of (see `fit_bias`).
             scale = ((ends[:, 1] - ends[:, 0]) / (2**bits - 1)).clamp_min(2.0**-40)
-            return WeightQuantizer(scale, 0, levels, (-(levels + 1) - ends[:, 0] / scale).round().long())
+            return WeightQuantizer(
+                scale, 0, levels, (-(levels + 1) - ends[:, 0] / scale).round().long()
+            )
         found = torch.tensor([float(choose(h, levels)) for h in histograms])
     return WeightQuantizer(torch.where(found > 0, found / levels, 2.0**-40), 0, levels)
 
 
-def fit_bias(network: fx.GraphModule, node: fx.Node, input_scale: float, quantizer: WeightQuantizer) -> None:
-    """Widens the scales of filters so small that their bias, in units of input scale times weight scale, would not fit 31 bits.
+def fit_bias(
+    network: fx.GraphModule, node: fx.Node, input_scale: float, quantizer: WeightQuantizer
+) -> None:
+    """Widens the scales of filters so small that their bias, in units of input scale times weight
+    scale, would not fit 31 bits.
 
-    Filters of zeros get a scale at which their bias takes 20 bits: fine steps, with room for training.
+    Filters of zeros get a scale at which their bias takes 20 bits: fine steps, with room for
+    training.
     """
     bias = node.args[2] if len(node.args) > 2 else None
     if bias is None or parameter_name(bias) is None:
@@ -133,4 +191,6 @@ def fit_bias(network: fx.GraphModule, node: fx.Node, input_scale: float, quantiz
     units = torch.where(weight.flatten(1).any(1), 2.0**30, 2.0**20)
     smallest = get_tensor(network, str(bias.target)).detach().abs() / (input_scale * units)
     scale = quantizer.scale.detach()
-    quantizer.reset(torch.maximum(scale, (smallest if len(scale) > 1 else smallest.max()).to(scale)))
+    quantizer.reset(
+        torch.maximum(scale, (smallest if len(scale) > 1 else smallest.max()).to(scale))
+    )

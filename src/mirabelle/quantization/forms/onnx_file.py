@@ -1,13 +1,15 @@
-"""Q/DQ form for networks that came from ONNX files: the file itself, with quantise and dequantise nodes put in and weights as integers.
+"""Q/DQ form for networks that came from ONNX files: the file itself, with quantise and dequantise
+nodes put in and weights as integers.
 
 Everything else stays as it was: open dimensions, names, operators that nobody knows.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import get_tensor, module_path, parameter_name
 from mirabelle.onnx_files.qdq import Stored
 from mirabelle.onnx_files.read import Source
-from mirabelle.quantization.forms.qdq import check_exportable, is_contraction_of_quantized, stored_bias, stored_weight
+from mirabelle.quantization.forms.qdq import (
+    check_exportable,
+    is_contraction_of_quantized,
+    stored_bias,
+    stored_weight,
+)
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 from mirabelle.quantization.targets import TARGETS
 
@@ -33,13 +40,17 @@ class _Splicer:
         self.proto.CopyFrom(source.proto)
         self.nodes: list[NodeProto] = list(self.proto.graph.node)
         self.outputs = {o.name for o in self.proto.graph.output}
-        self.before: dict[int, list[NodeProto]] = {}  # nodes to put in front of the one with this index
+        self.before: dict[
+            int, list[NodeProto]
+        ] = {}  # nodes to put in front of the one with this index
         self.after: dict[int, list[NodeProto]] = {}
         self.written: set[str] = set()
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self.written:
-            self.proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+            self.proto.graph.initializer.append(
+                numpy_helper.from_array(np.asarray(value, order="C"), name)
+            )
             self.written.add(name)
         return name
 
@@ -48,7 +59,9 @@ class _Splicer:
         return self.source.modules.get(module_path(node)) if node.op == "call_function" else None
 
     def values(self) -> dict[str, tuple[str, int]]:
-        """The value in the file that a node's result is, by its name, and the index of the file's node that makes it: -1 for inputs."""
+        """The value in the file that a node's result is, by its name, and the index of the file's
+        node that makes it: -1 for inputs.
+        """
         found: dict[str, tuple[str, int]] = {}
         inputs = iter(self.source.inputs)
         last: dict[int, fx.Node] = {}
@@ -60,13 +73,17 @@ class _Splicer:
         return found | {node.name: (self.nodes[i].output[0], i) for i, node in last.items()}
 
     def drop_folded(self) -> None:
-        """Batch norms that the convolution before them has taken in: who read them reads the convolution."""
+        """Batch norms that the convolution before them has taken in: who read them reads the
+        convolution.
+        """
         alive = {i for n in self.model.graph.nodes if (i := self.index(n)) is not None}
         for i, node in enumerate(self.nodes):
             if node.op_type == "BatchNormalization" and i not in alive:
                 self.read_instead(node.output[0], node.input[0])
                 if node.output[0] in self.outputs:
-                    node.CopyFrom(helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name))
+                    node.CopyFrom(
+                        helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name)
+                    )
                 else:
                     node.op_type = ""  # taken out when the file is put together
 
@@ -76,10 +93,19 @@ class _Splicer:
                 if name == old:
                     node.input[k] = new
 
-    def activation(self, call: fx.Node, quantizer: ActivationQuantizer, values: dict[str, tuple[str, int]], dtype: str) -> str:
+    def activation(
+        self,
+        call: fx.Node,
+        quantizer: ActivationQuantizer,
+        values: dict[str, tuple[str, int]],
+        dtype: str,
+    ) -> str:
         site = call.args[0].name
         if site not in values:
-            raise InputError(f"{site} lies inside a node of the ONNX file and cannot be quantised there; keep the layer that reads it in float")
+            raise InputError(
+                f"{site} lies inside a node of the ONNX file and cannot be quantised there; "
+                "keep the layer that reads it in float"
+            )
         value, place = values[site]
         scale = self.constant(f"{site}_scale", np.float32(quantizer.scale.detach()))
         zero = self.constant(f"{site}_zero_point", np.array(quantizer.zero_point, dtype))
@@ -93,8 +119,18 @@ class _Splicer:
             self.read_instead(value, result)
         self.after.setdefault(place, []).extend(
             [
-                helper.make_node("QuantizeLinear", [value, scale, zero], [f"{site}_quantized"], f"{site}/QuantizeLinear"),
-                helper.make_node("DequantizeLinear", [f"{site}_quantized", scale, zero], [result], f"{site}/DequantizeLinear"),
+                helper.make_node(
+                    "QuantizeLinear",
+                    [value, scale, zero],
+                    [f"{site}_quantized"],
+                    f"{site}/QuantizeLinear",
+                ),
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{site}_quantized", scale, zero],
+                    [result],
+                    f"{site}/DequantizeLinear",
+                ),
             ]
         )
         return site
@@ -105,12 +141,19 @@ class _Splicer:
         assert i is not None
         weight = node.args[1].args[0]
         turned = self.source.constants[str(parameter_name(weight))][1]
-        self.nodes[i].input[1] = self.dequantized(i, weight.name, stored_weight(self.model, node), turned)
+        self.nodes[i].input[1] = self.dequantized(
+            i, weight.name, stored_weight(self.model, node), turned
+        )
         bias_name = parameter_name(node.args[2]) if len(node.args) > 2 else None
         if biases and (bias := stored_bias(self.model, node)) is not None:
             self.reads_bias(i, self.dequantized(i, f"{node.name}_bias", bias))
         elif bias_name is not None and bias_name not in self.source.constants:
-            self.reads_bias(i, self.constant(f"{node.name}_bias", get_tensor(self.model, bias_name).detach().numpy()))
+            self.reads_bias(
+                i,
+                self.constant(
+                    f"{node.name}_bias", get_tensor(self.model, bias_name).detach().numpy()
+                ),
+            )
 
     def reads_bias(self, place: int, name: str) -> None:
         node = self.nodes[place]
@@ -120,18 +163,26 @@ class _Splicer:
             node.input.append(name)
 
     def dequantized(self, place: int, owner: str, tensor: Stored, turned: bool = False) -> str:
-        """A stored tensor of integers and its DequantizeLinear, in front of the node that reads it; written once for all of a tensor's readers."""
+        """A stored tensor of integers and its DequantizeLinear, in front of the node that reads it;
+        written once for all of a tensor's readers.
+        """
         result = f"{owner}_dequantized"
         if result not in self.written:
             self.written.add(result)
             scales, zeros = tensor.grid
             names = [
-                self.constant(f"{owner}_quantized", tensor.integers.T if turned else tensor.integers),
+                self.constant(
+                    f"{owner}_quantized", tensor.integers.T if turned else tensor.integers
+                ),
                 self.constant(f"{owner}_scale", scales),
                 self.constant(f"{owner}_zero_point", zeros),
             ]
             axes: dict[str, Any] = {"axis": int(turned)} if scales.ndim else {}
-            self.before.setdefault(place, []).append(helper.make_node("DequantizeLinear", names, [result], f"{owner}/DequantizeLinear", **axes))
+            self.before.setdefault(place, []).append(
+                helper.make_node(
+                    "DequantizeLinear", names, [result], f"{owner}/DequantizeLinear", **axes
+                )
+            )
         return result
 
     def other_constants(self) -> None:
@@ -143,7 +194,9 @@ class _Splicer:
                 value = get_tensor(self.model, str(node.target)).detach().numpy()
                 value = value.T if turned else value
                 if not np.array_equal(value, numpy_helper.to_array(tensors[name])):
-                    tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+                    tensors[name].CopyFrom(
+                        numpy_helper.from_array(np.ascontiguousarray(value), name)
+                    )
 
     def assemble(self) -> ModelProto:
         graph = self.proto.graph
@@ -176,7 +229,8 @@ def _read(graph: Any) -> set[str]:
 
 
 def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
-    """The ONNX file that a quantised network was read from, in Q/DQ form, and the names of its sites in order; values are named as in `to_onnx`.
+    """The ONNX file that a quantised network was read from, in Q/DQ form, and the names of its
+    sites in order; values are named as in `to_onnx`.
 
     Raises `InputError` where the grids are not those of files.
     """
@@ -185,8 +239,12 @@ def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
     splicer.drop_folded()
     values, sites = splicer.values(), []
     for node in model.graph.nodes:
-        if node.op == "call_module" and isinstance(quantizer := model.get_submodule(str(node.target)), ActivationQuantizer):
-            sites.append(splicer.activation(node, quantizer, values, TARGETS[described.target].activations))
+        if node.op == "call_module" and isinstance(
+            quantizer := model.get_submodule(str(node.target)), ActivationQuantizer
+        ):
+            sites.append(
+                splicer.activation(node, quantizer, values, TARGETS[described.target].activations)
+            )
     for node in model.graph.nodes:
         if is_contraction_of_quantized(node, model):
             splicer.layer(node, TARGETS[described.target].biases)

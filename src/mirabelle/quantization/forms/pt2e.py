@@ -1,7 +1,10 @@
-"""From simulation to the form that PyTorch's own quantisation (PT2E) gives, which the converters of mobile runtimes read."""
+"""From simulation to the form that PyTorch's own quantisation (PT2E) gives, which the converters of
+mobile runtimes read.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false, reportIndexIssue=false, reportGeneralTypeIssues=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false,
+# reportOptionalMemberAccess=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -23,10 +26,12 @@ LOW, HIGH = -128, 127
 
 
 def to_pt2e(model: fx.GraphModule, outputs: Sequence[str] = ()) -> tuple[fx.GraphModule, list[str]]:
-    """The network in Q/DQ form with int8 activations, int8 weights and float biases, which hold only multiples of the accumulators' unit.
+    """The network in Q/DQ form with int8 activations, int8 weights and float biases, which hold
+    only multiples of the accumulators' unit.
 
-    uint8 grids are moved down by 128: the same values, as int8. outputs: sites whose integers become outputs behind the
-    network's own. Returns the graph and the names of the sites in the order of their quantize operators.
+    uint8 grids are moved down by 128: the same values, as int8. outputs: sites whose integers
+    become outputs behind the network's own. Returns the graph and the names of the sites in the
+    order of their quantize operators.
     """
     network, sites = in_integers(model, _quantized, _stored)
     _add_outputs(network, sites, outputs)
@@ -36,23 +41,46 @@ def to_pt2e(model: fx.GraphModule, outputs: Sequence[str] = ()) -> tuple[fx.Grap
 
 def _quantized(graph: fx.Graph, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
     down = quantizer.low - LOW
-    grid = (float(quantizer.scale.detach()), quantizer.zero_point - down, LOW, quantizer.high - down, torch.int8)
-    return graph.call_function(ops.dequantize_per_tensor.default, (graph.call_function(ops.quantize_per_tensor.default, (value, *grid)), *grid))
+    grid = (
+        float(quantizer.scale.detach()),
+        quantizer.zero_point - down,
+        LOW,
+        quantizer.high - down,
+        torch.int8,
+    )
+    return graph.call_function(
+        ops.dequantize_per_tensor.default,
+        (graph.call_function(ops.quantize_per_tensor.default, (value, *grid)), *grid),
+    )
 
 
 def _stored(network: fx.GraphModule, name: str, tensor: Stored) -> fx.Node:
-    """Weights as integers behind a dequantize operator, biases as the floats that theirs stand for."""
-    graph, values, (scales, zeros), name = network.graph, torch.from_numpy(tensor.integers), tensor.grid, f"{name}_quantized"
+    """Weights as integers behind a dequantize operator, biases as the floats that theirs
+    stand for.
+    """
+    graph, values, (scales, zeros), name = (
+        network.graph,
+        torch.from_numpy(tensor.integers),
+        tensor.grid,
+        f"{name}_quantized",
+    )
     if values.dtype is torch.int32:
-        network.register_buffer(name, (values.double() * torch.from_numpy(np.asarray(scales, np.float64))).float())
+        network.register_buffer(
+            name, (values.double() * torch.from_numpy(np.asarray(scales, np.float64))).float()
+        )
         return graph.get_attr(name)
     network.register_buffer(name, values)
     if scales.ndim == 0:
-        return graph.call_function(ops.dequantize_per_tensor.default, (graph.get_attr(name), float(scales), int(zeros), LOW, HIGH, values.dtype))
+        return graph.call_function(
+            ops.dequantize_per_tensor.default,
+            (graph.get_attr(name), float(scales), int(zeros), LOW, HIGH, values.dtype),
+        )
     network.register_buffer(f"{name}_scale", torch.from_numpy(scales))
     network.register_buffer(f"{name}_zero_point", torch.from_numpy(zeros.astype(np.int64)))
     nodes = [graph.get_attr(n) for n in (name, f"{name}_scale", f"{name}_zero_point")]
-    return graph.call_function(ops.dequantize_per_channel.default, (*nodes, 0, LOW, HIGH, values.dtype))
+    return graph.call_function(
+        ops.dequantize_per_channel.default, (*nodes, 0, LOW, HIGH, values.dtype)
+    )
 
 
 def _add_outputs(network: fx.GraphModule, sites: list[str], outputs: Sequence[str]) -> None:

@@ -1,10 +1,13 @@
-"""From simulation to the forms that files are made from: stored integers, and rounding where values change between integer and float."""
+"""From simulation to the forms that files are made from: stored integers, and rounding where values
+change between integer and float.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -22,12 +25,17 @@ from mirabelle.onnx_files.qdq import META, Integers, Rounded, Stored, rounded
 from mirabelle.quantization.simulation.description import Quantization, quantization
 from mirabelle.quantization.simulation.folding import drop_unused_tensors
 from mirabelle.quantization.simulation.placement import unpadded
-from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
+from mirabelle.quantization.simulation.quantizers import (
+    ActivationQuantizer,
+    Quantizer,
+    WeightQuantizer,
+)
 from mirabelle.quantization.targets import TARGETS
 
 
 def with_integers(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
-    """The network as `onnx_proto` takes it, which puts weights as int8, biases as int32 and the rounding of values into its file (`onnxqdq`).
+    """The network as `onnx_proto` takes it, which puts weights as int8, biases as int32 and the
+    rounding of values into its file (`onnxqdq`).
 
     Returns it and the names of the sites in order.
     """
@@ -35,7 +43,9 @@ def with_integers(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
 
     def mark(graph: fx.Graph, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
         dtype = "int8" if quantizer.low < 0 else "uint8"
-        found.values.append(Rounded(value.name, float(quantizer.scale.detach()), quantizer.zero_point, dtype))
+        found.values.append(
+            Rounded(value.name, float(quantizer.scale.detach()), quantizer.zero_point, dtype)
+        )
         return graph.call_function(rounded, (value, len(found.values) - 1))
 
     def store(network: fx.GraphModule, name: str, tensor: Stored) -> fx.Node:
@@ -53,8 +63,10 @@ def in_integers(
     mark: Callable[[fx.Graph, fx.Node, ActivationQuantizer], fx.Node],
     store: Callable[[fx.GraphModule, str, Stored], fx.Node],
 ) -> tuple[fx.GraphModule, list[str]]:
-    """The network with its quantisers replaced: those of activations by the nodes that `mark` makes, those of weights, and biases, by those of `store`,
-    which gets their names. Returns it and the names of the sites in the order of their nodes."""
+    """The network with its quantisers replaced: those of activations by the nodes that `mark`
+    makes, those of weights, and biases, by those of `store`, which gets their names. Returns it and
+    the names of the sites in the order of their nodes.
+    """
     described = check_exportable(model)
     network, sites = copy.deepcopy(model), []
     for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
@@ -83,16 +95,22 @@ def in_integers(
 
 
 def check_exportable(model: fx.GraphModule) -> Quantization:
-    """The description of a quantised network that files can hold: activations of 8 bits, weights of at most 8. `InputError` for any other."""
+    """The description of a quantised network that files can hold: activations of 8 bits, weights of
+    at most 8. `InputError` for any other.
+    """
     described = quantization(model)
     if described is None:
         raise InputError("this network is not quantised; call mb.quantize first")
     layers = {f"quantizers.{s.node}": s.layer for s in described.sites}
     for name, quantizer in model.named_modules():
-        if isinstance(quantizer, Quantizer) and (quantizer.bits > 8 or (isinstance(quantizer, ActivationQuantizer) and quantizer.bits < 8)):
+        if isinstance(quantizer, Quantizer) and (
+            quantizer.bits > 8
+            or (isinstance(quantizer, ActivationQuantizer) and quantizer.bits < 8)
+        ):
             what = layers.get(name, name.removeprefix("quantizers."))
             raise InputError(
-                f"runtimes take activations of 8 bits and weights of at most 8, {what} has {quantizer.bits}; quantise the network with bits=8 to export it"
+                f"runtimes take activations of 8 bits and weights of at most 8, {what} has "
+                f"{quantizer.bits}; quantise the network with bits=8 to export it"
             )
     return described
 
@@ -109,16 +127,26 @@ def stored_weight(network: fx.GraphModule, node: fx.Node) -> Stored:
     """The weight of a quantised layer."""
     quantizer = network.get_submodule(str(node.args[1].target))
     assert isinstance(quantizer, WeightQuantizer)
-    integers = quantizer.integers(get_tensor(network, str(parameter_name(node.args[1].args[0]))).detach())
-    return Stored(integers.cpu().numpy(), quantizer.scale.detach().cpu().numpy(), quantizer.offset.cpu().numpy())
+    integers = quantizer.integers(
+        get_tensor(network, str(parameter_name(node.args[1].args[0]))).detach()
+    )
+    return Stored(
+        integers.cpu().numpy(),
+        quantizer.scale.detach().cpu().numpy(),
+        quantizer.offset.cpu().numpy(),
+    )
 
 
 def stored_bias(network: fx.GraphModule, node: fx.Node) -> Stored | None:
-    """The bias of a quantised layer, if it has one, in units of its accumulators (input scale times weight scale): it is added without rescaling."""
+    """The bias of a quantised layer, if it has one, in units of its accumulators (input scale times
+    weight scale): it is added without rescaling.
+    """
     name = parameter_name(node.args[2]) if len(node.args) > 2 else None
     if name is None:
         return None
-    units = network.get_submodule(str(node.args[1].target)).scale.detach() * float(input_quantizer(network, node).scale.detach())
+    units = network.get_submodule(str(node.args[1].target)).scale.detach() * float(
+        input_quantizer(network, node).scale.detach()
+    )
     integers = bias_integers(get_tensor(network, name).detach(), units)
     return Stored(integers.cpu().numpy(), units.cpu().numpy(), np.zeros((), np.int32))
 

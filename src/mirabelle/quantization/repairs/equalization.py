@@ -1,10 +1,13 @@
-"""Which channels of a captured graph can be divided by a factor where they are made and multiplied by it where they are read, with the same output."""
+"""Which channels of a captured graph can be divided by a factor where they are made and multiplied
+by it where they are read, with the same output.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -21,10 +24,30 @@ from mirabelle.quantization.simulation.placement import gives_no_negatives, is_c
 
 # f(s x) = s f(x) for s > 0, on each channel alone.
 HOMOGENEOUS = {
-    "relu", "relu_", "leaky_relu", "leaky_relu_", "dropout", "dropout_", "feature_dropout", "clone", "contiguous", "detach", "alias", "max_pool1d", "max_pool2d",
-    "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
-    "upsample_nearest2d", "upsample_bilinear2d",
-}  # fmt: skip
+    "relu",
+    "relu_",
+    "leaky_relu",
+    "leaky_relu_",
+    "dropout",
+    "dropout_",
+    "feature_dropout",
+    "clone",
+    "contiguous",
+    "detach",
+    "alias",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+}
 RESHAPES = {"flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze"}
 NORMS = {"layer_norm", "batch_norm"}
 
@@ -39,7 +62,9 @@ class Maker:
 
 @dataclass(frozen=True)
 class Reader:
-    """A weight (outputs, inputs / groups, ...) that reads the channels. repeat: consecutive inputs that one channel takes, behind a flatten."""
+    """A weight (outputs, inputs / groups, ...) that reads the channels. repeat: consecutive inputs
+    that one channel takes, behind a flatten.
+    """
 
     parameter: str
     node: fx.Node
@@ -47,13 +72,19 @@ class Reader:
     repeat: int
 
     def by_channel(self, weight: torch.Tensor) -> torch.Tensor:
-        """(groups, outputs of a group, channels of a group, the rest): a view in which channels have a dimension of their own."""
-        return weight.view(self.groups, len(weight) // self.groups, weight.shape[1] // self.repeat, -1)
+        """(groups, outputs of a group, channels of a group, the rest): a view in which channels
+        have a dimension of their own.
+        """
+        return weight.view(
+            self.groups, len(weight) // self.groups, weight.shape[1] // self.repeat, -1
+        )
 
 
 @dataclass(eq=False)
 class Channels:
-    """C channels with the same makers and readers. clipped: something like ReLU6 is between them."""
+    """C channels with the same makers and readers. clipped: something like ReLU6 is between
+    them.
+    """
 
     count: int
     makers: list[Maker] = field(default_factory=list)
@@ -63,17 +94,31 @@ class Channels:
 
     def read_range(self, network: nn.Module) -> torch.Tensor:
         """(C,) the largest absolute weight that reads each channel."""
-        ranges = [r.by_channel(get_tensor(network, r.parameter).detach().abs()).amax((1, 3)).reshape(-1) for r in self.readers]
+        ranges = [
+            r.by_channel(get_tensor(network, r.parameter).detach().abs()).amax((1, 3)).reshape(-1)
+            for r in self.readers
+        ]
         return torch.stack(ranges).amax(0)
 
     def made_range(self, network: nn.Module) -> torch.Tensor:
-        """(C,) the largest absolute weight of the layers that make each channel; biases and normalisations do not count."""
-        return torch.stack([get_tensor(network, m.parameter).detach().abs().flatten(1).amax(1) for m in self.weights]).amax(0)
+        """(C,) the largest absolute weight of the layers that make each channel; biases and
+        normalisations do not count.
+        """
+        return torch.stack(
+            [
+                get_tensor(network, m.parameter).detach().abs().flatten(1).amax(1)
+                for m in self.weights
+            ]
+        ).amax(0)
 
     @property
     def weights(self) -> list[Maker]:
         """The makers that are weights of convolutions or linear layers."""
-        return [m for m in self.makers if is_contraction(m.node) and m.parameter == m.node.args[1].target]
+        return [
+            m
+            for m in self.makers
+            if is_contraction(m.node) and m.parameter == m.node.args[1].target
+        ]
 
     @property
     def normalised(self) -> bool:
@@ -81,7 +126,9 @@ class Channels:
         return not any(is_contraction(m.node) for m in self.makers)
 
     def scale(self, network: nn.Module, factors: torch.Tensor) -> None:
-        """Divides the channels by `factors` (C,) where they are made, and multiplies them where they are read."""
+        """Divides the channels by `factors` (C,) where they are made, and multiplies them where
+        they are read.
+        """
         with torch.no_grad():
             for maker in self.makers:
                 tensor = get_tensor(network, maker.parameter)
@@ -96,7 +143,9 @@ class Channels:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the channels of a value run: along dimension `dim`, `repeat` consecutive entries each. channels: a key of `_Walk.channels`, to be looked up by `find`."""
+    """Where the channels of a value run: along dimension `dim`, `repeat` consecutive entries each.
+    channels: a key of `_Walk.channels`, to be looked up by `find`.
+    """
 
     channels: int
     dim: int
@@ -129,7 +178,9 @@ class _Walk:
     def _new(self, node: fx.Node, count: int, dim: int, makers: Sequence[fx.Node]) -> None:
         own = all(self.uses[str(m.target)] == 1 for m in makers)
         self.parents.append(len(self.channels))
-        self.channels.append(Channels(count, [Maker(str(m.target), node) for m in makers], frozen=not own))
+        self.channels.append(
+            Channels(count, [Maker(str(m.target), node) for m in makers], frozen=not own)
+        )
         self.places[node] = _Place(len(self.channels) - 1, dim, 1)
 
     def _unite(self, a: _Place, b: _Place) -> None:
@@ -151,7 +202,9 @@ class _Walk:
             self.freeze(*tensors)
         elif isinstance(node.meta.get("val"), (int, torch.SymInt)):  # a size
             return
-        elif is_contraction(node) and all(a is None or parameter_name(a) is not None for a in node.args[2:3]):
+        elif is_contraction(node) and all(
+            a is None or parameter_name(a) is not None for a in node.args[2:3]
+        ):
             self._contract(node, tensors[0], place)
         elif name in NORMS and all(parameter_name(a) is not None for a in _affine(node)):
             self.freeze(*tensors)
@@ -159,14 +212,29 @@ class _Walk:
             dim = 1 if name == "batch_norm" else value.ndim - 1
             if name == "batch_norm" or len(node.args[1]) == 1:
                 self._new(node, value.shape[dim], dim, _affine(node))
-        elif place is not None and len(tensors) == 1 and (name in HOMOGENEOUS or unpadded(node)) and place.dim <= 1 and not node.kwargs:
+        elif (
+            place is not None
+            and len(tensors) == 1
+            and (name in HOMOGENEOUS or unpadded(node))
+            and place.dim <= 1
+            and not node.kwargs
+        ):
             self.places[node] = place
         elif place is not None and place.dim <= 1 and gives_no_negatives(node):
             self.places[node] = place
             self.of(place).clipped = True
-        elif place is not None and len(tensors) == 1 and (moved := self._moved(node, name, place)) is not None:
+        elif (
+            place is not None
+            and len(tensors) == 1
+            and (moved := self._moved(node, name, place)) is not None
+        ):
             self.places[node] = moved
-        elif name in ("add", "add_") and len(tensors) == 2 and self._same(*tensors) and not node.kwargs:
+        elif (
+            name in ("add", "add_")
+            and len(tensors) == 2
+            and self._same(*tensors)
+            and not node.kwargs
+        ):
             self._unite(*(self.places[t] for t in tensors))
             self.places[node] = place  # type: ignore[assignment]
         else:
@@ -177,7 +245,11 @@ class _Walk:
         one, other = self.places.get(a), self.places.get(b)
         if one is None or other is None or a.meta["val"].shape != b.meta["val"].shape:
             return False
-        return (one.dim, one.repeat, self.of(one).count) == (other.dim, other.repeat, self.of(other).count)
+        return (one.dim, one.repeat, self.of(one).count) == (
+            other.dim,
+            other.repeat,
+            self.of(other).count,
+        )
 
     def _contract(self, node: fx.Node, source: fx.Node, place: _Place | None) -> None:
         weight, value = str(node.args[1].target), node.meta["val"]
@@ -185,7 +257,11 @@ class _Walk:
         dim = value.ndim - 1 if linear else 1
         groups = node.args[6] if not linear and len(node.args) > 6 else 1
         if place is not None:
-            if place.dim != source.meta["val"].ndim - 1 if linear else place.dim != 1 or place.repeat != 1:
+            if (
+                place.dim != source.meta["val"].ndim - 1
+                if linear
+                else place.dim != 1 or place.repeat != 1
+            ):
                 self.freeze(source)
             elif self.uses[weight] != 1:
                 self.freeze(source)
@@ -194,7 +270,9 @@ class _Walk:
         self._new(node, int(value.shape[dim]), dim, [a for a in node.args[1:3] if a is not None])
 
     def _moved(self, node: fx.Node, name: str, place: _Place) -> _Place | None:
-        """The place of the channels behind an operator that moves data or averages over other dimensions; None where that cannot be told."""
+        """The place of the channels behind an operator that moves data or averages over other
+        dimensions; None where that cannot be told.
+        """
         before, after = node.args[0].meta["val"].shape, node.meta["val"].shape
         if name in ("permute", "transpose"):
             order = list(range(len(before)))
@@ -205,18 +283,27 @@ class _Walk:
                 order[a], order[b] = order[b], order[a]
             return _Place(place.channels, order.index(place.dim), place.repeat)
         if name == "mean" and len(node.args) > 1 and node.args[1] is not None:
-            dims = {d % len(before) for d in ([node.args[1]] if isinstance(node.args[1], int) else node.args[1])}
+            dims = {
+                d % len(before)
+                for d in ([node.args[1]] if isinstance(node.args[1], int) else node.args[1])
+            }
             if place.dim in dims or place.repeat != 1:
                 return None
             kept = len(node.args) > 2 and node.args[2]
-            return _Place(place.channels, place.dim if kept else place.dim - sum(d < place.dim for d in dims), 1)
+            return _Place(
+                place.channels,
+                place.dim if kept else place.dim - sum(d < place.dim for d in dims),
+                1,
+            )
         if name in RESHAPES:
             return _reshaped(list(before), list(after), place)
         return None
 
 
 def _reshaped(before: list, after: list, place: _Place) -> _Place | None:
-    """Sizes before the channels, of the channels and behind them must stay apart, but for those behind, which may be flattened into the channels."""
+    """Sizes before the channels, of the channels and behind them must stay apart, but for those
+    behind, which may be flattened into the channels.
+    """
     d = place.dim
     behind = before[d + 1 :]
     for k in range(len(after)):
@@ -240,11 +327,16 @@ def _affine(node: fx.Node) -> tuple:
 
 
 def scalable(graph: fx.Graph, clipped: bool = False) -> list[Channels]:
-    """The channels that some layer makes and some layer reads, with nothing but positively homogeneous operators between them; with `clipped`, ReLU6 too.
+    """The channels that some layer makes and some layer reads, with nothing but positively
+    homogeneous operators between them; with `clipped`, ReLU6 too.
 
-    Residual additions unite the channels of both sides; a depthwise layer reads channels and makes others. What is not known to be homogeneous (ReLU6, GELU, gates,
-    concatenations) leaves the channels that it touches out, and so do the network's inputs and outputs and weights that are used twice.
+    Residual additions unite the channels of both sides; a depthwise layer reads channels and makes
+    others. What is not known to be homogeneous (ReLU6, GELU, gates, concatenations) leaves the
+    channels that it touches out, and so do the network's inputs and outputs and weights that are
+    used twice.
     """
     walk = _Walk(graph)
     found = [walk.channels[i] for i in range(len(walk.channels)) if walk.find(i) == i]
-    return [c for c in found if not c.frozen and c.readers and c.makers and (clipped or not c.clipped)]
+    return [
+        c for c in found if not c.frozen and c.readers and c.makers and (clipped or not c.clipped)
+    ]

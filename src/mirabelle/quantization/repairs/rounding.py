@@ -1,10 +1,13 @@
-"""Learned rounding: whether each weight goes up or down, layer by layer, so that the layer gives what it gave in float."""
+"""Learned rounding: whether each weight goes up or down, layer by layer, so that the layer gives
+what it gave in float.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ STRETCH = (-0.1, 1.1)  # of the sigmoid, so that 0 and 1 are reached
 STEPS = 1000
 WARM_UP = 0.2  # the fraction of the steps before weights are driven to one side
 SHARPNESS = (20.0, 2.0)  # beta at the start and at the end
-PRESSURE = 0.02  # the weight of being undecided, where 1 is the error that rounding to the nearest makes
+PRESSURE = (
+    0.02  # the weight of being undecided, where 1 is the error that rounding to the nearest makes
+)
 LR = 1e-2
 BATCH = 512
 MOST_ROWS = 16384
@@ -36,9 +41,10 @@ MOST_NUMBERS = 2**25  # in the rows of one layer
 class Rounded(nn.Module):
     """A layer on rows, with weights between the two integers around them.
 
-    weight: (groups, outputs, columns) in steps. scale: (groups, outputs, 1) or one for all. bias: (outputs,). clip: of the rectifier behind.
-    `up()` is the share of a step that each weight is above its lower integer: h(V) of Nagel et al. 2020 (AdaRound), eq. 23. A weight that is an integer, as the
-    zeros of a sparse network are, stays what it is.
+    weight: (groups, outputs, columns) in steps. scale: (groups, outputs, 1) or one for all. bias:
+    (outputs,). clip: of the rectifier behind. `up()` is the share of a step that each weight is
+    above its lower integer: h(V) of Nagel et al. 2020 (AdaRound), eq. 23. A weight that is an
+    integer, as the zeros of a sparse network are, stays what it is.
     """
 
     def __init__(
@@ -51,7 +57,13 @@ class Rounded(nn.Module):
     ):
         super().__init__()
         low, high = STRETCH
-        self.floor, self.scale, self.bias, self.limits, self.clip = weight.floor(), scale, bias, limits, clip
+        self.floor, self.scale, self.bias, self.limits, self.clip = (
+            weight.floor(),
+            scale,
+            bias,
+            limits,
+            clip,
+        )
         self.open = weight != self.floor
         share = (weight - self.floor - low) / (high - low)
         self.v = nn.Parameter(torch.log(share / (1 - share)))
@@ -91,12 +103,17 @@ class _Rows:
             yield self.rows[chosen], self.targets[chosen]
 
 
-def learn_rounding(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
+def learn_rounding(
+    network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
+) -> None:
     """Rounds every weight up or down, in place, layer by layer in the order of execution.
 
-    For each layer the squared difference is minimised between what it gives in the float network on the float network's values and what it gives with rounded weights
-    on the quantised network's values, both behind the rectifier if there is one, plus a pressure to decide that grows sharper. Weights become values of their grid.
-    Nagel et al. 2020 (AdaRound), eqs. 21 to 25. The error is measured in units of that of rounding to the nearest, so that the pressure means the same for every layer.
+    For each layer the squared difference is minimised between what it gives in the float network on
+    the float network's values and what it gives with rounded weights on the quantised network's
+    values, both behind the rectifier if there is one, plus a pressure to decide that grows sharper.
+    Weights become values of their grid. Nagel et al. 2020 (AdaRound), eqs. 21 to 25. The error is
+    measured in units of that of rounding to the nearest, so that the pressure means the same for
+    every layer.
     """
     for layer in side_by_side(network, reference, batches, "learning to round"):
         if operator(layer.node) in ("conv1d", "conv2d", "linear"):
@@ -111,17 +128,33 @@ def _learn(layer: Layer) -> None:
     assert isinstance(quantizer, WeightQuantizer)
     groups = node.args[6] if operator(node) != "linear" and len(node.args) > 6 else 1
     shape = (groups, len(weight) // groups, -1)
-    spread = [t.view(-1, *[1] * (weight.ndim - 1)) if t.numel() > 1 else t for t in (quantizer.scale.detach(), quantizer.offset.float())]
+    spread = [
+        t.view(-1, *[1] * (weight.ndim - 1)) if t.numel() > 1 else t
+        for t in (quantizer.scale.detach(), quantizer.offset.float())
+    ]
     scale, offset = (t.expand_as(weight).reshape(shape)[:, :, :1] for t in spread)
-    bias = get_tensor(network, str(parameter_name(node.args[2]))).detach() if len(node.args) > 2 and node.args[2] is not None else None
+    bias = (
+        get_tensor(network, str(parameter_name(node.args[2]))).detach()
+        if len(node.args) > 2 and node.args[2] is not None
+        else None
+    )
     end = tail(node)
     clip = rectifier_bounds(end) if end is not node else (-torch.inf, torch.inf)
-    rounded = Rounded(weight.reshape(shape) / scale, scale, bias, (quantizer.low - offset, quantizer.high - offset), clip)
+    rounded = Rounded(
+        weight.reshape(shape) / scale,
+        scale,
+        bias,
+        (quantizer.low - offset, quantizer.high - offset),
+        clip,
+    )
     rows, targets = gather(layer, groups)
     targets = targets.clamp(*clip)
     with torch.no_grad():
         nearest = (rounded.v > 0).float()
-        worst = sum(float((rounded.run(r, nearest) - t).square().sum()) for r, t in zip(rows.split(4096), targets.split(4096))) / len(rows)
+        worst = sum(
+            float((rounded.run(r, nearest) - t).square().sum())
+            for r, t in zip(rows.split(4096), targets.split(4096))
+        ) / len(rows)
     if worst == 0:
         return
     done = 0
@@ -131,17 +164,28 @@ def _learn(layer: Layer) -> None:
         progress = done / STEPS
         done += 1
         up = rounded_module(module).up()
-        error = (rounded_module(module).run(batch.args[0], up) - batch.target).square().sum(1).mean() / worst
+        error = (rounded_module(module).run(batch.args[0], up) - batch.target).square().sum(
+            1
+        ).mean() / worst
         if progress < WARM_UP:
             return {"error": error}
         start, end = SHARPNESS
         # Cosine from blunt to sharp, as the authors' code anneals it.
-        beta = end + (start - end) * 0.5 * (1 + float(torch.cos(torch.tensor((progress - WARM_UP) / (1 - WARM_UP) * torch.pi))))
+        beta = end + (start - end) * 0.5 * (
+            1 + float(torch.cos(torch.tensor((progress - WARM_UP) / (1 - WARM_UP) * torch.pi)))
+        )
         return {"error": error, "undecided": PRESSURE * (1 - (2 * up - 1).abs() ** beta).mean()}
 
     with torch.enable_grad(), quiet():
         trained = train(
-            rounded, _Rows(rows, targets), objective, steps=STEPS, lr=LR, weight_decay=0.0, schedule="constant", precision="float32"
+            rounded,
+            _Rows(rows, targets),
+            objective,
+            steps=STEPS,
+            lr=LR,
+            weight_decay=0.0,
+            schedule="constant",
+            precision="float32",
         ).model
     with torch.no_grad():
         integers = rounded.steps((rounded_module(trained).up() > 0.5).float())
@@ -154,9 +198,14 @@ def rounded_module(module: nn.Module) -> Rounded:
 
 
 def gather(layer: Layer, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the layer reads and should give, at random positions: rows (R, groups, columns) and targets (R, outputs). At most MOST_ROWS, and MOST_NUMBERS in them."""
+    """What the layer reads and should give, at random positions: rows (R, groups, columns) and
+    targets (R, outputs). At most MOST_ROWS, and MOST_NUMBERS in them.
+    """
     generator = torch.Generator().manual_seed(0)
-    node, weight = layer.node, get_tensor(layer.network, str(parameter_name(layer.node.args[1].args[0])))
+    node, weight = (
+        layer.node,
+        get_tensor(layer.network, str(parameter_name(layer.node.args[1].args[0]))),
+    )
     columns = weight[0].numel() * groups
     samples = sum(len(x) for x in layer.inputs)
     each = max(1, min(MOST_ROWS, MOST_NUMBERS // columns) // samples)
@@ -175,17 +224,28 @@ def gather(layer: Layer, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _patches(
-    node: fx.Node, x: torch.Tensor, y: torch.Tensor, kernel: Sequence[int], count: int, generator: torch.Generator
+    node: fx.Node,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    kernel: Sequence[int],
+    count: int,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N * P, C, kh, kw) what a convolution reads at P random positions of its output, and (N * P, outputs) its output there."""
-    settings = [node.args[i] if len(node.args) > i else default for i, default in ((3, 1), (4, 0), (5, 1))]
+    """(N * P, C, kh, kw) what a convolution reads at P random positions of its output, and (N * P,
+    outputs) its output there.
+    """
+    settings = [
+        node.args[i] if len(node.args) > i else default for i, default in ((3, 1), (4, 0), (5, 1))
+    ]
     stride, padding, dilation = settings
     if flat := x.ndim == 3:  # a convolution over images of height 1
         x, y, kernel = x[:, :, None], y[:, :, None], (1, *kernel)
     stride, dilation = _both(stride, flat, 1), _both(dilation, flat, 1)
     if isinstance(padding, str):
         total = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilation)]
-        x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+        x = F.pad(
+            x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
+        )
     else:
         height, width = _both(padding, flat, 0)
         x = F.pad(x, (width, width, height, height))

@@ -1,10 +1,11 @@
 """A quantised network and the float one that it came from, run side by side, layer by layer."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ from mirabelle.quantization.forms.qdq import is_contraction_of_quantized
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantised layer that both networks have reached. inputs: what it reads in the quantised network, for each batch. targets: what it gives in the float one.
+    """A quantised layer that both networks have reached. inputs: what it reads in the quantised
+    network, for each batch. targets: what it gives in the float one.
 
-    What is changed in the layer's weight and bias before the next layer is asked for is what the following layers see.
+    What is changed in the layer's weight and bias before the next layer is asked for is what the
+    following layers see.
     """
 
     node: fx.Node
@@ -39,10 +42,14 @@ class Layer:
         yield from _calls(self.node, [{self.node.args[0]: x} for x in self.inputs], self.network)
 
 
-def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch], what: str) -> Iterator[Layer]:
-    """Runs `network` (quantised) and `reference` (its float graph, with nodes of the same names) over the batches, and stops at each quantised layer.
+def side_by_side(
+    network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch], what: str
+) -> Iterator[Layer]:
+    """Runs `network` (quantised) and `reference` (its float graph, with nodes of the same names)
+    over the batches, and stops at each quantised layer.
 
-    Each operator runs once for each batch and network, so the whole costs two forward passes; in exchange what is alive at a layer is held for all batches.
+    Each operator runs once for each batch and network, so the whole costs two forward passes; in
+    exchange what is alive at a layer is held for all batches.
     """
     names = {n.name: n for n in reference.graph.nodes}
     device = device_of(network)
@@ -67,7 +74,9 @@ def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
                 for b, value in zip(theirs, _calls(twin, theirs, reference)):
                     b[twin] = value
             if is_contraction_of_quantized(node, network):
-                yield Layer(node, [a[node.args[0]] for a in ours], [b[twin] for b in theirs], network)
+                yield Layer(
+                    node, [a[node.args[0]] for a in ours], [b[twin] for b in theirs], network
+                )
                 shown.advance()
             for a, value in zip(ours, _calls(node, ours, network)):
                 a[node] = value
@@ -81,7 +90,9 @@ def side_by_side(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
 
 
 def _last_readers(network: fx.GraphModule, names: dict[str, fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For each node of the quantised graph that the float graph has too, the node of the quantised graph at which its float value is read last."""
+    """For each node of the quantised graph that the float graph has too, the node of the quantised
+    graph at which its float value is read last.
+    """
     found: dict[fx.Node, fx.Node] = {}
     own = {n.name: n for n in network.graph.nodes}
     for node in network.graph.nodes:
@@ -91,12 +102,18 @@ def _last_readers(network: fx.GraphModule, names: dict[str, fx.Node]) -> dict[fx
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Parameters, and their quantisers: these are computed when they are read, so that a change is seen."""
+    """Parameters, and their quantisers: these are computed when they are read, so that a change is
+    seen.
+    """
     return node.op == "get_attr" or (node.op == "call_module" and node.args[0].op == "get_attr")
 
 
-def _calls(node: fx.Node, batches: Sequence[dict[fx.Node, Any]], network: fx.GraphModule) -> Iterator[Any]:
-    """What the node gives for the values of each batch. Parameters, quantised where they are, are read once for all of them."""
+def _calls(
+    node: fx.Node, batches: Sequence[dict[fx.Node, Any]], network: fx.GraphModule
+) -> Iterator[Any]:
+    """What the node gives for the values of each batch. Parameters, quantised where they are, are
+    read once for all of them.
+    """
     constants = {n: _constant(n, network) for n in node.all_input_nodes if _is_constant(n)}
     target = network.get_submodule(str(node.target)) if node.op == "call_module" else node.target
     for values in batches:

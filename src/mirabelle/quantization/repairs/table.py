@@ -1,10 +1,13 @@
-"""Repair: what is mended in a network that is quantised, without labels. Each is a function that changes the network in place."""
+"""Repair: what is mended in a network that is quantised, without labels. Each is a function that
+changes the network in place.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -18,11 +21,24 @@ from torch import fx
 from mirabelle.base.data import Batch, device_of
 from mirabelle.base.errors import InputError, choose
 from mirabelle.base.progress import bar
-from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name, parameter_uses
+from mirabelle.graph.capture import (
+    get_tensor,
+    inputs_in_order,
+    operator,
+    parameter_name,
+    parameter_uses,
+)
 from mirabelle.quantization.repairs.equalization import Reader, scalable
 from mirabelle.quantization.repairs.rounding import learn_rounding
 from mirabelle.quantization.repairs.side_by_side import side_by_side
-from mirabelle.quantization.simulation.placement import AVERAGES, RECTIFIERS, is_contraction, over_space, rectifier_bounds, unpadded
+from mirabelle.quantization.simulation.placement import (
+    AVERAGES,
+    RECTIFIERS,
+    is_contraction,
+    over_space,
+    rectifier_bounds,
+    unpadded,
+)
 from mirabelle.quantization.simulation.quantizers import WeightQuantizer
 
 SWEEPS = 100
@@ -31,11 +47,14 @@ SMOOTH = 0.5  # how much of the difficulty goes from the activations to the weig
 
 
 def equalize(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """Cross-layer equalisation: channels are rescaled until the weights that make each have the range of those that read it. The network's output stays the same.
+    """Cross-layer equalisation: channels are rescaled until the weights that make each have the
+    range of those that read it. The network's output stays the same.
 
-    For a channel i made with weights up to r1 and read with weights up to r2 the factor is sqrt(r1 / r2), by which the former are divided and the latter multiplied;
-    over and over, as a layer makes the channels that it gives and reads others. Nagel et al. 2019, section 4.1, eq. 11, with residual additions. Needs no data.
-    Channels that pass through more than ReLU and the like (ReLU6, GELU) keep their scale.
+    For a channel i made with weights up to r1 and read with weights up to r2 the factor is sqrt(r1
+    / r2), by which the former are divided and the latter multiplied; over and over, as a layer
+    makes the channels that it gives and reads others. Nagel et al. 2019, section 4.1, eq. 11, with
+    residual additions. Needs no data. Channels that pass through more than ReLU and the like
+    (ReLU6, GELU) keep their scale.
     """
     channels = [c for c in scalable(network.graph) if all(is_contraction(m.node) for m in c.makers)]
     for _ in range(SWEEPS):
@@ -49,11 +68,15 @@ def equalize(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequen
             return
 
 
-def smooth_quant(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """SmoothQuant: channels behind a normalisation are divided by s where the normalisation scales them, and their readers' weights multiplied. The output stays the same.
+def smooth_quant(
+    network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
+) -> None:
+    """SmoothQuant: channels behind a normalisation are divided by s where the normalisation scales
+    them, and their readers' weights multiplied. The output stays the same.
 
-    s = max|x|^a / max|w|^(1 - a) for each channel, a = 0.5, over the batches and the weights that read it: transformers have channels far larger than the others,
-    for which a tensor's single step is too coarse. Xiao et al. 2023, eq. 4.
+    s = max|x|^a / max|w|^(1 - a) for each channel, a = 0.5, over the batches and the weights that
+    read it: transformers have channels far larger than the others, for which a tensor's single step
+    is too coarse. Xiao et al. 2023, eq. 4.
     """
     channels = [c for c in scalable(network.graph) if c.normalised]
     largest = _largest(network, [c.readers[0] for c in channels], batches)
@@ -62,23 +85,32 @@ def smooth_quant(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
         c.scale(network, torch.where((x > 0) & (w > 0), x**SMOOTH / w ** (1 - SMOOTH), 1.0))
 
 
-def equalize_activations(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """Channels are enlarged towards the largest of their tensor, and the weights that read them made smaller, so that the tensor's one step suits them all.
+def equalize_activations(
+    network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
+) -> None:
+    """Channels are enlarged towards the largest of their tensor, and the weights that read them
+    made smaller, so that the tensor's one step suits them all.
 
-    A channel that reaches m, of the M that the largest reaches on the batches, is multiplied by M / m where depthwise layers alone read it, whose filters have a step each, and
-    by sqrt(M / m) where layers mix it with others: there the step of the weights costs what the step of the activations gains. After Meller et al. 2019, section 3, and
-    Xiao et al. 2023. ReLU6 stays as it is: no channel gets larger than M, so that nothing which the batches hold is clipped that was not before; what lies beyond them may
-    be, as by a threshold for each channel.
+    A channel that reaches m, of the M that the largest reaches on the batches, is multiplied by M /
+    m where depthwise layers alone read it, whose filters have a step each, and by sqrt(M / m) where
+    layers mix it with others: there the step of the weights costs what the step of the activations
+    gains. After Meller et al. 2019, section 3, and Xiao et al. 2023. ReLU6 stays as it is: no
+    channel gets larger than M, so that nothing which the batches hold is clipped that was not
+    before; what lies beyond them may be, as by a threshold for each channel.
     """
     channels = [c for c in scalable(network.graph, clipped=True) if c.weights]
     largest = _largest(network, [r for c in channels for r in c.readers], batches)
     for c in channels:
-        x = torch.stack([largest[r.node.args[0]].view(c.count, -1).amax(1) for r in c.readers]).amax(0)
+        x = torch.stack(
+            [largest[r.node.args[0]].view(c.count, -1).amax(1) for r in c.readers]
+        ).amax(0)
         share = torch.where(x > 0, x / x.amax(), 1.0).clamp_min(DEAD)
         c.scale(network, share if all(r.groups == c.count for r in c.readers) else share.sqrt())
 
 
-def _largest(network: fx.GraphModule, readers: Iterable[Reader], batches: Sequence[Batch]) -> dict[fx.Node, torch.Tensor]:
+def _largest(
+    network: fx.GraphModule, readers: Iterable[Reader], batches: Sequence[Batch]
+) -> dict[fx.Node, torch.Tensor]:
     """By what the readers read, (C,): the largest absolute value of each channel on the batches."""
     dims = {r.node.args[0]: -1 if operator(r.node) == "linear" else 1 for r in readers}
     found: dict[fx.Node, torch.Tensor] = {}
@@ -87,22 +119,30 @@ def _largest(network: fx.GraphModule, readers: Iterable[Reader], batches: Sequen
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n in dims:
-                largest = value.abs().amax([d for d in range(value.ndim) if d != dims[n] % value.ndim])
+                largest = value.abs().amax(
+                    [d for d in range(value.ndim) if d != dims[n] % value.ndim]
+                )
                 found[n] = torch.maximum(found.get(n, largest), largest)
             return value
 
     device = device_of(network)
     with torch.no_grad(), bar("watching channels", len(batches)) as shown:
         for batch in batches:
-            Watcher(network, garbage_collect_values=True).run(*inputs_in_order(network.graph, batch.to(device)))
+            Watcher(network, garbage_collect_values=True).run(
+                *inputs_in_order(network.graph, batch.to(device))
+            )
             shown.advance()
     return found
 
 
-def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """Empirical bias correction: to each layer's bias the mean, over the batches, of what the float network's layer gives above the quantised one's.
+def correct_bias(
+    network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
+) -> None:
+    """Empirical bias correction: to each layer's bias the mean, over the batches, of what the float
+    network's layer gives above the quantised one's.
 
-    In the order of execution, so that each layer sees those before it corrected. Nagel et al. 2019, section 4.2 and appendix D.
+    In the order of execution, so that each layer sees those before it corrected. Nagel et al. 2019,
+    section 4.2 and appendix D.
     """
     uses = parameter_uses(network.graph)
     for layer in side_by_side(network, reference, batches, "correcting biases"):
@@ -111,25 +151,38 @@ def correct_bias(network: fx.GraphModule, reference: fx.GraphModule, batches: Se
         dim = layer.targets[0].ndim - 1 if operator(layer.node) == "linear" else 1
         others = [d for d in range(layer.targets[0].ndim) if d != dim]
         total = sum((t - y).sum(others).double() for t, y in zip(layer.targets, layer.outputs()))
-        get_tensor(network, name).add_((total / sum(t.numel() // t.shape[dim] for t in layer.targets)).to(layer.targets[0]))
+        get_tensor(network, name).add_(
+            (total / sum(t.numel() // t.shape[dim] for t in layer.targets)).to(layer.targets[0])
+        )
 
 
-def correct_bias_analytically(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """Analytic bias correction: from each layer's bias the product of its weights' rounding error and the mean of its inputs, which BatchNorm tells.
+def correct_bias_analytically(
+    network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
+) -> None:
+    """Analytic bias correction: from each layer's bias the product of its weights' rounding error
+    and the mean of its inputs, which BatchNorm tells.
 
-    What BatchNorm gave is taken as normal with its own shift and scale, through the rectifier a clipped normal. Layers whose inputs no BatchNorm describes are left
-    as they are. Needs no data. Nagel et al. 2019, section 4.2.1 and appendix C.
+    What BatchNorm gave is taken as normal with its own shift and scale, through the rectifier a
+    clipped normal. Layers whose inputs no BatchNorm describes are left as they are. Needs no data.
+    Nagel et al. 2019, section 4.2.1 and appendix C.
     """
     means = {n.name: m for n, (m, _) in _moments(reference.graph).items()}
     uses = parameter_uses(network.graph)
     with torch.no_grad():
         for node in network.graph.nodes:
             weight = node.args[1] if len(node.args) > 1 else None
-            if not isinstance(weight, fx.Node) or weight.op != "call_module" or (name := _bias_name(node)) is None or uses[name] > 1:
+            if (
+                not isinstance(weight, fx.Node)
+                or weight.op != "call_module"
+                or (name := _bias_name(node)) is None
+                or uses[name] > 1
+            ):
                 continue
             source = node.args[0].args[0] if node.args[0].op == "call_module" else node.args[0]
             quantizer = network.get_submodule(str(weight.target))
-            if (mean := means.get(source.name)) is None or not isinstance(quantizer, WeightQuantizer):
+            if (mean := means.get(source.name)) is None or not isinstance(
+                quantizer, WeightQuantizer
+            ):
                 continue
             own = str(parameter_name(weight.args[0]))
             error = quantizer(get_tensor(network, own)) - get_tensor(reference, own)
@@ -155,10 +208,18 @@ def _moments(graph: fx.Graph) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]
             continue
         elif name in RECTIFIERS:
             found[node] = clipped_normal(*found[inputs[0]], *rectifier_bounds(node))
-        elif name in ("add", "add_") and len(inputs) == 2 and inputs[0].meta["val"].shape == inputs[1].meta["val"].shape:
+        elif (
+            name in ("add", "add_")
+            and len(inputs) == 2
+            and inputs[0].meta["val"].shape == inputs[1].meta["val"].shape
+        ):
             (a, v), (b, w) = (found[i] for i in inputs)
             found[node] = (a + b, v + w)
-        elif unpadded(node) or (name in AVERAGES and over_space(node)) or name in ("dropout", "dropout_", "clone", "contiguous", "detach", "alias"):
+        elif (
+            unpadded(node)
+            or (name in AVERAGES and over_space(node))
+            or name in ("dropout", "dropout_", "clone", "contiguous", "detach", "alias")
+        ):
             found[node] = found[inputs[0]]
         elif name in ("flatten", "view", "reshape", "squeeze") and len(node.meta["val"].shape) == 2:
             mean, variance = found[inputs[0]]
@@ -167,8 +228,12 @@ def _moments(graph: fx.Graph) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]
     return found
 
 
-def clipped_normal(mean: torch.Tensor, variance: torch.Tensor, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of clip(x, low, high) for a normal x; either end may be infinite. Nagel et al. 2019, appendix C."""
+def clipped_normal(
+    mean: torch.Tensor, variance: torch.Tensor, low: float, high: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of clip(x, low, high) for a normal x; either end may be infinite. Nagel et
+    al. 2019, appendix C.
+    """
     mean, deviation = mean.double(), variance.double().sqrt().clamp_min(1e-12)
     a, b = (low - mean) / deviation, (high - mean) / deviation
 
@@ -181,24 +246,36 @@ def clipped_normal(mean: torch.Tensor, variance: torch.Tensor, low: float, high:
     below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
     inside, slope = 1 - below - above, density(a) - density(b)
     first = mean * inside + deviation * slope + times(low, below) + times(high, above)
-    second = (mean**2 + deviation**2) * inside + 2 * mean * deviation * slope + times(low**2, below) + times(high**2, above)
+    second = (
+        (mean**2 + deviation**2) * inside
+        + 2 * mean * deviation * slope
+        + times(low**2, below)
+        + times(high**2, above)
+    )
     second = second + deviation**2 * (times(a, density(a)) - times(b, density(b)))
     return first, (second - first**2).clamp_min(0)
 
 
 Repair = Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch]], None]
-# In the order in which they are applied. (network, its float form with nodes of the same names, batches); changes the network.
+# In the order in which they are applied. (network, its float form with nodes of the same names,
+# batches); changes the network.
 REPAIRS: dict[str, Repair] = {
-    "equalize-activations": equalize_activations, "equalize": equalize, "smooth-quant": smooth_quant, "learned-rounding": learn_rounding,
-    "bias-analytic": correct_bias_analytically, "bias": correct_bias,
-}  # fmt: skip
+    "equalize-activations": equalize_activations,
+    "equalize": equalize,
+    "smooth-quant": smooth_quant,
+    "learned-rounding": learn_rounding,
+    "bias-analytic": correct_bias_analytically,
+    "bias": correct_bias,
+}
 # These change the float network, before thresholds are chosen.
 BEFORE = ("equalize-activations", "equalize", "smooth-quant")
 AUTO = "auto"  # instead of names: those that turn out best
 
 
 def check_repairs(repair: str | Iterable[str] | None) -> list[str]:
-    """The names in the order in which they are applied, whatever order they were given in; `[AUTO]` for that."""
+    """The names in the order in which they are applied, whatever order they were given in; `[AUTO]`
+    for that.
+    """
     names = [] if repair is None else [repair] if isinstance(repair, str) else list(repair)
     if names == [AUTO]:
         return names
@@ -206,6 +283,8 @@ def check_repairs(repair: str | Iterable[str] | None) -> list[str]:
         if not isinstance(name, str):
             raise InputError(f"repair names {name!r}; expected names of {', '.join(REPAIRS)}")
         if name == AUTO:
-            raise InputError(f"repair={names!r}: {AUTO!r} chooses among all repairs and stands alone")
+            raise InputError(
+                f"repair={names!r}: {AUTO!r} chooses among all repairs and stands alone"
+            )
         choose(name, REPAIRS, "repair")
     return [n for n in REPAIRS if n in names]

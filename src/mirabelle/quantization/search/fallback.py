@@ -1,4 +1,6 @@
-"""Which layers quantisation hurts, and leaving the fewest of them unquantised that keep the accuracy within a limit."""
+"""Which layers quantisation hurts, and leaving the fewest of them unquantised that keep the
+accuracy within a limit.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import parameter_name
-from mirabelle.measurement.accuracy import METRICS, as_tensor, metric_name, paired_drop, predictor, sample_scores
+from mirabelle.measurement.accuracy import (
+    METRICS,
+    as_tensor,
+    metric_name,
+    paired_drop,
+    predictor,
+    sample_scores,
+)
 from mirabelle.quantization.search.timing import milliseconds
 from mirabelle.quantization.simulation.description import Fallback, Sensitivity, quantization
 from mirabelle.quantization.simulation.graph import weight_keys
@@ -27,7 +36,9 @@ FEW = 64  # samples on which layers are compared
 
 
 class Switchboard:
-    """A quantised network whose layers can be quantised one at a time. reference: its float graph, with parameters of the same names."""
+    """A quantised network whose layers can be quantised one at a time. reference: its float graph,
+    with parameters of the same names.
+    """
 
     def __init__(self, network: fx.GraphModule, reference: fx.GraphModule):
         described = quantization(network)
@@ -36,7 +47,9 @@ class Switchboard:
         self.quantizers = {n: m for n, m in network.named_modules() if isinstance(m, Quantizer)}
         sites = {s.node: f"quantizers.{s.source or s.node}" for s in described.sites}
         weights = weight_keys(reference, described.keep)
-        self.needs: dict[str, set[str]] = {}  # by weight: the quantisers of what its layers read, of itself and of what they give
+        self.needs: dict[
+            str, set[str]
+        ] = {}  # by weight: the quantisers of what its layers read, of itself and of what they give
         for node in contractions(reference.graph, described.keep):
             weight = str(parameter_name(node.args[1]))
             ends = {sites[n.name] for n in (layer_input(node), tail(node)) if n.name in sites}
@@ -44,8 +57,9 @@ class Switchboard:
 
     @contextmanager
     def only(self, weight: str | None) -> Iterator[fx.GraphModule]:
-        """The network with only the layers of this weight quantised. Everything else is the float network's, biases too: what repairs made of those makes up for layers
-        that are in float now."""
+        """The network with only the layers of this weight quantised. Everything else is the float
+        network's, biases too: what repairs made of those makes up for layers that are in float now.
+        """
         working = self.needs[weight] if weight is not None else ()
         state = self.network.state_dict()
         mended = {n: t.clone() for n, t in state.items()}
@@ -65,11 +79,16 @@ class Switchboard:
 
 def noise(network: nn.Module, data: Iterable[Batch], wanted: Iterable[torch.Tensor]) -> float:
     """The squared error of the network's outputs for the batches."""
-    return sum(float((predictor(network)(b).double() - w).square().sum()) for b, w in zip(data, wanted))
+    return sum(
+        float((predictor(network)(b).double() - w).square().sum()) for b, w in zip(data, wanted)
+    )
 
 
-def sensitivities(network: fx.GraphModule, reference: fx.GraphModule, data: Iterable[Batch]) -> dict[str, float | None]:
-    """By weight, the most sensitive first: the float output over what changes in it, in dB, when the layers of this weight alone are quantised.
+def sensitivities(
+    network: fx.GraphModule, reference: fx.GraphModule, data: Iterable[Batch]
+) -> dict[str, float | None]:
+    """By weight, the most sensitive first: the float output over what changes in it, in dB, when
+    the layers of this weight alone are quantised.
 
     On the first FEW samples of `data`; no labels are needed. None where nothing changes.
     """
@@ -93,11 +112,15 @@ def sensitivities(network: fx.GraphModule, reference: fx.GraphModule, data: Iter
 
 
 class Judge:
-    """How much worse a network does than the float one on the same samples: by the metric where they have labels, else by agreement with its classes."""
+    """How much worse a network does than the float one on the same samples: by the metric where
+    they have labels, else by agreement with its classes.
+    """
 
     def __init__(self, model: nn.Module, validation: Iterable, metric: str | Callable):
         self.model, self.validation = model, validation
-        self.labelled = next(iter(batches(validation, 1, what="the validation data"))).target is not None
+        self.labelled = (
+            next(iter(batches(validation, 1, what="the validation data"))).target is not None
+        )
         self.metric = metric_name(metric) if self.labelled else "agreement"
         self.function = resolve(metric, METRICS, "metric") if self.labelled else _same_class
         self.scores = self._scores(model)
@@ -106,7 +129,9 @@ class Judge:
         if self.labelled:
             return sample_scores(predictor(network), self.validation, self.function, "validating")
         ours, theirs = predictor(network), predictor(self.model)
-        return np.concatenate([_same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)])
+        return np.concatenate(
+            [_same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
+        )
 
     def drop(self, network: nn.Module) -> tuple[float, float, float]:
         """(drop, low, high), as fractions, paired."""
@@ -116,12 +141,22 @@ class Judge:
 def _same_class(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(N,) the share of positions at which both say the same class (dimension 1)."""
     if output.ndim < 2:
-        raise InputError(f"agreement compares classes and needs outputs (N, classes, ...), got {tuple(output.shape)}; give labels and a metric")
-    return (as_tensor(output).argmax(1) == as_tensor(target).argmax(1)).double().reshape(len(output), -1).mean(1)
+        raise InputError(
+            "agreement compares classes and needs outputs (N, classes, ...), got "
+            f"{tuple(output.shape)}; give labels and a metric"
+        )
+    return (
+        (as_tensor(output).argmax(1) == as_tensor(target).argmax(1))
+        .double()
+        .reshape(len(output), -1)
+        .mean(1)
+    )
 
 
 def fewest(order: Sequence[str], holds: Callable[[Sequence[str]], bool]) -> list[str]:
-    """The shortest beginning of `order` that holds; the whole where none does. Doubles until one holds, then halves: what holds is taken to go on holding."""
+    """The shortest beginning of `order` that holds; the whole where none does. Doubles until one
+    holds, then halves: what holds is taken to go on holding.
+    """
     low, high = 0, 1  # low does not hold
     while high < len(order) and not holds(order[:high]):
         low, high = high, 2 * high
@@ -143,14 +178,18 @@ def within(
     data: Sequence[Batch],
     runtime: str,
 ) -> fx.GraphModule:
-    """The network with the fewest layers fallen back, in the order of their sensitivity, whose metric falls by at most `limit`.
+    """The network with the fewest layers fallen back, in the order of their sensitivity, whose
+    metric falls by at most `limit`.
 
-    model: the float network. network: quantised, repaired. reference: its float graph. fallen_back: weights -> the network with their layers in `precision`, repaired.
+    model: the float network. network: quantised, repaired. reference: its float graph. fallen_back:
+    weights -> the network with their layers in `precision`, repaired.
     data: for the sensitivities. Raises `InputError` where nothing would be left.
     """
     described = quantization(network)
     assert described is not None
-    found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {0: (network, judge.drop(network))}
+    found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {
+        0: (network, judge.drop(network))
+    }
     order = sensitivities(network, reference, data)
     names = {w: w.rpartition(".")[0] or w for w in order}
 
@@ -158,7 +197,8 @@ def within(
         if len(fallen) not in found:
             if len(fallen) == len(order) and precision == "float":
                 raise InputError(
-                    f"accuracy_drop is {limit:g}, and even with all layers but {names[list(order)[-1]]} in float the {judge.metric} falls by more; "
+                    f"accuracy_drop is {limit:g}, and even with all layers but "
+                    f"{names[list(order)[-1]]} in float the {judge.metric} falls by more; "
                     "raise it, or take learned rounding or training to it"
                 )
             other = fallen_back(fallen)
@@ -168,16 +208,28 @@ def within(
     fallen = [] if holds([]) else fewest(list(order), holds)
     if not holds(fallen):
         raise InputError(
-            f"accuracy_drop is {limit:g}, and with all layers in {precision} bits the {judge.metric} falls by {found[len(fallen)][1][0]:.4g}; raise it"
+            f"accuracy_drop is {limit:g}, and with all layers in {precision} bits the "
+            f"{judge.metric} falls by {found[len(fallen)][1][0]:.4g}; raise it"
         )
     result, (drop, low, high) = found[len(fallen)]
     times = None
     if fallen and precision == "float" and described.bits == 8:
-        times = milliseconds({"float": model, "all_quantized": network, "fallback": result}, data[0], runtime)
+        times = milliseconds(
+            {"float": model, "all_quantized": network, "fallback": result}, data[0], runtime
+        )
     record = Fallback(
-        limit, judge.metric, len(judge.scores), drop, (low, high), found[0][1][0], str(precision), tuple(names[w] for w in fallen),
-        tuple(Sensitivity(names[w], s) for w, s in order.items()), runtime, times,
-    )  # fmt: skip
+        limit,
+        judge.metric,
+        len(judge.scores),
+        drop,
+        (low, high),
+        found[0][1][0],
+        str(precision),
+        tuple(names[w] for w in fallen),
+        tuple(Sensitivity(names[w], s) for w, s in order.items()),
+        runtime,
+        times,
+    )
     own = quantization(result)
     assert own is not None
     result.meta["quantization"] = replace(own, fallback=record)

@@ -1,4 +1,6 @@
-"""`repair="auto"`: the repairs that keep a network's outputs nearest to the float network's, found by trying them."""
+"""`repair="auto"`: the repairs that keep a network's outputs nearest to the float network's, found
+by trying them.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,22 @@ def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
         scaling.append(("equalize-activations",))
     if any(c.normalised for c in scalable(network.graph)):
         scaling.append(("smooth-quant",))
-    analytic: list[tuple[str, ...]] = [("bias-analytic",)] if any("moments" in n.meta for n in network.graph.nodes) else []
+    analytic: list[tuple[str, ...]] = (
+        [("bias-analytic",)] if any("moments" in n.meta for n in network.graph.nodes) else []
+    )
     return [(*s, *b) for s in scaling for b in ((), *analytic, ("bias",))]
 
 
-def best_repairs(network: fx.GraphModule, attempt: Callable[[tuple[str, ...], Sequence[Batch]], fx.GraphModule], data: Sequence[Batch]) -> list[str]:
+def best_repairs(
+    network: fx.GraphModule,
+    attempt: Callable[[tuple[str, ...], Sequence[Batch]], fx.GraphModule],
+    data: Sequence[Batch],
+) -> list[str]:
     """The combination with the least squared error of the outputs.
 
-    network: the captured float network. attempt: (repairs, batches) -> the network quantised with these. Tried with all batches but those that hold the last FEW or the
-    last quarter of the samples, whichever are fewer, and compared on these; with a single batch on that itself.
+    network: the captured float network. attempt: (repairs, batches) -> the network quantised with
+    these. Tried with all batches but those that hold the last FEW or the last quarter of the
+    samples, whichever are fewer, and compared on these; with a single batch on that itself.
     """
     cut = len(data)
     while cut > 1 and sum(b.size for b in data[cut:]) < min(FEW, sum(b.size for b in data) / 4):

@@ -1,7 +1,7 @@
 """Placement by measured time: layers that a runtime computes faster in float stay there."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ from mirabelle.quantization.forms.pt2e import to_pt2e
 from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.calibrated import Calibrated
 from mirabelle.quantization.simulation.description import Timing, quantization
-from mirabelle.quantization.simulation.placement import contractions, integer_nodes, is_contraction, place
+from mirabelle.quantization.simulation.placement import (
+    contractions,
+    integer_nodes,
+    is_contraction,
+    place,
+)
 from mirabelle.quantization.targets import TARGETS
 from mirabelle.runtimes import RUNTIMES, Artifact
 
@@ -34,33 +39,53 @@ FINEST = 4  # placements tried between none and all of the chains in float
 
 
 def file_of(network: nn.Module, example: Batch, folder: Path, runtime: str) -> Artifact:
-    """The network, float or quantised, as a file of `runtime` with one thread, for one sample: to be timed."""
+    """The network, float or quantised, as a file of `runtime` with one thread, for one sample: to
+    be timed.
+    """
     described, source = quantization(network), getattr(network, "meta", {}).get("onnx")
     if source is not None:
-        proto = spliced(network)[0] if described is not None else type(source.proto).FromString(source.proto.SerializeToString())
+        proto = (
+            spliced(network)[0]
+            if described is not None
+            else type(source.proto).FromString(source.proto.SerializeToString())
+        )
         fold_pads(proto)
         save_onnx(proto, folder / "model.onnx")
         save = RUNTIMES[runtime].save
         if save is None:
-            raise InputError(f"files for {runtime} are made from networks, not from ONNX files; time this one on another runtime")
+            raise InputError(
+                f"files for {runtime} are made from networks, not from ONNX files; time this "
+                "one on another runtime"
+            )
         return Artifact(save(folder / "model.onnx", folder / runtime), runtime, 1)
     if described is None:
         return write_artifact(network, example, folder, runtime)
-    stored, sites = with_integers(network) if RUNTIMES[runtime].convert is None else to_pt2e(network)
+    stored, sites = (
+        with_integers(network) if RUNTIMES[runtime].convert is None else to_pt2e(network)
+    )
     return write_artifact(stored, example, folder, runtime, sites=sites)
 
 
-def milliseconds(networks: Mapping[str, nn.Module], example: Batch, runtime: str) -> dict[str, float]:
-    """The median milliseconds of one call with one sample, on one thread, of each network's file; timed in turn."""
+def milliseconds(
+    networks: Mapping[str, nn.Module], example: Batch, runtime: str
+) -> dict[str, float]:
+    """The median milliseconds of one call with one sample, on one thread, of each network's file;
+    timed in turn.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        files = {n: file_of(m, example, Path(folder) / str(i), runtime) for i, (n, m) in enumerate(networks.items())}
+        files = {
+            n: file_of(m, example, Path(folder) / str(i), runtime)
+            for i, (n, m) in enumerate(networks.items())
+        }
         return {n: t.p50_ms for n, t in time_in_turn(files, example, SECONDS).items()}
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers that hand integers to one another, without a float between them. weights: their parameters. elements: how many values of one sample
-    are converted to integers before them or to floats behind them."""
+    """Layers that hand integers to one another, without a float between them. weights: their
+    parameters. elements: how many values of one sample are converted to integers before them or to
+    floats behind them.
+    """
 
     weights: tuple[str, ...]
     elements: int
@@ -94,17 +119,24 @@ def chains(graph: fx.Graph, sites: Sequence, keep: Sequence[str] = ()) -> list[C
     layers = set(contractions(graph, keep))
     found = []
     for nodes in members.values():
-        weights = tuple(dict.fromkeys(str(parameter_name(n.args[1])) for n in nodes if n in layers and is_contraction(n)))
+        weights = tuple(
+            dict.fromkeys(
+                str(parameter_name(n.args[1])) for n in nodes if n in layers and is_contraction(n)
+            )
+        )
         if weights:
             found.append(Chain(weights, sum(crossing[n] for n in nodes)))
     return found
 
 
 def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: str) -> Timing:
-    """The placement that is fastest on `runtime`, with one sample on one thread: which layers stay in float.
+    """The placement that is fastest on `runtime`, with one sample on one thread: which layers stay
+    in float.
 
-    Both files, in float and with all layers quantised, are profiled. A chain's loss is what its layers and the conversions around it take above its layers in float. The
-    chains that lose most stay in float: as many as turn out fastest in whole files, timed in turn with the float file. Single layers that lose are tried as well.
+    Both files, in float and with all layers quantised, are profiled. A chain's loss is what its
+    layers and the conversions around it take above its layers in float. The
+    chains that lose most stay in float: as many as turn out fastest in whole files, timed in turn
+    with the float file. Single layers that lose are tried as well.
     Raises `InputError` where nothing is faster than float.
     """
     network, described = calibrated.network, calibrated.described
@@ -122,7 +154,13 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
         def attempt(keep: tuple[str, ...]) -> None:
             if keep in tried or set(keep) == set(names):
                 return
-            file = whole if not keep else file_of(calibrated.quantized(keep), example, Path(folder) / str(len(tried)), runtime)
+            file = (
+                whole
+                if not keep
+                else file_of(
+                    calibrated.quantized(keep), example, Path(folder) / str(len(tried)), runtime
+                )
+            )
             times = time_in_turn({"float": base, "placed": file}, example, SECONDS)
             tried[keep] = {
                 "float": times["float"].p50_ms,
@@ -131,21 +169,39 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
             }
             shown.advance()
 
-        between = rows[BETWEEN].after_ms / max(1, sum(c.elements for c in found)) if BETWEEN in rows else 0.0
+        between = (
+            rows[BETWEEN].after_ms / max(1, sum(c.elements for c in found))
+            if BETWEEN in rows
+            else 0.0
+        )
         loss = {w: rows[n].loss_ms if n in rows else 0.0 for w, n in names.items()}
         scores = {c: sum(loss[w] for w in c.weights) + between * c.elements for c in found}
         order = sorted(found, key=scores.__getitem__, reverse=True)
         losers = sum(scores[c] > 0 for c in found)
         attempt(())
-        attempt(tuple(w for w in names if loss[w] > 0.05 * max(rows[names[w]].before_ms if names[w] in rows else 0.0, 1e-6)))
-        for count in dict.fromkeys((losers, losers // 2, (losers + len(order)) // 2, len(order) - 1)):
+        attempt(
+            tuple(
+                w
+                for w in names
+                if loss[w] > 0.05 * max(rows[names[w]].before_ms if names[w] in rows else 0.0, 1e-6)
+            )
+        )
+        for count in dict.fromkeys(
+            (losers, losers // 2, (losers + len(order)) // 2, len(order) - 1)
+        ):
             chosen = {w for c in order[:count] for w in c.weights}
             attempt(tuple(w for w in names if w in chosen))  # in the order of execution
     best = min(tried, key=lambda k: (tried[k]["ratio"], len(k)))
     if tried[best]["ratio"] > 1.0:
         raise InputError(
-            f"of {len(tried)} placements none is faster than float on {runtime}: the best takes {tried[best]['ratio']:.2f} of its time; "
-            "leave this network in float on this machine, or quantise it for its size with placement='all'"
+            f"of {len(tried)} placements none is faster than float on {runtime}: the best takes "
+            f"{tried[best]['ratio']:.2f} of its time; "
+            "leave this network in float on this machine, or quantise it for its size with "
+            "placement='all'"
         )
-    milliseconds = {"float": tried[best]["float"], "all_quantized": tried[()]["placed"], "placed": tried[best]["placed"]}
+    milliseconds = {
+        "float": tried[best]["float"],
+        "all_quantized": tried[()]["placed"],
+        "placed": tried[best]["placed"],
+    }
     return Timing(runtime, milliseconds, tuple(best), len(tried))

@@ -12,7 +12,9 @@ from mirabelle.quantization.simulation.placement import Site
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer's: sqnr_db is the float network's output over what changes in it when this layer alone is quantised (None where nothing does)."""
+    """One layer's: sqnr_db is the float network's output over what changes in it when this layer
+    alone is quantised (None where nothing does).
+    """
 
     layer: str
     sqnr_db: float | None
@@ -22,10 +24,13 @@ class Sensitivity:
 class Fallback:
     """What was done so that the metric falls by at most `limit`, as a fraction.
 
-    metric: `agreement` with the float network's classes where the validation data has no labels. n: its samples. drop, interval: of the network as it is, paired, with
-    its 95 % interval; all_quantized: the drop with every layer quantised. precision: what layers fall back to, `float` or a number of bits; layers: those that did, the
-    most sensitive first. sensitivity: of all layers, the most sensitive first. milliseconds: of one call with one sample on one thread of `runtime`: `float`,
-    `all_quantized` and `fallback`, timed in turn; None where nothing fell back, or where the precision is no runtime's.
+    metric: `agreement` with the float network's classes where the validation data has no labels. n:
+    its samples. drop, interval: of the network as it is, paired, with its 95 % interval;
+    all_quantized: the drop with every layer quantised. precision: what layers fall back to, `float`
+    or a number of bits; layers: those that did, the most sensitive first. sensitivity: of all
+    layers, the most sensitive first. milliseconds: of one call with one sample on one thread of
+    `runtime`: `float`, `all_quantized` and `fallback`, timed in turn; None where nothing fell back,
+    or where the precision is no runtime's.
     """
 
     limit: float
@@ -43,13 +48,23 @@ class Fallback:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Fallback:
         sensitivity = tuple(Sensitivity(**s) for s in found["sensitivity"])
-        return cls(**{**found, "sensitivity": sensitivity, "layers": tuple(found["layers"]), "interval": tuple(found["interval"])})
+        return cls(
+            **{
+                **found,
+                "sensitivity": sensitivity,
+                "layers": tuple(found["layers"]),
+                "interval": tuple(found["interval"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What placement by time found. milliseconds: of one call with one sample on one thread of `runtime`: `float`, `all_quantized` and `placed`, the last timed in turn
-    with float; None where what the clock said was left out. layers: the parameters of those that stay in float. tried: how many placements were timed."""
+    """What placement by time found. milliseconds: of one call with one sample on one thread of
+    `runtime`: `float`, `all_quantized` and `placed`, the last timed in turn with float; None where
+    what the clock said was left out. layers: the parameters of those that stay in float. tried: how
+    many placements were timed.
+    """
 
     runtime: str
     milliseconds: dict[str, float] | None
@@ -59,13 +74,19 @@ class Timing:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a network was quantised: all that is needed to build its structure again, but the numbers, which are its state.
+    """How a network was quantised: all that is needed to build its structure again, but the
+    numbers, which are its state.
 
-    inputs: name ('' for a positional one), shape and dtype of each part of the example that it was captured with.
-    precision: bits by the name of the quantiser, for those that have others than `bits` and `weight_bits`.
-    keep: modules and parameters whose layers stay in float because that was asked for. repair: names of `REPAIRS`, in the order in which they were applied.
-    pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that (`saturate.PairSums`); for targets that need it.
-    float_operators: what stays in float, with the number of calls. fallback: what a limit on the accuracy brought about, where there was one.
+    inputs: name ('' for a positional one), shape and dtype of each part of the example that it was
+    captured with.
+    precision: bits by the name of the quantiser, for those that have others than `bits` and
+    `weight_bits`.
+    keep: modules and parameters whose layers stay in float because that was asked for. repair:
+    names of `REPAIRS`, in the order in which they were applied.
+    pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that
+    (`saturate.PairSums`); for targets that need it.
+    float_operators: what stays in float, with the number of calls. fallback: what a limit on the
+    accuracy brought about, where there was one.
     timing: what placement by time found, where that was asked for.
     """
 
@@ -92,16 +113,33 @@ class Quantization:
 
     @classmethod
     def from_dict(cls, described: dict[str, Any]) -> Quantization:
-        """What `to_dict` wrote, by way of JSON too. Raises what a damaged one brings about: `KeyError`, `TypeError` or `ValueError`."""
+        """What `to_dict` wrote, by way of JSON too. Raises what a damaged one brings about:
+        `KeyError`, `TypeError` or `ValueError`.
+        """
         sites = tuple(Site(**s) for s in described["sites"])
         inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in described["inputs"])
         lists = {name: tuple(described[name]) for name in ("keep", "repair")}
         fallback = described["fallback"] and Fallback.from_dict(described["fallback"])
-        timing = described["timing"] and Timing(**{**described["timing"], "layers": tuple(described["timing"]["layers"])})
-        return cls(**{**described, **lists, "sites": sites, "inputs": inputs, "fallback": fallback, "timing": timing})
+        timing = described["timing"] and Timing(
+            **{**described["timing"], "layers": tuple(described["timing"]["layers"])}
+        )
+        return cls(
+            **{
+                **described,
+                **lists,
+                "sites": sites,
+                "inputs": inputs,
+                "fallback": fallback,
+                "timing": timing,
+            }
+        )
 
 
 def quantization(model: object) -> Quantization | None:
     """The description of a quantised network; None for any other."""
-    found = getattr(model, "meta", {}).get("quantization") if isinstance(model, fx.GraphModule) else None
+    found = (
+        getattr(model, "meta", {}).get("quantization")
+        if isinstance(model, fx.GraphModule)
+        else None
+    )
     return found if isinstance(found, Quantization) else None

@@ -1,10 +1,13 @@
-"""The graph of a quantised network: captured, with quantisers in it, and built again from its description."""
+"""The graph of a quantised network: captured, with quantisers in it, and built again from its
+description.
+"""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is depends on the operator.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOptionalIterable=false, reportAssignmentType=false
+# torch.fx types an argument of a node as the union of all that it may be; which of them it is
+# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
+# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
+# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
+# reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -19,14 +22,20 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator, parameter_name
 from mirabelle.quantization.simulation.description import Quantization
-from mirabelle.quantization.simulation.folding import drop_unused_tensors, fold_batchnorm, fold_padding
+from mirabelle.quantization.simulation.folding import (
+    drop_unused_tensors,
+    fold_batchnorm,
+    fold_padding,
+)
 from mirabelle.quantization.simulation.placement import contractions, place, reads_alone
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantization.targets import TARGETS, Target
 
 
 def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
-    """Captured for any batch size, BatchNorm and paddings folded, rebuilt so that train() and eval() work and the first batch is not kept alive."""
+    """Captured for any batch size, BatchNorm and paddings folded, rebuilt so that train() and
+    eval() work and the first batch is not kept alive.
+    """
     graph_module = capture(check_network(model), first, dynamic_batch=True)
     network = fx.GraphModule(graph_module, graph_module.graph)
     _plain_signature(network)
@@ -47,7 +56,9 @@ def _drop_dropout(network: fx.GraphModule) -> None:
 
 
 def _write_out_of_place(network: fx.GraphModule) -> None:
-    """Operators that write over what a layer or an addition made for them alone give it as a new value, which torch.onnx exports in half the time."""
+    """Operators that write over what a layer or an addition made for them alone give it as a new
+    value, which torch.onnx exports in half the time.
+    """
     for node in network.graph.nodes:
         if (name := operator(node)).endswith("_") and reads_alone(node):
             new = getattr(torch.ops.aten, name.removesuffix("_"), None)
@@ -55,7 +66,9 @@ def _write_out_of_place(network: fx.GraphModule) -> None:
 
 
 def _plain_signature(network: fx.GraphModule) -> None:
-    """Inputs and outputs without torch's descriptions of nested containers, which warn whenever they are copied; nested outputs keep theirs."""
+    """Inputs and outputs without torch's descriptions of nested containers, which warn whenever
+    they are copied; nested outputs keep theirs.
+    """
     output = network.graph.output_node()
     spec = network.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     if spec.is_leaf():
@@ -70,11 +83,14 @@ def _plain_signature(network: fx.GraphModule) -> None:
 
 def takes_any_batch(network: fx.GraphModule) -> bool:
     """Whether the first dimension of every input was captured as free."""
-    return all(fixed_length(n.meta["val"]) is None for n in network.graph.nodes if n.op == "placeholder")
+    return all(
+        fixed_length(n.meta["val"]) is None for n in network.graph.nodes if n.op == "placeholder"
+    )
 
 
 def weight_keys(network: fx.GraphModule, keep: Iterable[str] = ()) -> dict[str, str]:
-    """The parameter that is the weight of each layer to be quantised -> the name of its quantiser: that of its first node.
+    """The parameter that is the weight of each layer to be quantised -> the name of its quantiser:
+    that of its first node.
 
     Names of nodes are unique in the graph, which parameter paths with their dots replaced are not.
     """
@@ -87,14 +103,24 @@ def weight_keys(network: fx.GraphModule, keep: Iterable[str] = ()) -> dict[str, 
 
 
 def insert(
-    network: fx.GraphModule, activations: Mapping[str, ActivationQuantizer], weights: Mapping[str, WeightQuantizer], described: Quantization
+    network: fx.GraphModule,
+    activations: Mapping[str, ActivationQuantizer],
+    weights: Mapping[str, WeightQuantizer],
+    described: Quantization,
 ) -> fx.GraphModule:
-    """Puts the quantisers into the graph: behind each site, and between each weight and its layer. activations: by node. weights: by `weight_keys`' names."""
+    """Puts the quantisers into the graph: behind each site, and between each weight and its layer.
+    activations: by node. weights: by `weight_keys`' names.
+    """
     by_name = {n.name: n for n in network.graph.nodes}
     keys = weight_keys(network, described.keep)
     for name, quantizer in [*activations.items(), *((keys[n], weights[keys[n]]) for n in keys)]:
-        if hasattr(getattr(network, "quantizers", None), name) or not isinstance(getattr(network, "quantizers", network), nn.Module):
-            raise InputError(f"the network has something called 'quantizers' of its own, where quantizers.{name} would go; rename it")
+        if hasattr(getattr(network, "quantizers", None), name) or not isinstance(
+            getattr(network, "quantizers", network), nn.Module
+        ):
+            raise InputError(
+                "the network has something called 'quantizers' of its own, where "
+                f"quantizers.{name} would go; rename it"
+            )
         network.add_submodule(f"quantizers.{name}", quantizer)
     for site in described.sites:
         _call_after(network, by_name[site.node], f"quantizers.{site.source or site.node}")
@@ -109,7 +135,9 @@ def insert(
     return result.eval()
 
 
-def _call_after(network: fx.GraphModule, node: fx.Node, target: str, readers: list[fx.Node] | None = None) -> None:
+def _call_after(
+    network: fx.GraphModule, node: fx.Node, target: str, readers: list[fx.Node] | None = None
+) -> None:
     with network.graph.inserting_after(node):
         call = network.graph.call_module(target, (node,))
     call.meta = {k: node.meta[k] for k in ("val", "nn_module_stack") if k in node.meta}
@@ -126,26 +154,42 @@ def activation_grid(bits: int, target: Target) -> tuple[int, int]:
 
 def example_of(described: dict[str, Any]) -> Batch:
     """Zeros of the shapes and types that a quantised network was captured with."""
-    zeros = [(name, torch.zeros(shape, dtype=getattr(torch, dtype))) for name, shape, dtype in Quantization.from_dict(described).inputs]
-    return Batch(tuple(t for name, t in zeros if not name), {name: t for name, t in zeros if name}, None)
+    zeros = [
+        (name, torch.zeros(shape, dtype=getattr(torch, dtype)))
+        for name, shape, dtype in Quantization.from_dict(described).inputs
+    ]
+    return Batch(
+        tuple(t for name, t in zeros if not name), {name: t for name, t in zeros if name}, None
+    )
 
 
 def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
-    """The structure of a quantised network, from its float network (of the pruned sizes) and `Quantization.to_dict()`.
+    """The structure of a quantised network, from its float network (of the pruned sizes) and
+    `Quantization.to_dict()`.
 
     The numbers come with its state.
     """
     found = Quantization.from_dict(described)
     network = captured(model, example_of(described))
-    if [s.node for s in place(network.graph, found.keep, TARGETS[found.target])] != [s.node for s in found.sites]:
-        raise InputError("this network has other layers than the one that was quantised; build the same one")
+    if [s.node for s in place(network.graph, found.keep, TARGETS[found.target])] != [
+        s.node for s in found.sites
+    ]:
+        raise InputError(
+            "this network has other layers than the one that was quantised; build the same one"
+        )
     goal = TARGETS[found.target]
     activations = {
-        s.node: ActivationQuantizer(1.0, 0, *activation_grid(found.precision.get(s.node, found.bits), goal)) for s in found.sites if s.source is None
+        s.node: ActivationQuantizer(
+            1.0, 0, *activation_grid(found.precision.get(s.node, found.bits), goal)
+        )
+        for s in found.sites
+        if s.source is None
     }
     weights = {}
     for name, key in weight_keys(network, found.keep).items():
         steps = torch.ones(get_tensor(network, name).shape[0] if found.per_channel else 1)
         offset = None if found.weight_symmetric else torch.zeros(len(steps), dtype=torch.int64)
-        weights[key] = WeightQuantizer(steps, 0, 2 ** (found.precision.get(key, found.weight_bits) - 1) - 1, offset)
+        weights[key] = WeightQuantizer(
+            steps, 0, 2 ** (found.precision.get(key, found.weight_bits) - 1) - 1, offset
+        )
     return insert(network, activations, weights, found)

@@ -1,6 +1,8 @@
-"""Simulated quantisation: float tensors that hold only values of an integer grid, with gradients for training.
+"""Simulated quantisation: float tensors that hold only values of an integer grid, with gradients
+for training.
 
-Everything here computes in float32 whatever autocast says: a grid of 256 steps does not fit bfloat16's 8 bits.
+Everything here computes in float32 whatever autocast says: a grid of 256 steps does not fit
+bfloat16's 8 bits.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from torch import nn
 
 
 def round_half_even(x: torch.Tensor) -> torch.Tensor:
-    """Rounds as ONNX's QuantizeLinear does; the gradient passes straight through. Bengio et al. 2013."""
+    """Rounds as ONNX's QuantizeLinear does; the gradient passes straight through. Bengio et al.
+    2013.
+    """
     return x + (x.round() - x).detach()
 
 
@@ -21,22 +25,29 @@ class Quantizer(nn.Module):
 
     scale, offset: one number for the tensor, or one for each index of dimension `axis`.
 
-    The step is learned: training the network trains `log_ratio`, the logarithm of scale / `start`. The straight-through gradient gives eq. 3 of Esser et al. 2020 (LSQ).
-    A logarithm, because Adam moves every parameter by about the learning rate: a step of 0.002 would be gone at once, its logarithm moves by a share of itself
-    (Jain et al. 2020, section 3.2). Its gradient is scaled so that plain gradient descent moves the step as LSQ does (section 2.2 there).
+    The step is learned: training the network trains `log_ratio`, the logarithm of scale / `start`.
+    The straight-through gradient gives eq. 3 of Esser et al. 2020 (LSQ).
+    A logarithm, because Adam moves every parameter by about the learning rate: a step of 0.002
+    would be gone at once, its logarithm moves by a share of itself (Jain et al. 2020, section 3.2).
+    Its gradient is scaled so that plain gradient descent moves the step as LSQ does (section 2.2
+    there).
     """
 
     start: torch.Tensor
     offset: torch.Tensor
 
-    def __init__(self, scale: torch.Tensor, offset: torch.Tensor | None, low: int, high: int, axis: int = 0):
+    def __init__(
+        self, scale: torch.Tensor, offset: torch.Tensor | None, low: int, high: int, axis: int = 0
+    ):
         super().__init__()
         self.low, self.high, self.axis = low, high, axis
         self.enabled = True  # false: what comes in goes out
         self.register_buffer("start", scale.detach().float().clone())
         self.log_ratio = nn.Parameter(torch.zeros_like(self.start))
         # A buffer, so that it is saved and loaded with the scale; where there is none it is zero.
-        self.register_buffer("offset", torch.tensor(0) if offset is None else offset, persistent=offset is not None)
+        self.register_buffer(
+            "offset", torch.tensor(0) if offset is None else offset, persistent=offset is not None
+        )
 
     @property
     def scale(self) -> torch.Tensor:
@@ -53,13 +64,23 @@ class Quantizer(nn.Module):
             self.log_ratio.zero_()
 
     def _spread(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return values.view([-1 if d == self.axis else 1 for d in range(x.ndim)]) if values.numel() > 1 else values
+        return (
+            values.view([-1 if d == self.axis else 1 for d in range(x.ndim)])
+            if values.numel() > 1
+            else values
+        )
 
     def _learned(self, features: int) -> torch.Tensor:
-        """The scale. Its logarithm's gradient is multiplied by g / scale² with g = 1 / sqrt(features * largest level): then a step of gradient descent
-        on the logarithm changes the scale by as much as one on the scale with gradient g * dL/dscale, which is LSQ's."""
-        largest = self.high - (self.offset if self.offset.numel() == 1 else self.offset.float().mean())
-        weight = (self.scale.detach().square() * (features * largest).clamp_min(1).sqrt()).reciprocal()
+        """The scale. Its logarithm's gradient is multiplied by g / scale² with g = 1 /
+        sqrt(features * largest level): then a step of gradient descent on the logarithm changes the
+        scale by as much as one on the scale with gradient g * dL/dscale, which is LSQ's.
+        """
+        largest = self.high - (
+            self.offset if self.offset.numel() == 1 else self.offset.float().mean()
+        )
+        weight = (
+            self.scale.detach().square() * (features * largest).clamp_min(1).sqrt()
+        ).reciprocal()
         scaled = self.log_ratio * weight
         return self.start * (self.log_ratio.detach() + (scaled - scaled.detach())).exp()
 
@@ -68,7 +89,9 @@ class Quantizer(nn.Module):
             return x
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            scale = self._spread(self._learned(self._features(x)) if torch.is_grad_enabled() else self.scale, x)
+            scale = self._spread(
+                self._learned(self._features(x)) if torch.is_grad_enabled() else self.scale, x
+            )
             offset = self._spread(self.offset, x)
             return round_half_even((x / scale).clamp(self.low - offset, self.high - offset)) * scale
 
@@ -91,14 +114,21 @@ class ActivationQuantizer(Quantizer):
         return x.numel() // max(1, len(x))
 
     def extra_repr(self) -> str:
-        return f"scale={float(self.scale.detach()):.6g}, zero_point={self.zero_point}, levels=[{self.low}, {self.high}]"
+        return (
+            f"scale={float(self.scale.detach()):.6g}, zero_point={self.zero_point}, "
+            f"levels=[{self.low}, {self.high}]"
+        )
 
 
 class WeightQuantizer(Quantizer):
-    """One step for each output channel (dimension `axis`), or a single one for all. Symmetric over [-levels, levels] where there is no `offset`;
-    else over [-levels - 1, levels] with these zero points, as many as there are steps."""
+    """One step for each output channel (dimension `axis`), or a single one for all. Symmetric over
+    [-levels, levels] where there is no `offset`; else over [-levels - 1, levels] with these zero
+    points, as many as there are steps.
+    """
 
-    def __init__(self, scale: torch.Tensor, axis: int, levels: int, offset: torch.Tensor | None = None):
+    def __init__(
+        self, scale: torch.Tensor, axis: int, levels: int, offset: torch.Tensor | None = None
+    ):
         super().__init__(scale, offset, -levels if offset is None else -levels - 1, levels, axis)
 
     @property
@@ -106,8 +136,12 @@ class WeightQuantizer(Quantizer):
         return self.high
 
     def integers(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight's integers as they are stored, with the zero points: int8, int16 for more than 8 bits."""
-        found = (weight / self._spread(self.scale.detach(), weight)).round() + self._spread(self.offset, weight)
+        """The weight's integers as they are stored, with the zero points: int8, int16 for more than
+        8 bits.
+        """
+        found = (weight / self._spread(self.scale.detach(), weight)).round() + self._spread(
+            self.offset, weight
+        )
         return found.clamp(self.low, self.high).to(torch.int8 if self.high < 128 else torch.int16)
 
     def centred(self, weight: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""What a quantised network's report shows: every tensor's distribution, its threshold, and what rounding costs it."""
+"""What a quantised network's report shows: every tensor's distribution, its threshold, and what
+rounding costs it.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, We
 
 
 def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
-    """One dict for each quantised activation (where the calibration's histograms are at hand) and each weight.
+    """One dict for each quantised activation (where the calibration's histograms are at hand) and
+    each weight.
 
-    threshold, maximum, scale: in the tensor's units; for weights, lists over output channels of threshold and scale. sqnr_db: the tensor's signal over the
-    error of quantising it, from the histogram for activations, exact for weights (None where these are values of the grid already, as after learned rounding).
-    histogram: counts over equal bins of [low, high]. For activations also range, the two ends of the grid, and unclipped: range, scale and sqnr_db of
-    the grid that clips nothing, with as many steps.
+    threshold, maximum, scale: in the tensor's units; for weights, lists over output channels of
+    threshold and scale. sqnr_db: the tensor's signal over the error of quantising it, from the
+    histogram for activations, exact for weights (None where these are values of the grid already,
+    as after learned rounding).
+    histogram: counts over equal bins of [low, high]. For activations also range, the two ends of
+    the grid, and unclipped: range, scale and sqnr_db of the grid that clips nothing, with as many
+    steps.
     """
     described = quantization(model)
     assert described is not None
@@ -33,9 +39,15 @@ def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
             assert isinstance(quantizer, ActivationQuantizer)
             found.append(_activation(site.layer, quantizer, histograms[site.node]))
     for node in model.graph.nodes:
-        if node.op == "call_module" and isinstance(quantizer := model.get_submodule(str(node.target)), WeightQuantizer):
+        if node.op == "call_module" and isinstance(
+            quantizer := model.get_submodule(str(node.target)), WeightQuantizer
+        ):
             name = str(parameter_name(node.args[0]))
-            found.append(_weight(name.rpartition(".")[0] or name, quantizer, get_tensor(model, name).detach()))
+            found.append(
+                _weight(
+                    name.rpartition(".")[0] or name, quantizer, get_tensor(model, name).detach()
+                )
+            )
     return found
 
 
@@ -48,19 +60,39 @@ def _rounding(histogram: Histogram, scale: float, zero: int, low: int, high: int
     bins = len(histogram.counts)
     centres = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
     rounded = (np.clip(np.rint(centres / scale) + zero, low, high) - zero) * scale
-    return _decibels(float((histogram.counts * centres**2).sum()), float((histogram.counts * (centres - rounded) ** 2).sum()))
+    return _decibels(
+        float((histogram.counts * centres**2).sum()),
+        float((histogram.counts * (centres - rounded) ** 2).sum()),
+    )
 
 
 def _activation(layer: str, quantizer: ActivationQuantizer, histogram: Histogram) -> dict[str, Any]:
-    scale, low, high, zero = float(quantizer.scale.detach()), quantizer.low, quantizer.high, quantizer.zero_point
+    scale, low, high, zero = (
+        float(quantizer.scale.detach()),
+        quantizer.low,
+        quantizer.high,
+        quantizer.zero_point,
+    )
     # The grid that clips nothing, with as many steps and zero where it is.
     whole = max(-histogram.low / max(zero - low, 1), histogram.high / max(high - zero, 1)) or 1.0
     return {
-        "name": layer, "kind": "activation", "threshold": scale * (high - zero), "maximum": histogram.maximum, "scale": scale, "zero_point": zero,
-        "bits": quantizer.bits, "levels": [low, high] if zero != low else [0, high - low], "range": [(low - zero) * scale, (high - zero) * scale],
-        "sqnr_db": _rounding(histogram, scale, zero, low, high), "histogram": histogram.summary(),
-        "unclipped": {"range": [(low - zero) * whole, (high - zero) * whole], "scale": whole, "sqnr_db": _rounding(histogram, whole, zero, low, high)},
-    }  # fmt: skip
+        "name": layer,
+        "kind": "activation",
+        "threshold": scale * (high - zero),
+        "maximum": histogram.maximum,
+        "scale": scale,
+        "zero_point": zero,
+        "bits": quantizer.bits,
+        "levels": [low, high] if zero != low else [0, high - low],
+        "range": [(low - zero) * scale, (high - zero) * scale],
+        "sqnr_db": _rounding(histogram, scale, zero, low, high),
+        "histogram": histogram.summary(),
+        "unclipped": {
+            "range": [(low - zero) * whole, (high - zero) * whole],
+            "scale": whole,
+            "sqnr_db": _rounding(histogram, whole, zero, low, high),
+        },
+    }
 
 
 def _weight(layer: str, quantizer: WeightQuantizer, weight: torch.Tensor) -> dict[str, Any]:
@@ -70,8 +102,16 @@ def _weight(layer: str, quantizer: WeightQuantizer, weight: torch.Tensor) -> dic
     histogram.add(weight, layer)
     scales = quantizer.scale.detach()
     return {
-        "name": layer, "kind": "weight", "threshold": [float(s) * quantizer.levels for s in scales], "maximum": histogram.maximum,
-        "scale": [float(s) for s in scales], "zero_point": quantizer.offset.tolist(), "bits": quantizer.bits,
+        "name": layer,
+        "kind": "weight",
+        "threshold": [float(s) * quantizer.levels for s in scales],
+        "maximum": histogram.maximum,
+        "scale": [float(s) for s in scales],
+        "zero_point": quantizer.offset.tolist(),
+        "bits": quantizer.bits,
         "levels": [quantizer.low, quantizer.high],
-        "sqnr_db": _decibels(float(weight.double().square().sum()), float(error.double().square().sum())), "histogram": histogram.summary(),
-    }  # fmt: skip
+        "sqnr_db": _decibels(
+            float(weight.double().square().sum()), float(error.double().square().sum())
+        ),
+        "histogram": histogram.summary(),
+    }
