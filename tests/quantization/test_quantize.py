@@ -42,7 +42,7 @@ def test_calibration_in_pieces(fixed, monkeypatch):
     x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     found = []
     for numbers in (2**19, 2 * x[0].numel()):
-        monkeypatch.setattr(sys.modules["mirabelle.quantization.api"], "PIECE", numbers)
+        monkeypatch.setattr(sys.modules["mirabelle.quantization.prepared"], "PIECE", numbers)
         monkeypatch.setattr(
             sys.modules["mirabelle.quantization.calibration.observation"],
             "inputs_in_order",

@@ -10,34 +10,23 @@ from pathlib import Path
 from torch import fx, nn
 
 from mirabelle.base.checks import check_network
-from mirabelle.base.data import Batch, pieces
 from mirabelle.base.data import samples as first_samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.errors import choose as choose_name
 from mirabelle.base.names import resolve
-from mirabelle.channels.rewrite import FORM
 from mirabelle.onnx_files.read import network as network_of
-from mirabelle.quantization.calibration.observation import observe
-from mirabelle.quantization.calibration.pair_sums import channel_axes
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
-from mirabelle.quantization.repairs.table import AUTO, BEFORE, REPAIRS, check_repairs
+from mirabelle.quantization.prepared import Grids, prepared, repaired
+from mirabelle.quantization.repairs.table import AUTO, REPAIRS, check_repairs
 from mirabelle.quantization.search.fallback import Judge, within
 from mirabelle.quantization.search.repairs import best_repairs
 from mirabelle.quantization.search.timing import fastest
-from mirabelle.quantization.simulation.calibrated import Calibrated, adopt_weights
+from mirabelle.quantization.simulation.calibrated import adopt_weights
 from mirabelle.quantization.simulation.description import Quantization, quantization
-from mirabelle.quantization.simulation.graph import captured, rebuild, takes_any_batch
-from mirabelle.quantization.simulation.placement import check_keep, contractions, place
+from mirabelle.quantization.simulation.graph import rebuild
 from mirabelle.quantization.targets import TARGETS, resolve_target
 from mirabelle.runtimes import RUNTIMES, check_runs_here
-from mirabelle.sparsity import masks
 
-REPAIR_NUMBERS = 2**25
-PIECE = (
-    2**19
-    # numbers of a batch on a CPU: what layers make of these stays in its cache, which halves the
-    # time for images of 224 x 224
-)
 PLACEMENTS = {"all": None, "fastest": None}
 
 
@@ -144,121 +133,59 @@ def quantize(
         if accuracy_drop is None or validation is None
         else Judge(check_network(model), validation, metric)
     )
-    network = captured(model, first)
-    check_keep(network.graph, keep)
-    sites, layers = place(network.graph, keep, goal), contractions(network.graph, keep)
-    if not layers:
-        inside = (
-            "; its If and Loop nodes may hold some, which stay as they are"
-            if network.meta.get("onnx")
-            else ""
-        )
-        raise InputError(
-            "this network has no convolution or linear layer with a weight of its own; there "
-            f"is nothing to quantise{inside}"
-        )
-    if repairs == [AUTO]:
-        held = [
-            first,
-            *stream,
-        ]  # one pass of a loader: another may shuffle, and calibrate on what it is judged by
-
-        def attempt(names: tuple[str, ...], batches: Sequence[Batch]) -> fx.GraphModule:
-            return quantize(
-                model,
-                batches,
-                threshold=threshold,
-                weight_threshold=weight_threshold,
-                bits=bits,
-                weight_bits=weight_bits,
-                symmetric=symmetric,
-                repair=names,
-                per_channel=per_channel,
-                weight_symmetric=weight_symmetric,
-                samples=samples,
-                target=target,
-                keep=keep,
-            )
-
-        repairs = best_repairs(network, attempt, held)
-        stream = iter(held[1:])
-    stream = (
-        b._replace(target=None) for b in chain([first], stream)
-    )  # nothing here reads labels, which may be anything
-    if takes_any_batch(network) and all(
-        t.device.type == "cpu" for t in network.state_dict().values()
-    ):
-        stream = pieces(stream, PIECE)
-    few = _enough(stream, first.numbers) if repairs or judge is not None else []
-    for name in repairs:
-        if name in BEFORE:
-            REPAIRS[name](network, network, few)
-    histograms, seen = observe(
-        network,
-        sites,
-        chain(few, stream),
-        samples,
-        channel_axes(layers) if goal.pairs and bits <= 8 else {},
-    )
-    # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
-    weight_bits = min(
-        bits if weight_bits is None else weight_bits, goal.weight_bits if bits <= 8 else 16
-    )
-    named = [*(("", t) for t in first.args), *first.kwargs.items()]
-    described = Quantization(
-        goal.name,
+    if weight_bits is None:
+        weight_bits = bits
+    name = threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom")
+    grids = Grids(
+        goal,
         bits,
         weight_bits,
-        threshold if isinstance(threshold, str) else getattr(threshold, "__name__", "custom"),
-        seen,
-        tuple((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named),
-        (),
-        {},
+        name,
+        choose,
+        weight_threshold,
         symmetric,
         per_channel,
         weight_symmetric,
         keep,
-        tuple(repairs),
     )
-    form, sizes = (
-        getattr(model, "meta", {}).get(FORM),
-        {n: list(t.shape) for n, t in model.state_dict().items()},
-    )
-    meta = {"histograms": histograms, FORM: form, "float_sizes": sizes}
-    calibrated = Calibrated(
-        network, histograms, described, choose, weight_threshold, meta, masks.blocks(model)
-    )
+    ready = prepared(model, first, grids)
+    if repairs == [AUTO]:
+        # One pass of a loader: another may shuffle, and calibrate on what it is judged by.
+        held = [first, *stream]
+        repairs = best_repairs(
+            ready.network, lambda names, some: ready.quantized(some, samples, names), held
+        )
+        stream = iter(held[1:])
+    batches = chain([first], stream)
+    calibrated, few = ready.calibrated(batches, samples, repairs, judge is not None)
     if placement == "fastest":
         timing = fastest(model, calibrated, first, runtime)
-        calibrated = replace(
-            calibrated, described=replace(described, keep=(*keep, *timing.layers), timing=timing)
-        )
-    result = _repaired(calibrated.quantized(), network, few, repairs)
+        described = replace(calibrated.described, keep=(*keep, *timing.layers), timing=timing)
+        calibrated = replace(calibrated, described=described)
+    result = repaired(calibrated.quantized(), calibrated.network, few, repairs)
     if judge is None:
         return result
 
     def fallen_back(weights: Sequence[str]) -> fx.GraphModule:
         other = calibrated.fallen_back(weights, fallback)
-        if (
-            "learned-rounding" in repairs
-            # what layers learned stays good; biases make up for the layers before, and are
-            # corrected again
-        ):
+        # What layers learned stays good; biases make up for the layers before, and are corrected
+        # again.
+        if "learned-rounding" in repairs:
             adopt_weights(other, result, weights)
-        return _repaired(other, network, few, [n for n in repairs if n != "learned-rounding"])
+        left = [n for n in repairs if n != "learned-rounding"]
+        return repaired(other, calibrated.network, few, left)
 
     return within(
-        model, result, network, fallen_back, judge, accuracy_drop or 0.0, fallback, few, runtime
+        model,
+        result,
+        calibrated.network,
+        fallen_back,
+        judge,
+        accuracy_drop or 0.0,
+        fallback,
+        few,
+        runtime,
     )
-
-
-def _repaired(
-    network: fx.GraphModule, reference: fx.GraphModule, data: list[Batch], repairs: list[str]
-) -> fx.GraphModule:
-    for name in repairs:
-        if name not in BEFORE:
-            REPAIRS[name](network, reference, data)
-    return network
 
 
 def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int) -> None:
@@ -281,17 +208,6 @@ def _check_limit(limit: float | None, validation: Iterable | None, fallback: str
         )
     if fallback not in ("float", 16):
         raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
-
-
-def _enough(stream: Iterator[Batch], numbers: int) -> list[Batch]:
-    """Batches for repairs, taken from the stream: those of its samples that together hold
-    REPAIR_NUMBERS, but no fewer than 32. numbers: of a sample.
-    """
-    few: list[Batch] = []
-    enough = max(32, REPAIR_NUMBERS // max(1, numbers))
-    while sum(b.size for b in few) < enough and (batch := next(stream, None)) is not None:
-        few.append(batch)
-    return few
 
 
 __all__ = [

@@ -650,7 +650,7 @@ class _Shuffled:
 
 def test_what_repairs_are_judged_by_calibrated_none_of_them(monkeypatch):
     data, calibrated, judged = _Shuffled(batches(count=4, size=16)), [], []
-    observe = sys.modules["mirabelle.quantization.api"].observe
+    observe = sys.modules["mirabelle.quantization.prepared"].observe
     firsts = {float(b.flatten()[0]): i for i, b in enumerate(data.data)}
 
     def observed(network, sites, stream, *rest):
@@ -664,7 +664,7 @@ def test_what_repairs_are_judged_by_calibrated_none_of_them(monkeypatch):
         judged.append({firsts[float(b.tensors[0].flatten()[0])] for b in few})
         return 1.0
 
-    monkeypatch.setattr(sys.modules["mirabelle.quantization.api"], "observe", observed)
+    monkeypatch.setattr(sys.modules["mirabelle.quantization.prepared"], "observe", observed)
     monkeypatch.setattr(sys.modules[combinations.__module__], "noise", noise)
     quantize(build("residual"), data, repair="auto", samples=64)
     assert len(judged) == len(calibrated) - 1 > 1 and data.passes == 1
