@@ -4,6 +4,7 @@ described with its default, every link leads somewhere.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mirabelle
 from mirabelle.distillation import ENSEMBLES, FEATURE_LOSSES, LOSSES
 from mirabelle.pipeline import recipe
 
@@ -158,3 +160,35 @@ def test_files_named_exist(document):
             assert any((base / name).exists() for base in (ROOT, ROOT / "src" / "mirabelle")), (
                 f"{document.name} names {name}, which is not there"
             )
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOTTED = re.compile(r"\b(?:mb|mirabelle)((?:\.[A-Za-z_]\w*)+)")
+FILES = ("html", "json", "svg", "yaml", "md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_name_that_a_page_mentions_is_there(page):
+    """`mb.pruning.CRITERIA`, as a reader would type it; what a page imports, too."""
+    text = page.read_text(encoding="utf-8")
+    names = {m for m in DOTTED.findall(text) if m.rpartition(".")[2] not in FILES}
+    for name in sorted(names):
+        found = mirabelle
+        for part in name.strip(".").split("."):
+            assert hasattr(found, part), f"{page.name} names mirabelle{name}"
+            found = getattr(found, part)
+    for module, imported in re.findall(r"^from (mirabelle[\w.]*) import ([\w, ]+)$", text, re.M):
+        for name in imported.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), (page.name, name)
+
+
+def test_tables_are_found_in_their_rooms():
+    """What CONTRIBUTING.md says of a table's place, and that its room hands it on."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `([A-Z_]+)` in `(\w+)/([\w/]+)\.py` \|", text)
+    assert len(rows) >= 12
+    for name, room, path in rows:
+        home = f"mirabelle.{room}.{path.replace('/', '.')}".removesuffix(".__init__")
+        table = getattr(importlib.import_module(home), name)
+        if name != "RULES":  # of one runtime
+            assert getattr(getattr(mirabelle, room), name) is table

@@ -1,5 +1,6 @@
 """Size, multiply-accumulates, latency, memory and accuracy: `mb.measure`."""
 
+from mirabelle.measurement.accuracy import METRICS
 from mirabelle.measurement.api import Measurement, measure
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measurement.macs import (
@@ -13,6 +14,7 @@ from mirabelle.measurement.macs import (
 from mirabelle.measurement.memory import PeakMemory, peak_memory
 
 __all__ = [
+    "METRICS",
     "Latency",
     "Measurement",
     "OnnxMacs",

@@ -58,7 +58,7 @@ class _FourDimensions(TorchFunctionMode):
 
 def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
     """The network as torch's exporter writes it, with a free batch where the network allows that,
-    and with the integers that it is to hold (`onnxqdq`).
+    and with the integers that it is to hold (`onnx_files/qdq.py`).
 
     Raises `CaptureError` with torch's reason.
     """

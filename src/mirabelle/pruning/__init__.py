@@ -2,13 +2,23 @@
 
 from mirabelle.pruning.allocation import ALLOCATIONS
 from mirabelle.pruning.api import check_budget, check_steps, prune
-from mirabelle.pruning.criteria import AGGREGATIONS, CRITERIA, NORMALIZATIONS
+from mirabelle.pruning.criteria import (
+    ADDITIVE,
+    AGGREGATIONS,
+    CRITERIA,
+    NEEDS_GRADIENTS,
+    NEEDS_SAMPLES,
+    NORMALIZATIONS,
+)
 from mirabelle.pruning.repair import REPAIRS
 
 __all__ = [
+    "ADDITIVE",
     "AGGREGATIONS",
     "ALLOCATIONS",
     "CRITERIA",
+    "NEEDS_GRADIENTS",
+    "NEEDS_SAMPLES",
     "NORMALIZATIONS",
     "REPAIRS",
     "check_budget",

@@ -1,4 +1,4 @@
-"""The integer reference: a quantised network executed by `intmath`, layer by layer."""
+"""The integer reference: a quantized network run by `integers/arithmetic.py`, layer by layer."""
 
 # torch.fx types an argument of a node as the union of all that it may be; which of them it is
 # depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false

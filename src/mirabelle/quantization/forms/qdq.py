@@ -35,7 +35,7 @@ from mirabelle.quantization.targets import TARGETS
 
 def with_integers(model: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
     """The network as `onnx_proto` takes it, which puts weights as int8, biases as int32 and the
-    rounding of values into its file (`onnxqdq`).
+    rounding of values into its file (`onnx_files/qdq.py`).
 
     Returns it and the names of the sites in order.
     """
