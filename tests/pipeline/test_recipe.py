@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from mirabelle.base.errors import RecipeError
+from mirabelle.pipeline import schema
+from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.recipe import load_recipe
 
 FULL = [{"prune": {"macs": 0.5}}, "distill", "quantize", "export", "verify"]
@@ -125,6 +127,23 @@ def test_not_a_recipe(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(RecipeError, match=words):
         load_recipe(path)
+
+
+def test_the_shipped_schema_is_the_generated_one():
+    """After a change: `mirabelle schema > src/mirabelle/pipeline/recipe.schema.json`."""
+    assert schema.SHIPPED.read_text(encoding="utf-8") == schema.text()
+
+
+def test_the_schema_knows_steps_options_and_names():
+    steps = schema.schema()["properties"]["steps"]["items"]["anyOf"]
+    by_name = {n: s["properties"][n] for s in steps[1:] for n in s["properties"]}
+    assert set(by_name) == set(STEPS) and "prune" not in steps[0]["enum"]
+    for name, known in STEPS.items():
+        assert list(by_name[name]["properties"]) == list(known)
+    assert by_name["sparsify"]["required"] == ["sparsity"]
+    assert "taylor" in by_name["prune"]["properties"]["criterion"]["anyOf"][0]["enum"]
+    training = by_name["prune"]["properties"]["train"]["anyOf"][0]["properties"]
+    assert "epochs" in training and "sparsify" not in training and "seed" not in training
 
 
 def test_unreadable(tmp_path):
