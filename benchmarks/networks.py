@@ -35,7 +35,7 @@ from mirabelle.exporter import export
 from mirabelle.measurement import count_macs, count_parameters
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.pruning import prune
-from mirabelle.pruning.api import plan
+from mirabelle.pruning.api import plan, settings_of
 from mirabelle.pruning.part import given
 from mirabelle.store import load, save
 
@@ -78,7 +78,7 @@ def check(row: Row, name: str) -> None:
     model, x = zoo.build(name)
     row["parameters"] = count_parameters(model)
     with row.stage("prune"):
-        small, coupling, removed = plan(model, x, **PRUNING)
+        small, coupling, removed = plan(model, x, settings_of(**PRUNING))
     describe(row, small, coupling)
     row["macs"] = round(count_macs(small, x) / count_macs(model, x), 4)
     other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import nn
+from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch, example_inputs
-from mirabelle.base.errors import InputError, choose
+from mirabelle.base.errors import InputError
+from mirabelle.base.options import OneOf, declared
 from mirabelle.graph.capture import program
 from mirabelle.onnx_files.write import fold_pads, onnx_proto, save_onnx, write_onnx
 from mirabelle.quantization.forms.onnx_file import spliced
@@ -23,27 +26,27 @@ from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
 
 
+@declared()
 def export(
     model: nn.Module | str | Path,
     folder: str | Path,
     *,
-    runtime: str = "onnxruntime",
-    inputs: Any = None,
-    threads: int = 1,
-    name: str = "model",
+    runtime: Annotated[str, OneOf(RUNTIMES), Doc("what the file is for")] = "onnxruntime",
+    inputs: Annotated[Any, Doc("example inputs; needed for networks")] = None,
+    threads: Annotated[int, Ge(1), Doc("with which the file is run")] = 1,
+    name: Annotated[str, Doc("of the file, without its suffix")] = "model",
 ) -> Artifact:
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 
-    model: a network, float or quantised, or the path of an ONNX file. inputs: example inputs;
-    needed for networks. The batch size stays free where network and runtime allow it; files for
-    LiteRT and ExecuTorch take that of the example.
-    threads: those that the artifact will run with.
+    model: a network, float or quantized, or the path of an ONNX file.
+    inputs: the batch size stays free where network and runtime allow it; files for LiteRT and
+    ExecuTorch take that of the example.
     Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not
     take, and where the runtime cannot run what it is given (integers, ONNX files);
     `MissingRuntimeError` names what to install. Files for a GPU are written without one, and come
     back unopened.
     """
-    adapter = choose(runtime, RUNTIMES, "runtime")
+    adapter = RUNTIMES[runtime]
     adapter.version()
     folder = Path(folder)
     if isinstance(model, (str, Path)):

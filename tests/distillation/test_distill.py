@@ -118,11 +118,15 @@ def test_same_seed_gives_the_same_projections():
 def test_weights_and_own_losses(monkeypatch):
     x = images(1)
     both = run(
-        model(), teacher(), x, losses={"mse": 2.0, "test_distill:own": 0.5}, precision="float32"
+        model(),
+        teacher(),
+        x,
+        losses={"mse": 2.0, "tests.distillation.test_distill:own": 0.5},
+        precision="float32",
     ).history[0]
     one = run(model(), teacher(), x, losses={"mse": 1.0}, precision="float32").history[0]
     assert both["mse"] == pytest.approx(2 * one["mse"], rel=1e-5) and both[
-        "test_distill:own"
+        "tests.distillation.test_distill:own"
     ] == pytest.approx(0.5 * one["mse"], rel=1e-5)
 
 
@@ -135,7 +139,7 @@ def own(student, taught, temperature):
     [
         ({"losses": {"kdd": 1}}, "did you mean 'kd'"),
         ({"losses": {"kd": -1}}, "weight of at least 0"),
-        ({"losses": {"kd": math.nan}}, "weight of at least 0"),
+        ({"losses": {"kd": math.nan}}, "weights of at least 0"),
         ({"losses": {"kd": 0}}, "nothing to learn"),
         ({"losses": {"features": 1}}, "say which"),
         ({"losses": {"labels": 1}}, "no targets"),

@@ -207,8 +207,14 @@ def test_a_layer_that_is_not_run_is_named():
         ({"losses": {"attention": 1.0}, "features": {"9": "9"}}, "positions"),
         ({"features": {"1": "9"}}, r"\(6, 8, 8, 8\).*\(6, 3\)"),
         ({"losses": {"channelwise": 1.0}}, "dense outputs"),
-        ({"losses": {"test_distill_outputs:not_scalar": 1.0}}, r"shape \(2,\); expected a scalar"),
-        ({"losses": {"test_distill_outputs:fails": 1.0}}, r"does not take outputs \(2, 3\).*boom"),
+        (
+            {"losses": {"tests.distillation.test_distill_outputs:not_scalar": 1.0}},
+            r"shape \(2,\); expected a scalar",
+        ),
+        (
+            {"losses": {"tests.distillation.test_distill_outputs:fails": 1.0}},
+            r"does not take outputs \(2, 3\).*boom",
+        ),
     ],
 )
 def test_errors_before_training(options, words):

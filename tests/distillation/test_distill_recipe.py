@@ -100,8 +100,11 @@ def test_a_damaged_teacher_is_found_before_the_first_step(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ensemble": "means"}, "ensemble is 'means'"),
-        ({"teacher": ["original", "tests.tiny:teacher"], "weights": [1]}, "list of 2 numbers"),
+        ({"ensemble": "means"}, "ensemble: got 'means'"),
+        (
+            {"teacher": ["original", "tests.tiny:teacher"], "weights": [1]},
+            "list of numbers, one for each",
+        ),
         (
             {"teacher": ["original", "tests.tiny:teacher"], "teacher_temperatures": "1"},
             "list of 2 numbers",
@@ -109,7 +112,7 @@ def test_a_damaged_teacher_is_found_before_the_first_step(tmp_path):
         ({"cache": 3}, "expected a folder"),
         ({"cache": "c", "features": {"2": "2"}}, "needs their layers"),
         ({"cache": "c", "cache_top": 1.5}, "integer|number of classes"),
-        ({"views": 0}, "positive number"),
+        ({"views": 0}, "views: got 0; expected a positive integer"),
         ({"teacher": "net.pt"}, "a file"),
         ({"losses": {"head": 1.0}}, "head="),
         ({"losses": {"decoupled": 1.0}}, "did you mean 'decoupled_kd'"),

@@ -615,7 +615,7 @@ def test_measure_refuses(exported, tmp_path):
             measure(*wrong)
     with pytest.raises(InputError, match="does not run"):
         measure(model, inputs=torch.randn(1, 4, 12, 12))
-    with pytest.raises(InputError, match="unknown metric"):
+    with pytest.raises(InputError, match="metric is .top2.; did you mean"):
         measure(model, labelled(), "top2", runs=1)
     with pytest.raises(InputError, match="not there"):
         measure(tmp_path / "none.onnx", inputs=torch.randn(1, 3, 12, 12))

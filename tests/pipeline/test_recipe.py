@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from mirabelle.base.errors import RecipeError
+from mirabelle.pipeline import schema
+from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.recipe import load_recipe
 
 FULL = [{"prune": {"macs": 0.5}}, "distill", "quantize", "export", "verify"]
@@ -57,7 +59,7 @@ def test_whole(tmp_path):
         ({"steps": [{"prune": {"macs": 0.5, "criterion": "tailor"}}]}, "did you mean 'taylor"),
         ({"steps": [{"prune": {"macs": 0.5, "criterion": ["l1"]}}]}, "criterion"),
         ({"steps": [{"prune": {"macs": 0.5, "align": 1.5}}]}, "integer"),
-        ({"steps": [{"prune": {"macs": 0.5, "align": "8"}}]}, "positive"),
+        ({"steps": [{"prune": {"macs": 0.5, "align": "8"}}]}, "positive integer"),
         ({"steps": [{"prune": {"macs": 0.5, "keep": "fc"}}]}, "list of modules"),
         ({"steps": [{"prune": {"macs": 0.5, "steps": 2.5}}]}, "integer"),
         ({"steps": [{"prune": {"macs": 0.5, "train": 3}}]}, "expected options of training"),
@@ -65,11 +67,11 @@ def test_whole(tmp_path):
         ({"steps": [{"prune": {"macs": 0.5, "train": {"lr": -1}}}]}, "positive number"),
         ({"steps": [{"prune": {"macs": 0.5, "normalize": "means"}}]}, "did you mean 'mean'"),
         ({"steps": [{"fit": {"epochs": 0}}]}, "positive"),
-        ({"steps": [{"fit": {"epochs": None}}]}, "no value"),
-        ({"steps": [{"fit": {"weight_decay": "x"}}]}, "at least 0"),
+        ({"steps": [{"fit": {"epochs": None}}]}, "leave the key out for its default, 1"),
+        ({"steps": [{"fit": {"weight_decay": "x"}}]}, "number of at least 0"),
         ({"steps": [{"fit": {"device": "gpu"}}]}, "device"),
         ({"steps": [{"distill": {"losses": {"kdd": 1}}}]}, "did you mean 'kd'"),
-        ({"steps": [{"distill": {"losses": ["kd"]}}]}, "weights by name"),
+        ({"steps": [{"distill": {"losses": ["kd"]}}]}, "weights of at least 0 by name"),
         ({"steps": [{"distill": {"teacher": []}}]}, "empty list"),
         ({"steps": [{"distill": {"teacher": "big"}}]}, "module:callable"),
         ({"steps": [{"distill": {"features": ["a"]}}]}, "student layers"),
@@ -78,12 +80,15 @@ def test_whole(tmp_path):
             {"steps": ["quantize", {"export": {"runtimes": ["onnxruntim"]}}]},
             "did you mean 'onnxruntime'",
         ),
-        ({"steps": ["quantize", {"export": {"runtimes": [["a"]]}}]}, "runtimes has"),
+        (
+            {"steps": ["quantize", {"export": {"runtimes": [["a"]]}}]},
+            "runtimes: got .*expected one of",
+        ),
         (
             {"steps": ["quantize", {"export": {"runtimes": ["onnxruntime", "onnxruntime"]}}]},
             "twice",
         ),
-        ({"steps": ["quantize", {"export": {"runtimes": "onnxruntime"}}]}, "expected a list"),
+        ({"steps": ["quantize", {"export": {"runtimes": "onnxruntime"}}]}, "a list of"),
         ({"steps": ["quantize", {"prune": {"macs": 0.5}}]}, "prune first"),
         ({"steps": ["export", "fit"]}, "comes after export"),
         ({"steps": ["export", "export"]}, "one is enough"),
@@ -91,8 +96,8 @@ def test_whole(tmp_path):
         ({"steps": [{"quantize": {"bits": 4}}, "export"]}, "bits: 4"),
         ({"limits": []}, "mapping"),
         ({"limits": {"speed": 2}}, "did you mean 'speedup'"),
-        ({"limits": {"speedup": "fast"}}, "number above 0"),
-        ({"limits": {"speedup": float("inf")}}, "number above 0"),
+        ({"limits": {"speedup": "fast"}}, "positive number"),
+        ({"limits": {"speedup": float("inf")}}, "positive number"),
         ({"limits": {"on_fail": "ignore"}}, "'stop' or 'warn'"),
         ({"limits": {"on_fail": {"speedup": "ignore"}}}, "'stop' or 'warn'"),
         ({"limits": {"on_fail": {"speed": "warn"}}}, "did you mean 'speedup'"),
@@ -122,6 +127,23 @@ def test_not_a_recipe(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(RecipeError, match=words):
         load_recipe(path)
+
+
+def test_the_shipped_schema_is_the_generated_one():
+    """After a change: `mirabelle schema > src/mirabelle/pipeline/recipe.schema.json`."""
+    assert schema.SHIPPED.read_text(encoding="utf-8") == schema.text()
+
+
+def test_the_schema_knows_steps_options_and_names():
+    steps = schema.schema()["properties"]["steps"]["items"]["anyOf"]
+    by_name = {n: s["properties"][n] for s in steps[1:] for n in s["properties"]}
+    assert set(by_name) == set(STEPS) and "prune" not in steps[0]["enum"]
+    for name, known in STEPS.items():
+        assert list(by_name[name]["properties"]) == list(known)
+    assert by_name["sparsify"]["required"] == ["sparsity"]
+    assert "taylor" in by_name["prune"]["properties"]["criterion"]["anyOf"][0]["enum"]
+    training = by_name["prune"]["properties"]["train"]["anyOf"][0]["properties"]
+    assert "epochs" in training and "sparsify" not in training and "seed" not in training
 
 
 def test_unreadable(tmp_path):

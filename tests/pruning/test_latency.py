@@ -17,7 +17,7 @@ from mirabelle.channels.groups import analyse
 from mirabelle.measurement.latency import Latency
 from mirabelle.pruning import latency, prune
 from mirabelle.pruning.allocation import worth
-from mirabelle.pruning.api import plan
+from mirabelle.pruning.api import plan, settings_of
 from tests.networks import Head, Net, conv_bn, image, make
 
 
@@ -199,7 +199,7 @@ def test_a_network_cut_to_its_latency():
     ).eval()
     x = image(1, size=32)
     small, coupling, removed = plan(
-        model, x, latency=0.5, criterion="l1", allocation="uniform", repair=None
+        model, x, settings_of(latency=0.5, criterion="l1", allocation="uniform", repair=None)
     )
     kept = {g.name: g.channels - len(removed[g.name]) for g in coupling.groups}
     align = latency.latency_model(model, coupling).align

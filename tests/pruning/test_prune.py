@@ -32,7 +32,7 @@ from mirabelle.pruning.allocation import (
     cost_curve,
     step,
 )
-from mirabelle.pruning.api import plan
+from mirabelle.pruning.api import plan, settings_of
 from mirabelle.pruning.brain_surgeon import Reader
 from mirabelle.pruning.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
 from mirabelle.pruning.latency import LatencyModel
@@ -505,11 +505,14 @@ def first_stays(group, stats):
 
 def test_criteria_of_ones_own():
     model, x = make("plain", torch.float32)
-    by_name = prune(model, x, params=0.5, criterion="test_prune:first_stays", align=1)
+    by_name = prune(model, x, params=0.5, criterion="tests.pruning.test_prune:first_stays", align=1)
     by_call = prune(model, x, params=0.5, criterion=first_stays, align=1)
     n = by_call.a[0].out_channels
     assert 0 < n < 8 and torch.equal(by_call.a[0].weight, model.a[0].weight[:n])
     assert torch.equal(by_name.a[0].weight, by_call.a[0].weight)
+
+
+SETTINGS = settings_of(macs=0.6, criterion="l1", align=1, repair=None)
 
 
 @pytest.mark.parametrize(
@@ -520,8 +523,8 @@ def test_criteria_of_ones_own():
         (lambda g, s: torch.full((g.channels,), float("nan")), "NaN or infinite"),
         ("tailor", "did you mean 'taylor'"),
         ("no_such_module:f", "no module 'no_such_module'"),
-        ("test_prune:first_stay", "did you mean 'first_stays'"),
-        (7, "unknown criterion 7"),
+        ("tests.pruning.test_prune:first_stay", "did you mean 'first_stays'"),
+        (7, "criterion is 7; expected one of"),
     ],
 )
 def test_bad_criteria(criterion, message):
@@ -844,30 +847,27 @@ def wrong(kind: str) -> dict:
         ({"x": "image.png"}, "example input is a str"),
         ({"model": "resnet50"}, "model is a str"),
         ({"model": torch.relu}, "expected a torch.nn.Module"),
-        ({"macs": 0}, "got 0"),
-        ({"macs": 1.5}, "got 1.5"),
-        ({"macs": True}, "got True"),
-        ({"macs": "half"}, "got 'half'"),
-        ({"macs": float("nan")}, "got nan"),
+        ({"macs": 0}, "macs is 0; expected a number above 0 and at most 1"),
+        ({"macs": 1.5}, "macs is 1.5"),
+        ({"macs": True}, "macs is True"),
+        ({"macs": "half"}, "macs is 'half'"),
+        ({"macs": float("nan")}, "macs is nan"),
         ({"params": 0.5}, "exactly one budget.*macs, params"),
         ({"macs": None}, "exactly one budget.*none"),
-        ({"align": 0}, "align=0"),
-        ({"align": 1.5}, "align=1.5"),
-        ({"batches": 0}, "batches=0"),
-        ({"least": 0}, "least=0"),
+        ({"align": 0}, "align is 0; expected a positive integer"),
+        ({"align": 1.5}, "align is 1.5"),
+        ({"batches": 0}, "batches is 0"),
+        ({"least": 0}, "least is 0"),
         ({"keep": ["aa"]}, r"'aa'.*did you mean 'a'"),
-        ({"repair": "bm"}, "unknown repair 'bm'.*bn"),
+        ({"repair": "bm"}, "repair is 'bm'.*bn"),
         ({"allocation": "globl"}, "did you mean 'global'"),
-        ({"normalize": "means"}, "unknown normalization 'means'.*mean"),
-        ({"aggregate": "summ"}, "unknown aggregation 'summ'.*sum"),
-        ({"loss": "cross entropi"}, "unknown loss 'cross entropi'.*did you mean 'cross_entropy'"),
-        (
-            {"loss": 3},
-            r"loss is a int; expected one of cross_entropy, .*callable \(output, target\)",
-        ),
-        ({"steps": 0}, "steps is the number of cuts.*got 0"),
-        ({"steps": 1.5}, "got 1.5"),
-        ({"train": 3}, "train is a int"),
+        ({"normalize": "means"}, "normalize is 'means'.*mean"),
+        ({"aggregate": "summ"}, "aggregate is 'summ'.*sum"),
+        ({"loss": "cross entropi"}, "loss is 'cross entropi'.*did you mean 'cross_entropy'"),
+        ({"loss": 3}, r"loss is 3; expected one of cross_entropy, .* or a callable"),
+        ({"steps": 0}, "steps is 0.*the number of cuts"),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"train": 3}, "train is 3; expected options of training"),
         ({"train": {"epochs": 1}, "data": None, "criterion": "l1"}, "train= needs data="),
         ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
         ({"data": None}, "needs data="),
@@ -1080,7 +1080,7 @@ def test_least_squares_mends_layers_of_every_kind(name):
     model, x = make(name)
     model.eval()
     data = labelled(count=4, n=16, size=x.shape[-1], dtype=torch.float64)
-    small, coupling, removed = plan(model, x, macs=0.6, criterion="l1", align=1, repair=None)
+    small, coupling, removed = plan(model, x, SETTINGS)
     mended = reconstruct(small, Cut(model, coupling, removed), data, 3)
     assert error(mended, model, data[:3]) < 0.5 * error(small, model, data[:3])
     assert error(mended, model, data[3:]) < 0.7 * error(
@@ -1091,7 +1091,7 @@ def test_least_squares_mends_layers_of_every_kind(name):
 def test_what_does_not_fit_into_memory_is_computed_again(monkeypatch):
     model, x = make("bottlenecks")
     data = labelled(count=2, size=16, dtype=torch.float64)
-    small, coupling, removed = plan(model.eval(), x, macs=0.6, criterion="l1", align=1, repair=None)
+    small, coupling, removed = plan(model.eval(), x, SETTINGS)
     held = reconstruct(small, Cut(model, coupling, removed), data, 2)
     monkeypatch.setattr(import_module("mirabelle.fitting.least_squares"), "MEMORY", 0)
     again = reconstruct(small, Cut(model, coupling, removed), data, 2)

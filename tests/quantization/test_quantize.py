@@ -718,9 +718,9 @@ BAD = {
     "exhausted": (small, iter([]), {}, "calibration set yielded no batch"),
     "shape": (small, [torch.randn(4, 1, 8, 8)], {}, r"\(4, 1, 8, 8\)"),
     "not data": (small, ["image.png"], {}, "batch 0 of the calibration set is a str"),
-    "bits": (small, batches(), {"bits": 1}, "between 2 and 16, got 1"),
-    "many bits": (small, batches(), {"bits": 17}, "got 17"),
-    "samples": (small, batches(), {"samples": 0}, "at least 1, got 0"),
+    "bits": (small, batches(), {"bits": 1}, "bits is 1; expected an integer between 2 and 16"),
+    "many bits": (small, batches(), {"bits": 17}, "bits is 17"),
+    "samples": (small, batches(), {"samples": 0}, "samples is 0; expected a positive integer"),
     "threshold": (small, batches(), {"threshold": "msee"}, "did you mean 'mse'"),
     "target": (small, batches(), {"target": "x68"}, "did you mean 'x86'"),
     "affine rule": (

@@ -423,8 +423,8 @@ def test_own_criterion():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sparsity": 1.0}, r"above 0 and below 1; got 1\.0"),
-        ({"sparsity": True}, "got True"),
+        ({"sparsity": 1.0}, r"sparsity is 1\.0; expected a number above 0 and below 1"),
+        ({"sparsity": True}, "sparsity is True"),
         ({"sparsity": 0.5, "block": (1, 4)}, r"block is \(1, 4\); expected \(n, 1\)"),
         ({"sparsity": 0.5, "block": 4}, "block is 4"),
         ({"sparsity": 0.5, "criterion": "wunda"}, "did you mean 'wanda'"),
@@ -432,7 +432,7 @@ def test_own_criterion():
         ({"sparsity": 0.5, "repair": "least-square"}, "did you mean 'least-squares'"),
         ({"sparsity": 0.5, "rounds": 0}, "rounds is 0"),
         ({"sparsity": 0.5, "batches": 1.5}, "batches is 1.5"),
-        ({"sparsity": 0.5, "least": 2}, "least is the share"),
+        ({"sparsity": 0.5, "least": 2}, "least is 2.*the share of every layer"),
         ({"sparsity": 0.5, "criterion": "taylor"}, r"needs data=, a loader of \(inputs, targets\)"),
         ({"sparsity": 0.5, "criterion": "obs"}, "needs data=, a loader of inputs"),
         ({"sparsity": 0.5, "loss": "msa"}, "did you mean 'mse'"),

@@ -16,6 +16,10 @@ class InputError(MirabelleError, ValueError):
     """An argument, a batch or a file that cannot be worked with."""
 
 
+class OptionError(InputError, TypeError):
+    """A name that is no option of the verb."""
+
+
 class CheckpointError(InputError):
     """A checkpoint that training cannot go on from: damaged, or another run's."""
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import nn
+from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import Batch, batches, device_of, seed_everything
 from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.base.names import resolve
+from mirabelle.base.options import Expected, FromRun, OneOf, declared, options_of
 from mirabelle.distillation.cache import Cache
-from mirabelle.distillation.ensembles import ENSEMBLES
+from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
 from mirabelle.distillation.features import FEATURE_LOSSES
 from mirabelle.distillation.losses import LOSSES, SOFTMAX
 from mirabelle.distillation.objective import HEAD, OTHERS, Distillation
-from mirabelle.distillation.outputs import Encoding, fingerprints, write_segment
+from mirabelle.distillation.outputs import PRECISIONS, Encoding, fingerprints, write_segment
 from mirabelle.distillation.teachers import Teachers, check_mixture
 from mirabelle.distillation.views import Views
 from mirabelle.fitting.gradients import LOSSES as LABEL_LOSSES
@@ -29,23 +33,78 @@ from mirabelle.training.loop import Trained, autocast_type, train, with_loss
 Teacher = nn.Module | str | Path
 
 
+def _together(options: Mapping[str, Any]) -> None:
+    """What `distill` asks of several options at once."""
+    parts, features = parts_of(options["losses"], options["features"]), options["features"]
+    check_losses(parts, features, options["head"] is not None)
+    check_cache(parts, options["cache"], options["cache_precision"], options["cache_top"])
+
+
+def parts_of(
+    losses: Mapping[str, float] | None, features: Mapping[str, str] | None
+) -> dict[str, float]:
+    """The losses that count, with their weights."""
+    parts = dict(losses or {"dist": 1.0})
+    if features and not set(FEATURE_LOSSES) & set(parts):
+        parts["features"] = 1.0
+    return parts
+
+
+@declared(_together, rest=train)
 def distill(
     student: nn.Module,
     teacher: Teacher | Sequence[Teacher],
     data: Iterable,
     *,
-    losses: Mapping[str, float] | None = None,
-    temperature: float = 1.0,
-    features: Mapping[str, str] | None = None,
-    head: nn.Module | None = None,
-    ensemble: str | None = None,
-    weights: Sequence[float] | None = None,
-    teacher_temperatures: Sequence[float] | None = None,
-    cache: str | Path | None = None,
-    cache_precision: str = "float32",
-    cache_top: int | None = None,
-    views: int | None = None,
-    label_loss: str | Callable = "cross_entropy",
+    losses: Annotated[
+        Mapping[str, float] | None,
+        Expected("weights of at least 0 by name, such as {dist: 1.0}"),
+        Doc("weights by name; None is {dist: 1.0}"),
+    ] = None,
+    temperature: Annotated[float, Gt(0), Doc("of the softmax")] = 1.0,
+    features: Annotated[
+        Mapping[str, str] | None,
+        Expected("student layers and their teacher layers, such as {layer3: layer3}"),
+        Doc("layers to compare: the student's module path and the teacher's"),
+    ] = None,
+    head: Annotated[
+        nn.Module | None, Doc("a frozen classifier of the teacher's embeddings")
+    ] = None,
+    ensemble: Annotated[
+        str | None,
+        OneOf((*ENSEMBLES, RANDOM)),
+        Doc("how several teachers become one; None is what the losses read"),
+    ] = None,
+    weights: Annotated[
+        Sequence[float] | None,
+        Expected("a list of numbers, one for each teacher"),
+        Doc("how much each teacher counts, of any sum; None is equally"),
+    ] = None,
+    teacher_temperatures: Annotated[
+        Sequence[float] | None,
+        Expected("a list of numbers, one for each teacher"),
+        Doc("by which each teacher's outputs are divided before they are mixed"),
+    ] = None,
+    cache: Annotated[
+        str | Path | None,
+        Expected("a folder"),
+        Doc("a folder that keeps what the teachers say of each view"),
+    ] = None,
+    cache_precision: Annotated[
+        str, OneOf(PRECISIONS), Doc("how outputs are kept: float32 or float16")
+    ] = "float32",
+    cache_top: Annotated[
+        int | None, Ge(1), Doc("keep only so many classes, the most probable ones; None is all")
+    ] = None,
+    views: Annotated[
+        int | None, Ge(1), Doc("so many epochs have augmentation of their own, then they come back")
+    ] = None,
+    label_loss: Annotated[
+        str | Callable,
+        OneOf(LABEL_LOSSES, plugin=True),
+        FromRun,
+        Doc("the loss behind labels and head_labels"),
+    ] = "cross_entropy",
     **options: Any,
 ) -> nn.Module:
     """Trains a copy of `student` on what `teacher` says of `data`, and returns it. No labels are
@@ -53,72 +112,57 @@ def distill(
 
     teacher: a network, the path of an .onnx file, the path of a .safetensors file written by
     `save_outputs`, or a list of these: an ensemble.
-    losses: weights by name: those of `LOSSES` (outputs) and `FEATURE_LOSSES` (layers, with
-    `features=`), `"package.module:function"`, `head` and `head_labels` (with `head=`), `labels`
-    (needs targets); `{"dist": 1.0}` by default. temperature: of the softmax. label_loss: the loss
-    behind `labels` and `head_labels`.
-    features: student's layer -> teacher's layer, by module path. head: a frozen classifier of the
-    teacher's embeddings, which judges the student's too.
+    options: those that `mirabelle.training.train` declares. The signature says what the others are;
+    what it does not say:
 
-    ensemble: a name of `ENSEMBLES`, or `random`, one teacher for each batch; by default what the
-    losses read: the mean of probabilities for those of a softmax, of sigmoids for `binary_kd`, else
-    of the outputs. weights: how much each teacher counts, of any sum. teacher_temperatures: divide
-    each teacher's outputs first.
-
-    cache: a folder that keeps what the teachers say of each view (sample and augmentation), for
-    later epochs, students and runs. cache_precision: `float32` or `float16`.
-    cache_top: keep only so many classes (for `kd`, `dist`, `decoupled_kd`). views: so many epochs
-    have order and augmentation of their own, then they come back; without it every epoch does, and
-    a cache helps only where nothing is augmented. options: those of `mirabelle.training.api.train`.
+    losses: those of `LOSSES` (outputs) and `FEATURE_LOSSES` (layers, with `features=`),
+    `"package.module:function"`, `head` and `head_labels` (with `head=`), `labels` (needs targets).
+    head: it judges the student's embeddings too.
+    ensemble: a name of `ENSEMBLES`, or `random`, one teacher for each batch. None is the mean of
+    probabilities for losses of a softmax, of sigmoids for `binary_kd`, else of the outputs.
+    cache: a view is a sample with its augmentation; later epochs, students and runs know it.
+    cache_top: for `kd`, `dist`, `decoupled_kd`.
+    views: without it every epoch is new, and a cache helps only where nothing is augmented.
 
     Raises `InputError` before training for unknown losses or layers (with the nearest names),
     outputs that cannot be compared (with both shapes), and missing targets.
     """
-    return run(
-        student,
-        teacher,
-        data,
-        losses=losses,
-        temperature=temperature,
-        features=features,
-        head=head,
-        ensemble=ensemble,
-        weights=weights,
-        teacher_temperatures=teacher_temperatures,
-        cache=cache,
-        cache_precision=cache_precision,
-        cache_top=cache_top,
-        views=views,
-        label_loss=label_loss,
-        **options,
-    ).model
+    given = dict(locals())
+    return run(**given.pop("options"), **given).model
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """`distill`'s own options, as there. parts: the losses that count, with their weights."""
+
+    parts: dict[str, float]
+    temperature: float
+    features: Mapping[str, str] | None
+    head: nn.Module | None
+    ensemble: str | None
+    weights: Sequence[float] | None
+    teacher_temperatures: Sequence[float] | None
+    cache: str | Path | None
+    cache_precision: str
+    cache_top: int | None
+    views: int | None
+    label_loss: str | Callable
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Lesson:
+        known = {**options_of(distill).defaults, **options}
+        own = {f.name: known[f.name] for f in fields(cls) if f.name in known}
+        return cls(parts_of(known["losses"], known["features"]), **own)
+
+
+@declared(rest=distill)
 def run(
-    student: nn.Module,
-    teacher: Teacher | Sequence[Teacher],
-    data: Iterable,
-    *,
-    losses: Mapping[str, float] | None = None,
-    temperature: float = 1.0,
-    features: Mapping[str, str] | None = None,
-    head: nn.Module | None = None,
-    ensemble: str | None = None,
-    weights: Sequence[float] | None = None,
-    teacher_temperatures: Sequence[float] | None = None,
-    cache: str | Path | None = None,
-    cache_precision: str = "float32",
-    cache_top: int | None = None,
-    views: int | None = None,
-    label_loss: str | Callable = "cross_entropy",
-    **options: Any,
+    student: nn.Module, teacher: Teacher | Sequence[Teacher], data: Iterable, **options: Any
 ) -> Trained:
     """`distill` with its history."""
-    parts = dict(losses or {"dist": 1.0})
-    if features and not set(FEATURE_LOSSES) & set(parts):
-        parts["features"] = 1.0
-    check_losses(parts, temperature, features, head is not None)
-    check_cache(parts, cache, cache_precision, cache_top)
+    lesson = Lesson.of(options)
+    parts, head, label_loss = lesson.parts, lesson.head, lesson.label_loss
+    options = {k: v for k, v in options.items() if k in options_of(train)}
     student = check_network(student, "student")
     if head is not None:
         check_network(head, "head")
@@ -134,15 +178,15 @@ def run(
         options.get("steps"),
         options.get("accumulate", 1),
     )
-    loader = Views(data, seed, views, None if steps is None else steps * accumulate)
+    loader = Views(data, seed, lesson.views, None if steps is None else steps * accumulate)
     device = torch.device(options.get("device") or device_of(student))
     seed_everything(seed)  # projections start at random
     teachers = Teachers(
         teacher,
         device,
-        ensemble=ensemble or default_ensemble(parts),
-        weights=weights,
-        temperatures=teacher_temperatures,
+        ensemble=lesson.ensemble or default_ensemble(parts),
+        weights=lesson.weights,
+        temperatures=lesson.teacher_temperatures,
         seed=seed,
     )
     first = next(batches(loader, what="the training loader"))
@@ -154,13 +198,13 @@ def run(
         if {"labels", "head_labels"} & set(parts)
         else None
     )
-    objective = Distillation(student, teachers, first, parts, temperature, features, hard, head)
+    objective = Distillation(
+        student, teachers, first, parts, lesson.temperature, lesson.features, hard, head
+    )
     objective.position = lambda: loader.position
     kept = (
-        _cached(
-            objective, teachers, first, loader, cache, Encoding(cache_precision, cache_top), options
-        )
-        if cache is not None
+        _cached(objective, teachers, first, loader, lesson, options)
+        if lesson.cache is not None
         else None
     )
     extra = (
@@ -183,19 +227,19 @@ def _cached(
     teachers: Teachers,
     first: Batch,
     loader: Views,
-    folder: str | Path,
-    encoding: Encoding,
+    lesson: Lesson,
     options: Mapping[str, Any],
 ) -> Cache:
     """Puts a cache between the objective and the teachers."""
+    assert lesson.cache is not None
     dtype = autocast_type(
         options.get("precision", "auto"), teachers.device
     )  # the teachers run in it too
     kept = Cache(
-        folder,
+        lesson.cache,
         teachers,
         {**teachers.identity, "precision of teachers": str(dtype)},
-        encoding,
+        Encoding(lesson.cache_precision, lesson.cache_top),
         teachers.device,
     )
     with torch.autocast(teachers.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
@@ -236,10 +280,7 @@ def default_ensemble(losses: Iterable[str]) -> str:
 
 
 def check_losses(
-    losses: Mapping[str, float],
-    temperature: float,
-    features: Mapping[str, str] | None,
-    head: bool = False,
+    losses: Mapping[str, float], features: Mapping[str, str] | None, head: bool = False
 ) -> None:
     """`InputError` for losses that do not exist or cannot be weighed; needs no network."""
     for name, weight in losses.items():
@@ -253,12 +294,6 @@ def check_losses(
             raise InputError(f"losses[{name!r}] is {weight!r}; expected a weight of at least 0")
     if not any(losses.values()):
         raise InputError("all losses have weight 0; there is nothing to learn")
-    if (
-        isinstance(temperature, bool)
-        or not isinstance(temperature, (int, float))
-        or not 0 < temperature < float("inf")
-    ):
-        raise InputError(f"temperature must be positive, got {temperature!r}")
     for name in FEATURE_LOSSES:
         if name in losses and not features:
             raise InputError(
@@ -279,7 +314,6 @@ def check_cache(
     losses: Mapping[str, float], cache: str | Path | None, precision: str, top: int | None
 ) -> None:
     """`InputError` for a cache that could not serve these losses; needs no network."""
-    Encoding(precision, top).check()
     if cache is None:
         if top is not None or precision != "float32":
             raise InputError(
@@ -287,8 +321,6 @@ def check_cache(
                 "with cache="
             )
         return
-    if not isinstance(cache, (str, Path)):
-        raise InputError(f"cache is {cache!r}; expected a folder")
     if Path(cache).exists() and not Path(cache).is_dir():
         raise InputError(f"cache is {str(cache)!r}, which is a file; expected a folder")
     if layers := [n for n in FEATURE_LOSSES if losses.get(n)]:

@@ -14,11 +14,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
+from typing_extensions import Doc
 
-from mirabelle.base.errors import InputError, choose
+from mirabelle.base.errors import InputError
+from mirabelle.base.options import Expected, OneOf, declared
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measurement.layers import LayerRow, advice, compare_layers
 from mirabelle.measurement.machine import machine, versions
@@ -327,19 +330,38 @@ def _layers(
         return None
 
 
+def _metrics() -> Iterable[str]:
+    from mirabelle.measurement.accuracy import METRICS
+
+    return METRICS
+
+
+@declared()
 def measure(
     model: Artifact | nn.Module | str | Path,
     loader: Iterable | None = None,
-    metric: str | Callable = "top1",
+    metric: Annotated[
+        str | Callable, OneOf(_metrics, plugin=True), Doc("the score of each sample")
+    ] = "top1",
     *,
-    inputs: Any = None,
-    runs: int = 100,
-    baseline: Artifact | nn.Module | str | Path | None = None,
-    break_even: bool | Sequence[float] = False,
-    device: str = "here",
-    core: str = "cortex-a76",
-    binary: str | Path | None = None,
-    serial: str | None = None,
+    inputs: Annotated[
+        Any, Doc("what latency and memory are measured with; else the loader's first sample")
+    ] = None,
+    runs: Annotated[int, Ge(1), Doc("rounds of timing")] = 100,
+    baseline: Annotated[Any, Doc("another network or file, timed in turn with this one")] = None,
+    break_even: Annotated[
+        bool | Sequence[float],
+        Expected("True, or shares of zeros such as [0.5, 0.9]"),
+        Doc("from what share of zeros on sparse is faster than dense, by kind of layer"),
+    ] = False,
+    device: Annotated[
+        str, OneOf(DEVICES), Doc("here, arm64 (instructions, emulated) or adb (a phone)")
+    ] = "here",
+    core: Annotated[str, Doc("the core that arm64 emulates")] = "cortex-a76",
+    binary: Annotated[
+        str | Path | None, Doc("for adb: the runtime's own benchmark program for the phone")
+    ] = None,
+    serial: Annotated[str | None, Doc("for adb: which phone")] = None,
 ) -> Measurement:
     """Everything that Mirabelle measures of one network.
 
@@ -347,11 +369,9 @@ def measure(
     loader: its score is that of the whole loader, if labelled; its first sample is what latency and
     memory are measured with, unless `inputs` is given (batch as given). A file whose shapes are
     known needs neither.
-    metric: as for `measure.accuracy.evaluate`. runs: rounds of timing. baseline: a second network,
-    timed in turn with the first.
-    break_even: also measure from what share of zeros on this network is faster sparse than dense,
-    here (`measure.breakeven`): True, or the shares to measure. Needs MNN, and a network or an .onnx
-    file; takes minutes.
+    metric: as for `measurement.accuracy.evaluate`. baseline: what `model` may be.
+    break_even: True, or the shares of zeros to measure (`measurement.breakeven`). Needs MNN, and a
+    network or an .onnx file; takes minutes.
     device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after
     `mirabelle setup-arm64`; `adb` times on the phone `serial` with `binary`, the runtime's own
     benchmark program. The last two take artifacts and give no score and no memory.
@@ -361,7 +381,6 @@ def measure(
     from mirabelle.measurement.accuracy import evaluate, predictor
     from mirabelle.runtimes import Artifact
 
-    choose(device, dict.fromkeys(DEVICES), "device")
     network = _network(model)
     if break_even is not False:
         _check_break_even(network, break_even)

@@ -25,7 +25,8 @@ from mirabelle.distillation.teachers import Teachers, teacher_files
 from mirabelle.fitting.gradients import LOSSES
 from mirabelle.measurement.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measurement.machine import versions
-from mirabelle.pipeline.recipe import OPTIONS, OWN, Recipe, Step
+from mirabelle.pipeline.declarations import OWN
+from mirabelle.pipeline.recipe import OPTIONS, Recipe, Step
 from mirabelle.pruning.criteria import NEEDS_GRADIENTS
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
 from mirabelle.training.loop import seed_epoch

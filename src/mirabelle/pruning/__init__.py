@@ -1,7 +1,7 @@
 """Channels removed: `mb.prune`."""
 
 from mirabelle.pruning.allocation import ALLOCATIONS
-from mirabelle.pruning.api import check_budget, check_steps, prune
+from mirabelle.pruning.api import prune
 from mirabelle.pruning.criteria import (
     ADDITIVE,
     AGGREGATIONS,
@@ -21,7 +21,5 @@ __all__ = [
     "NEEDS_SAMPLES",
     "NORMALIZATIONS",
     "REPAIRS",
-    "check_budget",
-    "check_steps",
     "prune",
 ]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import nn
+from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs, seed_everything
-from mirabelle.base.errors import InputError, choose
+from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
+from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels.groups import Coupling, analyse
 from mirabelle.channels.surgery import remove
-from mirabelle.fitting.gradients import loss_function
+from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
 from mirabelle.pruning.criteria import (
@@ -34,91 +38,149 @@ from mirabelle.pruning.reconstruct import Cut
 from mirabelle.pruning.repair import REPAIRS
 from mirabelle.pruning.rounds import in_steps
 from mirabelle.pruning.stats import collect
-from mirabelle.runtimes import check_runs_here
+from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity import masks
 from mirabelle.training.loop import fit
 
 ALIGN = 8  # channels, where no runtime says
+BUDGETS = ("macs", "params", "latency")
 
 
+def _together(options: Mapping[str, Any]) -> None:
+    """What `prune` asks of several options at once."""
+    chosen_budget(options)
+    train, data = options["train"], options["data"]
+    if isinstance(train, Mapping) and data is None:
+        raise InputError("train= needs data=, a loader of (inputs, targets)")
+    if options["part"] is not None and (options["steps"] > 1 or train is not None):
+        raise InputError(
+            "a part is cut in one step; give steps= and train= without part=, or train the "
+            "network yourself between calls"
+        )
+
+
+def chosen_budget(options: Mapping[str, Any]) -> tuple[str, float]:
+    """The one budget that is given, and the fraction that is kept."""
+    given = [n for n in BUDGETS if options[n] is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"give exactly one budget, macs=, params= or latency=; got {', '.join(given) or 'none'}"
+        )
+    return given[0], float(options[given[0]])
+
+
+@declared(_together)
 def prune(
     model: nn.Module,
     x: Any,
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
-    runtime: str = "onnxruntime",
-    criterion: str | Callable = "taylor",
-    normalize: str | None = None,
-    aggregate: str | None = None,
-    data: Iterable | None = None,
-    loss: str | Callable | None = None,
-    batches: int = 16,
-    align: int | None = None,
-    keep: Iterable[str] = (),
-    part: str | None = None,
-    allocation: str | None = None,
-    least: float = 0.1,
-    repair: str | None = "bn",
-    steps: int = 1,
-    train: Mapping[str, Any] | Callable[[nn.Module], nn.Module] | None = None,
-    checkpoint: str | Path | None = None,
-    seed: int = 0,
+    macs: Annotated[
+        float | None, Gt(0), Le(1), Doc("the fraction of multiply-accumulates that is kept")
+    ] = None,
+    params: Annotated[
+        float | None, Gt(0), Le(1), Doc("the fraction of parameters that is kept")
+    ] = None,
+    latency: Annotated[
+        float | None,
+        Gt(0),
+        Le(1),
+        Doc("the fraction of the milliseconds of one sample on one thread that is kept"),
+    ] = None,
+    runtime: Annotated[str, OneOf(RUNTIMES), Doc("where latency is measured")] = "onnxruntime",
+    criterion: Annotated[
+        str | Callable, OneOf(CRITERIA, plugin=True), Doc("how much a channel matters")
+    ] = "taylor",
+    normalize: Annotated[
+        str | None,
+        OneOf(NORMALIZATIONS),
+        Doc("how scores of coupled layers are made comparable; None suits the criterion"),
+    ] = None,
+    aggregate: Annotated[
+        str | None,
+        OneOf(AGGREGATIONS),
+        Doc("how scores of coupled layers become one; None suits the criterion"),
+    ] = None,
+    data: Annotated[
+        Iterable | None, Doc("batches for the criterion, the repair and the training")
+    ] = None,
+    loss: Annotated[
+        str | Callable | None,
+        OneOf(LOSSES),
+        FromRun,
+        Doc("of criteria that need gradients; None is cross entropy"),
+    ] = None,
+    batches: Annotated[
+        int, Ge(1), Doc("batches of data for the criterion and for the repair")
+    ] = 16,
+    align: Annotated[
+        int | None,
+        Ge(1),
+        Doc("layers keep multiples of so many channels; None is 8, or what a runtime likes"),
+    ] = None,
+    keep: Annotated[
+        Iterable[str],
+        Expected("a list of modules or parameters, such as [fc]"),
+        Doc("modules or parameters that are left alone, by path"),
+    ] = (),
+    part: Annotated[str | None, Doc("the path of the only module that is pruned")] = None,
+    allocation: Annotated[
+        str | None,
+        OneOf(ALLOCATIONS),
+        Doc("how the cut is spread over the groups; None suits criterion and budget"),
+    ] = None,
+    least: Annotated[
+        float, Gt(0), Le(1), Doc("the fraction of each group that always stays")
+    ] = 0.1,
+    repair: Annotated[
+        str | None, OneOf(REPAIRS), Doc("what is mended after the cut; None does nothing")
+    ] = "bn",
+    steps: Annotated[
+        int, Ge(1), Doc("the number of cuts, each by the same factor, up to the budget")
+    ] = 1,
+    train: Annotated[
+        Mapping[str, Any] | Callable[[nn.Module], nn.Module] | None,
+        OptionsOf(lambda: options_of(fit).without("loss"), except_in_recipes=("sparsify",)),
+        Expected(
+            "options of training (mb.fit), such as {'epochs': 1}, or a callable that returns "
+            "the trained network"
+        ),
+        Doc("the training after each cut"),
+    ] = None,
+    checkpoint: Annotated[
+        str | Path | None, FromRun, Doc("a folder from which an interrupted run goes on")
+    ] = None,
+    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
 ) -> nn.Module:
     """A smaller copy of `model`, of the same class, without its least important channels.
 
-    x: example inputs. macs, params or latency: the fraction of the multiply-accumulates, of the
-    parameters or of the milliseconds that is KEPT, in (0, 1]; of the first two the result is at
-    most that. A latency is that of one sample on one thread of `runtime`: the network's own layers
-    are timed there, and what is cut is measured and corrected until it is within 3 % of what was
-    asked, if five tries suffice.
+    model: the network, which stays as it is. x: example inputs. The signature says what each option
+    is; what it does not say:
+
+    macs, params, latency: exactly one is given. With the first two the result has at most that. For
+    a latency the network's own layers are timed on `runtime`. The cut is then measured and
+    corrected until it is within 3 % of what was asked, if five tries suffice.
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
-    (C,) or (coupled layers, C) scores. normalize, aggregate: how the scores of coupled layers are
-    made comparable (`NORMALIZATIONS`) and put together (`AGGREGATIONS`); None is what suits the
-    criterion. data, loss: labelled batches and the loss (a name of `mirabelle.training.api.LOSSES`
-    or a callable; cross entropy unless given) for criteria that need gradients, inputs alone for
-    `brain_surgeon`; `batches` of them are used.
-    align: layers keep multiples of so many channels; None is 8, and for a latency what the kernels
-    of `runtime` compute together, or half of it, as measured.
-    keep: modules or parameters left alone. part: the path of the only module that is pruned, where
-    `torch.export` refuses the whole (a detector's `backbone`): it is cut on what it is given when
-    the network runs, its outputs stay, and budget and keep are the part's own; criteria that need a
-    loss cannot be used then.
-    allocation: `global` sorts all channels together, `worth` sorts them by score per cost,
-    `uniform` takes the same share of each group, `knapsack` the widths that keep the most
-    importance for the budget. None is, for criteria whose scores add up (`ADDITIVE`), `knapsack`
-    for a latency, which rises in steps, and `worth` for the rest; for the other criteria it is
-    `global`.
-    least: the fraction of each group that always stays. repair: on `batches` batches of `data`,
-    `bn` re-estimates BatchNorm's statistics, `least-squares` first solves for the weights of the
-    layers whose inputs have changed; both are skipped without data; None does nothing.
-    steps: so many cuts, each by the same factor; after each, `train` is carried out: options of
-    `mb.fit` on `data` and `loss`, or a callable that returns the trained network. checkpoint: a
-    folder that keeps what steps and their training have done, so that a run that was interrupted
-    goes on from there.
+    (C,) or (coupled layers, C) scores.
+    data, loss: labelled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
+    align: None is 8. For a latency it is what the kernels of `runtime` compute together, or half
+    of it, as measured.
+    part: for where `torch.export` refuses the whole (a detector's `backbone`). The module is cut on
+    what it is given when the network runs. Its outputs stay; budget and keep are the part's own.
+    Criteria that need a loss cannot be used then.
+    allocation: `global` sorts all channels together, `worth` by score per cost. `uniform` takes the
+    same share of each group. `knapsack` finds the widths that keep the most importance. None is
+    `global`, but for criteria whose scores add up (`ADDITIVE`): there it is `worth`, and `knapsack`
+    for a latency, which rises in steps.
+    repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares` first
+    solves for the weights of layers whose inputs have changed. Without data nothing is mended.
+    train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
+    checkpoint: it keeps what the steps and their training have done.
 
     Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything
     is computed that takes long; `SurgeryError` where the network's forward has sizes written into
     it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
-    what, fraction = check_budget(macs, params, latency)
-    options: dict[str, Any] = dict(
-        runtime=runtime,
-        criterion=criterion,
-        normalize=normalize,
-        aggregate=aggregate,
-        data=data,
-        loss=loss,
-        batches=batches,
-        align=align,
-        keep=keep,
-        allocation=allocation,
-        least=least,
-        repair=repair,
-        seed=seed,
-    )
-    check_steps(steps, train, data, part)
+    settings = Settings.of(locals())
     if part is not None:
         return prune_part(
             model,
@@ -126,123 +188,100 @@ def prune(
             part,
             data,
             NEEDS_GRADIENTS,
-            lambda inner, inputs, seen: plan(
-                inner, inputs, **{**options, what: fraction, "data": seen}
-            )[0],
+            lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen))[0],
             criterion,
         )
     if steps == 1 and train is None:
-        return plan(model, x, **{**options, what: fraction})[0]
-    inputs = example_inputs(x)
+        return plan(model, x, settings)[0]
     check_network(model)
+    settings = replace(settings, least=least ** (1 / steps))
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
         if not isinstance(train, Mapping):
             return train(small)  # type: ignore[misc]
-        return fit(
-            small, data, loss or "cross_entropy", **{"seed": seed, "checkpoint": folder, **train}
-        )  # type: ignore[arg-type]
+        options = {"seed": seed, "checkpoint": folder, **train}
+        return fit(small, data, loss or "cross_entropy", **options)  # type: ignore[arg-type]
 
-    measured = {
-        "macs": lambda m: count_macs(m, x) / whole,
-        "params": lambda m: count_parameters(m) / whole,
-        "latency": lambda m: latency_share(model, m, inputs, runtime),
-    }
-    whole = {
-        "macs": lambda: count_macs(model, x),
-        "params": lambda: count_parameters(model),
-        "latency": lambda: 1,
-    }[what]()
-    options["least"] = least ** (1 / steps)
-    settings = {
-        k: v if isinstance(v, (str, int, float, list, type(None))) else None
-        for k, v in options.items()
-    } | {
-        what: fraction,
-        "steps": steps,
-        "train": dict(train) if isinstance(train, Mapping) else train is not None,
-    }
     return in_steps(
         model,
-        inputs,
-        fraction,
+        example_inputs(x),
+        settings.fraction,
         steps,
-        lambda small, share: plan(small, x, **{**options, what: share}),
+        lambda small, share: plan(small, x, replace(settings, fraction=share)),
         None if train is None else tune,
-        lambda m: 1.0 if m is model else measured[what](m),
+        _share(model, x, settings),
         keep,
         checkpoint,
-        settings,
+        settings.identity()
+        | {
+            "steps": steps,
+            "train": dict(train) if isinstance(train, Mapping) else train is not None,
+        },
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What `prune` was asked for, of one cut. budget: `macs`, `params` or `latency`; fraction: how
+    much of it is kept. The rest as there.
+    """
+
+    budget: str
+    fraction: float
+    runtime: str
+    criterion: str | Callable
+    normalize: str | None
+    aggregate: str | None
+    data: Iterable | None
+    loss: str | Callable | None
+    batches: int
+    align: int | None
+    keep: Iterable[str]
+    allocation: str | None
+    least: float
+    repair: str | None
+    seed: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Settings:
+        """Those of `prune`'s arguments, by name."""
+        own = {f.name: options[f.name] for f in fields(cls) if f.name in options}
+        return cls(*chosen_budget(options), **own)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this cut from others, as JSON."""
+        plain = (str, int, float, list, type(None))
+        return {k: v if isinstance(v, plain) else None for k, v in vars(self).items()}
+
+
+def settings_of(**options: Any) -> Settings:
+    """The settings of a cut with `prune`'s options, checked, and its defaults."""
+    known = options_of(prune)
+    known.check(options)
+    return Settings.of({**known.defaults, **options})
+
+
+def _share(model: nn.Module, x: Any, settings: Settings) -> Callable[[nn.Module], float]:
+    """(network) -> the share of the budget's quantity that it has of the original's."""
+    if settings.budget == "latency":
+        inputs = example_inputs(x)
+        return lambda m: 1.0 if m is model else latency_share(model, m, inputs, settings.runtime)
+    count = (lambda m: count_macs(m, x)) if settings.budget == "macs" else count_parameters
+    whole = count(model)
+    return lambda m: 1.0 if m is model else count(m) / whole
+
+
 def plan(
-    model: nn.Module,
-    x: Any,
-    *,
-    macs: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
-    runtime: str = "onnxruntime",
-    criterion: str | Callable = "taylor",
-    normalize: str | None = None,
-    aggregate: str | None = None,
-    data: Iterable | None = None,
-    loss: str | Callable | None = None,
-    batches: int = 16,
-    align: int | None = None,
-    keep: Iterable[str] = (),
-    allocation: str | None = None,
-    least: float = 0.1,
-    repair: str | None = "bn",
-    seed: int = 0,
+    model: nn.Module, x: Any, settings: Settings
 ) -> tuple[nn.Module, Coupling, Mapping[str, torch.Tensor]]:
     """`prune` in one cut, with what was found in the network and the channels that were removed of
     each group.
     """
     check_network(model)
-    what, fraction = check_budget(macs, params, latency)
-    if masks.blocks(model):
-        raise InputError(
-            "this network is sparse, and a repair after the cut would fill its zeros; prune "
-            "channels first, then sparsify"
-        )
-    if what == "latency":
-        check_runs_here(runtime)
-    loss = loss_function(loss)
-    score = resolve(criterion, CRITERIA, "criterion")
-    mend = None if repair is None else choose(repair, REPAIRS, "repair")
-    usual = "global" if criterion not in ADDITIVE else "knapsack" if what == "latency" else "worth"
-    allocate = choose(allocation or usual, ALLOCATIONS, "allocation")
-    for name, table, kind in (
-        (normalize, NORMALIZATIONS, "normalization"),
-        (aggregate, AGGREGATIONS, "aggregation"),
-    ):
-        if name is not None:
-            choose(name, table, kind)
-    if (
-        any(
-            isinstance(n, bool) or not isinstance(n, int) or n < 1
-            for n in (ALIGN if align is None else align, batches)
-        )
-        or not 0 < least <= 1
-    ):
-        raise InputError(
-            "align and batches are whole numbers of at least 1 and least is in (0, 1]; got "
-            f"align={align}, batches={batches}, least={least}"
-        )
-    if criterion in NEEDS_DATA and data is None:
-        raise InputError(
-            f"criterion={criterion!r} needs data=, a loader of "
-            f"{'(inputs, targets)' if criterion in NEEDS_GRADIENTS else 'inputs'}"
-        )
-    if isinstance(data, Iterator) and criterion in NEEDS_DATA and mend is not None:
-        raise InputError(
-            f"data is an iterator ({type(data).__name__}), which can be read only once; "
-            f"criterion={criterion!r} and repair={repair!r} each read it"
-        )
+    _check(model, settings)
+    data, repair, criterion = settings.data, settings.repair, settings.criterion
     inputs = example_inputs(x)
-    coupling = analyse(model, inputs, keep)
+    coupling = analyse(model, inputs, settings.keep)
     if not coupling.groups:
         reasons = sorted({f.reason for f in coupling.frozen})
         raise InputError(
@@ -250,28 +289,30 @@ def plan(
             f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}"
         )
     cost: Callable[[dict[str, int]], float]
-    if what == "latency":
-        cost = latency_model(model, coupling, runtime)
-        align = align or cost.align
+    if settings.budget == "latency":
+        cost = latency_model(model, coupling, settings.runtime)
+        align = settings.align or cost.align
     else:
-        cost, align = _cost(model, coupling, what), align or ALIGN
-    check_feasible(coupling, cost, fraction * cost({}), cost({}), align, least, what)
+        cost, align = _cost(model, coupling, settings.budget), settings.align or ALIGN
+    whole, fraction, least = cost({}), settings.fraction, settings.least
+    check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
-    seed_everything(seed)
-    gradients = data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS)
+    seed_everything(settings.seed)
     stats = collect(
         model,
         coupling,
         data,
-        loss,
-        batches,
-        needs_gradients=gradients,
+        loss_function(settings.loss),
+        settings.batches,
+        needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS),
         by_sample=criterion in NEEDS_SAMPLES,
     )
+    score = resolve(criterion, CRITERIA, "criterion")
     scores = {
-        g.name: group_scores(criterion, score, g, stats, normalize, aggregate)
+        g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
         for g in coupling.groups
     }
+    allocate = ALLOCATIONS[settings.allocation or _usual_allocation(settings)]
 
     def cut(share: float) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
         kept = allocate(coupling, scores, cost, share * cost({}), align, least)
@@ -282,32 +323,41 @@ def plan(
         return remove(model, coupling, removed), removed
 
     small, removed = (
-        until_measured(model, coupling, fraction, cut, runtime)
-        if what == "latency"
+        until_measured(model, coupling, fraction, cut, settings.runtime)
+        if settings.budget == "latency"
         else cut(fraction)
     )
-    if mend is not None and data is not None:
-        small = mend(small, Cut(model, coupling, removed), data, batches)
+    if repair is not None and data is not None:
+        small = REPAIRS[repair](small, Cut(model, coupling, removed), data, settings.batches)
     return small, coupling, removed
 
 
-def check_budget(
-    macs: float | None, params: float | None, latency: float | None = None
-) -> tuple[str, float]:
-    given = [
-        (n, v)
-        for n, v in (("macs", macs), ("params", params), ("latency", latency))
-        if v is not None
-    ]
-    if len(given) != 1:
+def _check(model: nn.Module, settings: Settings) -> None:
+    """`InputError` for what these settings lack for this network."""
+    data, criterion = settings.data, settings.criterion
+    if masks.blocks(model):
         raise InputError(
-            "give exactly one budget, macs=, params= or latency=; got "
-            f"{', '.join(n for n, _ in given) or 'none'}"
+            "this network is sparse, and a repair after the cut would fill its zeros; prune "
+            "channels first, then sparsify"
         )
-    name, value = given[0]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise InputError(f"{name} is the fraction that is kept, in (0, 1]; got {value!r}")
-    return name, float(value)
+    if settings.budget == "latency":
+        check_runs_here(settings.runtime)
+    if criterion in NEEDS_DATA and data is None:
+        raise InputError(
+            f"criterion={criterion!r} needs data=, a loader of "
+            f"{'(inputs, targets)' if criterion in NEEDS_GRADIENTS else 'inputs'}"
+        )
+    if isinstance(data, Iterator) and criterion in NEEDS_DATA and settings.repair is not None:
+        raise InputError(
+            f"data is an iterator ({type(data).__name__}), which can be read only once; "
+            f"criterion={criterion!r} and repair={settings.repair!r} each read it"
+        )
+
+
+def _usual_allocation(settings: Settings) -> str:
+    if settings.criterion not in ADDITIVE:
+        return "global"
+    return "knapsack" if settings.budget == "latency" else "worth"
 
 
 def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str, int]], float]:
@@ -317,32 +367,14 @@ def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str
     return lambda kept: coupling.parameters(kept, trained)
 
 
-def check_steps(steps: int, train: Any, data: Any, part: str | None) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(
-            f"steps is the number of cuts, a whole number of at least 1; got {steps!r}"
-        )
-    if train is not None and not isinstance(train, Mapping) and not callable(train):
-        raise InputError(
-            f"train is a {type(train).__name__}; expected options of mb.fit, such as "
-            "{'epochs': 1}, or a callable that returns the trained network"
-        )
-    if isinstance(train, Mapping) and data is None:
-        raise InputError("train= needs data=, a loader of (inputs, targets)")
-    if part is not None and (steps > 1 or train is not None):
-        raise InputError(
-            "a part is cut in one step; give steps= and train= without part=, or train the "
-            "network yourself between calls"
-        )
-
-
 __all__ = [
     "AGGREGATIONS",
     "ALLOCATIONS",
     "CRITERIA",
     "NORMALIZATIONS",
     "REPAIRS",
-    "check_budget",
-    "check_steps",
+    "Settings",
+    "plan",
     "prune",
+    "settings_of",
 ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le, Lt
 from torch import fx, nn
+from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import samples as first_samples
 from mirabelle.base.errors import InputError
-from mirabelle.base.errors import choose as choose_name
 from mirabelle.base.names import resolve
+from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
+from mirabelle.measurement.accuracy import METRICS
 from mirabelle.onnx_files.read import network as network_of
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantization.prepared import Grids, prepared, repaired
@@ -30,98 +34,132 @@ from mirabelle.runtimes import RUNTIMES, check_runs_here
 PLACEMENTS = {"all": None, "fastest": None}
 
 
+def _together(options: Mapping[str, Any]) -> None:
+    """What `quantize` asks of several options at once."""
+    bits, weight_bits = options["bits"], options["weight_bits"]
+    if not options["symmetric"]:
+        resolve(options["threshold"], RANGES, "threshold")
+    if not options["weight_symmetric"]:
+        resolve(options["weight_threshold"], RANGES, "weight threshold")
+    goal = resolve_target(options["target"])
+    if not options["symmetric"] and not goal.unsigned:
+        raise InputError(
+            f"target {goal.name!r} is for kernels without zero points, which symmetric=False "
+            f"needs; choose another of {', '.join(TARGETS)}"
+        )
+    if not RUNTIMES[options["runtime"]].int8:
+        raise InputError(
+            f"runtime {options['runtime']!r} does not run quantised networks; choose one of "
+            f"{', '.join(n for n, r in RUNTIMES.items() if r.int8)}"
+        )
+    if options["placement"] == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
+        raise InputError(
+            f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, "
+            f"weight_bits={weight_bits}"
+        )
+    _check_limit(options["accuracy_drop"], options["validation"])
+
+
+@declared(_together)
 def quantize(
     model: nn.Module | str | Path,
     data: Iterable,
     *,
-    threshold: str | Callable = "mse",
-    weight_threshold: str | Callable = "absmax",
-    bits: int = 8,
-    weight_bits: int | None = None,
-    symmetric: bool = True,
-    per_channel: bool = True,
-    weight_symmetric: bool = True,
-    samples: int = 512,
-    target: str = "auto",
-    repair: str | Iterable[str] | None = None,
-    keep: Iterable[str] = (),
-    accuracy_drop: float | None = None,
-    validation: Iterable | None = None,
-    metric: str | Callable = "top1",
-    fallback: str | int = "float",
-    placement: str = "all",
-    runtime: str = "onnxruntime",
+    threshold: Annotated[
+        str | Callable, OneOf(THRESHOLDS, plugin=True), Doc("where activations are clipped")
+    ] = "mse",
+    weight_threshold: Annotated[
+        str | Callable, OneOf(THRESHOLDS, plugin=True), Doc("where weights are clipped")
+    ] = "absmax",
+    bits: Annotated[
+        int, Ge(2), Le(16), Doc("of weights and activations; files for runtimes need 8")
+    ] = 8,
+    weight_bits: Annotated[
+        int | None, Ge(2), Le(16), Doc("of the weights alone; None is as many as the target takes")
+    ] = None,
+    symmetric: Annotated[
+        bool, Doc("grids of activations around zero, else with zero points")
+    ] = True,
+    per_channel: Annotated[
+        bool, Doc("a scale for each output channel of a weight, else one for all")
+    ] = True,
+    weight_symmetric: Annotated[bool, Doc("grids of weights around zero")] = True,
+    samples: Annotated[int, Ge(1), Doc("how many calibration samples are used")] = 512,
+    target: Annotated[
+        str, OneOf(("auto", *TARGETS)), Doc("grids and placement; auto is this machine's")
+    ] = "auto",
+    repair: Annotated[
+        Annotated[str, OneOf((AUTO, *REPAIRS))]
+        | Iterable[Annotated[str, OneOf((AUTO, *REPAIRS))]]
+        | None,
+        Check(check_repairs),
+        Doc("what is mended without labels; auto finds what suits"),
+    ] = None,
+    keep: Annotated[
+        str | Iterable[str],
+        Expected("a list of modules or parameters, such as [fc]"),
+        Doc("modules or parameters, by path, whose layers stay in float"),
+    ] = (),
+    accuracy_drop: Annotated[
+        float | None,
+        Ge(0),
+        Lt(1),
+        Expected("a fraction of at least 0 and below 1, such as 0.005 for half a point"),
+        Doc("layers fall back until metric has fallen by at most so much"),
+    ] = None,
+    validation: Annotated[
+        Iterable | None, Doc("the data that accuracy_drop is measured on")
+    ] = None,
+    metric: Annotated[
+        str | Callable, OneOf(METRICS, plugin=True), FromRun, Doc("the score of accuracy_drop")
+    ] = "top1",
+    fallback: Annotated[
+        Literal["float", 16], Doc("what layers fall back to: float, or 16 for bits")
+    ] = "float",
+    placement: Annotated[
+        str, OneOf(PLACEMENTS), Doc("all layers, or only those that measure faster as integers")
+    ] = "all",
+    runtime: Annotated[
+        str, OneOf(RUNTIMES), Doc("where milliseconds are measured, for placement and fallback")
+    ] = "onnxruntime",
 ) -> fx.GraphModule:
     """A network that computes with integers of `bits` bits, simulated in float: weights per output
     channel, activations per tensor.
 
     model: a network, or the path of an ONNX file; then `export` writes that file with integers in
-    it.
-    data: the calibration set, inputs with or without targets; `samples` of them are used, in one
-    pass whose memory does not grow with their number.
-    threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable (histogram, levels)
-    -> threshold, for activations; `weight_threshold` for weights.
-    bits: of weights and activations, 2 to 16; files for runtimes need 8. weight_bits: of the
-    weights alone.
-    symmetric: grids of activations around zero (tensors that are never negative use all of it for
-    the positive side where the target can), else affine ones: the zero point lies where the
-    tensor's two ends put it, and a callable gives (low, high), as in `RANGES`. weight_symmetric:
-    the same for weights.
-    per_channel: a scale for each output channel of a weight, else one for all.
-    target: a name of `TARGETS`; `auto` is this machine's (see `targets.py`). keep: modules or
-    parameters whose layers stay in float.
-    repair: names of `REPAIRS`, which mend without labels what quantisation breaks; applied in the
-    order of that dict, on at most so many of the samples as hold 32 million numbers. "auto" tries
-    them, those that train apart, and takes the combination whose outputs are nearest to the float
-    network's on samples that it was not calibrated on; it holds all samples in memory meanwhile.
-    accuracy_drop: where given, layers fall back to `fallback` (`float`, or 16 for bits), the most
-    sensitive first and no more than it takes, until `metric` on `validation` has fallen by at most
-    so much, as a fraction; without labels it is agreement with the float network's classes. What
-    that took, and what it costs in milliseconds on `runtime`, is in `quantization(q).fallback`.
-    placement: `all` quantises every layer that there are integer kernels for; `fastest` leaves in
-    float those that measure slower on `runtime`, on this machine: what was found is in
-    `quantization(q).timing`. It writes and times half a dozen files. BatchNorm is folded. The
-    result is an `nn.Module` on the same parameter paths, can be trained (`mb.fit`), exported and
-    saved.
+    it. data: the calibration set, with or without targets, read in one pass. Its memory does not
+    grow with `samples`. The signature says what each option is; what it does not say:
 
-    Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's S is 1 / scale.
-    Raises `InputError` for an empty or unsound calibration set, and where the network has nothing
-    to quantise.
+    threshold, weight_threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable
+    (histogram, levels) -> threshold.
+    symmetric: tensors that are never negative use all of the grid for the positive side where the
+    target can. Without it the zero point lies where the tensor's two ends put it, and a callable
+    gives (low, high), as in `RANGES`.
+    target: a name of `TARGETS`, or `auto` (see `targets.py`).
+    repair: names of `REPAIRS`, applied in the order of that dict, on at most so many of the samples
+    as hold 32 million numbers. "auto" tries them, but for those that train. It takes the
+    combination whose outputs are nearest to the float network's on samples that it was not
+    calibrated on. It holds all samples in memory meanwhile.
+    accuracy_drop: the most sensitive layers fall back first, and no more than it takes, until
+    `metric` on `validation` has fallen by at most so much, as a fraction. Without labels it is
+    agreement with the float network's classes. What that took, and what it costs in milliseconds on
+    `runtime`, is in `quantization(q).fallback`.
+    placement: `fastest` leaves in float what measures slower as integers on `runtime`, on this
+    machine. What was found is in `quantization(q).timing`. It writes and times half a dozen files.
+
+    BatchNorm is folded. The result is an `nn.Module` on the same parameter paths, can be trained
+    (`mb.fit`), exported and saved. Scales follow ONNX: x ≈ (q - zero_point) * scale. The seminar's
+    S is 1 / scale. Raises `InputError` for an empty or unsound calibration set, and where the
+    network has nothing to quantize.
     """
-    for name, value in (
-        ("bits", bits),
-        ("weight_bits", bits if weight_bits is None else weight_bits),
-    ):
-        if not 2 <= value <= 16:
-            raise InputError(f"{name} must be between 2 and 16, got {value!r}")
-    if samples < 1:
-        raise InputError(f"samples must be at least 1, got {samples!r}")
     if quantization(model) is not None:
         raise InputError(
             "this network is quantised already; quantise the float network it came from"
         )
     choose = resolve(threshold, THRESHOLDS if symmetric else RANGES, "threshold")
-    resolve(weight_threshold, THRESHOLDS if weight_symmetric else RANGES, "weight threshold")
     goal = resolve_target(target)
-    if not symmetric and not goal.unsigned:
-        raise InputError(
-            f"target {goal.name!r} is for kernels without zero points, which symmetric=False "
-            f"needs; choose another of {', '.join(TARGETS)}"
-        )
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     repairs = check_repairs(repair)
-    _check_limit(accuracy_drop, validation, fallback)
-    choose_name(placement, PLACEMENTS, "placement")
-    if not choose_name(runtime, RUNTIMES, "runtime").int8:
-        raise InputError(
-            f"runtime {runtime!r} does not run quantised networks; choose one of "
-            f"{', '.join(n for n, r in RUNTIMES.items() if r.int8)}"
-        )
-    if placement == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
-        raise InputError(
-            f"placement='fastest' times files for runtimes, which take 8 bits; got bits={bits}, "
-            f"weight_bits={weight_bits}"
-        )
     if placement == "fastest":
         check_runs_here(runtime)
     stream = first_samples(data, samples, "the calibration set")
@@ -188,14 +226,9 @@ def quantize(
     )
 
 
-def _check_limit(limit: float | None, validation: Iterable | None, fallback: str | int) -> None:
+def _check_limit(limit: float | None, validation: Iterable | None) -> None:
     if limit is None:
         return
-    if not 0 <= limit < 1:
-        raise InputError(
-            f"accuracy_drop is a fraction of at least 0 and below 1, got {limit!r}; 0.005 is "
-            "half a point"
-        )
     if validation is None:
         raise InputError(
             "accuracy_drop needs validation=, the data on which it is measured; without labels "
@@ -206,8 +239,6 @@ def _check_limit(limit: float | None, validation: Iterable | None, fallback: str
             "validation is an iterator, which can be read only once; give a list, a DataLoader "
             "or any iterable"
         )
-    if fallback not in ("float", 16):
-        raise InputError(f"fallback is {fallback!r}; expected 'float' or 16")
 
 
 __all__ = [

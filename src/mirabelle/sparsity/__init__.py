@@ -1,7 +1,7 @@
 """Weights that are zero, and stay so: `mb.sparsify`."""
 
 from mirabelle.sparsity.allocation import ALLOCATIONS
-from mirabelle.sparsity.api import REPAIRS, check_options, cut, ramp, share_of_zeros, sparsify
+from mirabelle.sparsity.api import REPAIRS, cut, ramp, share_of_zeros, sparsify
 from mirabelle.sparsity.criteria import CRITERIA
 from mirabelle.sparsity.layers import Layer
 
@@ -10,7 +10,6 @@ __all__ = [
     "CRITERIA",
     "REPAIRS",
     "Layer",
-    "check_options",
     "cut",
     "ramp",
     "share_of_zeros",

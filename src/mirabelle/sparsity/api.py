@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
+from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, clone
 from mirabelle.base.data import Batch, seed_everything
 from mirabelle.base.data import batches as read
-from mirabelle.base.errors import InputError, choose
+from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
+from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
-from mirabelle.fitting.gradients import loss_function, loss_gradients
+from mirabelle.fitting.gradients import LOSSES, loss_function, loss_gradients
 from mirabelle.fitting.gram import has_rows, layer_moments
 from mirabelle.fitting.least_squares import reconstruct
 from mirabelle.sparsity import masks
@@ -25,50 +28,87 @@ from mirabelle.sparsity.filter_norms import as_long_as
 from mirabelle.sparsity.layers import Layer, as_matrix, by_block, candidates, spread
 
 REPAIRS = ("bn", "least-squares")
+BLOCK = "(n, 1) for n output channels that share their zeros, such as (4, 1), or None"
 
 
+def rows_of(block: Any) -> int:
+    """The output channels of a block: 1 for None, n for (n, 1)."""
+    if block is None:
+        return 1
+    sizes = list(block) if isinstance(block, (tuple, list)) else [block]
+    if (
+        len(sizes) != 2
+        or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes)
+        or sizes[1] != 1
+    ):
+        raise InputError(f"block is {block!r}; expected {BLOCK}")
+    return sizes[0]
+
+
+@declared()
 def sparsify(
     model: nn.Module,
     *,
-    sparsity: float,
-    block: Sequence[int] | None = None,
-    criterion: str | Callable[[Layer], torch.Tensor] = "magnitude",
-    data: Iterable | None = None,
-    loss: str | Callable | None = None,
-    batches: int = 16,
-    allocation: str = "lamp",
-    keep: Iterable[str] = (),
-    least: float = 0.005,
-    repair: str | None = "bn",
-    rounds: int = 1,
-    seed: int = 0,
+    sparsity: Annotated[float, Gt(0), Lt(1), Doc("the share of the weights that become zero")],
+    block: Annotated[
+        Sequence[int] | None,
+        Check(rows_of),
+        Expected(BLOCK),
+        Doc("so many neighboring output channels share their zeros"),
+    ] = None,
+    criterion: Annotated[
+        str | Callable[[Layer], torch.Tensor],
+        OneOf(CRITERIA, plugin=True),
+        Doc("how much a weight matters"),
+    ] = "magnitude",
+    data: Annotated[Iterable | None, Doc("batches for the criterion and for the repair")] = None,
+    loss: Annotated[
+        str | Callable | None, OneOf(LOSSES), FromRun, Doc("of taylor; None is cross entropy")
+    ] = None,
+    batches: Annotated[
+        int, Ge(1), Doc("batches of data for the criterion and for the repair")
+    ] = 16,
+    allocation: Annotated[
+        str, OneOf(ALLOCATIONS), Doc("how the zeros are spread over the layers")
+    ] = "lamp",
+    keep: Annotated[
+        Iterable[str],
+        Expected("a list of modules or parameters, such as [fc]"),
+        Doc("modules or parameters that are left alone, by path"),
+    ] = (),
+    least: Annotated[
+        float, Ge(0), Le(1), Doc("the share of every layer that always stays")
+    ] = 0.005,
+    repair: Annotated[
+        str | None, OneOf(REPAIRS), Doc("what is mended after the cut; None does nothing")
+    ] = "bn",
+    rounds: Annotated[int, Ge(1), Doc("so many cuts, with scores and repair anew for each")] = 1,
+    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
 ) -> nn.Module:
     """A copy of `model` in which the share `sparsity` of the weights of its linear layers and
     ungrouped convolutions is zero, and stays zero.
 
     The zeros survive `mb.fit`, `mb.distill`, `mb.quantize`, `mb.save` and `mb.load`. They make a
     network faster only where a runtime leaves them out: export it with `runtime="sparse"`. Biases,
-    normalisations and grouped convolutions are left alone and not counted.
+    normalizations and grouped convolutions are left alone and not counted.
 
-    block: None for single weights, or (n, 1): n neighbouring output channels share their zeros; the
-    kernels like (4, 1). The last block of a layer may be smaller; the sparsity is then that of
-    blocks.
+    The signature says what each option is; what it does not say:
+
+    block: None for single weights, or (n, 1), which the kernels like for (4, 1). The last block of
+    a layer may be smaller; the sparsity is then that of blocks.
     criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores;
-    larger stays. data, loss: a loader and the loss (as for `mb.prune`): labelled batches for
-    `taylor`, inputs alone for `wanda` and `obs`; `batches` of them are used.
+    larger stays.
+    data: labeled batches for `taylor`, inputs alone for `wanda` and `obs`.
     allocation: `global` sorts the units of all layers together, `uniform` takes the same share of
     every layer, `erk` leaves small layers more.
-    keep: modules or parameters left alone. least: the share of every layer that always stays.
-    repair: on `batches` batches of `data`, `bn` re-estimates BatchNorm's statistics,
-    `least-squares` first fits the weights that are left so that every layer gives what it gave
-    before; both are skipped without data; None does nothing. rounds: the sparsity is reached in so
-    many cuts, each smaller than the one before, with scores and repair anew for each.
+    repair: `bn` re-estimates BatchNorm's statistics. `least-squares` first fits the weights that
+    are left, so that every layer gives what it gave before. Without data nothing is mended.
+    rounds: each cut is smaller than the one before.
 
     A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for
     a sparsity that cannot be reached, before anything that takes long.
     """
     check_network(model)
-    check_options(sparsity, block, criterion, allocation, least, repair, rounds, batches)
     loss = loss_function(loss)
     if isinstance(data, Iterator):
         if rounds > 1:
@@ -104,53 +144,6 @@ def ramp(progress: float) -> float:
     and little at the end. Zhu & Gupta 2017, eq. 1.
     """
     return 1 - (1 - min(1.0, max(0.0, progress))) ** 3
-
-
-def check_options(
-    sparsity: Any,
-    block: Any,
-    criterion: Any,
-    allocation: Any,
-    least: Any = 0.005,
-    repair: Any = "bn",
-    rounds: Any = 1,
-    batches: Any = 16,
-) -> None:
-    """What can be known to be wrong without a network raises `InputError`."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 < sparsity < 1:
-        raise InputError(
-            "sparsity is the share of weights that become zero, above 0 and below 1; got "
-            f"{sparsity!r}"
-        )
-    rows_of(block)
-    resolve(criterion, CRITERIA, "criterion")
-    choose(allocation, ALLOCATIONS, "allocation")
-    if repair is not None:
-        choose(repair, dict.fromkeys(REPAIRS), "repair")
-    for name, value in (("rounds", rounds), ("batches", batches)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
-    if isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 1:
-        raise InputError(
-            f"least is the share of every layer that stays, between 0 and 1; got {least!r}"
-        )
-
-
-def rows_of(block: Any) -> int:
-    """The output channels of a block: 1 for None, n for (n, 1)."""
-    if block is None:
-        return 1
-    sizes = list(block) if isinstance(block, (tuple, list)) else [block]
-    if (
-        len(sizes) != 2
-        or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes)
-        or sizes[1] != 1
-    ):
-        raise InputError(
-            f"block is {block!r}; expected (n, 1) for n output channels that share their zeros, "
-            "such as (4, 1), or None for single weights"
-        )
-    return sizes[0]
 
 
 def cut(
@@ -317,7 +310,6 @@ __all__ = [
     "CRITERIA",
     "REPAIRS",
     "Layer",
-    "check_options",
     "cut",
     "ramp",
     "share_of_zeros",

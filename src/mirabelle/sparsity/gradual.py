@@ -4,38 +4,59 @@ does between the steps.
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import nn
+from typing_extensions import Doc
 
 from mirabelle.base.data import seed_everything
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.errors import InputError
+from mirabelle.base.options import declared, options_of
 from mirabelle.base.progress import quiet
 from mirabelle.sparsity import masks
-from mirabelle.sparsity.api import check_options, cut, ramp, rows_of, sparsify
+from mirabelle.sparsity.api import cut, ramp, rows_of, sparsify
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS, NEEDS_INPUTS
 from mirabelle.sparsity.layers import candidates
 
-# Of the training's steps: the share after which the first cut comes, the one at which the last
-# comes, and how many there are.
-TIMES: dict[str, Any] = {"start": 0.0, "end": 0.75, "cuts": 10}
-_OWN = {
-    p.name: p.default
-    for p in inspect.signature(sparsify).parameters.values()
-    if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "rounds")
-}
-OPTIONS: dict[str, Any] = {**_OWN, "repair": None, **TIMES}
+
+def _together(options: Mapping[str, Any]) -> None:
+    if options["start"] > options["end"]:
+        raise InputError(
+            "start and end are shares of the training's steps, 0 <= start <= end <= 1; got "
+            f"start={options['start']!r}, end={options['end']!r}"
+        )
+
+
+@declared(_together)
+def _times(
+    *,
+    start: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Doc("the share of the training's steps after which the first cut comes"),
+    ] = 0.0,
+    end: Annotated[
+        float, Ge(0), Le(1), Doc("the share of the training's steps at which the last cut comes")
+    ] = 0.75,
+    cuts: Annotated[int, Ge(1), Doc("how many cuts there are")] = 10,
+) -> None:
+    """When the cuts of a training come."""
+
+
+TIMES = options_of(_times)
+OPTIONS = options_of(sparsify).without("seed", "rounds").with_defaults(repair=None) | TIMES
 
 
 class Gradual:
     """The cuts of one training run. options: those of `mb.sparsify` but `seed` and `rounds`, and
-    `start`, `end` and `cuts` (`TIMES`); `repair` is None unless given.
+    `start`, `end` and `cuts`; `repair` is None unless given.
 
     The sparsity after the cut at progress t, from 0 at `start` to 1 at `end`, is `sparsity * (1 -
     (1 - t)³)`: Zhu & Gupta 2017, eq. 1. Between the cuts the zeros stay.
@@ -45,8 +66,8 @@ class Gradual:
     def __init__(
         self, options: Mapping[str, Any], model: nn.Module, data: Iterable, total: int, seed: int
     ):
-        check(options)
-        self.options = {**OPTIONS, **options}
+        OPTIONS.check(options)
+        self.options = {**OPTIONS.defaults, **options}
         self.seed = seed
         start, end, cuts = (self.options.pop(key) for key in TIMES)
         if self.options["data"] is None:
@@ -112,43 +133,6 @@ class Gradual:
             if k not in ("data", "loss")
         }
         return {**named, "steps": {str(k): v for k, v in self.steps.items()}}
-
-
-def check(options: Any) -> None:
-    """`InputError` for options that cannot be, before any training starts."""
-    if not isinstance(options, Mapping):
-        raise InputError(
-            f"sparsify is {options!r}; expected options of mb.sparsify, such as {{'sparsity': 0.9}}"
-        )
-    for key in options:
-        if key not in OPTIONS:
-            raise InputError(
-                f"sparsify has an unknown option {key!r}{did_you_mean(str(key), OPTIONS)}"
-            )
-    if "sparsity" not in options:
-        raise InputError("sparsify needs sparsity: the share of weights that are zero at the end")
-    given = {**OPTIONS, **options}
-    check_options(
-        given["sparsity"],
-        given["block"],
-        given["criterion"],
-        given["allocation"],
-        given["least"],
-        given["repair"],
-        1,
-        given["batches"],
-    )
-    start, end, cuts = (given[key] for key in TIMES)
-    if (
-        any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (start, end))
-        or not 0 <= start <= end <= 1
-    ):
-        raise InputError(
-            "start and end are shares of the training's steps, 0 <= start <= end <= 1; got "
-            f"start={start!r}, end={end!r}"
-        )
-    if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:
-        raise InputError(f"cuts is {cuts!r}; expected a whole number of at least 1")
 
 
 @contextmanager

@@ -8,24 +8,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone, load_state
 from mirabelle.base.data import Batch, as_batch, batches, device_of, seed_everything
-from mirabelle.base.errors import InputError, MirabelleError, choose
+from mirabelle.base.errors import InputError, MirabelleError
+from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
 from mirabelle.base.progress import bar
-from mirabelle.fitting.gradients import loss_function
-from mirabelle.measurement.accuracy import as_tensor, evaluate, predictor
+from mirabelle.fitting.gradients import LOSSES, loss_function
+from mirabelle.measurement.accuracy import METRICS, as_tensor, evaluate, predictor
 from mirabelle.sparsity import masks
+from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
 from mirabelle.sparsity.gradual import Gradual
 from mirabelle.training import distributed
 from mirabelle.training.checkpoint import load_checkpoint, save_checkpoint
 from mirabelle.training.optimizers import OPTIMIZERS, SCHEDULES, learning_rate, parameter_groups
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Objective = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
 
 
@@ -69,26 +74,12 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
             or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         )
         return torch.bfloat16 if device.type == "cpu" and native else None
-    return choose(
-        precision,
-        {"bfloat16": torch.bfloat16, "float16": torch.float16},
-        "precision (auto, float32, bfloat16, float16)",
-    )
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
-def _check_options(
-    epochs: int, steps: int | None, lr: float, warmup: float, accumulate: int, ema: float | None
-) -> None:
-    for name, value, low, high in [
-        ("epochs", epochs, 1, math.inf),
-        ("steps", 1 if steps is None else steps, 1, math.inf),
-        ("lr", lr, 0, math.inf),
-        ("warmup", warmup, 0, 1),
-        ("accumulate", accumulate, 1, math.inf),
-        ("ema", 0.5 if ema is None else ema, 0, 1),
-    ]:
-        if not low <= value <= high:
-            raise InputError(f"{name} must be between {low} and {high}, got {value!r}")
+def _together(options: Mapping[str, Any]) -> None:
+    if options["patience"] is not None and options["validation"] is None:
+        raise InputError("patience needs a validation loader to watch")
 
 
 def _length(loader: Iterable) -> int:
@@ -97,64 +88,98 @@ def _length(loader: Iterable) -> int:
     return sum(1 for _ in loader)
 
 
+def check_device(device: Any) -> None:
+    """`InputError` for what torch takes for no device."""
+    try:
+        None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device is {device!r}; expected one such as cpu or cuda") from None
+
+
+@declared(_together)
 def train(
     model: nn.Module,
     loader: Iterable,
     objective: Objective,
     *,
-    epochs: int = 1,
-    steps: int | None = None,
-    optimizer: str = "adamw",
-    lr: float = 1e-3,
-    weight_decay: float = 1e-4,
-    schedule: str = "cosine",
-    warmup: float = 0.0,
-    ema: float | None = None,
-    precision: str = "auto",
-    clip: float | None = None,
-    accumulate: int = 1,
-    seed: int = 0,
-    validation: Iterable | None = None,
-    metric: str | Callable = "top1",
-    patience: int | None = None,
-    checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 30.0,
-    device: str | torch.device | None = None,
-    extra: nn.Module | None = None,
-    sparsify: Mapping[str, Any] | None = None,
-    progress: str = "training",
+    epochs: Annotated[int, Ge(1), Doc("passes over the loader")] = 1,
+    steps: Annotated[
+        int | None, Ge(1), Doc("optimizer steps in all, instead of epochs; the schedule spans them")
+    ] = None,
+    optimizer: Annotated[
+        str, OneOf(OPTIMIZERS), Doc("adamw, or sgd with Nesterov momentum 0.9")
+    ] = "adamw",
+    lr: Annotated[float, Gt(0), Doc("the highest learning rate")] = 1e-3,
+    weight_decay: Annotated[
+        float, Ge(0), Doc("of matrices and filters; vectors are never decayed")
+    ] = 1e-4,
+    schedule: Annotated[str, OneOf(SCHEDULES), Doc("how the learning rate falls")] = "cosine",
+    warmup: Annotated[
+        float, Ge(0), Le(1), Doc("the fraction of the steps over which the rate rises linearly")
+    ] = 0.0,
+    ema: Annotated[
+        float | None,
+        Ge(0),
+        Le(1),
+        Doc("decay of an exponential moving average of the weights, which is then the result"),
+    ] = None,
+    precision: Annotated[
+        str, OneOf(PRECISIONS), Doc("auto is bfloat16 where the device computes in it natively")
+    ] = "auto",
+    clip: Annotated[float | None, Gt(0), Doc("the largest norm of the gradient")] = None,
+    accumulate: Annotated[int, Ge(1), Doc("batches for each optimizer step")] = 1,
+    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    validation: Annotated[Iterable | None, Doc("labeled batches, scored after each epoch")] = None,
+    metric: Annotated[
+        str | Callable, OneOf(METRICS, plugin=True), FromRun, Doc("the score on validation")
+    ] = "top1",
+    patience: Annotated[
+        int | None,
+        Ge(1),
+        FromRun,
+        Doc("epochs without a better validation score before it stops, with the best weights"),
+    ] = None,
+    checkpoint: Annotated[
+        str | Path | None, FromRun, Doc("a folder from which an interrupted training goes on")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float, FromRun, Doc("the least time between two checkpoints of one epoch")
+    ] = 30.0,
+    device: Annotated[
+        str | torch.device | None,
+        Check(check_device),
+        Expected("a device such as cpu or cuda"),
+        Doc("such as cuda; None is where the network is"),
+    ] = None,
+    extra: Annotated[nn.Module | None, Doc("a module trained along, not returned")] = None,
+    sparsify: Annotated[
+        Mapping[str, Any] | None,
+        OptionsOf(lambda: GRADUAL),
+        Expected("options of mb.sparsify, such as {'sparsity': 0.9}"),
+        Doc("options of mb.sparsify, for zeros that become more while the network is trained"),
+    ] = None,
+    progress: Annotated[str, FromRun, Doc("what the progress bar says")] = "training",
 ) -> Trained:
-    """Minimises `objective` over the loader and returns a trained copy; `model` is left as it was.
+    """Minimizes `objective` over the loader and returns a trained copy; `model` is left as it was.
 
-    objective: (network, batch) -> named, weighted parts of the loss; their sum is minimised.
-    epochs: passes over the loader. steps: optimiser steps in all, instead of `epochs`; the schedule
-    spans them.
-    optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9. Vectors are never decayed. schedule:
-    `cosine`, `linear`, `constant`.
-    warmup: fraction of the steps over which the rate rises linearly. ema: decay of an exponential
-    moving average of the weights, which is then what is returned.
-    precision: `auto` computes in bfloat16 where the device does so natively, else in float32. clip:
-    largest norm of the gradient.
-    accumulate: batches per optimiser step. patience: epochs without a better validation score
-    before it stops; the best weights are then returned (so `validation` has chosen, and must not be
-    the data of the final figure). Without `patience` the last weights are returned.
-    checkpoint: a folder; training goes on from what is there, to the same weights as without the
+    objective: (network, batch) -> named, weighted parts of the loss; their sum is minimized.
+    The signature says what each option is; what it does not say:
+
+    precision: `auto` computes in bfloat16 where the device does so natively, else in float32.
+    patience: `validation` has then chosen, and must not be the data of the final figure. Without
+    `patience` the last weights are returned.
+    checkpoint: training goes on from what is there, to the same weights as without the
     interruption. Order and augmentation follow torch's, NumPy's and Python's generators, seeded per
     epoch from `seed`.
-    extra: a module trained along (projections of a distillation), not returned.
-    sparsify: options of `mb.sparsify`; weights are then made zero little by little while the others
-    are trained (`mirabelle.sparsity.gradual`). The zeros of a network that is sparse already stay
-    zeros. Under `torchrun` every process takes its share of each batch, so any number of processes
-    sees the same global batches.
+    sparsify: weights are made zero little by little while the others are trained
+    (`mirabelle.sparsity.gradual`). The zeros of a network that is sparse already stay zeros.
+    Under `torchrun` every process takes its share of each batch, so any number of processes sees
+    the same global batches.
 
     Raises `InputError` for options out of range, a loader that is empty or does not fit the
     network, and `MirabelleError` where the loss is not finite.
     """
-    _check_options(epochs, steps, lr, warmup, accumulate, ema)
-    make_optimizer = choose(optimizer, OPTIMIZERS, "optimizer")
-    shape = choose(schedule, SCHEDULES, "schedule")
-    if patience is not None and validation is None:
-        raise InputError("patience needs a validation loader to watch")
+    make_optimizer, shape = OPTIMIZERS[optimizer], SCHEDULES[schedule]
     if isinstance(loader, Iterator):
         raise InputError(
             f"the training data is an iterator ({type(loader).__name__}), which can be read "
@@ -388,19 +413,25 @@ def _watch(
     return type(best)(value, state), 0
 
 
+@declared(rest=train)
 def fit(
-    model: nn.Module, loader: Iterable, loss: str | Callable = "cross_entropy", **options: Any
+    model: nn.Module,
+    loader: Iterable,
+    loss: Annotated[
+        str | Callable | None, OneOf(LOSSES), FromRun, Doc("a name, or (output, target) -> scalar")
+    ] = "cross_entropy",
+    **options: Any,
 ) -> nn.Module:
-    """Trains a copy of `model` on labelled batches and returns it. Training a quantised network is
-    quantisation-aware training.
+    """Trains a copy of `model` on labeled batches and returns it. Training a quantized network is
+    quantization-aware training.
 
-    loss: a name of `mirabelle.training.api.LOSSES` or a callable (output, target) -> scalar.
-    options: those of `mirabelle.training.api.train`.
+    loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar.
+    options: those that `mirabelle.training.train` declares.
     """
     return train(model, loader, labels_objective(loss), **with_loss(options, loss)).model
 
 
-def with_loss(options: Mapping[str, Any], loss: str | Callable) -> dict[str, Any]:
+def with_loss(options: Mapping[str, Any], loss: str | Callable | None) -> dict[str, Any]:
     """The options of `train`, with the loss that the criterion of a gradual sparsity looks at,
     unless it has its own.
     """
@@ -412,7 +443,7 @@ def with_loss(options: Mapping[str, Any], loss: str | Callable) -> dict[str, Any
     )
 
 
-def labels_objective(loss: str | Callable) -> Objective:
+def labels_objective(loss: str | Callable | None) -> Objective:
     function = loss_function(loss)
 
     def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

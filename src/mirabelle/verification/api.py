@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from rich.console import Console
 from rich.table import Table
 from torch import fx, nn
+from typing_extensions import Doc
 
 from mirabelle.base.data import Batch, samples
 from mirabelle.base.errors import InputError
+from mirabelle.base.options import declared
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import sample_elements
 from mirabelle.measurement.accuracy import Score, as_tensor, predictor, score
@@ -235,13 +238,16 @@ def sqnr(reference: np.ndarray, other: np.ndarray) -> float | None:
     return None if noise == 0 or signal == 0 else 10 * float(np.log10(signal / noise))
 
 
+@declared()
 def verify(
     model: fx.GraphModule,
     artifact: Artifact,
     data: Iterable,
     *,
-    samples: int = 256,
-    original: nn.Module | Artifact | None = None,
+    samples: Annotated[int, Ge(1), Doc("how many test samples are compared")] = 256,
+    original: Annotated[
+        nn.Module | Artifact | None, Doc("the float network that outputs are compared with")
+    ] = None,
 ) -> Verification:
     """Compares `artifact` with the quantised network that it was exported from, on the first
     `samples` inputs of `data`: float, simulation, integer reference and runtime, layer by layer.
@@ -254,8 +260,8 @@ def verify(
     `Verification.saturated` counts what that changed: other departures are found behind it. The
     final outputs are compared on the artifact itself. Where the runtime's files cannot be edited,
     the layers' values come from a second file made from `model`, and are left out if that one gives
-    other outputs than the artifact. original: the float network that the runtime's outputs are
-    compared with; by default `model` without its grids, which is the same until it is trained.
+    other outputs than the artifact.
+    original: by default `model` without its grids, which is the same until it is trained.
     Raises `InputError` where `model` is not quantised or does not fit the artifact.
     """
     described = quantization(model)

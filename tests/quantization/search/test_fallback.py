@@ -179,7 +179,7 @@ BAD = {
     "iterator": ({"accuracy_drop": 0.1, "validation": iter([])}, "read only once"),
     "limit": (
         {"accuracy_drop": 5, "validation": batches()},
-        "fraction of at least 0 and below 1, got 5",
+        "accuracy_drop is 5; expected a fraction of at least 0 and below 1",
     ),
     "fallback": (
         {"accuracy_drop": 0.1, "validation": batches(), "fallback": 8},

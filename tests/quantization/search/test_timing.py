@@ -148,7 +148,10 @@ def test_real_files_are_timed(tmp_path, monkeypatch):
     [
         ({"placement": "fastes"}, "did you mean 'fastest'"),
         ({"placement": "fastest", "bits": 4}, "take 8 bits; got bits=4"),
-        ({"placement": "fastest", "runtime": "tensort"}, "unknown runtime"),
+        (
+            {"placement": "fastest", "runtime": "tensort"},
+            "runtime is 'tensort'; did you mean 'tensorrt'",
+        ),
         (
             {"placement": "fastest", "runtime": "mnn"},
             "'mnn' does not run quantised networks; choose one of onnxruntime",
