@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mirabelle.channels.explain import explain
     from mirabelle.distillation.api import distill
     from mirabelle.exporter import export
-    from mirabelle.measurement.api import Measurement, measure
+    from mirabelle.measurement.api import measure
+    from mirabelle.measurement.result import Measurement
     from mirabelle.pipeline.api import Run, run
     from mirabelle.pruning.api import prune
     from mirabelle.quantization.api import quantize
@@ -50,7 +51,7 @@ _HOME = {
     "sparsify": "sparsity.api",
     "verify": "verification.api",
     "Artifact": "runtimes.artifact",
-    "Measurement": "measurement.api",
+    "Measurement": "measurement.result",
     "Run": "pipeline.api",
     "Verification": "verification.api",
     **dict.fromkeys(

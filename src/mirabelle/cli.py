@@ -141,8 +141,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from mirabelle.pipeline.api import run
-    from mirabelle.pipeline.facts import build_data, build_model, check_fit
+    from mirabelle.pipeline.facts import check_fit
     from mirabelle.pipeline.recipe import load_recipe
+    from mirabelle.sources.callables import build_data, build_model
 
     recipe = load_recipe(options.recipe)
     if options.check:
@@ -196,7 +197,7 @@ def summary_table(report: dict[str, Any]) -> Table:
 
 
 def _network(reference: str) -> Any:
-    from mirabelle.pipeline.facts import build_model
+    from mirabelle.sources.callables import build_model
 
     return build_model(reference)
 
@@ -224,8 +225,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from mirabelle.pipeline.facts import build_data
     from mirabelle.runtimes import runtime_of
+    from mirabelle.sources.callables import build_data
 
     is_file = runtime_of(options.model) is not None
     if options.data is None and options.input is None and not is_file:
@@ -300,7 +301,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from mirabelle.pipeline.facts import build_data
+    from mirabelle.sources.callables import build_data
 
     artifact = _network_or_file(options.file)
     return _say(

@@ -59,6 +59,27 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
     another network.
     """
     folder = Path(folder)
+    described = _description(folder)
+    # files from before there were sparse networks have none
+    sparse = described.get("sparse") or {}
+    tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder)
+    if isinstance(model, (str, Path)):
+        if described["quantization"] is None:
+            raise InputError(
+                f"{folder} holds a float network; load it with the network that it was made "
+                f"from, not with {model}"
+            )
+        model = network_of(model, example_of(described["quantization"]))
+    result = _in_saved_form(model, described, tensors, folder)
+    _fill(result, tensors, type(model).__name__, folder)
+    masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})
+    return result.eval()
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What `model.json` says, once it is sound and the weights are those that it was written
+    for.
+    """
     if not (folder / "model.json").is_file():
         raise InputError(
             f"{folder} holds no network: there is no model.json; it was saved elsewhere, or the "
@@ -83,15 +104,15 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
             f"{folder / 'model.safetensors'} is not the file that model.json was written for; "
             "it was damaged or replaced"
         )
-    sparse = described.get("sparse") or {}  # files from before there were sparse networks have none
-    tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder)
-    if isinstance(model, (str, Path)):
-        if described["quantization"] is None:
-            raise InputError(
-                f"{folder} holds a float network; load it with the network that it was made "
-                f"from, not with {model}"
-            )
-        model = network_of(model, example_of(described["quantization"]))
+    return described
+
+
+def _in_saved_form(
+    model: nn.Module, described: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Path
+) -> nn.Module:
+    """A copy of the original with the sizes, the graph form and the quantisation that were
+    saved.
+    """
     result = clone(model)
     form = described.get("graph_form")
     known = (
@@ -111,14 +132,19 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
                 f"{error}); it was damaged"
             ) from error
         result.meta |= {"float_sizes": described["float_sizes"], FORM: form}
+    return result
+
+
+def _fill(result: nn.Module, tensors: dict[str, torch.Tensor], name: str, folder: Path) -> None:
+    """Puts the saved tensors into a network whose class is called `name`."""
     own = result.state_dict()
-    for name, tensor in tensors.items():
+    for key, tensor in tensors.items():
         if (
-            name in own and own[name].dtype != tensor.dtype
+            key in own and own[key].dtype != tensor.dtype
         ):  # load_state_dict would convert it, and give other outputs than what was saved
             raise InputError(
-                f"{name} is saved as {tensor.dtype}, {type(model).__name__} has "
-                f"{own[name].dtype}; load needs the network in the type that was saved"
+                f"{key} is saved as {tensor.dtype}, {name} has "
+                f"{own[key].dtype}; load needs the network in the type that was saved"
             )
     try:
         load_state(result, tensors)
@@ -126,8 +152,6 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
         raise InputError(
             f"{folder} holds another network: {str(error).splitlines()[-1].strip()}"
         ) from None
-    masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})
-    return result.eval()
 
 
 def _compact(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:

@@ -16,6 +16,7 @@ import mirabelle as mb
 from mirabelle.base.errors import InputError
 from mirabelle.cli import main
 from mirabelle.devices import adb
+from mirabelle.devices.adb_programs import PROGRAMS
 from mirabelle.runtimes import RUNTIMES, Artifact, TensorSpec
 from mirabelle.runtimes.artifact import Session
 
@@ -106,7 +107,7 @@ def file_for(runtime: str, folder: Path, name: str = "model") -> Artifact:
 @pytest.mark.parametrize("runtime", SAID)
 def test_each_program_is_read(runtime):
     text = (SESSIONS / f"{runtime}.txt").read_text()
-    program = adb.PROGRAMS[runtime]
+    program = PROGRAMS[runtime]
     if program.log:
         text += (SESSIONS / f"{runtime}.log").read_text()
     found = program.read(text, 50)
@@ -127,7 +128,7 @@ def test_every_runtime_for_phones_has_a_program():
         "onnxruntime",
         "onnxruntime-mobile",
         "openvino",
-    } <= adb.PROGRAMS.keys()
+    } <= PROGRAMS.keys()
 
 
 def test_older_words_of_the_same_programs():
@@ -135,16 +136,14 @@ def test_older_words_of_the_same_programs():
         "count=50 curr=1200(all same)\nInference timings in us: Init: 1, First inference: "
         "1200, Warmup (avg): 1200, Inference (avg): 1200"
     )
-    assert adb.PROGRAMS["litert"].read(same, 50) == (1.2, 50, None, None, None)
+    assert PROGRAMS["litert"].read(same, 50) == (1.2, 50, None, None, None)
     warm_up_only = (
         "count=50 first=3 curr=2 min=1 max=3 avg=2 std=1\nERROR: Node number 3 failed to invoke."
     )
-    assert adb.PROGRAMS["litert"].read(warm_up_only, 50) is None
+    assert PROGRAMS["litert"].read(warm_up_only, 50) is None
     older = "Average inference time cost: 62.2935 ms\nP50 Latency is 0.0603562 s"
-    assert adb.PROGRAMS["onnxruntime"].read(older, 100)[:3] == pytest.approx(
-        (62.2935, 100, 60.3562)
-    )
-    assert adb.PROGRAMS["executorch"].read(
+    assert PROGRAMS["onnxruntime"].read(older, 100)[:3] == pytest.approx((62.2935, 100, 60.3562))
+    assert PROGRAMS["executorch"].read(
         "Model executed successfully 10 time(s) in 20.5 ms.", 10
     ) == (2.05, 10, None, None, None)
 

@@ -15,7 +15,7 @@ from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import analyse
 from mirabelle.measurement.latency import Latency
-from mirabelle.pruning import latency, prune
+from mirabelle.pruning import kernel_blocks, latency, prune
 from mirabelle.pruning.allocation import worth
 from mirabelle.pruning.api import plan, settings_of
 from tests.networks import Head, Net, conv_bn, image, make
@@ -24,7 +24,8 @@ from tests.networks import Head, Net, conv_bn, image, make
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MIRABELLE_CACHE", str(tmp_path))
-    monkeypatch.setattr(latency, "SECONDS", 0.2)
+    for timed in (latency, kernel_blocks):
+        monkeypatch.setattr(timed, "SECONDS", 0.2)
     return tmp_path
 
 
@@ -110,26 +111,26 @@ def test_what_a_part_of_a_block_takes_is_found_in_the_times_of_layers(parts):
     assert [found(w) for w in widths] == pytest.approx([true(w) for w in widths])
 
 
-@pytest.mark.parametrize("block", latency.BLOCKS)
+@pytest.mark.parametrize("block", kernel_blocks.BLOCKS)
 def test_the_block_is_the_widest_that_costs_as_a_whole(block):
     times = {
         w: 0.05 + 0.01 * -(-w // block) * block
-        for b in latency.BLOCKS[:-1]
-        for w in latency._probed(b)
+        for b in kernel_blocks.BLOCKS[:-1]
+        for w in kernel_blocks._probed(b)
     }
-    assert latency.widest_block(times) == block
+    assert kernel_blocks.widest_block(times) == block
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_block_of_this_machines_kernels(runtime, own_cache):
     pytest.importorskip(runtime)
-    block = latency.kernel_block(runtime)
-    assert block in latency.BLOCKS
+    block = kernel_blocks.kernel_block(runtime)
+    assert block in kernel_blocks.BLOCKS
     (file,) = (own_cache / "latency").iterdir()
     file.write_text(json.dumps({"block": 4 if block != 4 else 8}))
-    assert latency.kernel_block(runtime) == (4 if block != 4 else 8), "measured once"
+    assert kernel_blocks.kernel_block(runtime) == (4 if block != 4 else 8), "measured once"
     file.write_text("broken")
-    assert latency.kernel_block(runtime) in latency.BLOCKS
+    assert kernel_blocks.kernel_block(runtime) in kernel_blocks.BLOCKS
 
 
 def test_what_is_fused_belongs_to_the_layer_before_it():

@@ -20,8 +20,8 @@ from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import Group, Slot, analyse
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.batchnorm import reestimate_batchnorm
-from mirabelle.fitting.gram import RIDGE, Moments, layer_moments
-from mirabelle.fitting.least_squares import Pair
+from mirabelle.fitting.gram import RIDGE, Gram, gram_matrices
+from mirabelle.fitting.pair import Pair
 from mirabelle.measurement import count_macs, count_parameters
 from mirabelle.pruning import prune
 from mirabelle.pruning.allocation import (
@@ -36,8 +36,7 @@ from mirabelle.pruning.api import plan, settings_of
 from mirabelle.pruning.brain_surgeon import Reader
 from mirabelle.pruning.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES, group_scores
 from mirabelle.pruning.latency import LatencyModel
-from mirabelle.pruning.reconstruct import Cut, reconstruct
-from mirabelle.pruning.repair import REPAIRS
+from mirabelle.pruning.repair import REPAIRS, Cut, reconstruct
 from mirabelle.pruning.stats import Stats, collect
 from tests.networks import Head, Net, conv_bn, image, make
 
@@ -251,13 +250,12 @@ def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torc
     """The scores of channels that one output reads, which is also what gives the constant: inputs
     without a mean.
     """
-    moments = 1000 * torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()  # of 1000 rows
+    matrix = 1000 * torch.block_diag(torch.tensor(gram), torch.ones(1, 1)).double()  # of 1000 rows
     group = Group(
         "g", len(weight), (Slot("fc.weight", 1, "in", torch.arange(len(weight))[:, None]),)
     )
     return CRITERIA["brain_surgeon"](
-        group,
-        Stats({"fc.weight": torch.tensor([weight])}, read=lambda: {"fc": Moments(moments[None])}),
+        group, Stats({"fc.weight": torch.tensor([weight])}, read=lambda: {"fc": Gram(matrix[None])})
     )
 
 
@@ -346,7 +344,7 @@ def test_sensitivities_are_those_of_a_linear_network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     data = [torch.randn(500, 4) for _ in range(8)]
-    found = layer_moments(model, ["0"], data, 8)["0"]
+    found = gram_matrices(model, ["0"], data, 8)["0"]
     v = model[1].weight.detach().double()
     with torch.no_grad():
         outputs = model(torch.cat(data)).double()
@@ -355,7 +353,7 @@ def test_sensitivities_are_those_of_a_linear_network():
         found.sensitivity, v.T @ v / energy, rtol=0.15, atol=float((v.T @ v).max() / energy) * 0.1
     )
     rows = torch.cat([torch.cat(data), torch.ones(4000, 1)], 1).double()
-    torch.testing.assert_close(found.gram[0], rows.T @ rows, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(found.matrix[0], rows.T @ rows, rtol=1e-5, atol=1e-2)
 
 
 def test_a_trial_is_the_error_of_the_outputs_by_hand():

@@ -26,7 +26,7 @@ except ImportError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 from mirabelle.base.quiet import captured  # noqa: E402
-from mirabelle.runtimes import mnnfile, sparse  # noqa: E402
+from mirabelle.runtimes import mnnfile, sparse_forms  # noqa: E402
 
 WATCHED = """
 import json, os, sys
@@ -208,14 +208,14 @@ def test_every_form_gives_the_same(tmp_path, linear, kernel, outputs, block):
         else torch.randn(2, 40, 5, 5)
     )
     artifact = mb.export(layer, tmp_path, inputs=x)
-    variants = sparse.Variants(artifact.path, tmp_path / "variants")
+    variants = sparse_forms.Variants(artifact.path, tmp_path / "variants")
     assert variants.operators == {
         "weight": next(iter(variants.operators.values()))
     } and variants.forms() == ["dense", "1x1", *(["4x1"] if block == 4 else [])]
     with torch.no_grad():
         expected = layer(x).numpy()
     times = {}
-    for form in sparse.FORMS:
+    for form in sparse_forms.FORMS:
         net = load(variants.write(tmp_path / f"{form}.mnn", form), "mnn")
         np.testing.assert_allclose(net(x.numpy()), expected, atol=1e-5)
         times[form] = net.bytes
@@ -246,18 +246,20 @@ def test_blocks_are_written_as_mnn_itself_would(tmp_path, outputs):
         "--compressionParamsFile",
         str(tmp_path / "blocks.json"),
     )
-    ours = sparse.Variants(artifact.path, tmp_path / "ours").write(tmp_path / "ours.mnn", "4x1")
+    ours = sparse_forms.Variants(artifact.path, tmp_path / "ours").write(
+        tmp_path / "ours.mnn", "4x1"
+    )
     assert theirs.read_bytes() == ours.read_bytes()
 
 
 def test_stored_weights_by_hand():
     rows = np.float32([[1, 0, 0], [0, 0, 0], [0, 2, 0], [0, 0, 0], [0, 0, 3]])
-    assert sparse.stored(rows, 1) == (3, 3)
-    assert sparse.stored(rows, 2) == (
+    assert sparse_forms.stored(rows, 1) == (3, 3)
+    assert sparse_forms.stored(rows, 2) == (
         2 * 2 + 1,
         3,
     )  # blocks (rows 0-1, column 0) and (rows 2-3, column 1); the fifth row by itself
-    assert sparse.stored(rows, 4) == (2 * 4 + 1, 3)
+    assert sparse_forms.stored(rows, 4) == (2 * 4 + 1, 3)
 
 
 def test_flatbuffers_that_are_no_mnn_file():

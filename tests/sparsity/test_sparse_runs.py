@@ -17,7 +17,7 @@ from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.cli import main
 from mirabelle.measurement.breakeven import Limits, crossing, zeroed
 from mirabelle.pipeline import recipe, run, steps
-from mirabelle.runtimes import RUNTIMES, mnn, sparse
+from mirabelle.runtimes import RUNTIMES, mnn, sparse, sparse_forms
 from tests.sparsity.test_sparse_store import still_zero, zeros
 
 try:
@@ -57,7 +57,7 @@ def test_weights_are_zeroed_to_a_share(tmp_path, block):
     layer = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 4, 10)).eval()
     model = onnx.load(mb.export(layer, tmp_path, inputs=torch.randn(1, 3, 4, 4)).path)
     for before, after in zip(
-        sparse.weights(model), sparse.weights(zeroed(model, 0.75, block)), strict=True
+        sparse_forms.weights(model), sparse_forms.weights(zeroed(model, 0.75, block)), strict=True
     ):
         units = np.add.reduceat(after.rows != 0, range(0, len(after.rows), block), axis=0) > 0
         assert (~units).sum() == round(0.75 * units.size) and (before.rows != 0).all()
@@ -145,8 +145,8 @@ def test_what_was_chosen_is_the_fastest_and_can_be_read_again(tmp_path):
 
 
 def test_a_form_has_to_gain_more_than_noise():
-    assert sparse.fastest({"dense": 1.0, "1x1": 0.99, "4x1": 1.2}) == "dense"
-    assert sparse.fastest({"dense": 1.0, "1x1": 0.9, "4x1": 0.8}) == "4x1"
+    assert sparse_forms.fastest({"dense": 1.0, "1x1": 0.99, "4x1": 1.2}) == "dense"
+    assert sparse_forms.fastest({"dense": 1.0, "1x1": 0.9, "4x1": 0.8}) == "4x1"
 
 
 def test_outputs_that_differ_are_no_candidate(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.fitting.batchnorm import reestimate_batchnorm
-from mirabelle.fitting.gram import RIDGE, Moments, ridge, solve_on_support
+from mirabelle.fitting.gram import RIDGE, Gram, ridge, solve_on_support
 from mirabelle.sparsity import ALLOCATIONS, CRITERIA, masks, ramp, share_of_zeros
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS
 from mirabelle.sparsity.filter_norms import as_long_as
@@ -25,15 +25,15 @@ from tests.tiny import data, model
 
 
 def layer(weight, block=1, gram=None, sensitivity=None):
-    moments = (
+    found = (
         None
         if gram is None
-        else Moments(
+        else Gram(
             torch.tensor([gram], dtype=torch.float64),
             None if sensitivity is None else torch.diag(torch.tensor(sensitivity)),
         )
     )
-    return Layer("w", "", torch.tensor(weight, dtype=torch.float64), block, moments)
+    return Layer("w", "", torch.tensor(weight, dtype=torch.float64), block, found)
 
 
 def close(found, expected):
@@ -166,7 +166,7 @@ def test_obs_is_the_least_error_without_the_weight():
     gram = rows.T @ rows
     full = torch.cat([weight, torch.zeros(1, 1, dtype=torch.float64)], 1)
     h = gram + ridge(gram, 50)
-    found = CRITERIA["obs"](Layer("w", "", weight, 1, Moments(gram[None])))
+    found = CRITERIA["obs"](Layer("w", "", weight, 1, Gram(gram[None])))
     errors = []
     for j in range(4):
         rest = [i for i in range(5) if i != j]
@@ -402,7 +402,7 @@ def test_own_criterion():
     seen = []
 
     def first_columns(of):
-        seen.append((of.name, of.moments is not None, of.changes))
+        seen.append((of.name, of.gram is not None, of.changes))
         return -torch.arange(of.weight.shape[1], dtype=torch.float64).expand(
             by_block(of.weight, of.block).shape
         )
@@ -472,17 +472,17 @@ def test_channels_of_a_sparse_network_are_not_pruned():
 def test_conjugate_gradients_solve_each_output_on_its_own_support():
     torch.manual_seed(0)
     rows, target = torch.randn(60, 7, dtype=torch.float64), torch.randn(60, 5, dtype=torch.float64)
-    gram, moment = rows.T @ rows, rows.T @ target
+    gram, cross = rows.T @ rows, rows.T @ target
     support = torch.rand(7, 5) < 0.5
     support[:, 3] = False  # an output that reads nothing
     weights = torch.randn(7, 5, dtype=torch.float64) * support
-    found = solve_on_support(gram, moment, weights, support, 60)
+    found = solve_on_support(gram, cross, weights, support, 60)
     expected = weights.clone()
     h = gram + ridge(gram, 60)
     for o in range(5):
         s = support[:, o].nonzero()[:, 0]
         if len(s):
-            expected[s, o] += torch.linalg.solve(h[s][:, s], (moment - gram @ weights)[s, o])
+            expected[s, o] += torch.linalg.solve(h[s][:, s], (cross - gram @ weights)[s, o])
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert not bool(found[~support].any())
 

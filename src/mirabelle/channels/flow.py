@@ -16,137 +16,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from mirabelle.channels.ids import (
-    FIXED,
-    Labels,
-    Parameter,
-    Value,
-    along,
-    collapse,
-    compact,
-    thin,
-    varying,
-    vector,
-)
+from mirabelle.channels.ids import FIXED, Labels, Parameter, Value, along, thin, varying, vector
+from mirabelle.channels.meeting import make_rectangular, merge, mix, value_of
+from mirabelle.channels.operators import CONSTANTS, COPIES, JOINS, MOVES, PARTS, POINTWISE, VIEWS
 from mirabelle.graph.capture import module_path, operator
-
-MOVES = {
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "permute",
-    "transpose",
-    "t",
-    "movedim",
-    "moveaxis",
-    "swapaxes",
-    "squeeze",
-    "unsqueeze",
-    "expand",
-    "expand_as",
-    "clone",
-    "contiguous",
-    "split",
-    "split_with_sizes",
-    "unbind",
-    "slice",
-    "select",
-    "narrow",
-    "repeat",
-    "repeat_interleave",
-    "flip",
-    "detach",
-    "detach_",
-    "alias",
-    "_unsafe_view",
-    "view_as",
-    "reshape_as",
-    "lift_fresh_copy",
-    "tile",
-    "chunk",
-    "tensor_split",
-    "unfold",
-    "diagonal",
-    "mT",
-    "adjoint",
-    "numpy_T",
-    "unsafe_split",
-    "unsafe_chunk",
-    "rot90",
-    "fliplr",
-    "flipud",
-    "squeeze_",
-    "unsqueeze_",
-    "resolve_conj",
-}
-# Label tensors are expanded views, of which these can only be had as copies.
-COPIES = {
-    "view": torch.ops.aten.reshape.default,
-    "_unsafe_view": torch.ops.aten.reshape.default,
-    "view_as": torch.ops.aten.reshape_as.default,
-}
-JOINS = {"cat": 0, "concat": 0, "concatenate": 0, "stack": 0}
-PARTS = {"split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"}
-POINTWISE = {
-    "dropout",
-    "dropout_",
-    "feature_dropout",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "to",
-    "_to_copy",
-    "type_as",
-    "float",
-    "half",
-    "bernoulli",
-    "rand_like",
-    "hardswish",
-    "hardswish_",
-    "relu_",
-    "silu_",
-    "hardtanh_",
-    "threshold_",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    "empty_like",
-    "randn_like",
-    "where",
-    "masked_fill",
-    "masked_fill_",
-    "fill_",
-    "fill",
-    "zero_",
-    "gelu_",
-    "mish_",
-    "rrelu",
-    "native_dropout",
-    "clamp",
-    "clamp_",
-}
-CONSTANTS = {
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-}  # they take only type and device from their operand
-VIEWS = {
-    "view",
-    "select",
-    "slice",
-    "narrow",
-    "split",
-    "chunk",
-    "unbind",
-    "transpose",
-    "permute",
-    "expand",
-    "squeeze",
-    "unsqueeze",
-    "diagonal",
-    "t",
-}
 
 Rule = Callable[..., Any]
 
@@ -186,7 +59,7 @@ class Flow:
             self.values[node] = self._run(node)
         if training is not None:
             self._follow_training(*training)
-        self._make_rectangular()
+        make_rectangular(self.labels, self.values.values())
 
     # --- what rules use
     # ----------------------------------------------------------------------------------------------
@@ -220,18 +93,6 @@ class Flow:
             self.labels.fix_all(self.of(value).planes, reason)
         return self.constant(node, self.labels.lost(f"{reason}"))
 
-    def mix(self, plane: torch.Tensor, dims: Sequence[int], reason: str) -> torch.Tensor:
-        """What an operator that mixes the elements along `dims` makes of a plane: the channels that
-        differ along them become one.
-        """
-        vary = set(varying(plane))
-        hit = vary & {d % plane.ndim for d in dims}
-        if not hit:
-            return plane
-        first, whole = thin(plane, vary - hit), thin(plane, vary)
-        self.labels.meet(first.expand_as(whole), whole, reason)
-        return first.expand(plane.shape)
-
     def read(self, node: fx.Node, value: Value, dim: int) -> torch.Tensor:
         """(size,) labels of what is read along `dim`; channels along other dimensions, which do not
         survive, are fixed.
@@ -250,19 +111,17 @@ class Flow:
             dim,
         )
 
+    def mix(self, plane: torch.Tensor, dims: Sequence[int], reason: str) -> torch.Tensor:
+        return mix(self.labels, plane, dims, reason)
+
     def value(
         self, shape: Sequence[int], planes: Sequence[torch.Tensor], rest: int = FIXED
     ) -> Value:
-        """A value with these planes; a plane in which the channel does not change is none."""
-        kept = []
-        for plane in planes:
-            plane = collapse(plane)
-            if varying(plane):
-                kept.append(plane)
-            elif plane.numel() and (label := int(plane.reshape(-1)[0])) != FIXED:
-                self.labels.fix(thin(plane, ()), "a single channel")
-                rest = rest or label
-        return Value(tuple(shape), tuple(kept), rest)
+        return value_of(self.labels, shape, planes, rest)
+
+    def merge(self, node: fx.Node, a: Value, b: Value) -> Value:
+        reason = f"{self.place(node)}: meets values that cannot be removed"
+        return merge(self.labels, a, b, reason)
 
     def attach(
         self,
@@ -482,69 +341,6 @@ class Flow:
             merged = self.merge(node, merged, other)
         return self.value(shape, [*planes, *(p.expand(shape) for p in merged.planes)], rest)
 
-    def merge(self, node: fx.Node, a: Value, b: Value) -> Value:
-        """Elements that meet are one channel. An operand that is repeated along a dimension (size
-        1) shares no channel of that dimension.
-        """
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-        reason = f"{self.place(node)}: meets values that cannot be removed"
-        (left, wide_a), (right, wide_b) = ((v.planes, _broadcast(v.shape, shape)) for v in (a, b))
-        left, right = [p.expand(shape) for p in left], [p.expand(shape) for p in right]
-        left, right = (
-            self._settle(left, right, wide_b, reason),
-            self._settle(right, left, wide_a, reason),
-        )
-        merged = []
-        for p in left:
-            dims = set(varying(p))
-            partners = [q for q in right if dims & set(varying(q))]
-            right = [q for q in right if not any(q is other for other in partners)]
-            for q in partners:
-                both = dims | set(varying(q))
-                x, y = thin(p, both), thin(q, both)
-                self.labels.meet(
-                    x.expand(torch.broadcast_shapes(x.shape, y.shape)),
-                    y.expand(torch.broadcast_shapes(x.shape, y.shape)),
-                    reason,
-                )
-                if len(varying(q)) < len(dims):
-                    p = q
-                p = torch.where((x == FIXED) | (y == FIXED), FIXED, thin(p, both)).expand(shape)
-            if not partners and not dims <= wide_b:
-                self._meet_rest(p, b.rest, reason)
-            merged.append(p)
-        for q in right:
-            if not set(varying(q)) <= wide_a:
-                self._meet_rest(q, a.rest, reason)
-            merged.append(q)
-        return self.value(shape, merged, a.rest or b.rest)
-
-    def _settle(
-        self, planes: list[torch.Tensor], others: list[torch.Tensor], wide: set[int], reason: str
-    ) -> list[torch.Tensor]:
-        """Channels that run along several dimensions (heads and their parts), met by an operand
-        that spans only some of them, become one along those.
-        """
-        settled = []
-        for plane in planes:
-            dims = set(varying(plane))
-            partners = [(q, set(varying(q))) for q in others if dims & set(varying(q))]
-            narrow = [(q, along) for q, along in partners if along < dims]
-            hit = (dims - wide - {d for _, along in partners for d in along}) | {
-                d for _, along in narrow for d in along
-            }
-            if len(dims) > 1 and hit and hit != dims:
-                self.labels.fix_all([q for q, _ in narrow], reason)
-                plane = self.mix(plane, sorted(hit), reason)
-            elif len(dims) > 1 and narrow and hit == dims:
-                plane = self.mix(plane, sorted(dims - narrow[0][1]), reason)
-            settled.append(plane)
-        return settled
-
-    def _meet_rest(self, plane: torch.Tensor, rest: int, reason: str) -> None:
-        labels = compact(plane)
-        self.labels.meet(labels, torch.full_like(labels, rest), reason)
-
     def unite(self, node: fx.Node, values: Sequence[Value | Parameter]) -> Any:
         """Element-wise operators. Where the result's shape is not that of the operands broadcast,
         nothing is known.
@@ -569,39 +365,6 @@ class Flow:
             if isinstance(node.meta["val"], (tuple, list))
             else merged
         )
-
-    # --- at the end
-    # ----------------------------------------------------------------------------------------------
-
-    def _make_rectangular(self) -> None:
-        """What is left of a tensor must be a tensor: where channels run along two dimensions at
-        once they become one along all but the longest.
-        """
-        seen: set[tuple] = set()
-        roots = self.labels.solve()
-        for value in pytree.tree_leaves(list(self.values.values())):
-            for plane in value.planes if isinstance(value, Value) else ():
-                if len(varying(plane)) < 2:
-                    continue
-                small = roots[thin(plane, varying(plane))]
-                dims = varying(small)
-                if len(dims) < 2 or (key := (small.shape, small.numpy().tobytes())) in seen:
-                    continue
-                seen.add(key)
-                kept = max(dims, key=lambda d: small.shape[d])
-                first = thin(small, [kept])
-                self.labels.meet(
-                    first.expand(small.shape),
-                    small,
-                    "shares its position with values that cannot be removed",
-                )
-                roots = self.labels.solve()
-
-
-def _broadcast(own: tuple[int, ...], shape: Sequence[int]) -> set[int]:
-    """The dimensions of `shape` along which an operand of shape `own` is repeated."""
-    missing = len(shape) - len(own)
-    return {d for d in range(len(shape)) if d < missing or (own[d - missing] == 1 and shape[d] > 1)}
 
 
 def _viewed(node: Any) -> fx.Node | None:

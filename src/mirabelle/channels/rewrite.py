@@ -18,9 +18,10 @@ from torch import fx, nn
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import SurgeryError
-from mirabelle.channels.flow import PARTS, Flow
+from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import Parameter, Value
 from mirabelle.channels.masking import Cutting, compress
+from mirabelle.channels.operators import PARTS
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
 from mirabelle.channels.sizes import mend_sizes
@@ -77,7 +78,7 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
         if old is None:  # a constant, which is an attribute of the graph
             continue
         tensor = compress(old.detach(), new.get(parameter.name, {})).clone()
-        table[leaf] = (
+        table[leaf] = (  # type: ignore[assignment]
             nn.Parameter(tensor, requires_grad=old.requires_grad)
             if isinstance(old, nn.Parameter)
             else tensor

@@ -87,81 +87,12 @@ def run(
     `mirabelle setup-arm64`.
     Raises `InputError` where something is not set up, or the runtime fails on Arm.
     """
-    known = choose(core, CORES, "core")
+    choose(core, CORES, "core")
     setup = arm_setup.find(artifact.runtime)
     with tempfile.TemporaryDirectory() as folder:
-        job, inputs, outputs, counted = (
-            Path(folder) / name for name in ("job.json", "inputs.npz", "outputs.npz", "counted")
-        )
-        settings = {
-            "path": str(artifact.path.resolve()),
-            "runtime": artifact.runtime,
-            "threads": 1,
-            "runs": runs,
-        }
-        job.write_text(json.dumps(settings), encoding="utf-8")
-        np.savez(inputs, *arrays)
-        prefix = _prefix(Path(folder), setup.root, known)
-        guest = Path(__file__).with_name("guest.py")
-        command = [
-            setup.emulator,
-            "-L",
-            prefix,
-            "-cpu",
-            core,
-            "-plugin",
-            f"{setup.plugin},out={counted}",
-            setup.python,
-            guest,
-            job,
-            inputs,
-            outputs,
-        ]
-        environment = {
-            "PYTHONHOME": str(setup.root / "usr"),
-            "PYTHONPATH": str(setup.site),
-            "PYTHONHASHSEED": "0",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PATH": os.environ.get("PATH", ""),
-            "TMPDIR": folder,
-        }
-        try:
-            ran = subprocess.run(
-                [str(c) for c in command],
-                check=False,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=environment,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired:
-            raise InputError(
-                f"{artifact.path.name} was not done on the emulator after {TIMEOUT} s"
-            ) from None
-        if ran.returncode or not outputs.is_file():
-            words = [line for line in ran.stderr.splitlines() if line.strip()] or [
-                f"exit status {ran.returncode}"
-            ]
-            raise InputError(
-                f"{artifact.runtime} fails on 64-bit Arm with {artifact.path.name}: {words[-1]}"
-            )
-        marks = [int(line) for line in counted.read_text(encoding="utf-8").split()]
-        with np.load(outputs) as file:
-            results = [file[f"arr_{i}"] for i in range(len(file.files))]
-        told = json.loads(ran.stdout.strip().splitlines()[-1])
+        marks, results, version = _emulated(artifact, arrays, setup, core, runs, Path(folder))
     counts, spread = _counts(marks)
-    here = artifact.session.run(list(arrays))
-    difference = max(
-        (
-            float(np.abs(a.astype(np.float64) - b).max())
-            for a, b in zip(here, results, strict=True)
-            if a.size
-        ),
-        default=0.0,
-    )
-    largest = max((float(np.abs(a).max()) for a in here if a.size), default=0.0)
+    difference, largest = _apart(artifact.session.run(list(arrays)), results)
     return Instructions(
         counts,
         spread,
@@ -169,9 +100,86 @@ def run(
         core,
         difference,
         largest,
-        f"{artifact.runtime} {told['version']}",
+        f"{artifact.runtime} {version}",
         _version(setup.emulator),
     ), results
+
+
+def _emulated(
+    artifact: Artifact,
+    arrays: Sequence[np.ndarray],
+    setup: arm_setup.Setup,
+    core: str,
+    runs: int,
+    folder: Path,
+) -> tuple[list[int], list[np.ndarray], str]:
+    """The marks of the counting plugin, the outputs, and the runtime's version on Arm."""
+    job, inputs, outputs, counted = (
+        folder / name for name in ("job.json", "inputs.npz", "outputs.npz", "counted")
+    )
+    settings = {
+        "path": str(artifact.path.resolve()),
+        "runtime": artifact.runtime,
+        "threads": 1,
+        "runs": runs,
+    }
+    job.write_text(json.dumps(settings), encoding="utf-8")
+    np.savez(inputs, *arrays)
+    prefix = _prefix(folder, setup.root, CORES[core])
+    guest = Path(__file__).with_name("guest.py")
+    emulator = [setup.emulator, "-L", prefix, "-cpu", core]
+    plugin = ["-plugin", f"{setup.plugin},out={counted}"]
+    command = [*emulator, *plugin, setup.python, guest, job, inputs, outputs]
+    try:
+        ran = subprocess.run(
+            [str(c) for c in command],
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=_environment(setup, folder),
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"{artifact.path.name} was not done on the emulator after {TIMEOUT} s"
+        ) from None
+    if ran.returncode or not outputs.is_file():
+        words = [line for line in ran.stderr.splitlines() if line.strip()] or [
+            f"exit status {ran.returncode}"
+        ]
+        raise InputError(
+            f"{artifact.runtime} fails on 64-bit Arm with {artifact.path.name}: {words[-1]}"
+        )
+    marks = [int(line) for line in counted.read_text(encoding="utf-8").split()]
+    with np.load(outputs) as file:
+        results = [file[f"arr_{i}"] for i in range(len(file.files))]
+    return marks, results, json.loads(ran.stdout.strip().splitlines()[-1])["version"]
+
+
+def _environment(setup: arm_setup.Setup, folder: Path) -> dict[str, str]:
+    return {
+        "PYTHONHOME": str(setup.root / "usr"),
+        "PYTHONPATH": str(setup.site),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.environ.get("PATH", ""),
+        "TMPDIR": str(folder),
+    }
+
+
+def _apart(here: Sequence[np.ndarray], there: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The largest difference between outputs, and the largest output."""
+    difference = max(
+        (
+            float(np.abs(a.astype(np.float64) - b).max())
+            for a, b in zip(here, there, strict=True)
+            if a.size
+        ),
+        default=0.0,
+    )
+    return difference, max((float(np.abs(a).max()) for a in here if a.size), default=0.0)
 
 
 def _counts(marks: Sequence[int]) -> tuple[int, int]:

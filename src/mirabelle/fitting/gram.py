@@ -25,8 +25,8 @@ TOLERANCE = 1e-4  # of the first residual, for each output
 
 
 @dataclass
-class Moments:
-    """Of one layer. gram: (groups, columns + 1, columns + 1) A'A in float64, A the rows that it
+class Gram:
+    """Of one layer. matrix: (groups, columns + 1, columns + 1) A'A in float64, A the rows that it
     reads and a column of ones behind.
 
     sensitivity: (outputs, outputs), so that tr(S E) is by how much the network's outputs change,
@@ -34,7 +34,7 @@ class Moments:
     the rows of A is E; None where it is not known.
     """
 
-    gram: Any = 0
+    matrix: Any = 0
     sensitivity: torch.Tensor | None = None
 
 
@@ -104,7 +104,7 @@ def ridge(gram: torch.Tensor, rows: float, constant: bool = False) -> torch.Tens
 
 def solve_on_support(
     gram: torch.Tensor,
-    moment: torch.Tensor,
+    cross: torch.Tensor,
     weights: torch.Tensor,
     support: torch.Tensor,
     rows: float,
@@ -112,7 +112,7 @@ def solve_on_support(
     """W' = W + argmin over D on the support of ||A (W + D) - Y||² + r ||D||²: for each output (a
     column) a ridge regression on the inputs that it still reads.
 
-    gram: A'A (..., d, d). moment: A'Y (..., d, outputs). weights, support: (..., d, outputs),
+    gram: A'A (..., d, d). cross: A'Y (..., d, outputs). weights, support: (..., d, outputs),
     weights zero off the support. All float64. rows: those of A. Every output has a support, and so
     a matrix, of its own; conjugate gradients need only the one product with A'A for all of them
     (Hestenes & Stiefel 1952), with the diagonal as the preconditioner, until the residual is
@@ -123,7 +123,7 @@ def solve_on_support(
     matrix = gram + ridge(gram, rows)
     scale = matrix.diagonal(dim1=-2, dim2=-1)[..., None]
     change = torch.zeros_like(weights)
-    residual = (moment - gram @ weights) * support
+    residual = (cross - gram @ weights) * support
     direction = residual / scale
     size = first = (residual * direction).sum(-2, keepdim=True)
     for _ in range(ITERATIONS):
@@ -143,11 +143,11 @@ def solve_on_support(
     return weights + change
 
 
-def layer_moments(
+def gram_matrices(
     model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0
-) -> dict[str, Moments]:
-    """The moments of layers on `count` batches of `data` without the first `skip` samples, if the
-    first batch has more.
+) -> dict[str, Gram]:
+    """The Gram matrices of layers on `count` batches of `data`, without the first `skip` samples
+    where the first batch has more.
 
     At most ROWS_PER_SAMPLE random positions of each sample's map are read.
 
@@ -159,24 +159,10 @@ def layer_moments(
     all of its rows; one that never runs is left out.
     """
     model = clone(model).eval()
-    found: dict[str, Moments] = {}
-    gradients: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(0)
-    seen: list[tuple[str, torch.Tensor]] = []
-
-    def hook(name: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
-        def add(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            a = _rows(module, args[0].detach(), output.detach(), generator)
-            a = torch.cat([a, torch.ones_like(a[..., :1])], -1)
-            moments = found.setdefault(name, Moments())
-            moments.gram = moments.gram + (a.transpose(1, 2) @ a).double()
-            seen.append((name, output))
-            return output.clone()  # what follows may write into it
-
-        return add
-
-    for name in names:
-        model.get_submodule(name).register_forward_hook(hook(name))
+    found: dict[str, Gram] = {}
+    gradients: dict[str, Any] = {}
+    outputs = _add_rows(model, names, found, generator)
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())
     device = device_of(model)
@@ -185,37 +171,59 @@ def layer_moments(
     for i, batch in enumerate(track(batches(data, count, what="data"), "inputs of layers", count)):
         first = skip if i == 0 and batch.size > skip else 0
         batch = batch.map(lambda t, first=first: t[first:].to(device) if t.ndim else t.to(device))
-        seen.clear()
+        outputs.clear()
         with torch.enable_grad(), running(batch, f"batch {i} of data"):
             z = as_tensor(model(*batch.args, **batch.kwargs))
             noise = torch.randn(z.shape, generator=generator).to(z)
-            layers = [(n, y) for n, y in seen if y.requires_grad]
-            grads = (
-                torch.autograd.grad((z * noise).sum(), [y for _, y in layers], allow_unused=True)
-                if layers and z.requires_grad
-                else []
-            )
-        energy, total, samples = (
-            energy + float(z.detach().double().square().sum()),
-            total + z.detach().double().sum(0),
-            samples + len(z),
-        )
-        for (name, _), g in zip(layers, grads):
-            if g is not None:
-                g = (
-                    g.flatten(2).transpose(1, 2)
-                    if isinstance(model.get_submodule(name), nn.Conv2d)
-                    else g
-                )
+            for name, g in _drawn_gradients((z * noise).sum(), outputs):
+                if isinstance(model.get_submodule(name), nn.Conv2d):
+                    g = g.flatten(2).transpose(1, 2)
                 g = g.reshape(-1, g.shape[-1])
                 gradients[name] = gradients.get(name, 0) + (g.T @ g).double()
-    spread = (
-        energy - float(total.square().sum()) / samples
-    ) / samples  # of the outputs of one sample, about their mean
+        z = z.detach().double()
+        energy, total = energy + float(z.square().sum()), total + z.sum(0)
+        samples += len(z)
+    # of the outputs of one sample, about their mean
+    spread = (energy - float(total.square().sum()) / samples) / samples
     for name, product in gradients.items():
-        rows = float(found[name].gram[0, -1, -1])
+        rows = float(found[name].matrix[0, -1, -1])
         found[name].sensitivity = product / (samples * rows * max(spread, 1e-30))
     return found
+
+
+def _add_rows(
+    model: nn.Module, names: Iterable[str], found: dict[str, Gram], generator: torch.Generator
+) -> list[tuple[str, torch.Tensor]]:
+    """Lets every pass through `model` add what layers read to `found`. Returns the list in which
+    each pass leaves the layers' outputs by name.
+    """
+    outputs: list[tuple[str, torch.Tensor]] = []
+
+    def hook(name: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
+        def add(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            a = _rows(module, args[0].detach(), output.detach(), generator)
+            a = torch.cat([a, torch.ones_like(a[..., :1])], -1)
+            gram = found.setdefault(name, Gram())
+            gram.matrix = gram.matrix + (a.transpose(1, 2) @ a).double()
+            outputs.append((name, output))
+            return output.clone()  # what follows may write into it
+
+        return add
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(hook(name))
+    return outputs
+
+
+def _drawn_gradients(
+    drawn: torch.Tensor, outputs: list[tuple[str, torch.Tensor]]
+) -> list[tuple[str, torch.Tensor]]:
+    """The gradients of a number that was drawn, by layer whose outputs it depends on."""
+    layers = [(n, y) for n, y in outputs if y.requires_grad]
+    if not layers or not drawn.requires_grad:
+        return []
+    found = torch.autograd.grad(drawn, [y for _, y in layers], allow_unused=True)
+    return [(name, g) for (name, _), g in zip(layers, found) if g is not None]
 
 
 def _rows(
@@ -229,9 +237,9 @@ def _rows(
             y,
             module.kernel_size,
             module.stride,
-            module.padding,
+            module.padding,  # type: ignore[arg-type]
             module.dilation,
             module.groups,
             pick,
-        )[0]  # type: ignore[arg-type]
+        )[0]
     return x.reshape(1, -1, x.shape[-1])

@@ -1,7 +1,7 @@
 """Size, multiply-accumulates, latency, memory and accuracy: `mb.measure`."""
 
 from mirabelle.measurement.accuracy import METRICS
-from mirabelle.measurement.api import Measurement, measure
+from mirabelle.measurement.api import measure
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measurement.macs import (
     OnnxMacs,
@@ -12,6 +12,7 @@ from mirabelle.measurement.macs import (
     fvcore_macs,
 )
 from mirabelle.measurement.memory import PeakMemory, peak_memory
+from mirabelle.measurement.result import Measurement
 
 __all__ = [
     "METRICS",

@@ -7,11 +7,9 @@ only the runtime.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +20,7 @@ from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import Expected, OneOf, declared
+from mirabelle.measurement.elsewhere import elsewhere
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measurement.layers import LayerRow, advice, compare_layers
 from mirabelle.measurement.machine import machine, versions
@@ -34,12 +33,13 @@ from mirabelle.measurement.macs import (
     fvcore_macs,
 )
 from mirabelle.measurement.memory import PeakMemory, peak_memory
+from mirabelle.measurement.result import Measurement
+from mirabelle.measurement.size import counts, name_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mirabelle.base.data import Batch
-    from mirabelle.devices.arm64 import Instructions
     from mirabelle.measurement.accuracy import Score
     from mirabelle.measurement.breakeven import BreakEven
     from mirabelle.runtimes.artifact import Artifact
@@ -67,125 +67,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One network on one device. None stands for what was not, or cannot be, measured; `to_dict()`
-    is the JSON of it.
-
-    bytes: of its files, or of a module's parameters and buffers. macs, parameters: of one sample;
-    None for files that do not tell.
-    uncounted: the operators that `macs` leaves out. inputs: the shapes that latency and memory were
-    measured with.
-    memory: of a process with the runtime alone; None for a module. speedup: over `baseline`, timed
-    alternately in the same run.
-    forms: of a file for the `sparse` runtime, what was chosen for each layer. break_even: where it
-    was asked for.
-    layers: where the baseline is a file of the same runtime, the time of each layer in both;
-    advice: what that says is to be done.
-    device: `here`, `arm64` (then `instructions` in place of the latency; they are not milliseconds)
-    or the phone.
-    """
-
-    name: str
-    runtime: str
-    threads: int
-    bytes: int
-    parameters: int | None
-    macs: int | None
-    uncounted: list[str]
-    inputs: list[list[int]]
-    latency: Latency | None
-    memory: PeakMemory | None
-    score: Score | None
-    baseline: str | None
-    baseline_latency: Latency | None
-    speedup: Speedup | None
-    machine: dict
-    versions: dict[str, str | None]
-    forms: Choice | None = None
-    break_even: BreakEven | None = None
-    layers: list[LayerRow] | None = None
-    advice: list[str] = field(default_factory=list)
-    device: str = "here"
-    instructions: Instructions | None = None
-    baseline_instructions: Instructions | None = None
-
-    @property
-    def fewer(self) -> float | None:
-        """How many times fewer instructions than the baseline."""
-        if self.instructions is None or self.baseline_instructions is None:
-            return None
-        return self.baseline_instructions.count / self.instructions.count
-
-    def to_dict(self) -> dict:
-        """Plain values: no samples, and None for the infinite ends of an interval, which JSON does
-        not have.
-        """
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: plain(v) for k, v in value.items() if k != "samples"}
-            if isinstance(value, (list, tuple)):
-                return [plain(v) for v in value]
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        found = asdict(self)
-        for name in ("forms", "break_even"):
-            found[name] = None if getattr(self, name) is None else getattr(self, name).to_dict()
-        return plain(found)
-
-    def __str__(self) -> str:
-        version = self.versions.get(self.runtime) or "?"
-        macs = (
-            None
-            if self.macs is None
-            else f"{self.macs / 1e6:.2f} M per sample"
-            + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
-        )
-        rows = {
-            "network": self.name,
-            "runtime": f"{self.runtime} {version}, {self.threads} thread{'s' * (self.threads > 1)}",
-            "size": f"{self.bytes / 1e6:.3f} MB"
-            + ("" if self.parameters is None else f", {self.parameters / 1e6:.3f} M parameters"),
-            "MACs": macs,
-            "input": ", ".join("x".join(map(str, shape)) for shape in self.inputs),
-            "latency": self.latency,
-            "baseline": self.baseline and f"{self.baseline}: {self.baseline_latency}",
-            "speed-up": self.speedup,
-            "device": None if self.device == "here" else self.device,
-            "instructions": self.instructions,
-            "of baseline": self.baseline_instructions
-            and f"{self.baseline}: {self.baseline_instructions}",
-            "fewer": self.fewer
-            and f"{self.fewer:.2f} times fewer instructions than the baseline, which are not "
-            "milliseconds",
-            "peak memory": self.memory,
-            "score": self.score,
-            "machine": f"{self.machine['cpu']}, {self.machine['cores']} cores, "
-            f"{' '.join(self.machine['features']) or 'features unknown'}",
-        }
-        lines = [f"{key:<12} {value}" for key, value in rows.items() if value is not None]
-        if self.layers:
-            width = max(len(r.layer) for r in self.layers)
-            lines += [
-                "",
-                f"{'layer':<{width}}  {'baseline, ms':>12}  {'this, ms':>8}  integers  executed as",
-            ]
-            flags = {True: "yes", False: "no", None: "?"}
-            lines += [
-                f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  "
-                f"{flags[r.int8]:<8}  {', '.join(r.operators)}"
-                for r in self.layers
-            ]
-        return "\n".join(
-            [
-                *lines,
-                *self.advice,
-                *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None),
-            ]
-        )
-
-
 def _network(model: Any) -> Artifact | nn.Module:
     """The artifact of a path, or what was given if it can be measured."""
     from mirabelle.runtimes import RUNTIMES, Artifact, load, runtime_of
@@ -207,12 +88,6 @@ def _network(model: Any) -> Artifact | nn.Module:
         f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or "
         "the path of an exported file"
     )
-
-
-def _name(network: Artifact | nn.Module) -> str:
-    from mirabelle.runtimes import Artifact
-
-    return str(network) if isinstance(network, Artifact) else type(network).__name__
 
 
 def _example(
@@ -289,29 +164,6 @@ def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Cal
     return call
 
 
-def _counts(
-    network: Artifact | nn.Module, batch: Batch
-) -> tuple[int, int | None, int | None, list[str]]:
-    """(bytes, parameters, MACs, uncounted operators)."""
-    from mirabelle.runtimes import Artifact
-
-    if not isinstance(network, Artifact):
-        storages = {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for t in [*network.parameters(), *network.buffers()]
-        }
-        return (
-            sum(storages.values()),
-            count_parameters(network),
-            count_macs(network, batch.args or batch.kwargs),
-            [],
-        )
-    if network.path.suffix != ".onnx":
-        return network.bytes, None, None, []
-    macs, uncounted = count_onnx_macs(network.path)
-    return network.bytes, count_onnx_parameters(network.path), macs, uncounted
-
-
 def _layers(
     network: Artifact | nn.Module, other: Artifact | nn.Module | None, batch: Batch
 ) -> list[LayerRow] | None:
@@ -378,7 +230,6 @@ def measure(
     Raises `InputError` where there is nothing to run on, or the network does not take it. Neither
     network is changed.
     """
-    from mirabelle.measurement.accuracy import evaluate, predictor
     from mirabelle.runtimes import Artifact
 
     network = _network(model)
@@ -388,24 +239,18 @@ def measure(
     batch, loader, labelled = _example(network, loader, inputs)
     is_file = isinstance(network, Artifact)
     if device != "here":
-        return _elsewhere(network, other, batch, device, core, binary, serial, runs)
+        return elsewhere(network, other, batch, device, core, binary, serial, runs)
     with ExitStack() as stack:
         calls = {"network": _timed(network, batch, stack)}
         if other is not None:
             calls["baseline"] = _timed(other, batch, stack)
         latency = alternate(calls, runs)
-    size, parameters, macs, uncounted = _counts(network, batch)
+    size, parameters, macs, uncounted = counts(network, batch)
     layers = _layers(network, other, batch)
     faster = None if other is None else speedup(latency["baseline"], latency["network"])
-    memory = (
-        peak_memory(network, *network.arrays(*batch.args, **batch.kwargs))
-        if is_file and _peaks_readable()
-        else None
-    )
-    runtime = network.runtime if is_file else "torch"
     return Measurement(
-        name=network.path.name if is_file else _name(network),
-        runtime=runtime,
+        name=network.path.name if is_file else name_of(network),
+        runtime=network.runtime if is_file else "torch",
         threads=network.threads if is_file else 1,
         bytes=size,
         parameters=parameters,
@@ -413,22 +258,13 @@ def measure(
         uncounted=uncounted,
         inputs=[list(t.shape) for t in batch.tensors],
         latency=latency["network"],
-        memory=memory,
-        score=evaluate(
-            network.predict if is_file else predictor(network), loader, metric, "measuring"
-        )
-        if loader is not None and labelled
-        else None,
-        baseline=None if other is None else _name(other),
+        memory=_memory(network, batch),
+        score=_score(network, loader, metric) if loader is not None and labelled else None,
+        baseline=None if other is None else name_of(other),
         baseline_latency=latency.get("baseline"),
         speedup=faster,
         machine=machine(),
-        versions=versions(
-            "mirabelle", runtime, "numpy", *(["onnx"] if runtime == "onnxruntime" else [])
-        )
-        | (
-            {runtime: network.version} if is_file else {}
-        ),  # packages are not always called like their runtime
+        versions=_versions(network),
         layers=layers,
         advice=[]
         if layers is None or not any(r.int8 for r in layers)
@@ -438,72 +274,31 @@ def measure(
     )
 
 
-def _elsewhere(
-    network: Any,
-    other: Any,
-    batch: Batch,
-    device: str,
-    core: str,
-    binary: Any,
-    serial: str | None,
-    runs: int,
-) -> Measurement:
-    """`measure` on the emulated Arm or on a phone: size, MACs, and the cost there."""
+def _score(network: Artifact | nn.Module, loader: Iterable, metric: str | Callable) -> Score:
+    from mirabelle.measurement.accuracy import evaluate, predictor
     from mirabelle.runtimes import Artifact
 
-    if not isinstance(network, Artifact) or not (other is None or isinstance(other, Artifact)):
-        raise InputError(
-            f"device={device!r} measures exported files; export the network first (mb.export)"
-        )
-    if batch.kwargs:
-        arrays = [n.arrays(**batch.kwargs) for n in (network, other) if n is not None]
-    else:
-        arrays = [n.arrays(*batch.args) for n in (network, other) if n is not None]
-    size, parameters, macs, uncounted = _counts(network, batch)
-    instructions: list[Any] = [None, None]
-    latencies: list[Any] = [None, None]
-    if device == "arm64":
-        from mirabelle.devices import arm64
+    predict = network.predict if isinstance(network, Artifact) else predictor(network)
+    return evaluate(predict, loader, metric, "measuring")
 
-        for i, n in enumerate(n for n in (network, other) if n is not None):
-            instructions[i] = arm64.run(n, arrays[i], core)[0]
-        where = f"arm64: {core}, {instructions[0].emulator}"
-    else:
-        from mirabelle.devices import adb
 
-        if binary is None:
-            raise InputError(
-                "device='adb' needs binary=, the path of the runtime's benchmark program for "
-                "Android (docs/phone.md)"
-            )
-        files = {k: n for k, n in (("network", network), ("baseline", other)) if n is not None}
-        timings, phone = adb.run(files, binary, serial=serial, threads=network.threads, runs=runs)
-        latencies = [
-            Latency.of([t.typical for t in timings[k]]) if k in timings else None
-            for k in ("network", "baseline")
-        ]
-        where = str(phone)
-    return Measurement(
-        name=network.path.name,
-        runtime=network.runtime,
-        threads=1 if device == "arm64" else network.threads,
-        bytes=size,
-        parameters=parameters,
-        macs=macs,
-        uncounted=uncounted,
-        inputs=[list(t.shape) for t in batch.tensors],
-        latency=latencies[0],
-        memory=None,
-        score=None,
-        baseline=None if other is None else _name(other),
-        baseline_latency=latencies[1],
-        speedup=speedup(latencies[1], latencies[0]) if latencies[1] is not None else None,
-        machine=machine(),
-        versions=versions("mirabelle", "numpy") | {network.runtime: network.version},
-        device=where,
-        instructions=instructions[0],
-        baseline_instructions=instructions[1],
-    )
+def _memory(network: Artifact | nn.Module, batch: Batch) -> PeakMemory | None:
+    from mirabelle.runtimes import Artifact
+
+    if not isinstance(network, Artifact) or not _peaks_readable():
+        return None
+    return peak_memory(network, *network.arrays(*batch.args, **batch.kwargs))
+
+
+def _versions(network: Artifact | nn.Module) -> dict[str, str | None]:
+    from mirabelle.runtimes import Artifact
+
+    if not isinstance(network, Artifact):
+        return versions("mirabelle", "torch", "numpy")
+    also = ["onnx"] if network.runtime == "onnxruntime" else []
+    found = versions("mirabelle", network.runtime, "numpy", *also)
+    # packages are not always called like their runtime
+    return found | {network.runtime: network.version}
 
 
 def _forms(network: Artifact | nn.Module) -> Choice | None:

@@ -5,14 +5,18 @@ of layer and for the whole, on this machine.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mirabelle.base.errors import InputError
+
+if TYPE_CHECKING:
+    from mirabelle.runtimes.sparse import Choice
 
 SPARSITIES = (0.7, 0.8, 0.9, 0.95, 0.98)
 BLOCKS = {"1x1": 1, "4x1": 4}  # zeros of single weights, and of blocks of four outputs
@@ -70,7 +74,7 @@ class BreakEven:
     def __str__(self) -> str:
         fastest = min(self.dense, key=self.dense.__getitem__)
         times = ", ".join(
-            f"{k} {self.dense[k]:.3f} ms" for k in sorted(self.dense, key=self.dense.get)
+            f"{k} {self.dense[k]:.3f} ms" for k in sorted(self.dense, key=self.dense.__getitem__)
         )
         lines = [f"dense: {times}; {self.threads} thread(s)"]
         lines.append(
@@ -158,12 +162,12 @@ def break_even(
 
     from mirabelle.base.progress import bar
     from mirabelle.measurement.macs import onnx_macs_by_value
-    from mirabelle.runtimes import mnn, sparse
+    from mirabelle.runtimes import mnn, sparse, sparse_forms
 
     mnn.version()
     points = check_sparsities(sparsities)
     model = onnx.load(onnx_path)
-    layers = sparse.weights(model)
+    layers = sparse_forms.weights(model)
     if not layers:
         raise InputError(
             f"{onnx_path.name} has no layer that could be sparse: no ungrouped convolution and "
@@ -182,44 +186,43 @@ def break_even(
         tempfile.TemporaryDirectory() as folder,
         bar("break-even", len(points) * len(BLOCKS)) as shown,
     ):
-        for form, block in BLOCKS.items():
-            for share in points:
-                path = Path(folder) / "network.onnx"
-                onnx.save(zeroed(model, share, block), path)
-                found = sparse.choice(
-                    sparse.choose(path, Path(folder) / "out", threads, arrays, ROUNDS, SECONDS)
-                )
-                for runtime, ms in found.milliseconds.items():
-                    if runtime != "sparse":
-                        dense.setdefault(runtime, []).append(ms)
-                times = {
-                    kind: [
-                        layer.milliseconds
-                        for layer in found.layers
-                        if layer.kind == kind and form in layer.milliseconds
-                    ]
-                    for kind in counts
-                }
-                for kind, rows in times.items():
-                    value = (
-                        sum(r["dense"] for r in rows) / sum(r[form] for r in rows) if rows else None
-                    )
-                    speedups[kind].setdefault(form, []).append(value)
-                fastest = min(
-                    ms for runtime, ms in found.milliseconds.items() if runtime != "sparse"
-                )
-                speedups[NETWORK].setdefault(form, []).append(
-                    fastest / found.milliseconds["sparse"] if found.sparse else None
-                )
-                milliseconds.setdefault(form, []).append(min(found.milliseconds.values()))
-                left = sum(macs.values()) - share * work
-                bytes_read = (
-                    4 * sum(w.rows.size for w in layers) * (1 - share) * (1 + 1 / block)
-                )  # a value, and an index for each block
-                least.setdefault(form, []).append(machine.milliseconds(left, bytes_read))
-                shown.advance()
+        for form, share in product(BLOCKS, points):
+            path = Path(folder) / "network.onnx"
+            onnx.save(zeroed(model, share, BLOCKS[form]), path)
+            found = sparse.choice(
+                sparse.choose(path, Path(folder) / "out", threads, arrays, ROUNDS, SECONDS)
+            )
+            for runtime, ms in found.milliseconds.items():
+                if runtime != "sparse":
+                    dense.setdefault(runtime, []).append(ms)
+            for kind, value in _speedups(found, form, counts).items():
+                speedups[kind].setdefault(form, []).append(value)
+            milliseconds.setdefault(form, []).append(min(found.milliseconds.values()))
+            left = sum(macs.values()) - share * work
+            bytes_read = (
+                4 * sum(w.rows.size for w in layers) * (1 - share) * (1 + 1 / BLOCKS[form])
+            )  # a value, and an index for each block
+            least.setdefault(form, []).append(machine.milliseconds(left, bytes_read))
+            shown.advance()
     medians = {runtime: float(np.median(values)) for runtime, values in dense.items()}
     return BreakEven(points, speedups, counts, medians, machine, least, milliseconds, threads)
+
+
+def _speedups(found: Choice, form: str, kinds: Iterable[str]) -> dict[str, float | None]:
+    """How many times as fast one form is as the dense one, by kind of layer and for the whole;
+    None where nothing of it is sparse.
+    """
+    result: dict[str, float | None] = {}
+    for kind in kinds:
+        rows = [
+            layer.milliseconds
+            for layer in found.layers
+            if layer.kind == kind and form in layer.milliseconds
+        ]
+        result[kind] = sum(r["dense"] for r in rows) / sum(r[form] for r in rows) if rows else None
+    fastest = min(ms for runtime, ms in found.milliseconds.items() if runtime != "sparse")
+    result[NETWORK] = fastest / found.milliseconds["sparse"] if found.sparse else None
+    return result
 
 
 def check_sparsities(asked: Any) -> list[float]:
@@ -241,13 +244,13 @@ def zeroed(model: Any, share: float, block: int) -> Any:
     """
     import onnx
 
-    from mirabelle.runtimes import sparse
+    from mirabelle.runtimes import sparse_forms
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     generator = np.random.default_rng(0)
     by_name = {i.name: i for i in copy.graph.initializer}
-    for weight in sparse.weights(model):
+    for weight in sparse_forms.weights(model):
         outputs, columns = weight.rows.shape
         units = -(-outputs // block) * columns
         kept = np.ones(units, bool)

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import operator as python
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.inliner
-import onnx.version_converter
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from torch import fx, nn
@@ -28,9 +24,9 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.onnx_files import outside
 from mirabelle.onnx_files.operators import OPERATORS, UnsupportedError
+from mirabelle.onnx_files.prepare import prepared, run_all
 from mirabelle.onnx_files.shapes import LARGEST, Host, as_tensor
 
-OPSET = 17  # what files of an opset before per-channel scales are converted to
 # Inputs that an operator needs as numbers, though they are floats.
 NUMBERS = {"Clip": (1, 2), "Resize": (1, 2, 3), "Upsample": (1,), "Pad": (2,), "Range": (0, 1, 2)}
 LEARNED = (
@@ -89,72 +85,6 @@ class Foreign(nn.Module):
         return found[0] if len(found) == 1 else tuple(found)
 
 
-def prepared(path: str | Path) -> ModelProto:
-    """The file as it is worked on: functions inlined, constants folded and batch norms and biases
-    merged into convolutions by ONNX Runtime's own basic rules, every node with a name of its own,
-    of an opset that has scales per channel. Raises `InputError` where it cannot be read or run.
-    """
-    from mirabelle.runtimes.artifact import unreadable
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
-    try:
-        model = onnx.load(path)
-        if not model.graph.output:
-            raise ValueError("it holds no graph")
-    except Exception as error:
-        raise unreadable(path, "onnx", error) from error
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if version < 13:
-        try:
-            model = onnx.version_converter.convert_version(model, OPSET)
-        except Exception as error:
-            raise InputError(
-                f"{path} is of opset {version}, before scales per channel, and onnx cannot "
-                f"convert it to {OPSET}: {error}"
-            ) from error
-    model = _simplified(model, path)
-    known = {t.name for t in model.graph.initializer}
-    if free := [
-        i.name for i in model.graph.input if i.name in known
-    ]:  # inputs of old files that are constants
-        kept = [i for i in model.graph.input if i.name not in free]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-    taken: set[str] = set()
-    for i, node in enumerate(model.graph.node):
-        base = node.name or f"{node.op_type}_{i}"
-        while base in taken:
-            base = f"{base}_{i}"
-        node.name = base
-        taken.add(base)
-    return model
-
-
-def _simplified(model: ModelProto, path: Path) -> ModelProto:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
-        source = Path(folder) / "source.onnx"
-        onnx.save(
-            model, source, save_as_external_data=model.ByteSize() > 2**30, location="source.data"
-        )
-        try:
-            onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise InputError(
-                f"ONNX Runtime does not open {path}: {str(error).strip().splitlines()[0]}"
-            ) from error
-        return onnx.load(options.optimized_model_filepath)
-
-
 def network(path: str | Path, example: Batch) -> fx.GraphModule:
     """The network of an ONNX file, with a `Source` as `meta["onnx"]`; BatchNorm and the like in
     eval mode. example: what the file takes, by position or by name.
@@ -204,7 +134,7 @@ class _Reader:
         self.proto = source.proto
         self.constants = {t.name: t for t in self.proto.graph.initializer}
         self.opset = next(o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx"))
-        self.values = _run_all(self.proto, example, path)
+        self.values = run_all(self.proto, example, path)
         for (
             output
         ) in self.proto.graph.output:  # runtimes do without its type and rank, checkers do not
@@ -223,7 +153,7 @@ class _Reader:
             for n, a in example.items()
         }
         try:
-            self.doubled = _run_all(self.proto, twice, path)
+            self.doubled = run_all(self.proto, twice, path)
         except InputError:
             self.doubled = {}
         self.root, self.graph = nn.Module(), fx.Graph()
@@ -430,35 +360,3 @@ def _agrees(found: np.ndarray, expected: np.ndarray) -> bool:
         return bool(np.array_equal(found, expected))
     scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
     return bool(np.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale + 1e-6, equal_nan=True))
-
-
-def _run_all(
-    proto: ModelProto, example: dict[str, np.ndarray], path: Path
-) -> dict[str, np.ndarray]:
-    """Every value of the graph on the example, by ONNX Runtime."""
-    import onnxruntime
-
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    names = [o for n in copy.graph.node for o in n.output if o]
-    del copy.graph.output[:]
-    copy.graph.output.extend([onnx.ValueInfoProto(name=n) for n in names])
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # what is fused has no value of its own
-    options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "all.onnx"
-        onnx.save(copy, file, save_as_external_data=copy.ByteSize() > 2**30, location="all.data")
-        try:
-            session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
-            found: Any = session.run(None, example)
-            return {**example, **dict(zip(names, found))}
-        except Exception as error:
-            shapes = ", ".join(f"{n} {a.shape} {a.dtype}" for n, a in example.items())
-            raise InputError(
-                f"{path} does not run on {shapes}: {str(error).strip().splitlines()[0]}"
-            ) from error

@@ -14,13 +14,14 @@ from mirabelle.base.checks import clone
 from mirabelle.base.errors import CheckpointError, InputError, LimitError, RecipeError
 from mirabelle.base.files import atomic
 from mirabelle.base.progress import console
-from mirabelle.pipeline.facts import build_data, build_model, check_fit, depends, root_key
+from mirabelle.pipeline.facts import check_fit, depends, root_key
 from mirabelle.pipeline.recipe import Recipe, load_recipe
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
 from mirabelle.pipeline.summary import missed, summarise, without_timings
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
 from mirabelle.runtimes import RUNTIMES
+from mirabelle.sources.callables import build_data, build_model
 from mirabelle.store import load
 
 

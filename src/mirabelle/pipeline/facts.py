@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_network, check_runs
+from mirabelle.base.checks import check_runs
 from mirabelle.base.data import Batch, batches
 from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.base.files import content_hash, sha256, tensors_hash
@@ -28,67 +27,9 @@ from mirabelle.measurement.machine import versions
 from mirabelle.pipeline.declarations import OWN
 from mirabelle.pipeline.recipe import OPTIONS, Recipe, Step
 from mirabelle.pruning.criteria import NEEDS_GRADIENTS
+from mirabelle.sources.callables import Loaders, build_model
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
 from mirabelle.training.loop import seed_epoch
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """validation: what may choose, where the data has it; the test data may not."""
-
-    train: Iterable
-    calibration: Iterable
-    test: Iterable
-    validation: Iterable | None = None
-
-    @property
-    def given(self) -> list[str]:
-        return [n for n, loader in vars(self).items() if loader is not None]
-
-
-def build_model(reference: str) -> nn.Module:
-    """Calls `module:callable`; what it raises is shown with the reference."""
-    try:
-        return check_network(load(reference, "model")(), reference).eval()
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{reference} failed: {type(error).__name__}: {error}") from error
-
-
-def build_data(reference: str) -> Loaders:
-    """Calls `module:callable`, which returns train, calibration and test loaders: an object with
-    these names, a dict, or a tuple in this order; a validation loader too, if there is one.
-    """
-    try:
-        found = load(reference, "data")()
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{reference} failed: {type(error).__name__}: {error}") from error
-    names = ("train", "calibration", "test", "validation")
-    if isinstance(found, Mapping):
-        found = {n: found.get(n) for n in names}
-    elif all(hasattr(found, n) for n in names[:3]):
-        found = {n: getattr(found, n, None) for n in names}
-    elif isinstance(found, (tuple, list)) and len(found) >= 3:
-        found = {**dict.fromkeys(names), **dict(zip(names, found, strict=False))}
-    else:
-        raise InputError(
-            f"data {reference!r} returned a {type(found).__name__}; expected train, calibration "
-            "and test loaders: a tuple, a dict or an object with these names"
-        )
-    for name, loader in found.items():
-        if loader is None and name == "validation":
-            continue
-        if loader is None or not hasattr(loader, "__iter__"):
-            raise InputError(f"data {reference!r} gives no {name} loader")
-        if iter(loader) is loader:
-            raise InputError(
-                f"data {reference!r}: the {name} loader is an iterator, which is empty after "
-                "one pass; give a list, a DataLoader or another iterable"
-            )
-    return Loaders(**found)  # pyright: ignore[reportArgumentType]
 
 
 def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
@@ -126,64 +67,81 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
     """
     labels_needed = any(_needs_labels(s) for s in recipe.steps)
     try:
-        example: Batch | None = None
-        shapes: dict[str, list] = {}
-        for name in loaders.given:
-            labelled = name == "test" or (name == "train" and labels_needed)
-            seed_epoch(getattr(loaders, name), recipe.seed)
-            batch = first_batch(getattr(loaders, name), name, labelled)
-            few = batch.head(4)
-            output = as_tensor(check_runs(model, few, f"the {name} loader's first batch"))
-            shapes[name] = [tuple(t.shape[1:]) for t in few.tensors]
-            if name == "train" and labelled:
-                loss = resolve(recipe.loss, LOSSES, "loss")
-                try:
-                    loss(output, few.target)
-                except Exception as error:
-                    raise InputError(
-                        f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and "
-                        f"the train loader's targets: {error}"
-                    ) from error
-            if name == "test":
-                metric = resolve(recipe.metric, METRICS, "metric")
-                try:
-                    sample_scores(lambda b, output=output: output, [few], metric)
-                except InputError:
-                    raise
-                except Exception as error:
-                    raise InputError(
-                        f"metric {recipe.metric!r} does not take outputs {tuple(output.shape)} "
-                        f"and the test loader's targets: {error}"
-                    ) from error
-                example = few.head(1)
-        if len(set(map(str, shapes.values()))) > 1:
-            raise InputError(
-                "the loaders yield different shapes: "
-                + ", ".join(f"{n} {s}" for n, s in shapes.items())
-            )
+        example = _check_loaders(recipe, model, loaders, labels_needed)
         known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
         for i, step in enumerate(recipe.steps, 1):
-            for name in [
-                *(step.options.get("keep") or ()),
-                *((step.options.get("sparsify") or {}).get("keep") or ()),
-            ]:
-                if name not in known:
-                    raise InputError(
-                        f"step {i} ({step.name}): keep names {name!r}, which is no module or "
-                        "parameter of the network"
-                    )
+            _check_kept(i, step, known)
             if features := step.options.get("features"):
                 Taps(model, list(features), "student").close()
             if step.name == "distill":
-                _check_teachers(step, model, example, labels_needed)
-        assert example is not None
+                _check_teachers(step, model, example)
         return example
     except InputError as error:
         raise RecipeError(f"{recipe.path}: {error}") from error
 
 
-def _check_teachers(step: Step, model: nn.Module, example: Batch | None, labelled: bool) -> None:
+def _check_loaders(
+    recipe: Recipe, model: nn.Module, loaders: Loaders, labels_needed: bool
+) -> Batch:
+    """An example of one sample, once a batch of each loader has run through the network."""
+    example: Batch | None = None
+    shapes: dict[str, list] = {}
+    for name in loaders.given:
+        labelled = name == "test" or (name == "train" and labels_needed)
+        seed_epoch(getattr(loaders, name), recipe.seed)
+        batch = first_batch(getattr(loaders, name), name, labelled)
+        few = batch.head(4)
+        output = as_tensor(check_runs(model, few, f"the {name} loader's first batch"))
+        shapes[name] = [tuple(t.shape[1:]) for t in few.tensors]
+        if name == "train" and labelled:
+            _check_loss(recipe, output, few)
+        if name == "test":
+            _check_metric(recipe, output, few)
+            example = few.head(1)
+    if len(set(map(str, shapes.values()))) > 1:
+        raise InputError(
+            "the loaders yield different shapes: "
+            + ", ".join(f"{n} {s}" for n, s in shapes.items())
+        )
     assert example is not None
+    return example
+
+
+def _check_loss(recipe: Recipe, output: torch.Tensor, few: Batch) -> None:
+    loss = resolve(recipe.loss, LOSSES, "loss")
+    try:
+        loss(output, few.target)
+    except Exception as error:
+        raise InputError(
+            f"loss {recipe.loss!r} does not take outputs {tuple(output.shape)} and "
+            f"the train loader's targets: {error}"
+        ) from error
+
+
+def _check_metric(recipe: Recipe, output: torch.Tensor, few: Batch) -> None:
+    metric = resolve(recipe.metric, METRICS, "metric")
+    try:
+        sample_scores(lambda b: output, [few], metric)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"metric {recipe.metric!r} does not take outputs {tuple(output.shape)} "
+            f"and the test loader's targets: {error}"
+        ) from error
+
+
+def _check_kept(number: int, step: Step, known: set[str]) -> None:
+    grown = step.options.get("sparsify") or {}
+    for name in [*(step.options.get("keep") or ()), *(grown.get("keep") or ())]:
+        if name not in known:
+            raise InputError(
+                f"step {number} ({step.name}): keep names {name!r}, which is no module or "
+                "parameter of the network"
+            )
+
+
+def _check_teachers(step: Step, model: nn.Module, example: Batch) -> None:
     ours = as_tensor(check_runs(model, example, "an example")).shape
     losses = step.options.get("losses") or {"dist": 1.0}
     for teacher in build_teachers(step.options.get("teacher"), model, model):

@@ -22,7 +22,7 @@ from mirabelle.measurement.accuracy import METRICS, sample_scores
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
-from mirabelle.pipeline.facts import Loaders, build_teachers
+from mirabelle.pipeline.facts import build_teachers
 from mirabelle.pipeline.recipe import Recipe
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
@@ -30,6 +30,7 @@ from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
+from mirabelle.sources.callables import Loaders
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
 from mirabelle.training.loop import Trained, labels_objective, seed_epoch, train, with_loss
@@ -209,8 +210,11 @@ def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
         raise InputError("verify found no quantised network")
     for runtime in state.runtimes:
         checked = verify(
-            quantized.model, state.artifact(quantized.name, runtime), state.loaders.test, **options
-        )  # type: ignore[arg-type]
+            quantized.model,  # type: ignore[arg-type]
+            state.artifact(quantized.name, runtime),
+            state.loaders.test,
+            **options,
+        )
         found.append(checked.to_dict())
     return Outcome({"verification": found})
 
@@ -257,26 +261,37 @@ def measure_all(state: State, folder: Path) -> Outcome:
 
     Without an export step the accuracy is that of the networks in PyTorch, and nothing is timed.
     """
-    from mirabelle.measurement.accuracy import predictor
-
-    metric = resolve(state.recipe.metric, METRICS, "metric")
-    scores: dict[str, np.ndarray] = {}
     if not state.exported:
-        for stage in state.stages:
-            seed_loaders(state)  # the same samples in the same order for each stage
-            scores[f"{stage.name}/pytorch"] = sample_scores(
-                predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch"
-            )
-        _write_scores(folder, scores)
+        _write_scores(folder, _scores_in_pytorch(state))
         return Outcome({"bytes": {}})
     artifacts = {
         (s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes
     }
-    cores = machine()[
-        "cores"
-        # accuracy is the same with any number of threads; latency is measured with those of the
-        # recipe
-    ]
+    _write_scores(folder, _scores_of_files(state, artifacts))
+    sizes = {f"{s}/{r}": a.bytes for (s, r), a in artifacts.items()}
+    return Outcome({"bytes": sizes}, _timings(state, artifacts))
+
+
+def _scores_in_pytorch(state: State) -> dict[str, np.ndarray]:
+    from mirabelle.measurement.accuracy import predictor
+
+    metric = resolve(state.recipe.metric, METRICS, "metric")
+    scores = {}
+    for stage in state.stages:
+        seed_loaders(state)  # the same samples in the same order for each stage
+        scores[f"{stage.name}/pytorch"] = sample_scores(
+            predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch"
+        )
+    return scores
+
+
+def _scores_of_files(
+    state: State, artifacts: Mapping[tuple[str, str], Artifact]
+) -> dict[str, np.ndarray]:
+    metric = resolve(state.recipe.metric, METRICS, "metric")
+    # accuracy is the same with any number of threads; latency is measured with those of the recipe
+    cores = machine()["cores"]
+    scores = {}
     for stage in state.stages:
         for runtime in state.runtimes:
             seed_loaders(state)
@@ -286,7 +301,13 @@ def measure_all(state: State, folder: Path) -> Outcome:
                 metric,
                 f"{stage.label} on {runtime}",
             )
-    _write_scores(folder, scores)
+    return scores
+
+
+def _timings(state: State, artifacts: Mapping[tuple[str, str], Artifact]) -> dict[str, Any]:
+    """What depends on the clock and the machine's memory; memory and layers of the first and the
+    last stage.
+    """
     ends = {s: state.stages[i].name for s, i in (("before", 0), ("after", -1))}
     calls = {f"{s}/{r}": a for (s, r), a in artifacts.items()}
     arrays = {k: a.arrays(*state.example.args, **state.example.kwargs) for k, a in calls.items()}
@@ -298,7 +319,7 @@ def measure_all(state: State, folder: Path) -> Outcome:
         pin=state.threads == 1,
     )
     first = state.stages[0].name
-    timings = {
+    return {
         "latency": {
             k: {
                 "p50_ms": v.p50_ms,
@@ -327,7 +348,6 @@ def measure_all(state: State, folder: Path) -> Outcome:
             if RUNTIMES[r].profile is not None
         },
     }
-    return Outcome({"bytes": {k: a.bytes for k, a in calls.items()}}, timings)
 
 
 def _write_scores(folder: Path, scores: dict[str, np.ndarray]) -> None:

@@ -34,8 +34,7 @@ from mirabelle.pruning.criteria import (
 )
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
-from mirabelle.pruning.reconstruct import Cut
-from mirabelle.pruning.repair import REPAIRS
+from mirabelle.pruning.repair import REPAIRS, Cut
 from mirabelle.pruning.rounds import in_steps
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here

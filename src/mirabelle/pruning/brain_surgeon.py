@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from mirabelle.channels.groups import Group, Slot
-from mirabelle.fitting.gram import Moments, ridge
+from mirabelle.fitting.gram import Gram, ridge
 from mirabelle.pruning.stats import Stats, per_channel
 
 # at least so many removals one after the other for a group; larger groups lose several channels at
@@ -81,7 +81,7 @@ def brain_surgeon(group: Group, stats: Stats) -> torch.Tensor:
 
     For a reader with weights W and H = A'A + r I of its inputs, the error of its outputs without
     the columns S, all others being fitted again, is tr(F W_S ((H^-1)_SS)^-1 W_S'), F being how much
-    the network's outputs depend on the reader's (`Moments.sensitivity`; where that is unknown, one
+    the network's outputs depend on the reader's (`Gram.sensitivity`; where that is unknown, one
     over the energy of the reader's outputs). The channel for which the sum over the readers is
     least goes first; then W and H^-1 are those of the fitted rest. Hassibi & Stork 1993, eq. 5, on
     blocks as in ZipLM (Kurtic et al. 2023, eq. 4). A convolution with groups is a reader for each
@@ -99,12 +99,12 @@ def brain_surgeon(group: Group, stats: Stats) -> torch.Tensor:
     readers, layers, scores = [], [], torch.zeros(group.channels, dtype=torch.float64)
     for slot in group.with_role("in"):
         weight = stats.tensors[slot.parameter].cpu().double()
-        if slot.module not in stats.moments or slot.dim != 1:
+        if slot.module not in stats.grams or slot.dim != 1:
             shares = per_channel(weight, slot).square().sum(1)
             scores += shares / shares.sum().clamp_min(1e-30)
             continue
         for reader, layer in _readers(
-            weight.flatten(1), slot, weight[0, 0].numel(), stats.moments[slot.module]
+            weight.flatten(1), slot, weight[0, 0].numel(), stats.grams[slot.module]
         ):
             readers.append(reader)
             layers.append(layer)
@@ -151,19 +151,19 @@ def _without(
 
 
 def _readers(
-    weights: torch.Tensor, slot: Slot, spread: int, moments: Moments
+    weights: torch.Tensor, slot: Slot, spread: int, known: Gram
 ) -> list[tuple[Reader, Layer]]:
     """One for each group of a layer, whose inputs have `spread` columns each."""
     places = (slot.index[..., None] * spread + torch.arange(spread)).flatten(1)
     columns = places.reshape(-1)
-    grams = moments.gram.cpu()
+    grams = known.matrix.cpu()
     each = len(weights) // len(grams)
     found = []
     for number, gram in enumerate(grams):
         rows = slice(number * each, (number + 1) * each)
         w = weights[rows]
         inverse = torch.linalg.inv(gram + ridge(gram, float(gram[-1, -1])))
-        if moments.sensitivity is None:
+        if known.sensitivity is None:
             about_mean = (
                 gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
             )  # a bias gives the mean
@@ -172,7 +172,7 @@ def _readers(
                 / ((w @ about_mean) * w).sum().clamp_min(1e-30).sqrt()
             )
         else:
-            values, vectors = torch.linalg.eigh(moments.sensitivity.cpu()[rows, rows])
+            values, vectors = torch.linalg.eigh(known.sensitivity.cpu()[rows, rows])
             root = values.clamp_min(0).sqrt()[:, None] * vectors.T
         plain = (
             inverse[:-1, :-1] - torch.outer(inverse[:-1, -1], inverse[-1, :-1]) / inverse[-1, -1]

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from torch import nn
 
 from mirabelle.base.data import Batch, cache_folder
 from mirabelle.base.errors import choose
-from mirabelle.base.files import content_hash, read_json, write_json
+from mirabelle.base.files import content_hash, write_json
 from mirabelle.base.progress import bar
 from mirabelle.channels.groups import Cost, Coupling
 from mirabelle.channels.surgery import remove
@@ -44,6 +44,7 @@ from mirabelle.measurement.latency import alternate
 from mirabelle.measurement.layers import known_beginning
 from mirabelle.measurement.machine import machine
 from mirabelle.pruning.allocation import aligned
+from mirabelle.pruning.kernel_blocks import FORMAT, SECONDS, kernel_block, measured_before
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
@@ -72,7 +73,6 @@ FUSED = {
     "BatchNormalization",
     "Softmax",
 }
-BLOCKS = (32, 16, 8, 4)  # widest first
 PARTS = (
     1.0,
     0.75,
@@ -80,15 +80,11 @@ PARTS = (
     0.25,
     0.0,
 )  # of what is missing to a whole block, what a started one takes nevertheless
-# of what is kept in the cache; counted up where the same measurements would now give another result
-FORMAT = 4
 TOLERANCE = 0.03
 TRIES = 5
-SECONDS = 3.0
 
 Kept = Mapping[str, int]
 Removed = Mapping[str, torch.Tensor]
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -160,78 +156,6 @@ def _features(coupling: Coupling, kept: Kept, block: int, parts: Sequence[float]
     ).reshape(-1, 3)
 
 
-def _measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
-    """What `read` makes of a file of the cache; None where there is none, or it is damaged: then it
-    is measured again.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return read(read_json(path))
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
-    """How many channels the kernels of `runtime` write together on this machine, of `BLOCKS`: found
-    by timing a small network, or read from the cache.
-    """
-    adapter = choose(runtime, RUNTIMES, "runtime")
-    known = {
-        "format": FORMAT,
-        "runtime": runtime,
-        "version": adapter.version(),
-        "threads": threads,
-        "blocks": BLOCKS,
-        "machine": machine()["cpu"],
-    }
-    path = cache_folder() / "latency" / f"block-{content_hash(known)}.json"
-    if (
-        found := _measured_before(path, lambda kept: BLOCKS[BLOCKS.index(kept["block"])])
-    ) is not None:
-        return found
-    inputs = Batch((torch.zeros(1, 16, 28, 28),), {}, None)
-    widths = sorted({w for b in BLOCKS[:-1] for w in _probed(b)})
-    with tempfile.TemporaryDirectory() as folder, bar("timing kernels", len(widths)) as shown:
-        files = {}
-        for width in widths:
-            # Nothing sums over the width: what is read need not fill blocks where what is written
-            # does.
-            network = nn.Sequential(
-                nn.Conv2d(16, 256, 1),
-                nn.ReLU(),
-                nn.Conv2d(256, width, 1),
-                nn.ReLU(),
-                nn.AdaptiveAvgPool2d(1),
-            )
-            files[str(width)] = write_artifact(
-                network, inputs, Path(folder) / str(width), runtime, threads
-            )
-            shown.advance()
-        times = time_in_turn(files, inputs, SECONDS)
-    block = widest_block({w: times[str(w)].p50_ms for w in widths})
-    write_json(path, {"block": block})
-    return block
-
-
-def _probed(block: int) -> tuple[int, int, int]:
-    """One block, a little more, and two: the second takes as long as the third where kernels have
-    blocks of this width, and is at most half way where they are narrower.
-    """
-    return block, block + 4, 2 * block
-
-
-def widest_block(milliseconds: Mapping[int, float]) -> int:
-    """The widest of `BLOCKS` of which a part takes as long as the whole. milliseconds: by width, of
-    all that `_probed` gives.
-    """
-    for block in BLOCKS[:-1]:
-        one, more, two = (milliseconds[width] for width in _probed(block))
-        if more - one > (1 + 1 / 2) / 2 * (two - one) > 0:
-            return block
-    return BLOCKS[-1]
-
-
 def latency_model(
     model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1
 ) -> LatencyModel:
@@ -254,7 +178,7 @@ def latency_model(
         "machine": machine()["cpu"],
     }
     path = cache_folder() / "latency" / f"{content_hash(known)}.json"
-    before = _measured_before(
+    before = measured_before(
         path,
         lambda kept: LatencyModel(
             np.array(kept["layers"]).reshape(-1, 3),

@@ -15,10 +15,10 @@ from mirabelle.base.data import Batch, device_of, samples
 from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import Coupling, Slot
 from mirabelle.fitting.gradients import loss_gradients
-from mirabelle.fitting.gram import Moments, has_rows, layer_moments
+from mirabelle.fitting.gram import Gram, gram_matrices, has_rows
 from mirabelle.measurement.accuracy import as_tensor
 
-TRIAL = 16  # samples on which a cut is tried; the moments are those of others
+TRIAL = 16  # samples on which a cut is tried; the Gram matrices are those of others
 MOST_COLUMNS = (
     8192  # of a layer whose inputs are looked at: beyond it A'A takes over half a gigabyte
 )
@@ -35,7 +35,7 @@ class Stats:
     `NEEDS_SAMPLES`, and likewise below.
     products: by (group, parameter, dimension), (batches, C): weight x gradient summed over what the
     channel has there. squares: the same keys, (C,): the sum of (weight x gradient) squared, the
-    mean over the batches. scales: the names of BatchNorm's gamma. moments: see there; computed when
+    mean over the batches. scales: the names of BatchNorm's gamma. grams: see there; computed when
     first looked at.
     trial: parameters that take the places of the network's -> the squared error of its outputs
     relative to their energy about the mean, on TRIAL samples.
@@ -47,11 +47,11 @@ class Stats:
     products: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     squares: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     scales: frozenset[str] = frozenset()
-    read: Callable[[], dict[str, Moments]] = dict
+    read: Callable[[], dict[str, Gram]] = dict
     trial: Callable[[dict[str, torch.Tensor]], float] | None = None
 
     @cached_property
-    def moments(self) -> dict[str, Moments]:
+    def grams(self) -> dict[str, Gram]:
         """By layer, what it reads and what depends on what it gives, on the same batches."""
         return self.read()
 
@@ -87,10 +87,10 @@ def collect(
     }
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
-    def read() -> dict[str, Moments]:
+    def read() -> dict[str, Gram]:
         if data is None:
             raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
-        return layer_moments(model, _readers(model, coupling), data, count, skip=TRIAL)
+        return gram_matrices(model, _readers(model, coupling), data, count, skip=TRIAL)
 
     stats = Stats(
         tensors,

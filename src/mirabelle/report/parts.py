@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mirabelle.report import units
-from mirabelle.report.svg import element, escape, marker
+from mirabelle.report import charts, units
+from mirabelle.report.charts import marker
+from mirabelle.report.svg import element, escape
 from mirabelle.report.units import DASH, number
 
 RUNTIMES = {
@@ -155,3 +156,28 @@ def legend(entries: list[tuple[str, str, int | None]]) -> str:
     return element(
         "ul", *(element("li", swatch(c, k) + escape(n)) for n, c, k in entries), class_="legend"
     )
+
+
+MANY = 40  # a longer list of layers starts folded
+
+
+def pair(*blocks: str) -> str:
+    """Blocks side by side where the page is wide enough, one above the other elsewhere."""
+    return element("div", *blocks, class_="pair") if any(blocks) else ""
+
+
+def titled(title: str, body: str) -> str:
+    return element("div", element("h3", escape(title)), body) if body else ""
+
+
+def halves(rows: list[dict], label: str, title: str) -> str:
+    """Bars in two columns, to one scale; folded where the list is long."""
+    most = max(
+        (b["value"] for r in rows for b in r["bars"] if b["value"] is not None), default=None
+    )
+    middle = (len(rows) + 1) // 2 if len(rows) > 5 else len(rows)
+    body = pair(
+        charts.bars(rows[:middle], label, most),
+        charts.bars(rows[middle:], f"{label}, continued", most) if rows[middle:] else "",
+    )
+    return fold(title, f"{len(rows)} rows", body, False) if len(rows) > MANY else body

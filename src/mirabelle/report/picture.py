@@ -9,7 +9,7 @@ from typing import Any
 
 from mirabelle.base import files
 from mirabelle.base.errors import InputError, did_you_mean
-from mirabelle.report import svg, units
+from mirabelle.report import histograms, units
 from mirabelle.report.parts import child
 from mirabelle.report.style import CSS
 from mirabelle.report.svg import element, escape
@@ -36,7 +36,7 @@ def figure(tensor: dict[str, Any]) -> str:
         ends = units.numbers(grid.get("range"))
         if len(ends) != 2:
             return ""
-        chart = svg.clipping(
+        chart = histograms.clipping(
             bins["counts"],
             low,
             high,

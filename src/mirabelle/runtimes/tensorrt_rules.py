@@ -11,13 +11,22 @@ Recommendations; and TensorRT-RTX 1.7.1's parser, tried with each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+from mirabelle.runtimes.tensorrt_graph import (
+    MOVES,
+    WEIGHTED,
+    Graph,
+    Violation,
+    attribute,
+    axis_of,
+    name_of,
+    weights_of,
+)
+
 # What TensorRT lets integers through: they commute with quantisation, or it has a kernel for them.
 INTEGER_READERS = (
     *WEIGHTED,
@@ -34,109 +43,6 @@ INTEGER_READERS = (
     "Slice",
 )
 FUSED = ("BatchNormalization", "Relu", "Clip", "LeakyRelu")
-MOVES = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
-
-
-class Violation(NamedTuple):
-    """A broken rule. node: where. parser: what TensorRT's own parser does about it."""
-
-    rule: str
-    node: str
-    message: str
-    parser: str
-
-    def __str__(self) -> str:
-        return f"{self.node}: {self.message} ({self.rule}; the parser {self.parser} it)"
-
-
-@dataclass(frozen=True)
-class Graph:
-    """An ONNX graph with the ways through it."""
-
-    nodes: list[Any]
-    constants: dict[str, np.ndarray]
-    makers: dict[str, Any]
-    readers: dict[str, list[Any]]
-    outputs: set[str]
-
-    @classmethod
-    def read(cls, path: str | Path) -> Graph:
-        import onnx
-        from onnx import numpy_helper
-
-        graph = onnx.load(path).graph
-        constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        for node in graph.node:
-            if (
-                node.op_type == "Constant"
-                and (value := next((a.t for a in node.attribute if a.name == "value"), None))
-                is not None
-            ):
-                constants[node.output[0]] = numpy_helper.to_array(value)
-        readers: dict[str, list[Any]] = {}
-        for node in graph.node:
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
-        return cls(
-            list(graph.node),
-            constants,
-            {o: n for n in graph.node for o in n.output},
-            readers,
-            {o.name for o in graph.output},
-        )
-
-    def of(self, *kinds: str) -> list[Any]:
-        return [n for n in self.nodes if n.op_type in kinds]
-
-    def maker(self, name: str, kind: str | None = None) -> Any:
-        node = self.makers.get(name)
-        return node if node is not None and kind in (None, node.op_type) else None
-
-    def dequantized(self, name: str) -> Any:
-        """The DequantizeLinear that a value comes from, straight or by data movement; None where it
-        is a float.
-        """
-        node = self.makers.get(name)
-        while node is not None and node.op_type in MOVES:
-            node = self.makers.get(node.input[0])
-        return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-    def is_weight(self, dequantize: Any) -> bool:
-        """Whether a DequantizeLinear holds a constant: stored integers, or floats that a
-        QuantizeLinear rounds.
-        """
-        before = self.maker(dequantize.input[0], "QuantizeLinear")
-        return (before.input[0] if before is not None else dequantize.input[0]) in self.constants
-
-
-def _name(node: Any) -> str:
-    return node.name or (node.output[0] if node.output else node.op_type)
-
-
-def _axis(node: Any) -> int:
-    return next((a.i for a in node.attribute if a.name == "axis"), 1)
-
-
-def _attribute(node: Any, name: str, default: int = 0) -> int:
-    return next((a.i for a in node.attribute if a.name == name), default)
-
-
-def _weights(graph: Graph) -> Iterator[tuple[Any, Any, int]]:
-    """(layer, the DequantizeLinear of its weight, the dimension of its output channels)."""
-    for node in graph.of(*WEIGHTED):
-        for name in node.input[:2]:
-            found = graph.maker(name, "DequantizeLinear")
-            if found is not None and graph.is_weight(found):
-                rank = (
-                    graph.constants[found.input[0]].ndim if found.input[0] in graph.constants else 2
-                )
-                axis = {
-                    "Conv": 0,
-                    "ConvTranspose": 1,
-                    "Gemm": 0 if _attribute(node, "transB") else 1,
-                    "MatMul": rank - 1,
-                }[node.op_type]
-                yield node, found, axis
 
 
 def zero_points(graph: Graph) -> Iterator[Violation]:
@@ -146,7 +52,7 @@ def zero_points(graph: Graph) -> Iterator[Violation]:
         if zero is not None and zero.any():
             yield Violation(
                 "zero-point",
-                _name(node),
+                name_of(node),
                 f"its zero point is {zero.flat[np.flatnonzero(zero)[0]]}; it must be 0",
                 "rejects",
             )
@@ -159,7 +65,7 @@ def positive_scales(graph: Graph) -> Iterator[Violation]:
         if scale is not None and not (np.isfinite(scale) & (scale > 0)).all():
             yield Violation(
                 "positive-scale",
-                _name(node),
+                name_of(node),
                 f"its scales are as small as {scale.min()}; they must be above 0",
                 "rejects",
             )
@@ -182,7 +88,7 @@ def signed_bytes(graph: Graph) -> Iterator[Violation]:
             else None
         )
         kind = (
-            np.dtype("int8") if kind is not None and _attribute(node, "output_dtype") == 3 else kind
+            np.dtype("int8") if kind is not None and attribute(node, "output_dtype") == 3 else kind
         )
         if (
             kind is not None
@@ -192,7 +98,7 @@ def signed_bytes(graph: Graph) -> Iterator[Violation]:
             parser = "accepts" if kind == np.uint8 else "rejects"
             yield Violation(
                 "int8",
-                _name(node),
+                name_of(node),
                 f"it has {kind}"
                 + ("" if zero is not None else ", as there is no zero point")
                 + "; int8 is needed",
@@ -207,7 +113,7 @@ def float_biases(graph: Graph) -> Iterator[Violation]:
         if stored is not None and stored.dtype == np.int32:
             yield Violation(
                 "float-bias",
-                _name(node),
+                name_of(node),
                 "it holds a bias in int32; store the bias as float",
                 "rejects",
             )
@@ -225,7 +131,7 @@ def tensor_scales(graph: Graph) -> Iterator[Violation]:
         if scale is not None and scale.size > 1 and not constant:
             yield Violation(
                 "per-tensor-activation",
-                _name(node),
+                name_of(node),
                 f"an activation has {scale.size} scales; it must have one",
                 "accepts",
             )
@@ -233,16 +139,16 @@ def tensor_scales(graph: Graph) -> Iterator[Violation]:
 
 def channel_axis(graph: Graph) -> Iterator[Violation]:
     """Scales of weights run along the output channels."""
-    for layer, node, axis in _weights(graph):
+    for layer, node, axis in weights_of(graph):
         scale = graph.constants.get(node.input[1])
         stored = graph.constants.get(node.input[0])
         rank = stored.ndim if stored is not None else None
-        own = _axis(node) + (rank or 0) if _axis(node) < 0 else _axis(node)
+        own = axis_of(node) + (rank or 0) if axis_of(node) < 0 else axis_of(node)
         if scale is not None and scale.size > 1 and own != axis:
             yield Violation(
                 "channel-axis",
-                _name(node),
-                f"the scales of {_name(layer)}'s weight run along axis {own}; its output "
+                name_of(node),
+                f"the scales of {name_of(layer)}'s weight run along axis {own}; its output "
                 f"channels are axis {axis}",
                 "accepts",
             )
@@ -250,26 +156,26 @@ def channel_axis(graph: Graph) -> Iterator[Violation]:
 
 def channel_count(graph: Graph) -> Iterator[Violation]:
     """There is a scale for each output channel, or one for all."""
-    for layer, node, axis in _weights(graph):
+    for layer, node, axis in weights_of(graph):
         scale, stored = graph.constants.get(node.input[1]), graph.constants.get(node.input[0])
         if scale is not None and stored is not None and scale.size not in (1, stored.shape[axis]):
             yield Violation(
                 "channel-count",
-                _name(node),
-                f"{scale.size} scales for {stored.shape[axis]} output channels of {_name(layer)}",
+                name_of(node),
+                f"{scale.size} scales for {stored.shape[axis]} output channels of {name_of(layer)}",
                 "rejects",
             )
 
 
 def symmetric_weights(graph: Graph) -> Iterator[Violation]:
     """Weights lie in [-127, 127]."""
-    for layer, node, _ in _weights(graph):
+    for layer, node, _ in weights_of(graph):
         stored = graph.constants.get(node.input[0])
         if stored is not None and stored.dtype == np.int8 and (stored == -128).any():
             yield Violation(
                 "weight-range",
-                _name(node),
-                f"{_name(layer)}'s weight holds -128; it must lie in [-127, 127]",
+                name_of(node),
+                f"{name_of(layer)}'s weight holds -128; it must lie in [-127, 127]",
                 "accepts",
             )
 
@@ -282,7 +188,7 @@ def both_inputs(graph: Graph) -> Iterator[Violation]:
             missing = "activation" if not quantised[0] else "weight"
             yield Violation(
                 "both-inputs",
-                _name(layer),
+                name_of(layer),
                 f"its {missing} is not quantised, the other is; quantise both or none",
                 "accepts",
             )
@@ -308,7 +214,7 @@ def paired(graph: Graph) -> Iterator[Violation]:
             )
             yield Violation(
                 "pairs",
-                _name(node),
+                name_of(node),
                 f"{why}; a QuantizeLinear needs its DequantizeLinear",
                 "accepts",
             )
@@ -336,8 +242,8 @@ def inputs_not_outputs(graph: Graph) -> Iterator[Violation]:
             kinds = ", ".join(sorted({r.op_type for r in last})) or "the output"
             yield Violation(
                 "inputs-not-outputs",
-                _name(node),
-                f"it rounds what {_name(maker)} gives, and only {kinds} reads that, in float",
+                name_of(node),
+                f"it rounds what {name_of(maker)} gives, and only {kinds} reads that, in float",
                 "accepts",
             )
 
@@ -355,14 +261,14 @@ def residual_sums(graph: Graph) -> Iterator[Violation]:
         if all(direct):
             yield Violation(
                 "residual-sum",
-                _name(node),
+                name_of(node),
                 "it adds two layers' results, neither of them quantised; quantise one",
                 "accepts",
             )
         elif all(o.op_type == "DequantizeLinear" for o in operands) and any(rounded):
             yield Violation(
                 "residual-sum",
-                _name(node),
+                name_of(node),
                 "both operands are quantised, one right behind its layer; leave that one in float",
                 "accepts",
             )
@@ -400,8 +306,8 @@ def no_simulated_fusion(graph: Graph) -> Iterator[Violation]:
         if between:
             yield Violation(
                 "no-simulated-fusion",
-                _name(node),
-                f"it stands between {_name(maker)} and its {between[0]}; quantise behind that",
+                name_of(node),
+                f"it stands between {name_of(maker)} and its {between[0]}; quantise behind that",
                 "accepts",
             )
 
@@ -421,7 +327,7 @@ def pooling_commutes(graph: Graph) -> Iterator[Violation]:
             if one is not None and other is not None and not np.array_equal(one, other):
                 yield Violation(
                     "pooling-commutes",
-                    _name(node),
+                    name_of(node),
                     "it stands between two grids; it must keep the one that it reads",
                     "accepts",
                 )

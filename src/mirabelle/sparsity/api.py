@@ -19,7 +19,7 @@ from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
 from mirabelle.fitting.gradients import LOSSES, loss_function, loss_gradients
-from mirabelle.fitting.gram import has_rows, layer_moments
+from mirabelle.fitting.gram import gram_matrices, has_rows
 from mirabelle.fitting.least_squares import reconstruct
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.allocation import ALLOCATIONS, check_reachable
@@ -248,14 +248,14 @@ def _scores(
     if gradients:
         _collect_changes(model, layers, data, loss, count)  # type: ignore[arg-type]
     if inputs:
-        found = layer_moments(
+        found = gram_matrices(
             model,
             [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))],
-            data,
+            data,  # type: ignore[arg-type]
             count,
-        )  # type: ignore[arg-type]
+        )
         for layer in layers:
-            layer.moments = found.get(layer.module)
+            layer.gram = found.get(layer.module)
     scores = {}
     for layer in layers:
         units = by_block(layer.weight, layer.block).shape

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from mirabelle.fitting.gram import Moments, ridge
+from mirabelle.fitting.gram import Gram, ridge
 from mirabelle.sparsity.layers import Layer, by_block
 
 
@@ -40,9 +40,9 @@ def _share(layer: Layer) -> torch.Tensor:
     ).sqrt()
 
 
-def _gram(moments: Moments) -> torch.Tensor:
+def _matrix(gram: Gram) -> torch.Tensor:
     """(columns + 1, columns + 1): of a layer without groups."""
-    return moments.gram[0].cpu()
+    return gram.matrix[0].cpu()
 
 
 def _energy(layer: Layer, gram: torch.Tensor) -> torch.Tensor:
@@ -57,9 +57,9 @@ def wanda(layer: Layer) -> torch.Tensor:
 
     Sun et al. 2024 (Wanda), eq. 1, with one order for a whole layer. No labels are needed.
     """
-    if layer.moments is None:
+    if layer.gram is None:
         return _share(layer)
-    gram = _gram(layer.moments)
+    gram = _matrix(layer.gram)
     inputs = gram.diagonal()[:-1].clamp_min(0)
     return (by_block(layer.weight.square(), layer.block) * inputs / _energy(layer, gram)).sqrt()
 
@@ -68,16 +68,16 @@ def obs(layer: Layer) -> torch.Tensor:
     """The root of S_oo w² / (H⁻¹)_jj with H = A'A + r I: by how much the network's outputs change
     without the weight if all others of its row are fitted again.
 
-    S says what depends on the layer's output o (`Moments.sensitivity`); where it is not known, one
+    S says what depends on the layer's output o (`Gram.sensitivity`); where it is not known, one
     over the energy of the layer's outputs. For a block the sum over its rows, under the root.
     Hassibi & Stork 1993, eq. 5; as in SparseGPT (Frantar & Alistarh 2023) each row is a problem of
     its own with the same H. No labels are needed.
     """
-    if layer.moments is None:
+    if layer.gram is None:
         return _share(layer)
-    gram = _gram(layer.moments)
+    gram = _matrix(layer.gram)
     inverse = torch.linalg.inv(gram + ridge(gram, float(gram[-1, -1]))).diagonal()[:-1]
-    known = layer.moments.sensitivity
+    known = layer.gram.sensitivity
     sensitivity = (
         1 / _energy(layer, gram) if known is None else known.cpu().diagonal().clamp_min(0)[:, None]
     )

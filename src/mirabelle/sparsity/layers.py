@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.errors import InputError, did_you_mean
-from mirabelle.fitting.gram import Moments
+from mirabelle.fitting.gram import Gram
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Layer:
 
     name: of the weight. module: its path. weight: (outputs, columns) float64, one row an output.
     block: so many outputs share their zeros.
-    moments: of what the layer reads and of what depends on what it gives (`moments.layer_moments`),
+    gram: of what the layer reads and of what depends on what it gives (`gram_matrices`),
     where it has rows and data was given.
     changes: (units of outputs, columns), the mean over the batches of the squared first-order
     change of the loss without the unit, where the criterion needs gradients.
@@ -28,7 +28,7 @@ class Layer:
     module: str
     weight: torch.Tensor
     block: int = 1
-    moments: Moments | None = None
+    gram: Gram | None = None
     changes: torch.Tensor | None = None
 
 

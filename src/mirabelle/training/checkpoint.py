@@ -149,18 +149,11 @@ def load_checkpoint(
                 f"{_path(folder)} belongs to another run ({plain['run']}, not {run}); remove it "
                 "or choose another folder"
             )
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            parts.setdefault(part, {})[name] = value
+        parts = _parts(tensors)
         load_state(module, parts["model"])
         if average is not None:
             load_state(average, parts["average"])
-        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in plain["optimizer"].items()}
-        for key, value in parts.get("optimizer", {}).items():
-            index, _, name = key.partition("/")
-            state.setdefault(int(index), {})[name] = value
-        optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
+        _load_optimizer(optim, plain["optimizer"], parts.get("optimizer", {}))
         if plain["scaler"]:
             scaler.load_state_dict(plain["scaler"])
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:
@@ -185,3 +178,23 @@ def load_checkpoint(
         plain["totals"],
         generators,
     )
+
+
+def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a file by what they belong to, the part of their names before the slash."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    return parts
+
+
+def _load_optimizer(
+    optim: torch.optim.Optimizer, plain: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Restores what the optimiser knows of each parameter: plain numbers, and tensors."""
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in plain.items()}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})

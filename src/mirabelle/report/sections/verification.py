@@ -1,0 +1,103 @@
+"""How each runtime's integers agree with the integer reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mirabelle.report import units
+from mirabelle.report.parts import (
+    MANY,
+    child,
+    fold,
+    items,
+    runtime_name,
+    section,
+    show_score,
+    table,
+)
+from mirabelle.report.svg import element, escape
+from mirabelle.report.units import NBSP, number
+
+
+def verification(checks: list[dict]) -> str:
+    """Per runtime: how its answers and its integers agree with the reference, layer by layer."""
+    blocks = []
+    for check in checks:
+        score = child(check, "agreement")
+        facts = []
+        if number(score.get("value")) is not None:
+            figure, small = show_score(score)
+            facts.append(f"Same answer on {figure} of the samples {small}".strip())
+        elif number(check.get("samples")) is not None:
+            facts.append(f"{units.digits(check['samples'])} samples")
+        if number(check.get("sqnr_db")) is not None:
+            facts.append(f"output SQNR {units.decibels(check['sqnr_db'])}")
+        if check.get("note"):
+            facts.append(str(check["note"]))
+        clips = saturation(child(check, "saturated"))
+        departure = child(check, "first_departure")
+        loud = ""
+        if departure:
+            why = f": {departure['why']}" if departure.get("why") else ""
+            loud = element(
+                "p",
+                element("b", "First departure"),
+                escape(f" at {departure.get('layer') or 'an unnamed layer'}{why}"),
+                class_="departure",
+            )
+        rows = [
+            [
+                (str(layer.get("layer") or ""), str(layer.get("operator") or "")),
+                (units.digits(layer.get("max_off_by")), ""),
+                (exact_share(layer.get("exact")), ""),
+                (units.decibels(layer.get("sqnr_db")), ""),
+                (str(layer.get("note") or ""), ""),
+            ]
+            for layer in items(check, "layers")
+        ]
+        head = ("layer", "off by", "exact", "SQNR", "note")
+        worst = max(
+            (number(layer.get("max_off_by")) or 0.0 for layer in items(check, "layers")),
+            default=0.0,
+        )
+        body = fold(
+            "Every layer",
+            f"{len(rows)} layers, off by at most {units.digits(worst)}",
+            table(head, rows, words=4),
+            worst > 1 and len(rows) <= MANY,
+        )
+        blocks.append(
+            element("h3", escape(runtime_name(check.get("runtime") or "")))
+            + (element("p", escape("; ".join(facts))) if facts else "")
+            + (element("p", escape(clips)) if clips else "")
+            + loud
+            + body
+        )
+    note = (
+        "The integers of each runtime against Mirabelle's own integer arithmetic on the same "
+        "inputs. "
+        "Off by: the largest difference, in quantisation steps. Exact: the share of values that "
+        "are equal."
+    )
+    return section("Does the runtime compute the same?", note, *blocks)
+
+
+def saturation(shares: dict) -> str:
+    """What the kernels of the processor clip, from the share of sums that each layer lost; nothing
+    where they clip nothing.
+    """
+    known = {layer: n for layer, v in shares.items() if (n := number(v))}
+    if not known:
+        return ""
+    most = max(known, key=known.__getitem__)
+    return (
+        f"This processor's kernels clip pairs of products in {len(known)} "
+        f"layer{'s' * (len(known) > 1)}, most in {most} "
+        f"({units.digits(100 * known[most])}{NBSP}% of its sums)."
+    )
+
+
+def exact_share(value: Any) -> str:
+    """A share that reads 100 % only where it is 1: 0.99996 is `> 99.99 %`."""
+    n = number(value)
+    return f">{NBSP}99.99{NBSP}%" if n is not None and 0.99995 <= n < 1 else units.percent(n)

@@ -1,0 +1,175 @@
+"""The page of a run: every figure on it, nothing loaded from elsewhere, nothing unescaped."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+
+import pytest
+
+from mirabelle import report as reports
+from tests.report.pages import Page, drawings, headings, text_of
+
+# The page as a whole
+
+
+def test_the_sections_stand_in_their_order(example):
+    expected = (
+        "Before and after | Accuracy against latency | Channels kept | Quantisation | Does the "
+        "runtime compute the same? | "
+        "Where the time goes | Training | How it was measured | The recipe"
+    )
+    assert " | ".join(headings(example)) == expected
+
+
+def test_nothing_is_loaded_from_elsewhere(example):
+    page = reports.render(example)
+    assert (
+        "http" not in page
+        and "//" not in page.split("</style>")[1]
+        and "url(" not in page
+        and "@import" not in page
+    )
+    for tag, attributes in Page(page).tags:
+        assert tag not in ("script", "link", "img", "iframe", "a", "base", "object")
+        assert not {"src", "href", "xlink:href", "srcset", "style"} & set(attributes)
+        assert not any(a.startswith("on") for a in attributes)
+
+
+def test_what_the_run_says_is_escaped(example):
+    evil = '<script>alert("x")</script>\x00\'&'
+
+    def poison(value):
+        if isinstance(value, dict):
+            return {
+                evil + k if k in ("seed", "torch", "prune") else k: poison(v)
+                for k, v in value.items()
+            }
+        if isinstance(value, list):
+            return [poison(v) for v in value]
+        return evil + value if isinstance(value, str) else value
+
+    for key in ("onnxruntime", "openvino"):
+        for stage in example["stages"]:
+            stage["runtimes"][evil + key] = stage["runtimes"].pop(key)
+        example["profile"][evil + key] = example["profile"].pop(key)
+    page = reports.render(poison(example))
+    assert "alert(" in page and "<script" not in page and "\x00" not in page
+    assert not [t for t, _ in Page(page).tags if t == "script"]
+    drawings(page)
+
+
+def test_the_drawings_are_valid_xml_and_have_names(example):
+    found = drawings(reports.render(example))
+    assert len(found) > 30
+    for drawing in found:
+        assert drawing.get("aria-label") or drawing.get("aria-hidden") == "true"
+        for element in drawing.iter():
+            for name in ("x", "y", "width", "height", "x1", "x2", "y1", "y2", "cx", "cy", "r"):
+                if name in element.attrib:
+                    assert re.fullmatch(r"-?[\d.]+(e-\d+)?%?", element.get(name)), (
+                        element.tag,
+                        name,
+                        element.get(name),
+                    )
+                if name in ("width", "height") and name in element.attrib:
+                    assert float(element.get(name).rstrip("%")) >= 0
+
+
+def test_nothing_is_a_number_that_is_not_one(example):
+    text = text_of(example)
+    assert not re.search(r"\b(nan|inf|None|null|True|False)\b", text.split("The recipe")[0])
+
+
+# Reports that lack things
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {},
+        {"stages": []},
+        {
+            "stages": None,
+            "limits": None,
+            "quantization": None,
+            "profile": None,
+            "training": None,
+            "result": None,
+        },
+    ],
+)
+def test_an_empty_report_is_a_page(empty):
+    page = reports.render(empty)
+    Page(page)
+    assert "<h2>" not in page
+
+
+SECTIONS = {
+    "channels": "Channels kept",
+    "quantization": "Quantisation",
+    "verification": "Does the runtime compute the same?",
+}
+SECTIONS |= {"profile": "Where the time goes", "training": "Training", "recipe": "The recipe"}
+
+
+@pytest.mark.parametrize(("key", "title"), SECTIONS.items())
+def test_a_missing_section_is_left_out_and_nothing_else(example, key, title):
+    before = headings(example)
+    del example[key]
+    assert headings(example) == [h for h in before if h != title]
+
+
+def small(value):
+    """The same report with at most two entries in each list."""
+    if isinstance(value, dict):
+        return {k: small(v) for k, v in value.items()}
+    return [small(v) for v in value[:2]] if isinstance(value, list) else value
+
+
+def places(value, path=()):
+    yield path
+    for k, v in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
+        yield from places(v, (*path, k))
+
+
+def test_any_part_may_be_null_or_empty(example):
+    report = small(example)
+    tried = 0
+    for path in places(report):
+        if not path:
+            continue
+        for nothing in (None, [], {}):
+            changed = copy.deepcopy(report)
+            parent = changed
+            for key in path[:-1]:
+                parent = parent[key]
+            if nothing is not None and not isinstance(parent[path[-1]], type(nothing)):
+                continue
+            parent[path[-1]] = nothing
+            page = reports.render(changed)
+            assert "None" not in page.split("</style>")[1].split("The recipe")[0], path
+            tried += 1
+    assert tried > 300
+
+
+def test_write_leaves_both_files(example, tmp_path):
+    page = reports.write(example, tmp_path / "run")
+    assert page == tmp_path / "run" / "report.html"
+    assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8")) == example
+    assert page.read_text(encoding="utf-8") == reports.render(example)
+    assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_a_report_that_is_not_json_leaves_no_page(example, tmp_path):
+    example["timings"]["prune"] = float("nan")
+    with pytest.raises(ValueError):
+        reports.write(example, tmp_path)
+    assert list(tmp_path.iterdir()) == []
