@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-phones test-processors lint clean
+.PHONY: demo test test-phones test-processors test-wheel lint clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
@@ -19,6 +19,10 @@ test-processors: .venv/dev
 test-phones: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,litert,executorch]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtimes/test_phone_runtimes.py tests/runtimes/test_tflite_sparse.py tests/test_exporter.py tests/verification/test_verify.py tests/runtimes/test_watch.py
+
+# The wheel, installed in a new environment and used outside the tree.
+test-wheel: .venv/bin/python
+	$(BIN)/python -m tests.wheel
 
 lint: .venv/dev
 	$(BIN)/ruff check .

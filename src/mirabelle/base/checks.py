@@ -12,6 +12,7 @@ from torch import nn
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError
+from mirabelle.base.quiet import copying
 
 
 def check_network(model: object, argument: str = "model") -> nn.Module:
@@ -80,12 +81,15 @@ def shell(model: nn.Module) -> nn.Module:
     """A copy of the modules around the same tensors: what forward keeps for itself stays in the
     copy.
     """
-    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    tensors = (*model.parameters(), *model.buffers())
+    with copying():
+        return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
 def clone(model: nn.Module) -> nn.Module:
     """A deep copy that shares nothing with `model` and carries no gradients."""
-    copied = copy.deepcopy(model)
+    with copying():
+        copied = copy.deepcopy(model)
     for p in copied.parameters():
         p.grad = None
     return copied

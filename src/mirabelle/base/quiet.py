@@ -10,10 +10,12 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
+from typing import Any
 
 # ONNX Runtime from 1.29 on writes an identifier of the machine to disk, and seconds after the first
 # session tells Microsoft of the network; it reads this once, when it starts, and its function for
@@ -21,19 +23,49 @@ from io import StringIO
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
+# Copying a graph that torch.export made copies its description of the outputs.
+LEAF_SPEC = r".*isinstance\(treespec, LeafSpec\)"
+
+
+class _OthersOnly:
+    """A stream that drops what the thread that made it writes."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        mine = threading.get_ident() == self._thread
+        return len(text) if mine else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def muffled() -> Iterator[None]:
-    """Inside, nothing is logged or warned about below an error; none of it is about the user's
-    network.
+    """Inside, nothing is logged, warned about or printed to standard error by this thread: what
+    fails is raised. None of it is about the user's network.
+
+    torch logs an error with its traceback, and prints the graph so far, before it raises.
     """
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(before, logging.ERROR))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(_OthersOnly(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def copying() -> Iterator[None]:
+    """Inside, torch does not warn that it copies its own outdated descriptions of outputs; what
+    else warns is heard.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", LEAF_SPEC, FutureWarning)
+        yield
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from mirabelle.base.checks import check_runs, clone, shell
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, SurgeryError
+from mirabelle.base.quiet import muffled
 from mirabelle.channels.groups import Coupling
 from mirabelle.channels.masking import Cutting, Reference
 from mirabelle.channels.rewrite import FORM, cut_again, graph_form
@@ -87,7 +88,7 @@ def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
     """
     copied = shell(model)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with muffled(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             output = check_runs(copied, inputs.map(mode.from_tensor), "one sample more")
     except InputError:
         output = check_runs(model, inputs, "one sample more")

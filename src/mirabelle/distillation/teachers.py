@@ -20,6 +20,7 @@ from mirabelle.base.checks import check_network, running
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.base.files import sha256
+from mirabelle.base.quiet import copying
 from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
 from mirabelle.distillation.outputs import SavedOutputs
 from mirabelle.measurement.accuracy import as_tensor
@@ -174,7 +175,9 @@ def _frozen(model: nn.Module, device: torch.device, shared: dict[int, Any]) -> n
     for p in model.parameters():
         if id(p) not in shared:
             shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
-    return copy.deepcopy(model, shared).to(device).eval()
+    with copying():
+        copied = copy.deepcopy(model, shared)
+    return copied.to(device).eval()
 
 
 def _network(network: nn.Module) -> Member:

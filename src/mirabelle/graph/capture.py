@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from mirabelle.base.checks import check_network, check_runs
+from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError
-from mirabelle.base.quiet import uncollected
+from mirabelle.base.quiet import muffled, uncollected
 
 BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
 
@@ -54,7 +52,7 @@ def capture(
     Raises `InputError` where the network does not run on the example, `CaptureError` with torch's
     reason and the line of the network's own code where `torch.export` refuses.
     """
-    model = copy.deepcopy(check_network(model)).train(training)
+    model = clone(check_network(model)).train(training)
     inputs = inputs._replace(target=None)
     if dynamic_batch:
         # Two samples trace faster than many, unless the network takes another path for these.
@@ -75,7 +73,9 @@ def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
         inputs = inputs.at_least_two()
         bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
         shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, dict(bound))
-    return program(model, inputs, shapes).module()  # type: ignore[return-value]
+    exported = program(model, inputs, shapes)
+    with muffled():
+        return exported.module()  # type: ignore[return-value]
 
 
 def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -119,8 +119,7 @@ def program(
     """The network as torch's exported program, as it stands: its mode and parameters are those of
     `model`. `CaptureError` where torch refuses.
     """
-    with warnings.catch_warnings(), uncollected():
-        warnings.simplefilter("ignore")
+    with muffled(), uncollected():
         try:
             return torch.export.export(
                 model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes

@@ -129,7 +129,10 @@ def run(key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     return node.session.run(None, dict(zip(node.inputs, arrays, strict=True)))
 
 
-@torch.library.custom_op("mirabelle::onnx_node", mutates_args=())
+# The schema is written out: torch 2.6 reads none from `list`.
+@torch.library.custom_op(
+    "mirabelle::onnx_node", mutates_args=(), schema="(Tensor[] inputs, str key) -> Tensor[]"
+)
 def onnx_node(inputs: list[torch.Tensor], key: str) -> list[torch.Tensor]:
     return [
         torch.from_numpy(np.array(a)) for a in run(key, [t.detach().cpu().numpy() for t in inputs])

@@ -11,13 +11,13 @@ change between integer and float.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import fx
 
+from mirabelle.base.checks import clone
 from mirabelle.base.data import device_of
 from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import get_tensor, parameter_name
@@ -68,7 +68,7 @@ def in_integers(
     the names of the sites in the order of their nodes.
     """
     described = check_exportable(model)
-    network, sites = copy.deepcopy(model), []
+    network, sites = clone(model), []
     for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
         call = node.args[1]
         tensors = {1: (call.args[0].name, stored_weight(network, node))}

@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
 
+from mirabelle.base.checks import clone
 from mirabelle.graph.capture import get_tensor, parameter_name
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.observation import (
@@ -60,7 +60,7 @@ class Calibrated:
         by the name of a quantiser, where these are others.
         """
         d, bits = replace(self.described, keep=(*self.described.keep, *keep)), precision or {}
-        network, goal = copy.deepcopy(self.network), TARGETS[d.target]
+        network, goal = clone(self.network), TARGETS[d.target]
         sites, layers, keys = (
             place(network.graph, d.keep, goal),
             contractions(network.graph, d.keep),
