@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.base.quiet import muffled, uncollected
-
-BEFORE_NORMS = {"conv1d", "conv2d", "conv3d", "linear"}
 
 
 def _users_line(error: BaseException, model: nn.Module) -> str:
@@ -218,20 +216,6 @@ def parameter_uses(graph: fx.Graph) -> dict[str, int]:
         if (name := parameter_name(node)) is not None:
             uses[name] = uses.get(name, 0) + len(node.users)
     return uses
-
-
-def is_normed_alone(layer: fx.Node, uses: Mapping[str, int]) -> bool:
-    """Whether the BatchNorm that reads a layer can be taken together with it: its weight and bias
-    are its own, its result goes nowhere else, and its channels are dimension 1, as BatchNorm's are.
-    uses: `parameter_uses`.
-    """
-    if (
-        operator(layer) not in BEFORE_NORMS
-        or len(layer.users) > 1
-        or (operator(layer) == "linear" and layer.meta["val"].ndim != 2)
-    ):
-        return False
-    return all(uses.get(parameter_name(a) or "", 2) == 1 for a in layer.args[1:3] if a is not None)
 
 
 def get_tensor(module: nn.Module, name: str) -> torch.Tensor:

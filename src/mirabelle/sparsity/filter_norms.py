@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
 from mirabelle.channels.parameters import read_parameters
-from mirabelle.graph.capture import (
-    capture,
-    is_normed_alone,
-    operator,
-    parameter_name,
-    parameter_uses,
-)
+from mirabelle.graph.capture import capture, parameter_name, parameter_uses
+from mirabelle.graph.layers import as_norm, is_normed_alone, layer_of
 
 
 def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Module:
@@ -38,28 +31,25 @@ def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Modul
         result.named_buffers(remove_duplicate=False)
     )
     before = dict(original.named_parameters(remove_duplicate=False))
-    for norm in graph.nodes:
-        args: Any = norm.args
-        if operator(norm) != "batch_norm" or not is_normed_alone(layer := args[0], uses):
+    for node in graph.nodes:
+        norm = as_norm(node)
+        if norm is None or norm.kind != "batch_norm" or not is_normed_alone(norm.input, uses):
             continue
-        given = [
-            *layer.args[1:2],
-            args[1],
-            args[3],
-            args[4],
-            *[a for a in layer.args[2:3] if a is not None],
-        ]
-        names = [parameter_name(a) if a is not None else None for a in given]
-        if any(n is None or uses[n] != 1 or not known[n].editable for n in names):
+        layer = layer_of(norm.input)
+        assert layer is not None
+        given = [layer.weight, norm.weight, norm.mean, norm.variance]
+        given += [layer.bias] if layer.bias is not None else []
+        names = [n for a in given if (n := parameter_name(a)) is not None]
+        if len(names) < len(given) or any(uses[n] != 1 or not known[n].editable for n in names):
             continue
-        weight, gamma, mean, variance, *bias = (own[known[n].name] for n in names)  # type: ignore[index]
-        was = before[known[names[0]].name].detach() * (weight != 0)  # type: ignore[index]
+        weight, gamma, mean, variance, *bias = (own[known[n].name] for n in names)
+        was = before[known[names[0]].name].detach() * (weight != 0)
         with torch.no_grad():
             now, wanted = (w.detach().flatten(1).norm(dim=1) for w in (weight, was))
             factor = torch.where(
                 (now > 0) & (wanted > 0), wanted / now.clamp_min(torch.finfo(now.dtype).tiny), 1.0
             )
-            epsilon = float(args[7])
+            epsilon = float(norm.eps or 0.0)
             gamma.mul_(
                 ((factor.square() * variance + epsilon) / (variance + epsilon)).sqrt() / factor
             )

@@ -2,25 +2,13 @@
 them, on a captured graph.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 import torch
 from torch import fx, nn
 
-from mirabelle.graph.capture import (
-    get_tensor,
-    is_normed_alone,
-    operator,
-    parameter_name,
-    parameter_uses,
-)
+from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
+from mirabelle.graph.layers import is_normed_alone
 from mirabelle.quantization.simulation.placement import unpadded
 
 
