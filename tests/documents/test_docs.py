@@ -25,9 +25,12 @@ DOCUMENTS = [
     for name in (
         "README.md",
         "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
         "docs/architecture.md",
         "docs/recipes.md",
         "docs/distillation.md",
+        "docs/glossary.md",
     )
 ]
 RECIPES = ROOT / "docs" / "recipes.md"
