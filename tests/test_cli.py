@@ -1,23 +1,123 @@
 """The commands on a tiny network; errors are one line and exit status 1."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 import mirabelle as mb
-from mirabelle.cli import main
+from mirabelle.base.errors import RecipeError
+from mirabelle.cli import COMMANDS, main
+from mirabelle.cli.table import summary
 from tests.pipeline.test_recipe import written
 from tests.tiny import data, model
 
 
-def test_help(capsys):
-    for line in (
-        ["--help"],
-        *([c, "--help"] for c in ("run", "explain", "measure", "export", "verify", "report")),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(line)
-        assert stop.value.code == 0 and "usage" in capsys.readouterr().out
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name, capsys):
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Usage: mirabelle" in said and COMMANDS[name][2].split()[-1] in said
+    assert all(f"--{o}" in said for o in ("quiet", "verbose", "debug", "json"))
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_help_shows_defaults_and_choices(capsys):
+    assert main(["measure", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "[choices: top1, top5] [default: top1]" in said and "[default: 100]" in said
+    assert main(["export", "--help"]) == 0
+    assert "onnxruntime, onnxruntime-mobile, openvino" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("line", [[], ["--help"]])
+def test_help_takes_no_time_and_neither_torch_nor_pydantic(line):
+    code = (
+        "import sys, time; from mirabelle.cli import main; status = main(sys.argv[1:]); "
+        "print(time.process_time(), sorted({'torch', 'pydantic', 'numpy'} & set(sys.modules)), "
+        "file=sys.stderr); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
+    assert done.returncode == 0 and all(f"{name}: " in done.stdout for name in COMMANDS)
+    seconds, modules = done.stderr.split(maxsplit=1)
+    assert modules.strip() == "[]" and float(seconds) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["exprt", "x"], "there is no command 'exprt'; did you mean 'export'"),
+        (["measure", "x", "--thread", "3"], "--thread. Did you mean --threads?"),
+        (["measure", "x", "--threads", "two"], "--threads"),
+        (["run"], "RECIPE"),
+        (["explain", "tests.tiny:model"], "--input"),
+        (["explain", "tests.tiny:model", "--input", "1,a"], "'1,a' is no shape"),
+        (["report", "a.json", "b.json"], "b.json"),
+    ],
+)
+def test_wrong_command_lines(line, words, capsys):
+    assert main(line) == 2
+    seen = capsys.readouterr()
+    assert words in seen.err and len(seen.err.splitlines()) == 1 and not seen.out
+
+
+def test_flags_before_the_command_and_tracebacks(capsys):
+    assert main(["--json", "run", "none.yaml"]) == 1
+    for flag in ("--debug", "--verbose", "-v"):
+        with pytest.raises(RecipeError):
+            main([flag, "run", "none.yaml"])
+        with pytest.raises(RecipeError):
+            main(["run", "none.yaml", flag])
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0 and mb.__version__ in capsys.readouterr().out
+
+
+def test_schema(capsys):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "A recipe of Mirabelle"
+
+
+REPORT = {
+    "recipe": {"metric": "top1"},
+    "stages": [
+        {
+            "label": label,
+            "macs": 123456789.0,
+            "runtimes": {
+                runtime: {
+                    "bytes": 1234567,
+                    "accuracy": {"binary": True, "value": 0.947, "low": 0.9424, "high": 0.9512},
+                    "latency": {"p50_ms": 12.3456},
+                    "speedup": {"value": 3.14159},
+                }
+                for runtime in ("onnxruntime", "onnxruntime-tensorrt")
+            },
+        }
+        for label in ("original", "sparsified", "fine-tuned", "quantised")
+    ],
+    "result": {
+        "runtime": "onnxruntime-tensorrt",
+        "speedup": 3.14159,
+        "size_ratio": 10.25,
+        "accuracy_drop": -0.0012,
+    },
+    "limits": [
+        {"name": "speedup", "limit": 3.0, "value": 3.14159, "met": True, "on_fail": "stop"},
+        {"name": "macs", "limit": 0.4, "value": None, "met": False, "on_fail": "warn"},
+    ],
+}
+
+
+def test_the_table_of_a_run_fits_80_columns_and_names_each_limit(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = summary(REPORT)
+    assert all(len(line) <= 80 for line in said.splitlines()), said
+    assert "94.70 ±0.46" in said and "12.346" in said
+    assert "limit speedup 3: met (3.142)" in said
+    assert "limit macs 0.4: missed (not measured)" in said
 
 
 def test_check(tmp_path, capsys):
@@ -25,6 +125,8 @@ def test_check(tmp_path, capsys):
     assert "is sound" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == [
         "recipe.yaml"
     ]
+    assert main(["run", str(written(tmp_path)), "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0] == "prune"
     assert main(["run", str(written(tmp_path, model="tests.tiny:modle")), "--check"]) == 1
     assert "did you mean 'model'" in capsys.readouterr().err
 
@@ -36,7 +138,7 @@ def test_explain_and_measure(capsys):
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
-def test_export_and_verify(tmp_path, capsys):
+def test_export_and_verify(tmp_path, capsys, monkeypatch):
     q = mb.quantize(model().eval(), data()[1], samples=32)
     mb.save(q, tmp_path / "q")
     line = [
@@ -51,7 +153,9 @@ def test_export_and_verify(tmp_path, capsys):
     ]
     assert main(line) == 0
     file = next((tmp_path / "out").rglob("*.onnx"))
-    capsys.readouterr()
+    assert f"{file}: " in capsys.readouterr().out
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(file)
     line = [
         "verify",
         "tests.tiny:model",
@@ -63,10 +167,14 @@ def test_export_and_verify(tmp_path, capsys):
         "tests.tiny:data",
         "--samples",
         "20",
-        "--json",
     ]
-    assert main(line) == 0
+    assert main([*line, "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "against the integer reference" in said
+    assert all(len(line) <= 80 for line in said.splitlines()), said
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,10 @@ def to_program(
     """
     check_runs(check_network(model), inputs, "the example input")
     network, sites = (
-        to_pt2e(model, outputs) if quantization(model) is not None else (clone(model).eval(), [])
-    )  # type: ignore[arg-type]
+        to_pt2e(model, outputs)  # type: ignore[arg-type]
+        if quantization(model) is not None
+        else (clone(model).eval(), [])
+    )
     return program(network, inputs), sites
 
 

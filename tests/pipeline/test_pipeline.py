@@ -247,7 +247,7 @@ def test_limits_do_not_redo_steps_and_bind(whole, tmp_path, capsys):
     assert run(path, resume=True, folder=out, check=False).missed
     path = recipe(tmp_path, limits={"size_ratio": 1000, "on_fail": "warn"})
     assert main(["run", str(path), "--folder", str(out), "--resume"]) == 0
-    assert "warning: limit missed: size_ratio" in " ".join(capsys.readouterr().out.split())
+    assert "warning: limit missed: size_ratio" in " ".join(capsys.readouterr().err.split())
     path = recipe(
         tmp_path, limits={"size_ratio": 1000, "speedup": 1e6, "on_fail": {"speedup": "warn"}}
     )

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from mirabelle.base.data import example_inputs
 from mirabelle.base.errors import CaptureError
+from mirabelle.base.terminal import plain, width
 from mirabelle.channels.groups import Coupling, analyse
 
 
@@ -52,6 +54,7 @@ class Explanation:
             "read by",
             title="channels that live and die together",
             title_justify="left",
+            box=None if plain() else box.HEAVY_HEAD,
         )
         for g in self.coupling.groups:
             groups.add_row(
@@ -69,13 +72,14 @@ class Explanation:
             "why they are left alone",
             title="left alone",
             title_justify="left",
+            box=None if plain() else box.HEAVY_HEAD,
         )
         for f in self.coupling.frozen:
             frozen.add_row(
                 f.parameter, "outputs" if f.role == "out" else "inputs", str(f.count), f.reason
             )
         out = StringIO()
-        console = Console(file=out, width=140)
+        console = Console(file=out, width=width(140))
         console.print(groups)
         console.print(frozen)
         for name, places in self.coupling.unknown.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mirabelle.base.terminal import drawn
 from mirabelle.measurement.latency import Latency, Speedup
 from mirabelle.measurement.layers import LayerRow
 from mirabelle.measurement.memory import PeakMemory
@@ -116,17 +118,7 @@ class Measurement:
         }
         lines = [f"{key:<12} {value}" for key, value in rows.items() if value is not None]
         if self.layers:
-            width = max(len(r.layer) for r in self.layers)
-            lines += [
-                "",
-                f"{'layer':<{width}}  {'baseline, ms':>12}  {'this, ms':>8}  integers  executed as",
-            ]
-            flags = {True: "yes", False: "no", None: "?"}
-            lines += [
-                f"{r.layer:<{width}}  {r.before_ms:>12.3f}  {r.after_ms:>8.3f}  "
-                f"{flags[r.int8]:<8}  {', '.join(r.operators)}"
-                for r in self.layers
-            ]
+            lines += ["", drawn(_layer_table(self.layers), most=160)]
         return "\n".join(
             [
                 *lines,
@@ -134,3 +126,20 @@ class Measurement:
                 *(f"\n{part}" for part in (self.forms, self.break_even) if part is not None),
             ]
         )
+
+
+def _layer_table(rows: Sequence[LayerRow]) -> Any:
+    """The time of each layer in the baseline and in this network."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("layer", overflow="fold")
+    for name in ("baseline, ms", "this, ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("integers", no_wrap=True)
+    table.add_column("executed as", overflow="fold")
+    flags = {True: "yes", False: "no", None: "?"}
+    for r in rows:
+        times = (f"{r.before_ms:.3f}", f"{r.after_ms:.3f}")
+        table.add_row(r.layer, *times, flags[r.int8], ", ".join(r.operators))
+    return table

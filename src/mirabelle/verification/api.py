@@ -13,14 +13,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from annotated_types import Ge
-from rich.console import Console
+from rich import box
 from rich.table import Table
 from torch import fx, nn
 from typing_extensions import Doc
@@ -29,6 +28,7 @@ from mirabelle.base.data import Batch, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import declared
 from mirabelle.base.progress import bar
+from mirabelle.base.terminal import drawn, plain, width
 from mirabelle.graph.capture import sample_elements
 from mirabelle.measurement.accuracy import Score, as_tensor, predictor, score
 from mirabelle.quantization.simulation.description import quantization
@@ -165,19 +165,30 @@ class Verification:
         }
 
     def __str__(self) -> str:
+        return drawn(self._table(), *self._lines(), most=160) + "\n"
+
+    def _table(self) -> Table:
+        """Layer by layer. On a narrow terminal the reasons stand below the layers."""
         title = f"{self.runtime} against the integer reference, n = {self.samples}"
+        narrow = width(160) < 120
         table = Table(
-            "layer",
-            "float to\nsimulation, dB",
-            "simulation\noff by",
+            title=title,
+            title_justify="left",
+            box=None if narrow or plain() else box.HEAVY_HEAD,
+            padding=(0, 1, 0, 0) if narrow else (0, 1),
+        )
+        table.add_column("layer", overflow="fold")
+        for name in (
+            "float to\nsim., dB" if narrow else "float to\nsimulation, dB",
+            "sim.\noff by" if narrow else "simulation\noff by",
             "reference\nexact",
             "runtime\noff by",
             "exact",
             "SQNR, dB",
-            "why",
-            title=title,
-            title_justify="left",
-        )
+        ):
+            table.add_column(name, no_wrap=True)
+        if not narrow:
+            table.add_column("why")
         for c in self.layers:
             table.add_row(
                 c.layer,
@@ -187,13 +198,16 @@ class Verification:
                 str(c.max_off_by),
                 _share(c.exact),
                 _decibels(c.sqnr_db),
-                c.note,
+                *([] if narrow else [c.note]),
             )
-        out = StringIO()
-        console = Console(file=out, width=160)
-        console.print(table)
+        return table
+
+    def _lines(self) -> list[str]:
+        """What is said below the table."""
+        reasons = [f"{c.layer}: {c.note}" for c in self.layers if c.note]
         first = self.first_departure
         lines = [
+            *(reasons if width(160) < 120 else []),
             f"same class as the reference: {self.agreement}, {self.ties} of the others tie "
             f"within one step; output SQNR {_decibels(self.sqnr_db)} dB",
             f"same class as in float: runtime {self.float_agreement}; simulation "
@@ -217,8 +231,7 @@ class Verification:
                 "the file as it is, without the layers' values among its outputs, departs "
                 f"first at {self.shipped['layer']}: {self.shipped['why']}"
             )
-        console.print("\n".join(lines), markup=False)
-        return out.getvalue()
+        return lines
 
 
 def _decibels(value: float | None) -> str:

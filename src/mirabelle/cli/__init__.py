@@ -1,0 +1,144 @@
+"""The command line: `mirabelle run | explain | measure | verify | export | report | schema |
+setup-arm64`.
+
+A command's module is imported when the command is called, so that the help is there at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from mirabelle.base.errors import LimitError, MirabelleError, did_you_mean
+from mirabelle.base.version import __version__
+
+# By name: where it is, what it does, an example.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": (
+        "recipes:run",
+        "carry out a recipe and write its report",
+        "mirabelle run examples/fashion.yaml --resume",
+    ),
+    "explain": (
+        "networks:explain",
+        "which channels live and die together, and what cannot be pruned",
+        "mirabelle explain examples.fashion:resnet --input 1,1,28,28",
+    ),
+    "measure": (
+        "networks:measure",
+        "size, MACs, latency, memory and accuracy of a network or an exported file",
+        "mirabelle measure out/model.onnx --data examples.fashion:data",
+    ),
+    "export": (
+        "networks:export",
+        "write a network as a file for a runtime",
+        "mirabelle export examples.fashion:resnet --input 1,1,28,28 --runtime openvino",
+    ),
+    "verify": (
+        "networks:verify",
+        "compare an exported file with the quantized network it came from, layer by layer",
+        "mirabelle verify examples.fashion:resnet --load q --file out/model.onnx "
+        "--data examples.fashion:data",
+    ),
+    "report": (
+        "recipes:report",
+        "write the HTML of a report.json again",
+        "mirabelle report runs/fashion/report.json",
+    ),
+    "schema": (
+        "recipes:schema",
+        "print the JSON Schema of recipes, for editors",
+        "mirabelle schema > recipe.schema.json",
+    ),
+    "setup-arm64": (
+        "recipes:setup_arm64",
+        "fetch and build what `measure --device arm64` needs, into the cache folder",
+        "mirabelle setup-arm64 --runtimes onnxruntime mnn",
+    ),
+}
+COMMON = ("--quiet", "-q", "--verbose", "-v", "--debug", "--json")
+
+
+def app() -> App:
+    """The commands. What goes to a terminal is drawn; what is piped is plain text."""
+    plain = not sys.stdout.isatty()
+    top = App(
+        name="mirabelle",
+        help="Takes a trained network and hands back one that fits a phone.",
+        help_epilogue="`mirabelle COMMAND --help` shows the options of a command and an example.",
+        version=f"mirabelle {__version__}",
+        help_formatter="plain" if plain else "default",
+        help_format="plaintext",
+    )
+    for name, (place, help_text, example) in COMMANDS.items():
+        top.command(
+            f"mirabelle.cli.{place}", name=name, help=help_text, help_epilogue=f"Example: {example}"
+        )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 an error that the user can mend, 2 a wrong command line, 3 a limit was
+    missed, 130 interrupted.
+    """
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    name = next((t for t in tokens if t not in COMMON), "--help")
+    before = tokens[: tokens.index(name)] if name in tokens else tokens
+    tokens = [name, *tokens[len(before) + 1 :], *before]  # `mirabelle --debug run` is allowed
+    if not name.startswith("-") and name not in COMMANDS:
+        return _wrong(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}")
+    # `module:callable` names modules of the folder that the command is called in, as `python -m`
+    # does.
+    if os.getcwd() not in sys.path[:1]:
+        sys.path.insert(0, os.getcwd())
+    try:
+        command, bound, _ = app().parse_args(tokens, exit_on_error=False, print_error=False)
+        return _carried_out(lambda: command(*bound.args, **bound.kwargs), bound)
+    except CycloptsError as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        return _wrong(f"{said}; see `mirabelle {name} --help`")
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last finished step", file=sys.stderr)
+        return 130
+
+
+def _wrong(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _carried_out(command: Callable[[], Any], bound: inspect.BoundArguments) -> int:
+    common = bound.arguments.get("common")
+    try:
+        with _silence() if common is not None and common.quiet else nullcontext():
+            return command() or 0
+    except LimitError as error:
+        print(f"limit missed: {error}", file=sys.stderr)
+        return 3
+    except (MirabelleError, OSError) as error:
+        if common is not None and common.verbose:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No progress, no warnings; errors and results stay."""
+    from mirabelle.base import progress
+
+    before = progress.console.quiet
+    with progress.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        progress.console.quiet = True
+        try:
+            yield
+        finally:
+            progress.console.quiet = before

@@ -1,0 +1,62 @@
+"""The stages of a run and its limits, for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from mirabelle.base.terminal import drawn, plain
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The table of stages, what was gained, and each limit."""
+    metric = report["recipe"]["metric"].rpartition(":")[2]
+    table = Table(
+        box=None if plain() else box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True
+    )
+    for name in ("stage", "runtime"):
+        table.add_column(name, overflow="fold")
+    for name in ("MACs, M", "MB", f"{metric}, 95 %", "p50, ms", "speed-up"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in report["stages"]:
+        for runtime, seen in stage["runtimes"].items():
+            table.add_row(stage["label"], runtime, f"{stage['macs'] / 1e6:.1f}", *_figures(seen))
+    lines = [drawn(table, most=100), *_gained(report), *map(_limit, report["limits"])]
+    return "\n".join(lines)
+
+
+def _figures(seen: dict[str, Any]) -> list[str]:
+    latency, faster = seen["latency"], seen["speedup"]
+    return [
+        "-" if seen["bytes"] is None else f"{seen['bytes'] / 1e6:.2f}",
+        accuracy(seen["accuracy"]),
+        f"{latency['p50_ms']:.3f}" if latency else "-",
+        f"{faster['value']:.2f}" if faster else "-",
+    ]
+
+
+def accuracy(seen: dict[str, Any]) -> str:
+    """`94.70 ±0.44`: in percent, with the larger half of the interval."""
+    if not seen["binary"]:
+        return f"{seen['value']:.4g}"
+    half = max(seen["value"] - seen["low"], seen["high"] - seen["value"])
+    return f"{100 * seen['value']:.2f} ±{100 * half:.2f}"
+
+
+def _gained(report: dict[str, Any]) -> list[str]:
+    result = report["result"]
+    if result["speedup"] is None:
+        return []
+    return [
+        f"on {result['runtime']}: {result['speedup']:.2f} times faster, "
+        f"{result['size_ratio']:.1f} times smaller,",
+        f"{100 * result['accuracy_drop']:+.2f} points of {report['recipe']['metric']} lost",
+    ]
+
+
+def _limit(limit: dict[str, Any]) -> str:
+    value = "not measured" if limit["value"] is None else f"{limit['value']:.4g}"
+    state = "met" if limit["met"] else "missed"
+    return f"limit {limit['name']} {limit['limit']:g}: {state} ({value})"
