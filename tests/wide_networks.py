@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.networks import Head, Net, conv_bn, image, shuffle
+from tests.modules import Head, Net, conv_bn, image, shuffle
 
 
 def after(function: Callable) -> Net:

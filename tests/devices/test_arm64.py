@@ -18,7 +18,7 @@ from mirabelle.quantization import quantize
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.verification import sqnr
 from tests.quantized_networks import batches, build, needs
-from tests.runtimes.test_runtimes import conv_file
+from tests.runtimes.files import conv_file
 
 
 def test_marks_by_hand():

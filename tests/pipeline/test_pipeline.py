@@ -4,7 +4,6 @@ a full disk, two at once.
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,74 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from mirabelle.base.errors import InputError, LimitError, RecipeError
 from mirabelle.cli import main
-from mirabelle.pipeline import run, steps, without_timings
+from mirabelle.pipeline import run, steps
 from mirabelle.store import load
-
-HERE = Path(__file__).parents[2]
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(HERE / "src"), str(HERE)]),
-}
-STEPS = [
-    {"prune": {"macs": 0.5, "align": 4, "batches": 2}},
-    {"distill": {"epochs": 3, "lr": 0.01, "ema": 0.5}},
-    {"quantize": {"samples": 32}},
-    {"export": {"runtimes": ["onnxruntime"]}},
-    {"verify": {"samples": 20}},
-]
-NAMES = ["prune", "distill", "quantize", "export", "verify", "measure"]
-
-
-def recipe(folder: Path, steps=STEPS, **changes) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "version": 1,
-                "model": "tests.tiny:model",
-                "data": "tests.tiny:data",
-                "steps": steps,
-                **changes,
-            },
-            sort_keys=False,
-        )
-    )
-    return path
-
-
-def command(path: Path, folder: Path, *more: str, environment=ENVIRONMENT) -> subprocess.Popen:
-    line = [sys.executable, "-m", "mirabelle.cli", "run", str(path), "--folder", str(folder), *more]
-    return subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finished(folder: Path) -> dict[str, Path]:
-    return {p.name.split("-")[1]: p for p in (folder / "steps").glob("[0-9]*")}
-
-
-def ran(folder: Path) -> dict[str, int]:
-    """When each step's record was written: it changes if and only if the step was done again."""
-    return {n: (p / "step.json").stat().st_mtime_ns for n, p in finished(folder).items()}
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """The bytes of what a run leaves, and its report without timings."""
-    found = {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in folder.rglob("*")
-        if p.name in ("model.safetensors", "model.onnx", "model.json")
-    }
-    return found | {
-        "report": json.dumps(
-            without_timings(json.loads((folder / "report.json").read_text())), sort_keys=True
-        ).encode()
-    }
+from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,8 @@ from mirabelle.measurement.latency import Latency
 from mirabelle.pruning import kernel_blocks, latency, prune
 from mirabelle.pruning.allocation import worth
 from mirabelle.pruning.api import plan, settings_of
-from tests.networks import Head, Net, conv_bn, image, make
+from tests.modules import Head, Net, conv_bn, image
+from tests.networks import make
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from torch import nn
 import mirabelle as mb
 from mirabelle.base.errors import InputError
 from mirabelle.runtimes import RUNTIMES, load
-from tests.runtimes.test_runtimes import conv_file, data, reference, two_file
+from tests.runtimes.files import conv_file, data, reference, two_file
 
 mnn = pytest.importorskip("mirabelle.runtimes.mnn")
 try:

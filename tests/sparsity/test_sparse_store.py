@@ -18,7 +18,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.files import read_tensors, write_tensors
 from mirabelle.sparsity import masks, share_of_zeros
 from mirabelle.sparsity.gradual import Gradual
-from tests.sparsity.test_sparsify import calibration, net
+from tests.sparsity.nets import calibration, net
 from tests.tiny import data, model
 
 

@@ -12,7 +12,7 @@ from mirabelle.quantization.repairs import rounding
 from mirabelle.quantization.search import timing
 from mirabelle.quantization.search.fallback import Judge, fewest, sensitivities
 from mirabelle.quantization.simulation.graph import captured
-from tests.quantization.repairs.test_repair import as_batches
+from tests.quantization.repairs.networks import as_batches
 from tests.quantized_networks import Network, batches, build, conv, head
 
 

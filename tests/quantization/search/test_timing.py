@@ -15,7 +15,7 @@ from mirabelle.quantization.search import timing
 from mirabelle.quantization.search.timing import chains
 from mirabelle.quantization.simulation.graph import captured
 from mirabelle.quantization.simulation.placement import place
-from tests.quantization.repairs.test_repair import as_batches
+from tests.quantization.repairs.networks import as_batches
 from tests.quantized_networks import Network, batches, build
 
 OPTIONS = {"target": "x86-vnni", "placement": "fastest"}

@@ -1,0 +1,82 @@
+"""What cannot be pruned is named and left alone; and sizes that are written into forward."""
+
+import networks
+import pytest
+import torch
+from torch import nn
+
+from mirabelle.base.data import as_batch
+from mirabelle.base.errors import SurgeryError
+from mirabelle.channels.explain import explain
+from mirabelle.channels.groups import analyse
+from mirabelle.channels.surgery import remove
+from tests.channels.equivalence import equivalent, some
+from tests.channels.stuck import STUCK, stuck
+from tests.modules import Head, Net, conv_bn, image
+
+
+@pytest.mark.parametrize("name", STUCK)
+def test_what_cannot_be_pruned_is_named_and_left_alone(name):
+    model, reason = stuck(name)
+    model = model.double()
+    x = image().double()
+    if name in ("a constant", "ones made in forward", "conv over channels"):
+        model, x = model.float(), x.float()
+    coupling = analyse(model, as_batch(x))
+    explanation = explain(model, x)
+    assert reason in str(explanation).replace("\n", " ") or any(
+        reason in f.reason for f in coupling.frozen
+    )
+    assert any(
+        reason in f.reason
+        for f in coupling.frozen
+        if f.parameter in ("a.0.weight", "a.weight", "w", "b.weight", "a.0.bias")
+    )
+    frozen = {(f.parameter, f.role) for f in coupling.frozen}
+    assert ("a.0.weight", "out") in frozen or ("a.weight", "out") in frozen
+    if hasattr(model, "z"):
+        assert {g.name for g in coupling.groups} >= {"z.0", "b"} - (
+            {"b"} if name == "matrix product" else set()
+        ), "the rest goes on"
+    removed = some(coupling, 0)
+    small = remove(model, coupling, removed)
+    if x.dtype == torch.float64:
+        assert equivalent(model, small, coupling, removed)
+
+
+WRITTEN = {
+    # Runs at half the channels and 4 samples: rows of two samples become one, and only the shape of
+    # the output tells.
+    "a view that eats the batch": Net(
+        lambda s, x: s.a(x).mean((2, 3)).view(-1, 8).sum() + s.b(s.a(x)),
+        a=conv_bn(3, 8),
+        b=nn.Conv2d(8, 1, 1),
+    ),
+    # Runs at half the channels: 4 groups of 4 become 2 groups of 4. Nothing but the values tells.
+    "silent": Net(
+        lambda s, x: s.head(
+            s.g(s.a(x)).view(len(x), -1, 4, 8, 8).transpose(1, 2).reshape(len(x), -1, 8, 8)
+        ),
+        a=conv_bn(3, 8),
+        g=conv_bn(8, 16, groups=4),
+        head=Head(16),
+    ),
+}
+
+
+def test_a_size_that_hides_in_one_batch_is_found():
+    model, inputs = networks.stir(WRITTEN["a view that eats the batch"]), as_batch(image(4))
+    small = remove(model, coupling := analyse(model, inputs), some(coupling, 0))
+    assert (
+        isinstance(small, torch.fx.GraphModule)
+        and small.eval()(image(7)).shape == model.eval()(image(7)).shape
+    )
+
+
+def test_sizes_that_cannot_be_rewritten_are_not_cut_silently():
+    model, inputs = networks.stir(WRITTEN["silent"]), as_batch(image(4))
+    coupling = analyse(model, inputs)
+    with pytest.raises(
+        SurgeryError, match=r"the batch is fixed.*sizes written into it.*x\.shape.*keep="
+    ):
+        remove(model, coupling, some(coupling, 0))
