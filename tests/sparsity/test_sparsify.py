@@ -20,7 +20,7 @@ from mirabelle.fitting.gram import RIDGE, Moments, ridge, solve_on_support
 from mirabelle.sparsity import ALLOCATIONS, CRITERIA, masks, ramp, share_of_zeros
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS
 from mirabelle.sparsity.filter_norms import as_long_as
-from mirabelle.sparsity.layers import Layer, by_block, spread
+from mirabelle.sparsity.layers import ScoredLayer, by_block, spread
 from tests.tiny import data, model
 
 
@@ -33,7 +33,7 @@ def layer(weight, block=1, gram=None, sensitivity=None):
             None if sensitivity is None else torch.diag(torch.tensor(sensitivity)),
         )
     )
-    return Layer("w", "", torch.tensor(weight, dtype=torch.float64), block, moments)
+    return ScoredLayer("w", "", torch.tensor(weight, dtype=torch.float64), block, moments)
 
 
 def close(found, expected):
@@ -166,7 +166,7 @@ def test_obs_is_the_least_error_without_the_weight():
     gram = rows.T @ rows
     full = torch.cat([weight, torch.zeros(1, 1, dtype=torch.float64)], 1)
     h = gram + ridge(gram, 50)
-    found = CRITERIA["obs"](Layer("w", "", weight, 1, Moments(gram[None])))
+    found = CRITERIA["obs"](ScoredLayer("w", "", weight, 1, Moments(gram[None])))
     errors = []
     for j in range(4):
         rest = [i for i in range(5) if i != j]

@@ -2,7 +2,7 @@
 operator's own arguments) and gives labels.
 
 Statistics over channels (LayerNorm, a mean of channels) are those of the channels that are left:
-`reference.py` computes them so too.
+`masking.py` computes them so too.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _convolve(
         and source.planes
         and shape[dim + 1 :] == source.shape[dim + 1 :]
     ):
-        return _pass(flow, node, source, dim, shape, w_shape)
+        return _pass(flow, source, shape, w_shape)
     inputs = flow.read(node, source, dim)
     count = shape[dim]
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
@@ -167,7 +167,7 @@ def _convolve(
             by_group,
             f"{flow.place(node)}: shares a group position with values that cannot be removed",
         )
-        per_group = _fresh(flow, count // groups, weight)
+        per_group = flow.labels.fresh(count // groups)
         outputs = per_group.repeat(groups)
         if transposed:
             flow.attach(node, weight, {0: (inputs, "in"), 1: (per_group, "out")})
@@ -175,7 +175,7 @@ def _convolve(
             flow.attach(node, weight, {0: (outputs, "out"), 1: (by_group[0], "in")})
         flow.work(macs, outputs, summed=[by_group[0]])
     else:
-        outputs = _fresh(flow, count, weight)
+        outputs = flow.labels.fresh(count)
         flow.attach(node, weight, {in_dim: (inputs, "in"), out_dim: (outputs, "out")})
         flow.work(macs, outputs, summed=[inputs])
     result = flow.value(shape, [along(outputs, dim, shape)], _rest(flow, weight))
@@ -192,9 +192,9 @@ def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     source = flow.of(x)
     w_shape = weight.shape
     if not source.along(-1) and source.planes:
-        return _pass(flow, node, source, len(source.shape) - 1, shape, w_shape)
+        return _pass(flow, source, shape, w_shape)
     inputs = flow.read(node, source, -1)
-    outputs = _fresh(flow, w_shape[0], weight)
+    outputs = flow.labels.fresh(w_shape[0])
     flow.attach(node, weight, {0: (outputs, "out"), 1: (inputs, "in")})
     flow.work(math.prod(shape) * w_shape[1], outputs, summed=[inputs])
     if len(w_shape) == 1 or not shape:
@@ -211,28 +211,14 @@ def addmm(flow: Flow, node: fx.Node, bias: Any, x: Any, weight: Any, **options: 
     return flow.merge(node, flow.of(matmul(flow, node, x, weight)), flow.of(bias))
 
 
-def _pass(
-    flow: Flow,
-    node: fx.Node,
-    source: Value,
-    dim: int,
-    shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-) -> Value:
-    """A layer that mixes along `dim`, while the channels run along other dimensions: they pass."""
+def _pass(flow: Flow, source: Value, shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Value:
+    """A layer that mixes along one dimension, while the channels run along others: they pass."""
     planes = [thin(p, varying(p)).expand(shape) for p in source.planes]
     flow.work(
         math.prod(shape) * math.prod(w_shape[1:]),
         *(vector(p, varying(p)[0]) for p in planes if len(varying(p)) == 1),
     )
     return flow.value(shape, planes, source.rest)
-
-
-def _fresh(flow: Flow, count: int, weight: Any) -> torch.Tensor:
-    """New labels for what a layer makes; those of a constant weight are fixed where it is
-    attached.
-    """
-    return flow.labels.fresh(count)
 
 
 def _rest(flow: Flow, weight: Any) -> int:

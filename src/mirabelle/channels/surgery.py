@@ -14,7 +14,7 @@ from mirabelle.base.checks import check_runs, clone, shell
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, SurgeryError
 from mirabelle.channels.groups import Coupling
-from mirabelle.channels.masking import Cutting, Reference
+from mirabelle.channels.masking import Cutting, MaskedReference
 from mirabelle.channels.rewrite import FORM, cut_again, graph_form
 from mirabelle.channels.sizes import replace_tensors
 
@@ -108,7 +108,7 @@ def reference(
     few = inputs or coupling.inputs
     with torch.no_grad():
         flat = [*few.args, *few.kwargs.values()]
-        return Reference(coupling.graph_module, Cutting(coupling.flow, gone)).run(*flat)
+        return MaskedReference(coupling.graph_module, Cutting(coupling.flow, gone)).run(*flat)
 
 
 def _is_random(model: nn.Module, inputs: Batch) -> bool:

@@ -21,10 +21,11 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.progress import track
 from mirabelle.channels.flow import VIEWS, Flow
 from mirabelle.channels.ids import Value
-from mirabelle.channels.masking import Cutting, Reference, compress
+from mirabelle.channels.masking import Cutting, MaskedReference, compress
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
-from mirabelle.fitting.gram import patches, ridge, solve_on_support
+from mirabelle.fitting.gram import ridge, solve_on_support
+from mirabelle.fitting.patches import patches
 from mirabelle.graph.capture import (
     capture,
     fixed_length,
@@ -34,6 +35,8 @@ from mirabelle.graph.capture import (
     parameter_name,
     parameter_uses,
 )
+from mirabelle.graph.layers import Norm, as_conv, as_norm, layer_of
+from mirabelle.graph.nodes import argument, optional_argument, value_of
 
 # bytes of activations that may be held between layers; what does not fit is computed again
 MEMORY = 1.5e9
@@ -171,7 +174,7 @@ class Pair:
                     get_tensor(self.after, name).copy_(weight)
         self._networks = (
             fx.Interpreter(graph_module, garbage_collect_values=False),
-            Reference(self.after, self.cutting),
+            MaskedReference(self.after, self.cutting),
         )
         self._given = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
         self.uses = parameter_uses(graph_module.graph)
@@ -207,7 +210,7 @@ class Pair:
         result = (whole, self.side(1, node, values) if node in self.changed else whole)
         values = {**values, node: result}
         if _in_place(node):  # what reads the operand from here on reads what was written
-            values[node.args[0]] = result  # type: ignore[index]
+            values[argument(node, 0)] = result
         return {n: v for n, v in values.items() if self._last[n] > position}
 
     def side(self, which: int, node: fx.Node, values: Values) -> Any:
@@ -218,7 +221,7 @@ class Pair:
                 get_tensor(network.module, str(a.target))
                 if a.op == "get_attr"
                 else values[a][which]
-            )  # type: ignore[arg-type]
+            )
             network.env[a] = value.clone() if _in_place(node) and a is node.args[0] else value
         return network.run_node(node)
 
@@ -288,7 +291,7 @@ class Pair:
         source: Any = node.args[0] if node.args else None
         if node.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
             return False
-        name = parameter_name(node.args[1])
+        name = parameter_name(argument(node, 1))
         if (
             name is None
             or self.uses[name] != 1
@@ -311,11 +314,12 @@ class Pair:
         while len(here.users) == 1:
             after = next(iter(here.users))
             name = operator(after)
-            if name == "batch_norm" and after.args[0] is here:
-                factor = self._factor(after)
+            norm = as_norm(after) if name == "batch_norm" else None
+            if norm is not None and norm.input is here:
+                factor = self._factor(norm)
                 if factor is None:
                     return None
-                scale = scale * factor.view(-1, *[1] * (after.meta["val"].ndim - 2))
+                scale = scale * factor.view(-1, *[1] * (value_of(after).ndim - 2))
             elif (
                 name in ("add", "add_")
                 and len(after.args) > 1
@@ -333,15 +337,15 @@ class Pair:
             here = after
         return None
 
-    def _factor(self, norm: fx.Node) -> torch.Tensor | None:
+    def _factor(self, norm: Norm) -> torch.Tensor | None:
         """(C,) gamma over the standard deviation of a BatchNorm; None where it is unknown, or zero
         for some channel.
         """
-        gamma, variance = (parameter_name(norm.args[k]) for k in (1, 4))
-        if variance is None or (gamma is None and norm.args[1] is not None):
+        gamma, variance = parameter_name(norm.weight), parameter_name(norm.variance)
+        if variance is None or (gamma is None and norm.weight is not None):
             return None
-        args: Any = norm.args
-        factor = (get_tensor(self.after, variance) + args[7]).rsqrt() * (
+        assert norm.eps is not None  # of a BatchNorm
+        factor = (get_tensor(self.after, variance) + norm.eps).rsqrt() * (
             1 if gamma is None else get_tensor(self.after, gamma)
         )
         return factor if bool((factor.abs() > 1e-4 * factor.abs().max()).all()) else None
@@ -379,8 +383,8 @@ class Equations:
     """The normal equations of one layer: A'A and A'Y, summed over the chunks."""
 
     def __init__(self, pair: Pair, node: fx.Node, samples: int):
-        self._pair, self._node, self._source = pair, node, node.args[0]
-        self._name: str = parameter_name(node.args[1])  # type: ignore[assignment]
+        self._pair, self._node, self._source = pair, node, argument(node, 0)
+        self._name = str(parameter_name(argument(node, 1)))
         self._end = pair.added_to(node)
         self._bias, self._mean = self._intercept()
         self._weight = compress(get_tensor(pair.after, self._name), pair.left[self._name])
@@ -389,8 +393,8 @@ class Equations:
         self._per_sample = -(-max(LEAST_ROWS, ROWS * self._columns) // samples)
         self._generator = torch.Generator().manual_seed(0)
         self._kept_in, self._kept_out = (
-            pair.cutting.kept(pair.flow.values[n]) for n in (node.args[0], node)
-        )  # type: ignore[index]
+            pair.cutting.kept(pair.flow.values[n]) for n in (self._source, node)
+        )
         self._rows = 0
         self._gram: Any = 0
         self._moment: Any = 0
@@ -400,19 +404,16 @@ class Equations:
         of the BatchNorm behind it.
         """
         node, pair = self._node, self._pair
-        if len(node.args) > 2 and node.args[2] is not None:
-            bias = parameter_name(node.args[2])
+        if (given := optional_argument(node, 2)) is not None:
+            bias = parameter_name(given)
             return (
                 bias
                 if bias is not None and pair.uses[bias] == 1 and pair.flow.parameters[bias].editable
                 else None
             ), None
-        after = next(iter(node.users))
-        mean = (
-            parameter_name(after.args[3])
-            if len(node.users) == 1 and operator(after) == "batch_norm"
-            else None
-        )
+        norm = as_norm(next(iter(node.users)))
+        alone = len(node.users) == 1 and norm is not None and norm.kind == "batch_norm"
+        mean = parameter_name(norm.mean) if alone and norm is not None else None
         return None, mean if mean is not None and pair.uses[mean] == 1 else None
 
     def add(self, values: Values) -> None:
@@ -421,7 +422,7 @@ class Equations:
             scale, other = self._end
             if other in values:
                 y = y + (values[other][0] - values[other][1]) / scale
-        x = values[self._source][1]  # type: ignore[index]
+        x = values[self._source][1]
         a, y = _rows(
             self._node,
             compress(x, self._kept_in),
@@ -478,10 +479,11 @@ def _groups(node: fx.Node, weight: torch.Tensor) -> int:
     """The groups of a layer whose weights are what is left: a depthwise one has as many as
     channels.
     """
-    args: Any = node.args
-    groups = args[6] if operator(node) == "conv2d" and len(args) > 6 else 1
-    channels = args[0].meta["val"].shape[-3] if groups > 1 else 0
-    return len(weight) // (node.meta["val"].shape[-3] // groups) if groups == channels else groups
+    layer = layer_of(node)
+    assert layer is not None
+    groups = layer.groups
+    channels = value_of(layer.input).shape[-3] if groups > 1 else 0
+    return len(weight) // (value_of(node).shape[-3] // groups) if groups == channels else groups
 
 
 def _rows(
@@ -501,12 +503,11 @@ def _rows(
             pick = torch.randperm(x.shape[1], generator=generator)[:per_sample].to(x.device)
             x, y = x[:, pick].flatten(0, 1), y[:, pick].flatten(0, 1)
         return x[None], y[None]
-    args: Any = [*node.args, *[None, None, None, 1, 0, 1][len(node.args) :]]
-    stride, padding, dilation = (
-        [v] * 2 if isinstance(v, int) else [*v] * (2 // len(v)) for v in args[3:6]
-    )
+    conv = as_conv(node)
+    assert conv is not None
+    kernel = value_of(conv.weight).shape[2:]
     pick = torch.randperm(y[0, 0].numel(), generator=generator)[:per_sample]
-    return patches(x, y, args[1].meta["val"].shape[2:], stride, padding, dilation, groups, pick)
+    return patches(x, y, kernel, conv.stride, conv.padding, conv.dilation, groups, pick)
 
 
 def _put(tensor: torch.Tensor, part: torch.Tensor, kept: Mapping[int, torch.Tensor]) -> None:

@@ -70,7 +70,7 @@ class BreakEven:
     def __str__(self) -> str:
         fastest = min(self.dense, key=self.dense.__getitem__)
         times = ", ".join(
-            f"{k} {self.dense[k]:.3f} ms" for k in sorted(self.dense, key=self.dense.get)
+            f"{k} {self.dense[k]:.3f} ms" for k in sorted(self.dense, key=self.dense.__getitem__)
         )
         lines = [f"dense: {times}; {self.threads} thread(s)"]
         lines.append(

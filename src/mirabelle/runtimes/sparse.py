@@ -47,7 +47,7 @@ DENSE: dict[str, Runtime] = {
 
 
 @dataclass(frozen=True)
-class Layer:
+class TimedLayer:
     """A layer with a constant weight. shape: of the weight as (outputs, inputs of one output).
     zeros: their share. kind: as in `weights`.
 
@@ -73,7 +73,7 @@ class Choice:
     file: str
     threads: int
     milliseconds: dict[str, float]
-    layers: tuple[Layer, ...]
+    layers: tuple[TimedLayer, ...]
 
     @property
     def sparse(self) -> bool:
@@ -92,9 +92,8 @@ class Choice:
             )
         else:
             said = f"dense on {self.runtime}: no sparse form was faster"
-        rows = [
-            f"{said} ({', '.join(f'{k} {dense[k]:.3f} ms' for k in sorted(dense, key=dense.get))})"
-        ]
+        fastest_first = sorted(dense.items(), key=lambda found: found[1])
+        rows = [f"{said} ({', '.join(f'{k} {ms:.3f} ms' for k, ms in fastest_first)})"]
         for layer in self.layers:
             times = ", ".join(f"{form} {ms:.3f} ms" for form, ms in layer.milliseconds.items())
             rows.append(
@@ -358,7 +357,7 @@ def choose(
         best = min(milliseconds, key=milliseconds.__getitem__)
         name = best if best in DENSE else "mnn"
         layers = tuple(
-            Layer(
+            TimedLayer(
                 module_name(w.name),
                 w.kind,
                 w.rows.shape,
@@ -408,7 +407,7 @@ def choice(path: str | Path) -> Choice:
                 f"{path} is of format {content['format']!r}; this version reads format {FORMAT}"
             )
         layers = tuple(
-            Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
+            TimedLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
         )
         found = Choice(
             content["runtime"], content["file"], content["threads"], content["milliseconds"], layers
