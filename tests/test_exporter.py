@@ -22,7 +22,7 @@ from mirabelle.onnx_files.qdq import META, Integers
 from mirabelle.onnx_files.write import onnx_proto
 from mirabelle.quantization import quantize
 from mirabelle.quantization.forms.qdq import with_integers
-from mirabelle.quantization.simulation.placement import CONTRACTIONS
+from mirabelle.quantization.simulation.operators import QUANTIZED_LAYERS
 from mirabelle.runtimes import RUNTIMES
 from tests.quantized_networks import Network, batches, build, needs
 
@@ -41,7 +41,7 @@ INTEGER = [
 
 def layers(q) -> int:
     return sum(
-        getattr(getattr(n.target, "overloadpacket", None), "__name__", "") in CONTRACTIONS
+        getattr(getattr(n.target, "overloadpacket", None), "__name__", "") in QUANTIZED_LAYERS
         for n in q.graph.nodes
     )
 

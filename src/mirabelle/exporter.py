@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
-from torch import nn
+from torch import fx, nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone
@@ -17,6 +17,7 @@ from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import OneOf, declared
 from mirabelle.graph.capture import program
+from mirabelle.onnx_files.read import source_of
 from mirabelle.onnx_files.write import fold_pads, onnx_proto, save_onnx, write_onnx
 from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e
@@ -93,12 +94,16 @@ def to_program(
     network's own.
     """
     check_runs(check_network(model), inputs, "the example input")
-    network, sites = (
-        to_pt2e(model, outputs)  # type: ignore[arg-type]
-        if quantization(model) is not None
-        else (clone(model).eval(), [])
-    )
+    if (quantized := _quantized(model)) is None:
+        return program(clone(model).eval(), inputs), []
+    network, sites = to_pt2e(quantized, outputs)
     return program(network, inputs), sites
+
+
+def _quantized(model: nn.Module) -> fx.GraphModule | None:
+    """The network itself where it is quantised; None where it is not."""
+    is_quantized = isinstance(model, fx.GraphModule) and quantization(model) is not None
+    return model if is_quantized and isinstance(model, fx.GraphModule) else None
 
 
 def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
@@ -110,11 +115,12 @@ def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
     among them) are left out. Returns the names of the sites in order.
     """
     check_runs(check_network(model), inputs, "the example input")
-    if quantization(model) is not None and model.meta.get("onnx") is not None:  # type: ignore[union-attr]
-        proto, sites = spliced(model)  # type: ignore[arg-type]
+    quantized = _quantized(model)
+    if quantized is not None and source_of(quantized) is not None:
+        proto, sites = spliced(quantized)
         fold_pads(proto)
         save_onnx(proto, path)
         return sites
-    network, sites = with_integers(model) if quantization(model) is not None else (model, [])  # type: ignore[arg-type]
+    network, sites = (model, []) if quantized is None else with_integers(quantized)
     write_onnx(onnx_proto(network, inputs), path)
     return sites

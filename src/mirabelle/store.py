@@ -19,6 +19,7 @@ from mirabelle.channels.sizes import replace_tensors
 from mirabelle.onnx_files.read import network as network_of
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.graph import example_of, rebuild
+from mirabelle.quantization.simulation.notes import FLOAT_SIZES, float_sizes_of
 from mirabelle.sparsity import masks
 
 FORMAT = 1
@@ -42,7 +43,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "network": type(model).__name__ if described is None else "quantised",
         "quantization": None if described is None else described.to_dict(),
         "graph_form": getattr(model, "meta", {}).get(FORM),
-        "float_sizes": None if described is None else model.meta["float_sizes"],  # type: ignore[index]
+        "float_sizes": None if described is None else float_sizes_of(model),
         "sparse": sparse,
         "sha256": sha256(folder / "model.safetensors"),
     }
@@ -131,7 +132,7 @@ def _in_saved_form(
                 f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: "
                 f"{error}); it was damaged"
             ) from error
-        result.meta |= {"float_sizes": described["float_sizes"], FORM: form}
+        result.meta |= {FLOAT_SIZES: described["float_sizes"], FORM: form}
     return result
 
 

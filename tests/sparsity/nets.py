@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mirabelle.fitting.gram import Gram
-from mirabelle.sparsity.layers import Layer
+from mirabelle.sparsity.layers import ScoredLayer
 
 
 def layer(weight, block=1, gram=None, sensitivity=None):
@@ -16,7 +16,7 @@ def layer(weight, block=1, gram=None, sensitivity=None):
             None if sensitivity is None else torch.diag(torch.tensor(sensitivity)),
         )
     )
-    return Layer("w", "", torch.tensor(weight, dtype=torch.float64), block, found)
+    return ScoredLayer("w", "", torch.tensor(weight, dtype=torch.float64), block, found)
 
 
 def close(found, expected):

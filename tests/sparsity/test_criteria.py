@@ -9,7 +9,7 @@ import mirabelle as mb
 from mirabelle.fitting.gram import RIDGE, Gram, ridge
 from mirabelle.sparsity import CRITERIA, masks
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS
-from mirabelle.sparsity.layers import Layer
+from mirabelle.sparsity.layers import ScoredLayer
 from tests.sparsity.nets import WEIGHT, close, layer
 from tests.tiny import model
 
@@ -133,7 +133,7 @@ def test_obs_is_the_least_error_without_the_weight():
     gram = rows.T @ rows
     full = torch.cat([weight, torch.zeros(1, 1, dtype=torch.float64)], 1)
     h = gram + ridge(gram, 50)
-    found = CRITERIA["obs"](Layer("w", "", weight, 1, Gram(gram[None])))
+    found = CRITERIA["obs"](ScoredLayer("w", "", weight, 1, Gram(gram[None])))
     errors = []
     for j in range(4):
         rest = [i for i in range(5) if i != j]

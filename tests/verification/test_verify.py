@@ -18,7 +18,7 @@ from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.verification import sqnr
 from mirabelle.verification.causes import diagnose
 from mirabelle.verification.exposure import _WRITERS, run_in_float
-from mirabelle.verification.integer_reference import Reference
+from mirabelle.verification.integer_reference import IntegerReference
 from tests.quantized_networks import NETWORKS, batches, build, needs
 
 # Its float transposed convolution: ONNX Runtime quantises the weights by itself.
@@ -29,7 +29,7 @@ AFFINE = {"symmetric": False, "weight_symmetric": False}
 def ties(q, data) -> int:
     """Samples whose two largest outputs of the reference lie within half a percent of the range."""
     result = np.concatenate(
-        [Reference(q).run(Batch((x,), {}, None))[1].reshape(len(x), -1) for x in data]
+        [IntegerReference(q).run(Batch((x,), {}, None))[1].reshape(len(x), -1) for x in data]
     )
     best = np.sort(result, 1)
     return int((best[:, -1] - best[:, -2] < 0.005 * (result.max() - result.min())).sum())
@@ -38,7 +38,7 @@ def ties(q, data) -> int:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_reference_is_close_to_the_simulation(name):
     q, x = quantize(build(name), batches(name, 2)), batches(name, 1, seed=5)[0]
-    sites, result = Reference(q).run(Batch((x,), {}, None))
+    sites, result = IntegerReference(q).run(Batch((x,), {}, None))
     simulated = q(x).detach().numpy()
     assert (result.shape == simulated.shape and sqnr(simulated, result) is None) or sqnr(
         simulated, result
@@ -67,7 +67,7 @@ def test_the_reference_takes_all_bits(name, options):
         quantize(build(name), batches(name, 2), target="x86-vnni", **options),
         batches(name, 1, seed=5)[0],
     )
-    _, result = Reference(q).run(Batch((x,), {}, None))
+    _, result = IntegerReference(q).run(Batch((x,), {}, None))
     # Where steps are coarse, one value that is rounded the other way is a large difference; and the
     # reference's biases are integers of such steps too.
     assert sqnr(q(x).detach().numpy(), result) > {2: 8, 4: 20}.get(options.get("bits"), 35)
@@ -188,8 +188,8 @@ def test_sqnr_by_hand():
 def test_a_rounding_that_a_runtime_leaves_out_is_recognised():
     q, x = quantize(build("residual"), batches()), batches(count=1)[0]
     batch, names = Batch((x,), {}, None), {s.node: s.layer for s in q.meta["quantization"].sites}
-    fused, _ = Reference(q).run(batch, unrounded={"conv2d_2"})
-    exact = Reference(q).run(batch)[0]
+    fused, _ = IntegerReference(q).run(batch, unrounded={"conv2d_2"})
+    exact = IntegerReference(q).run(batch)[0]
     seen = {
         n: fused[n] if n in list(names)[list(names).index("relu_2") :] else exact[n] for n in names
     }
@@ -236,19 +236,19 @@ def test_the_reference_without_floats_differs_by_rounding_alone(name):
         quantize(build(name), batches(name, 2)),
         Batch((batches(name, 1, seed=5)[0],), {}, None),
     )
-    floats, _ = Reference(q).run(batch)
-    fixed, _ = Reference(q, requantisation="fixed").run(
+    floats, _ = IntegerReference(q).run(batch)
+    fixed, _ = IntegerReference(q, requantisation="fixed").run(
         batch, floats
     )  # each layer from the same integers before it
     for site, expected in floats.items():
         off = np.abs(expected - fixed[site])
         assert off.max() <= 1 and (off == 0).mean() > 0.99, site
     with pytest.raises(InputError, match="did you mean 'fixed'"):
-        Reference(q, requantisation="fixd")
+        IntegerReference(q, requantisation="fixd")
 
 
 def test_rectifiers_with_a_ceiling_stay_integers():
     q, batch = quantize(build("depthwise"), batches()), Batch((3 * batches(count=1)[0],), {}, None)
-    reference = Reference(q)
+    reference = IntegerReference(q)
     sites, _ = reference.run(batch)
     assert not reference.floats and max(int(v.max()) for v in sites.values()) == 255

@@ -68,7 +68,7 @@ def _convolve(
         and source.planes
         and shape[dim + 1 :] == source.shape[dim + 1 :]
     ):
-        return _pass(flow, node, source, dim, shape, w_shape)
+        return _pass(flow, source, shape, w_shape)
     inputs = flow.read(node, source, dim)
     count = shape[dim]
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
@@ -109,7 +109,7 @@ def linear(flow: Flow, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     source = flow.of(x)
     w_shape = weight.shape
     if not source.along(-1) and source.planes:
-        return _pass(flow, node, source, len(source.shape) - 1, shape, w_shape)
+        return _pass(flow, source, shape, w_shape)
     inputs = flow.read(node, source, -1)
     outputs = flow.labels.fresh(w_shape[0])
     flow.attach(node, weight, {0: (outputs, "out"), 1: (inputs, "in")})
@@ -128,15 +128,8 @@ def addmm(flow: Flow, node: fx.Node, bias: Any, x: Any, weight: Any, **options: 
     return flow.merge(node, flow.of(matmul(flow, node, x, weight)), flow.of(bias))
 
 
-def _pass(
-    flow: Flow,
-    node: fx.Node,
-    source: Value,
-    dim: int,
-    shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-) -> Value:
-    """A layer that mixes along `dim`, while the channels run along other dimensions: they pass."""
+def _pass(flow: Flow, source: Value, shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Value:
+    """A layer that mixes along one dimension, while the channels run along others: they pass."""
     planes = [thin(p, varying(p)).expand(shape) for p in source.planes]
     flow.work(
         math.prod(shape) * math.prod(w_shape[1:]),

@@ -19,8 +19,8 @@ from mirabelle.channels.ids import FIXED, Parameter, Value, thin, varying, vecto
 from mirabelle.channels.recurrent import RECURRENT
 from mirabelle.channels.rules import REDUCTIONS
 from mirabelle.graph.capture import operator
+from mirabelle.graph.layers import NORMS
 
-NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"}
 OF_WHAT_IS_LEFT = (
     NORMS | REDUCTIONS | RECURRENT.keys()
 )  # what they compute from removed elements is not zero, or reaches others
@@ -87,7 +87,7 @@ def _spread(
     return tensor
 
 
-class Reference(fx.Interpreter):
+class MaskedReference(fx.Interpreter):
     """`run(*inputs)` gives the outputs of the network without the removed channels, at the sizes of
     the whole network.
     """
@@ -131,10 +131,12 @@ class Reference(fx.Interpreter):
                 else tensor
             )
 
-        args, kwargs = fx.node.map_arg((n.args, n.kwargs), small)  # type: ignore[misc]
+        args: Any = fx.map_arg(n.args, small)
+        kwargs: Any = fx.map_arg(n.kwargs, small)
+        target: Any = n.target
         if operator(n) in ("layer_norm", "rms_norm"):
             args = (args[0], list(args[0].shape[args[0].ndim - len(args[1]) :]), *args[2:])
-        result = n.target(*args, **kwargs)  # type: ignore[operator]
+        result = target(*args, **kwargs)
         leaves, spec = pytree.tree_flatten(result)
         whole = pytree.tree_leaves(values[n])
         return pytree.tree_unflatten(

@@ -73,7 +73,7 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
     for path, parameter in parameters.items():
         owner, _, leaf = path.rpartition(".")
         module = graph_module.get_submodule(owner)
-        table = module._parameters if leaf in module._parameters else module._buffers
+        table: Any = module._parameters if leaf in module._parameters else module._buffers
         old = table.get(leaf)
         if old is None:  # a constant, which is an attribute of the graph
             continue
@@ -82,7 +82,7 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
             nn.Parameter(tensor, requires_grad=old.requires_grad)
             if isinstance(old, nn.Parameter)
             else tensor
-        )  # type: ignore[assignment]
+        )
     _share(graph_module, parameters)
     _restore_layers(graph_module, own)
     graph_module.graph.eliminate_dead_code()

@@ -15,7 +15,7 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, SurgeryError
 from mirabelle.base.quiet import muffled
 from mirabelle.channels.groups import Coupling
-from mirabelle.channels.masking import Cutting, Reference
+from mirabelle.channels.masking import Cutting, MaskedReference
 from mirabelle.channels.rewrite import FORM, cut_again, graph_form
 from mirabelle.channels.sizes import replace_tensors
 
@@ -109,7 +109,7 @@ def reference(
     few = inputs or coupling.inputs
     with torch.no_grad():
         flat = [*few.args, *few.kwargs.values()]
-        return Reference(coupling.graph_module, Cutting(coupling.flow, gone)).run(*flat)
+        return MaskedReference(coupling.graph_module, Cutting(coupling.flow, gone)).run(*flat)
 
 
 def _is_random(model: nn.Module, inputs: Batch) -> bool:

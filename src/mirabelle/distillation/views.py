@@ -5,7 +5,7 @@ and augmentation come back.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from itertools import count, islice
 from typing import Any
 
@@ -79,10 +79,11 @@ class Views:
 
     def __len__(self) -> int:
         if self._length is None:
-            known = hasattr(self.loader, "__len__")
             self._length = (
-                len(self.loader) if known else sum(1 for _ in islice(iter(self.loader), self.limit))
-            )  # type: ignore[arg-type]
+                len(self.loader)
+                if isinstance(self.loader, Sized)
+                else sum(1 for _ in islice(iter(self.loader), self.limit))
+            )
         return self._length
 
     def __iter__(self) -> Iterator[Any]:

@@ -4,17 +4,17 @@ layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from mirabelle.base.checks import clone, running
 from mirabelle.base.data import batches, device_of
 from mirabelle.base.progress import track
+from mirabelle.fitting.patches import patches
 from mirabelle.measurement.accuracy import as_tensor
 
 ROWS_PER_SAMPLE = 32
@@ -45,42 +45,6 @@ def has_rows(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return isinstance(module, nn.Linear)
-
-
-def patches(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pick: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a convolution reads at the positions `pick` of its output map, the same for every
-    sample, and what it gives there.
-
-    x: (N, C, H, W), y: (N, outputs, h, w), pick: numbers of 0 .. h w - 1. Returns (groups, rows, C
-    / groups * kernel), its columns in the order of the flattened weights, and (groups, rows,
-    outputs / groups).
-    """
-    rows, columns = (
-        (along * stride[d])[:, None] + torch.arange(kernel[d]) * dilation[d]
-        for d, along in enumerate((pick // y.shape[-1], pick % y.shape[-1]))
-    )
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    found = padded[
-        :, :, rows[:, :, None].to(x.device), columns[:, None].to(x.device)
-    ]  # (N, C, positions, height, width of the kernel)
-    n, c, p = found.shape[:3]
-    a = (
-        found.reshape(n, groups, c // groups, p, -1)
-        .permute(1, 0, 3, 2, 4)
-        .reshape(groups, n * p, -1)
-    )
-    return a, y.flatten(2)[:, :, pick.to(y.device)].reshape(n, groups, -1, p).permute(
-        1, 0, 3, 2
-    ).reshape(groups, n * p, -1)
 
 
 def ridge(gram: torch.Tensor, rows: float, constant: bool = False) -> torch.Tensor:
@@ -232,14 +196,8 @@ def _rows(
     """(groups, rows, columns) what a layer reads."""
     if isinstance(module, nn.Conv2d):
         pick = torch.randperm(y[0, 0].numel(), generator=generator)[:ROWS_PER_SAMPLE]
-        return patches(
-            x,
-            y,
-            module.kernel_size,
-            module.stride,
-            module.padding,  # type: ignore[arg-type]
-            module.dilation,
-            module.groups,
-            pick,
-        )[0]
+        assert not isinstance(module.padding, str)  # see `has_rows`
+        padding = [(p, p) for p in module.padding]
+        settings = module.kernel_size, module.stride, padding, module.dilation, module.groups
+        return patches(x, y, *settings, pick)[0]
     return x.reshape(1, -1, x.shape[-1])

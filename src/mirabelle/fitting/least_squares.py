@@ -18,8 +18,9 @@ from mirabelle.channels.flow import Flow
 from mirabelle.channels.masking import compress
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
-from mirabelle.fitting.gram import patches, ridge, solve_on_support
+from mirabelle.fitting.gram import ridge, solve_on_support
 from mirabelle.fitting.pair import Pair, Values
+from mirabelle.fitting.patches import patches
 from mirabelle.graph.capture import (
     capture,
     fixed_length,
@@ -28,6 +29,8 @@ from mirabelle.graph.capture import (
     operator,
     parameter_name,
 )
+from mirabelle.graph.layers import as_conv, as_norm, layer_of
+from mirabelle.graph.nodes import argument, optional_argument, value_of
 
 # bytes of activations that may be held between layers; what does not fit is computed again
 MEMORY = 1.5e9
@@ -130,8 +133,8 @@ class Equations:
     """The normal equations of one layer: A'A and A'Y, summed over the chunks."""
 
     def __init__(self, pair: Pair, node: fx.Node, samples: int):
-        self._pair, self._node, self._source = pair, node, node.args[0]
-        self._name: str = parameter_name(node.args[1])  # type: ignore[assignment]
+        self._pair, self._node, self._source = pair, node, argument(node, 0)
+        self._name = str(parameter_name(argument(node, 1)))
         self._end = pair.added_to(node)
         self._bias, self._mean = self._intercept()
         self._weight = compress(get_tensor(pair.after, self._name), pair.left[self._name])
@@ -152,19 +155,16 @@ class Equations:
         of the BatchNorm behind it.
         """
         node, pair = self._node, self._pair
-        if len(node.args) > 2 and node.args[2] is not None:
-            bias = parameter_name(node.args[2])
+        if (given := optional_argument(node, 2)) is not None:
+            bias = parameter_name(given)
             return (
                 bias
                 if bias is not None and pair.uses[bias] == 1 and pair.flow.parameters[bias].editable
                 else None
             ), None
-        after = next(iter(node.users))
-        mean = (
-            parameter_name(after.args[3])
-            if len(node.users) == 1 and operator(after) == "batch_norm"
-            else None
-        )
+        norm = as_norm(next(iter(node.users)))
+        alone = len(node.users) == 1 and norm is not None and norm.kind == "batch_norm"
+        mean = parameter_name(norm.mean) if alone and norm is not None else None
         return None, mean if mean is not None and pair.uses[mean] == 1 else None
 
     def add(self, values: Values) -> None:
@@ -173,7 +173,7 @@ class Equations:
             scale, other = self._end
             if other in values:
                 y = y + (values[other][0] - values[other][1]) / scale
-        x = values[self._source][1]  # type: ignore[index]
+        x = values[self._source][1]
         a, y = _rows(
             self._node,
             compress(x, self._kept_in),
@@ -230,10 +230,11 @@ def _groups(node: fx.Node, weight: torch.Tensor) -> int:
     """The groups of a layer whose weights are what is left: a depthwise one has as many as
     channels.
     """
-    args: Any = node.args
-    groups = args[6] if operator(node) == "conv2d" and len(args) > 6 else 1
-    channels = args[0].meta["val"].shape[-3] if groups > 1 else 0
-    return len(weight) // (node.meta["val"].shape[-3] // groups) if groups == channels else groups
+    layer = layer_of(node)
+    assert layer is not None
+    groups = layer.groups
+    channels = value_of(layer.input).shape[-3] if groups > 1 else 0
+    return len(weight) // (value_of(node).shape[-3] // groups) if groups == channels else groups
 
 
 def _rows(
@@ -253,12 +254,11 @@ def _rows(
             pick = torch.randperm(x.shape[1], generator=generator)[:per_sample].to(x.device)
             x, y = x[:, pick].flatten(0, 1), y[:, pick].flatten(0, 1)
         return x[None], y[None]
-    args: Any = [*node.args, *[None, None, None, 1, 0, 1][len(node.args) :]]
-    stride, padding, dilation = (
-        [v] * 2 if isinstance(v, int) else [*v] * (2 // len(v)) for v in args[3:6]
-    )
+    conv = as_conv(node)
+    assert conv is not None
+    kernel = value_of(conv.weight).shape[2:]
     pick = torch.randperm(y[0, 0].numel(), generator=generator)[:per_sample]
-    return patches(x, y, args[1].meta["val"].shape[2:], stride, padding, dilation, groups, pick)
+    return patches(x, y, kernel, conv.stride, conv.padding, conv.dilation, groups, pick)
 
 
 def _put(tensor: torch.Tensor, part: torch.Tensor, kept: Mapping[int, torch.Tensor]) -> None:

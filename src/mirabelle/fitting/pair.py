@@ -17,9 +17,11 @@ from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import Value
-from mirabelle.channels.masking import Cutting, Reference
+from mirabelle.channels.masking import Cutting, MaskedReference
 from mirabelle.channels.operators import VIEWS
 from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
+from mirabelle.graph.layers import Norm, as_norm
+from mirabelle.graph.nodes import argument, value_of
 
 PASSING = {
     "dropout",
@@ -62,7 +64,7 @@ class Pair:
                     get_tensor(self.after, name).copy_(weight)
         self._networks = (
             fx.Interpreter(graph_module, garbage_collect_values=False),
-            Reference(self.after, self.cutting),
+            MaskedReference(self.after, self.cutting),
         )
         self._given = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
         self.uses = parameter_uses(graph_module.graph)
@@ -98,7 +100,7 @@ class Pair:
         result = (whole, self.side(1, node, values) if node in self.changed else whole)
         values = {**values, node: result}
         if _in_place(node):  # what reads the operand from here on reads what was written
-            values[node.args[0]] = result  # type: ignore[index]
+            values[argument(node, 0)] = result
         return {n: v for n, v in values.items() if self._last[n] > position}
 
     def side(self, which: int, node: fx.Node, values: Values) -> Any:
@@ -109,7 +111,7 @@ class Pair:
                 get_tensor(network.module, str(a.target))
                 if a.op == "get_attr"
                 else values[a][which]
-            )  # type: ignore[arg-type]
+            )
             network.env[a] = value.clone() if _in_place(node) and a is node.args[0] else value
         return network.run_node(node)
 
@@ -179,7 +181,7 @@ class Pair:
         source: Any = node.args[0] if node.args else None
         if node.target not in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
             return False
-        name = parameter_name(node.args[1])
+        name = parameter_name(argument(node, 1))
         if (
             name is None
             or self.uses[name] != 1
@@ -202,11 +204,12 @@ class Pair:
         while len(here.users) == 1:
             after = next(iter(here.users))
             name = operator(after)
-            if name == "batch_norm" and after.args[0] is here:
-                factor = self._factor(after)
+            norm = as_norm(after) if name == "batch_norm" else None
+            if norm is not None and norm.input is here:
+                factor = self._factor(norm)
                 if factor is None:
                     return None
-                scale = scale * factor.view(-1, *[1] * (after.meta["val"].ndim - 2))
+                scale = scale * factor.view(-1, *[1] * (value_of(after).ndim - 2))
             elif (
                 name in ("add", "add_")
                 and len(after.args) > 1
@@ -224,15 +227,15 @@ class Pair:
             here = after
         return None
 
-    def _factor(self, norm: fx.Node) -> torch.Tensor | None:
+    def _factor(self, norm: Norm) -> torch.Tensor | None:
         """(C,) gamma over the standard deviation of a BatchNorm; None where it is unknown, or zero
         for some channel.
         """
-        gamma, variance = (parameter_name(norm.args[k]) for k in (1, 4))
-        if variance is None or (gamma is None and norm.args[1] is not None):
+        gamma, variance = parameter_name(norm.weight), parameter_name(norm.variance)
+        if variance is None or (gamma is None and norm.weight is not None):
             return None
-        args: Any = norm.args
-        factor = (get_tensor(self.after, variance) + args[7]).rsqrt() * (
+        assert norm.eps is not None  # of a BatchNorm
+        factor = (get_tensor(self.after, variance) + norm.eps).rsqrt() * (
             1 if gamma is None else get_tensor(self.after, gamma)
         )
         return factor if bool((factor.abs() > 1e-4 * factor.abs().max()).all()) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -47,7 +48,7 @@ def write_artifact(
     return Artifact(adapter.save(source, folder / runtime), runtime, threads)
 
 
-def one_sample(inputs: Batch) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+def one_sample(inputs: Batch) -> tuple[list[np.ndarray], dict[str, Any]]:
     """The first sample of `inputs` as a file takes it: by place, and by name."""
     one = inputs.head(1)
     return [t.numpy() for t in one.args], {k: v.numpy() for k, v in one.kwargs.items()}

@@ -16,7 +16,7 @@ from mirabelle.graph.capture import operator, parameter_name
 from mirabelle.graph.nodes import argument, has_setting, setting, value_of
 
 # By the operator: the dimensions that it works on, and whether it is transposed.
-CONVOLUTIONS = {
+_CONVOLUTIONS = {
     "conv1d": (1, False),
     "conv2d": (2, False),
     "conv3d": (3, False),
@@ -119,9 +119,9 @@ def _node(node: fx.Node, name: str) -> fx.Node | None:
 
 def as_conv(node: fx.Node) -> Conv | None:
     """The convolution that a node is, transposed or not; None for any other node."""
-    if operator(node) not in CONVOLUTIONS:
+    if operator(node) not in _CONVOLUTIONS:
         return None
-    count, transposed = CONVOLUTIONS[operator(node)]
+    count, transposed = _CONVOLUTIONS[operator(node)]
     weight = argument(node, 1)
     dilation = _each(setting(node, "dilation"), count)
     given = setting(node, "padding")

@@ -12,7 +12,7 @@ from typing import Any
 
 from mirabelle.runtimes.artifact import Artifact, LayerTime
 
-CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ONNX_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What a runtime may fuse behind a layer of weights.
 FOLLOWERS = (
     "Relu",
@@ -47,12 +47,12 @@ def _onnx_names(path: Path, changed: float) -> dict[str, str]:
             before = [
                 makers[i]
                 for i in node.input
-                if i in makers and makers[i].op_type in (*FOLLOWERS, *CONTRACTIONS)
+                if i in makers and makers[i].op_type in (*FOLLOWERS, *ONNX_CONTRACTIONS)
             ]
             if not before:
                 break
             node = before[0]
-        return own(node if node.op_type in CONTRACTIONS else start)
+        return own(node if node.op_type in ONNX_CONTRACTIONS else start)
 
     found: dict[str, str] = {}
     for node in graph.node:
@@ -89,7 +89,7 @@ def attribute(times: Iterable[LayerTime], names: dict[str, str]) -> list[tuple[s
     for time in times:
         name = names.get(known_beginning(time.name, names), time.name)
         base, slash, operator = name.partition("/")
-        if slash and operator.partition("/")[0].partition("_")[0] in CONTRACTIONS:
+        if slash and operator.partition("/")[0].partition("_")[0] in ONNX_CONTRACTIONS:
             name = base
         found.append((name, time))
     return found

@@ -59,6 +59,15 @@ class Source:
         return self  # nothing changes it
 
 
+SOURCE = "onnx"  # the key in a network's `meta`
+
+
+def source_of(model: object) -> Source | None:
+    """The file that a network was read from; None for any other network."""
+    found = model.meta.get(SOURCE) if isinstance(model, fx.GraphModule) else None
+    return found if isinstance(found, Source) else None
+
+
 class Node(nn.Module):
     """One node. slots: for each of its inputs None where it is left out, a Host where it is known,
     else the index of the argument that is it.
@@ -172,7 +181,7 @@ class _Reader:
         ]
         self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         result = fx.GraphModule(self.root, self.graph)
-        result.meta["onnx"] = self.source
+        result.meta[SOURCE] = self.source
         return result.eval()
 
     def _node(self, index: int, node: NodeProto) -> None:
@@ -302,7 +311,7 @@ class _Reader:
     def _constant(self, name: str, turned: bool) -> fx.Node:
         """A constant as a parameter or buffer: one for each of its two forms."""
         leaf = _identifier(name) + ("_turned" if turned else "")
-        holder = self.root.constants
+        holder = self.root.get_submodule("constants")
         while f"constants.{leaf}" in self.source.constants and self.source.constants[
             f"constants.{leaf}"
         ] != (name, turned):
@@ -318,9 +327,9 @@ class _Reader:
                     for n in readers
                 )
             ):
-                holder.register_parameter(leaf, nn.Parameter(tensor))  # type: ignore[operator]
+                holder.register_parameter(leaf, nn.Parameter(tensor))
             else:
-                holder.register_buffer(leaf, tensor)  # type: ignore[operator]
+                holder.register_buffer(leaf, tensor)
             self.source.constants[f"constants.{leaf}"] = (name, turned)
         return self.graph.get_attr(f"constants.{leaf}")
 
@@ -335,7 +344,7 @@ class _Reader:
         for part in parts[:-1]:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
+            owner = owner.get_submodule(part)
             if isinstance(owner, (Node, Foreign)):  # a node and a folder of one name
                 return self._enter_module(name.replace("/", "_").replace(".", "_"), module)
         leaf = parts[-1]

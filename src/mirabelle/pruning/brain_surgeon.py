@@ -52,7 +52,7 @@ class Reader:
 
 
 @dataclass
-class Layer:
+class ReadingGroup:
     """One group of one layer that reads the channels. rows: its filters among the layer's. inverse:
     of A'A + r I, without the column of ones. columns: (C, b).
     """
@@ -113,7 +113,7 @@ def brain_surgeon(group: Group, stats: Stats) -> torch.Tensor:
 
 
 def _measured(
-    group: Group, stats: Stats, scores: torch.Tensor, layers: list[Layer]
+    group: Group, stats: Stats, scores: torch.Tensor, layers: list[ReadingGroup]
 ) -> torch.Tensor:
     """The scores scaled to the errors of the outputs without the first fifth and the first half of
     the channels.
@@ -136,7 +136,7 @@ def _measured(
 
 
 def _without(
-    group: Group, stats: Stats, layers: list[Layer], gone: torch.Tensor
+    group: Group, stats: Stats, layers: list[ReadingGroup], gone: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The weights of the group's readers when they do without these channels."""
     changes: dict[str, torch.Tensor] = {}
@@ -152,7 +152,7 @@ def _without(
 
 def _readers(
     weights: torch.Tensor, slot: Slot, spread: int, known: Gram
-) -> list[tuple[Reader, Layer]]:
+) -> list[tuple[Reader, ReadingGroup]]:
     """One for each group of a layer, whose inputs have `spread` columns each."""
     places = (slot.index[..., None] * spread + torch.arange(spread)).flatten(1)
     columns = places.reshape(-1)
@@ -177,7 +177,7 @@ def _readers(
         plain = (
             inverse[:-1, :-1] - torch.outer(inverse[:-1, -1], inverse[-1, :-1]) / inverse[-1, -1]
         )
-        layer = Layer(slot.parameter, rows, w, plain, places)
+        layer = ReadingGroup(slot.parameter, rows, w, plain, places)
         found.append(
             (Reader(inverse[columns][:, columns], root @ w[:, columns], places.shape[1]), layer)
         )

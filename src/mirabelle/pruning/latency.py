@@ -41,7 +41,7 @@ from mirabelle.channels.groups import Cost, Coupling
 from mirabelle.channels.surgery import remove
 from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
 from mirabelle.measurement.latency import alternate
-from mirabelle.measurement.layers import known_beginning
+from mirabelle.measurement.layers import ONNX_CONTRACTIONS, known_beginning
 from mirabelle.measurement.machine import machine
 from mirabelle.pruning.allocation import aligned
 from mirabelle.pruning.kernel_blocks import FORMAT, SECONDS, kernel_block, measured_before
@@ -57,7 +57,7 @@ ROUNDS, RUNS = (
     # each cut is profiled so often, and so many calls each time: medians of means, which a call
     # that was interrupted does not move
 )
-CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv"}
+PROFILED_CONTRACTIONS = {*ONNX_CONTRACTIONS, "FusedConv"}  # as ONNX Runtime rewrites them
 FUSED = {
     "Relu",
     "Clip",
@@ -321,7 +321,7 @@ def _owners(graph: object) -> tuple[dict[str, int], int]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     owner: dict[str, int] = {}
-    contractions = [n for n in nodes if n.op_type in CONTRACTIONS]
+    contractions = [n for n in nodes if n.op_type in PROFILED_CONTRACTIONS]
     for number, node in enumerate(contractions):
         here = node
         while True:

@@ -81,7 +81,7 @@ def open(path: Path, threads: int) -> Session:
     return Session(inputs, [TensorSpec(name, None, "float32") for name in outputs], run)
 
 
-def _spec(layer: ncnnfile.Layer) -> TensorSpec:
+def _spec(layer: ncnnfile.NcnnLayer) -> TensorSpec:
     """An input's shape, from the parameters of its layer: width, height, channels."""
     sizes = [int(layer.parameters[i]) for i in (2, 1, 0) if i in layer.parameters]
     return TensorSpec(layer.outputs[0], (1, *sizes), "float32")

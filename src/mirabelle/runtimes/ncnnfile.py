@@ -38,7 +38,7 @@ BIAS, OUTPUTS, GROUPS, INT8 = 5, 0, 7, 8
 
 
 @dataclass
-class Layer:
+class NcnnLayer:
     """One line of the text. blobs: its weights, each with the tag that says how they are stored, or
     None for those that have no tag.
     """
@@ -63,7 +63,7 @@ class Grids(NamedTuple):
     weights: dict[bytes, tuple[np.ndarray, np.ndarray]]
 
 
-def read_graph(path: Path) -> list[Layer]:
+def read_graph(path: Path) -> list[NcnnLayer]:
     """The layers of a .param file. `InputError` where it is none."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     layers = []
@@ -75,7 +75,7 @@ def read_graph(path: Path) -> list[Layer]:
             ends = int(inputs) + int(outputs)
             pairs = (p.split("=", 1) for p in rest[ends:])
             layers.append(
-                Layer(
+                NcnnLayer(
                     kind,
                     name,
                     rest[: int(inputs)],
@@ -92,7 +92,7 @@ def read_graph(path: Path) -> list[Layer]:
     return layers
 
 
-def text(layers: Sequence[Layer]) -> str:
+def text(layers: Sequence[NcnnLayer]) -> str:
     blobs = {o for layer in layers for o in layer.outputs}
     lines = [MAGIC, f"{len(layers)} {len(blobs)}"]
     for layer in layers:
@@ -108,7 +108,7 @@ def text(layers: Sequence[Layer]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def outputs(layers: Sequence[Layer]) -> list[str]:
+def outputs(layers: Sequence[NcnnLayer]) -> list[str]:
     """The blobs that no layer reads: `output`, `output1`, ... in this order, then the others."""
     read = {i for layer in layers for i in layer.inputs}
     found = [o for layer in layers for o in layer.outputs if o not in read]
@@ -150,7 +150,7 @@ def grids(proto: Any) -> Grids:
 
 
 def finish(
-    layers: list[Layer], weights: bytes, names: list[str], shapes: list[list[int]], found: Grids
+    layers: list[NcnnLayer], weights: bytes, names: list[str], shapes: list[list[int]], found: Grids
 ) -> tuple[str, bytes]:
     """The text and the weights of what pnnx wrote, inputs under the network's own names, with
     integer layers where there are grids.
@@ -174,7 +174,7 @@ def finish(
     return text(with_splits(layers)), weights
 
 
-def without_splits(layers: list[Layer]) -> list[Layer]:
+def without_splits(layers: list[NcnnLayer]) -> list[NcnnLayer]:
     origin: dict[str, str] = {}
     for layer in layers:
         layer.inputs = [origin.get(i, i) for i in layer.inputs]
@@ -183,7 +183,7 @@ def without_splits(layers: list[Layer]) -> list[Layer]:
     return [layer for layer in layers if layer.kind != "Split"]
 
 
-def with_splits(layers: Sequence[Layer]) -> list[Layer]:
+def with_splits(layers: Sequence[NcnnLayer]) -> list[NcnnLayer]:
     """A copy behind each blob for every layer that reads it, where there are several: ncnn has one
     reader for a blob.
     """
@@ -195,18 +195,20 @@ def with_splits(layers: Sequence[Layer]) -> list[Layer]:
     result = []
     for i, layer in enumerate(layers):
         result.append(
-            Layer(layer.kind, layer.name, inputs[i], layer.outputs, layer.parameters, layer.blobs)
+            NcnnLayer(
+                layer.kind, layer.name, inputs[i], layer.outputs, layer.parameters, layer.blobs
+            )
         )
         for name in layer.outputs:
             if len(places := readers.get(name, [])) > 1:
                 copies = [f"{name}_{k}" for k in range(len(places))]
-                result.append(Layer("Split", f"split_{name}", [name], copies, {}))
+                result.append(NcnnLayer("Split", f"split_{name}", [name], copies, {}))
                 for copy, (reader, place) in zip(copies, places):
                     inputs[reader][place] = copy
     return result
 
 
-def _read_blobs(layers: Sequence[Layer], content: bytes) -> None:
+def _read_blobs(layers: Sequence[NcnnLayer], content: bytes) -> None:
     """Hands the weights to their layers, in the order in which ncnn reads them."""
     place = 0
 
@@ -254,7 +256,7 @@ def _bytes(tag: int | None, values: np.ndarray) -> bytes:
     return tag.to_bytes(4, "little") + content + b"\0" * (-len(content) % 4)
 
 
-def _integers(layers: list[Layer], found: Grids, ends: set[str]) -> list[Layer]:
+def _integers(layers: list[NcnnLayer], found: Grids, ends: set[str]) -> list[NcnnLayer]:
     """Layers of ncnn in place of ONNX's Quantize and Dequantize, integer convolutions and linear
     layers, and what they make unnecessary left out.
     """
@@ -298,14 +300,14 @@ def _integers(layers: list[Layer], found: Grids, ends: set[str]) -> list[Layer]:
     return result
 
 
-def _to_floats(layer: Layer, scale: float) -> list[Layer]:
+def _to_floats(layer: NcnnLayer, scale: float) -> list[NcnnLayer]:
     """int8 -> float -> times the scale. ncnn's own Dequantize takes the 32-bit sums of a layer: on
     int8 it reads beyond their end.
     """
     plain = f"{layer.outputs[0]}_unscaled"
     return [
-        Layer("Cast", f"{layer.name}_cast", layer.inputs, [plain], {0: "3", 1: "1"}),
-        Layer(
+        NcnnLayer("Cast", f"{layer.name}_cast", layer.inputs, [plain], {0: "3", 1: "1"}),
+        NcnnLayer(
             "BinaryOp",
             layer.name,
             [plain],
@@ -316,7 +318,7 @@ def _to_floats(layer: Layer, scale: float) -> list[Layer]:
 
 
 def _contract(
-    layer: Layer, integer_of: Mapping[str, str], scales: Mapping[str, float], found: Grids
+    layer: NcnnLayer, integer_of: Mapping[str, str], scales: Mapping[str, float], found: Grids
 ) -> None:
     """Int8 weights and the scales of weights and input, where a layer reads a grid and ncnn has the
     layer for it.
@@ -339,9 +341,9 @@ def _contract(
     ]
 
 
-def _fuse_requantize(layers: list[Layer], scales: Mapping[str, float]) -> list[Layer]:
+def _fuse_requantize(layers: list[NcnnLayer], scales: Mapping[str, float]) -> list[NcnnLayer]:
     """A convolution that only a Quantize reads gives integers by itself."""
-    readers: dict[str, list[Layer]] = {}
+    readers: dict[str, list[NcnnLayer]] = {}
     for layer in layers:
         for name in layer.inputs:
             readers.setdefault(name, []).append(layer)

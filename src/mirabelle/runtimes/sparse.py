@@ -31,7 +31,7 @@ DENSE: dict[str, Runtime] = {
 
 
 @dataclass(frozen=True)
-class Layer:
+class TimedLayer:
     """A layer with a constant weight. shape: of the weight as (outputs, inputs of one output).
     zeros: their share. kind: as in `weights`.
 
@@ -57,7 +57,7 @@ class Choice:
     file: str
     threads: int
     milliseconds: dict[str, float]
-    layers: tuple[Layer, ...]
+    layers: tuple[TimedLayer, ...]
 
     @property
     def sparse(self) -> bool:
@@ -178,7 +178,7 @@ def choose(
         best = min(milliseconds, key=milliseconds.__getitem__)
         name = best if best in DENSE else "mnn"
         layers = tuple(
-            Layer(
+            TimedLayer(
                 module_name(w.name),
                 w.kind,
                 w.rows.shape,
@@ -228,7 +228,7 @@ def choice(path: str | Path) -> Choice:
                 f"{path} is of format {content['format']!r}; this version reads format {FORMAT}"
             )
         layers = tuple(
-            Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
+            TimedLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
         )
         found = Choice(
             content["runtime"], content["file"], content["threads"], content["milliseconds"], layers

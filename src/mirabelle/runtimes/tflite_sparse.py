@@ -182,7 +182,7 @@ def _cluster(model: Any, graph: Any, start: Any) -> tuple[list[Any], list[str]]:
         if kind in ENDS:
             left += [
                 r
-                for r in _through(model, graph, op, readers)
+                for r in _through(model, op, readers)
                 if tflite.operator(model, r) == "FULLY_CONNECTED"
             ]
             continue
@@ -208,7 +208,7 @@ def _cluster(model: Any, graph: Any, start: Any) -> tuple[list[Any], list[str]]:
     return inside, reasons
 
 
-def _through(model: Any, graph: Any, op: Any, readers: dict[int, list[Any]]) -> list[Any]:
+def _through(model: Any, op: Any, readers: dict[int, list[Any]]) -> list[Any]:
     """What reads the mean, behind a reshape too."""
     found = [r for o in op.outputs for r in readers.get(o, [])]
     return found + [

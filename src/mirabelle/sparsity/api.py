@@ -25,7 +25,7 @@ from mirabelle.sparsity import masks
 from mirabelle.sparsity.allocation import ALLOCATIONS, check_reachable
 from mirabelle.sparsity.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_INPUTS
 from mirabelle.sparsity.filter_norms import as_long_as
-from mirabelle.sparsity.layers import Layer, as_matrix, by_block, candidates, spread
+from mirabelle.sparsity.layers import ScoredLayer, as_matrix, by_block, candidates, spread
 
 REPAIRS = ("bn", "least-squares")
 BLOCK = "(n, 1) for n output channels that share their zeros, such as (4, 1), or None"
@@ -57,7 +57,7 @@ def sparsify(
         Doc("so many neighboring output channels share their zeros"),
     ] = None,
     criterion: Annotated[
-        str | Callable[[Layer], torch.Tensor],
+        str | Callable[[ScoredLayer], torch.Tensor],
         OneOf(CRITERIA, plugin=True),
         Doc("how much a weight matters"),
     ] = "magnitude",
@@ -213,7 +213,7 @@ def _example(data: Iterable) -> Batch:
     return next(read(data, 1, what="data")).head(1)._replace(target=None)
 
 
-def _layers(model: nn.Module, keep: Iterable[str], block: int) -> list[Layer]:
+def _layers(model: nn.Module, keep: Iterable[str], block: int) -> list[ScoredLayer]:
     found = candidates(model, keep)
     if not found:
         raise InputError(
@@ -221,15 +221,15 @@ def _layers(model: nn.Module, keep: Iterable[str], block: int) -> list[Layer]:
             "without groups, or all are in keep"
         )
     return [
-        Layer(name, path, as_matrix(model.get_parameter(name)).double().cpu(), block)
+        ScoredLayer(name, path, as_matrix(model.get_parameter(name)).double().cpu(), block)
         for name, path in found.items()
     ]
 
 
 def _scores(
     model: nn.Module,
-    layers: list[Layer],
-    score: Callable[[Layer], torch.Tensor],
+    layers: list[ScoredLayer],
+    score: Callable[[ScoredLayer], torch.Tensor],
     criterion: Any,
     data: Iterable | None,
     loss: Callable | None,
@@ -245,9 +245,9 @@ def _scores(
             f"criterion={criterion!r} needs data=, a loader of "
             f"{'(inputs, targets)' if gradients else 'inputs'}"
         )
-    if gradients:
-        _collect_changes(model, layers, data, loss, count)  # type: ignore[arg-type]
-    if inputs:
+    if gradients and data is not None:
+        _collect_changes(model, layers, data, loss, count)
+    if inputs and data is not None:
         found = gram_matrices(
             model,
             [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))],
@@ -274,7 +274,7 @@ def _scores(
 
 
 def _collect_changes(
-    model: nn.Module, layers: list[Layer], data: Iterable, loss: Callable | None, count: int
+    model: nn.Module, layers: list[ScoredLayer], data: Iterable, loss: Callable | None, count: int
 ) -> None:
     seen = 0
     for gradients in loss_gradients(model, data, loss, count):
@@ -309,7 +309,7 @@ __all__ = [
     "ALLOCATIONS",
     "CRITERIA",
     "REPAIRS",
-    "Layer",
+    "ScoredLayer",
     "cut",
     "ramp",
     "share_of_zeros",

@@ -12,20 +12,20 @@ from collections.abc import Callable
 import torch
 
 from mirabelle.fitting.gram import Gram, ridge
-from mirabelle.sparsity.layers import Layer, by_block
+from mirabelle.sparsity.layers import ScoredLayer, by_block
 
 
-def magnitude(layer: Layer) -> torch.Tensor:
+def magnitude(layer: ScoredLayer) -> torch.Tensor:
     """|w|; of a block the sum. Janowsky 1989; Han et al. 2015."""
     return by_block(layer.weight.abs(), layer.block)
 
 
-def l2(layer: Layer) -> torch.Tensor:
+def l2(layer: ScoredLayer) -> torch.Tensor:
     """The Euclidean norm of a block; of a single weight |w|."""
     return by_block(layer.weight.square(), layer.block).sqrt()
 
 
-def taylor(layer: Layer) -> torch.Tensor:
+def taylor(layer: ScoredLayer) -> torch.Tensor:
     """The root mean square over batches of the sum of w * dL/dw over the unit: the first-order
     change of the loss without it. Molchanov et al. 2019, eq. 8.
     """
@@ -33,7 +33,7 @@ def taylor(layer: Layer) -> torch.Tensor:
     return layer.changes.sqrt()
 
 
-def _share(layer: Layer) -> torch.Tensor:
+def _share(layer: ScoredLayer) -> torch.Tensor:
     """For a layer whose inputs are no rows: the root of the unit's share of the squared weights."""
     return (
         by_block(layer.weight.square(), layer.block) / layer.weight.square().sum().clamp_min(1e-300)
@@ -45,13 +45,13 @@ def _matrix(gram: Gram) -> torch.Tensor:
     return gram.matrix[0].cpu()
 
 
-def _energy(layer: Layer, gram: torch.Tensor) -> torch.Tensor:
+def _energy(layer: ScoredLayer, gram: torch.Tensor) -> torch.Tensor:
     """The energy of the layer's outputs about their mean, summed over the rows that were read."""
     about_mean = gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
     return ((layer.weight @ about_mean) * layer.weight).sum().clamp_min(1e-30)
 
 
-def wanda(layer: Layer) -> torch.Tensor:
+def wanda(layer: ScoredLayer) -> torch.Tensor:
     """|w| times the norm of the input that it reads, over the root of the output's energy, so that
     layers can be compared; of a block the root of the sum of squares.
 
@@ -64,7 +64,7 @@ def wanda(layer: Layer) -> torch.Tensor:
     return (by_block(layer.weight.square(), layer.block) * inputs / _energy(layer, gram)).sqrt()
 
 
-def obs(layer: Layer) -> torch.Tensor:
+def obs(layer: ScoredLayer) -> torch.Tensor:
     """The root of S_oo w² / (H⁻¹)_jj with H = A'A + r I: by how much the network's outputs change
     without the weight if all others of its row are fitted again.
 
@@ -84,12 +84,12 @@ def obs(layer: Layer) -> torch.Tensor:
     return (by_block(sensitivity * layer.weight.square(), layer.block) / inverse).sqrt()
 
 
-def random(layer: Layer) -> torch.Tensor:
+def random(layer: ScoredLayer) -> torch.Tensor:
     """Uniform scores from torch's generator: the baseline that a criterion has to beat."""
     return torch.rand(by_block(layer.weight, layer.block).shape, dtype=torch.float64)
 
 
-CRITERIA: dict[str, Callable[[Layer], torch.Tensor]] = {
+CRITERIA: dict[str, Callable[[ScoredLayer], torch.Tensor]] = {
     "magnitude": magnitude,
     "l1": magnitude,
     "l2": l2,

@@ -13,7 +13,7 @@ from mirabelle.fitting.gram import Gram
 
 
 @dataclass
-class Layer:
+class ScoredLayer:
     """What a criterion may look at of one layer.
 
     name: of the weight. module: its path. weight: (outputs, columns) float64, one row an output.

@@ -2,13 +2,6 @@
 what the runtime gave.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -18,7 +11,8 @@ import numpy as np
 from torch import fx
 
 from mirabelle.base.data import Batch
-from mirabelle.verification.integer_reference import Reference
+from mirabelle.graph.nodes import optional_argument
+from mirabelle.verification.integer_reference import IntegerReference
 
 # Another rounding explains a layer when it leaves at most this share of the differences.
 EXPLAINED = 0.1
@@ -56,11 +50,11 @@ def diagnose(
     """For each site that holds something else than what follows from the integers that the runtime
     had before it, why.
 
-    pairs: as in `Reference`. seen: the runtime's integers of every site on `batch`. in_float: sites
-    whose layer the runtime says it ran in float, with the name that it gives it.
+    pairs: as in `IntegerReference`. seen: the runtime's integers of every site on `batch`.
+    in_float: sites whose layer the runtime says it ran in float, with the name that it gives it.
     names: what people know the sites by.
     """
-    local, _ = Reference(model, pairs=pairs).run(batch, seen)
+    local, _ = IntegerReference(model, pairs=pairs).run(batch, seen)
     causes: dict[str, Cause] = {}
     for site in seen:
         if (
@@ -98,7 +92,7 @@ def diagnose_shipped(
     if shipped is None:
         return None
     site = order[low]
-    local, _ = Reference(model, pairs=pairs).run(batch, seen)
+    local, _ = IntegerReference(model, pairs=pairs).run(batch, seen)
     cause = _cause(model, pairs, site, batch, {**seen, site: shipped}, local[site], in_float, names)
     return site, cause or Cause(
         "unknown", "the value is another one when no other value is an output of the file"
@@ -128,7 +122,7 @@ def _cause(
         # Also for differences of one step: a value that is rounded once instead of twice differs by
         # no more.
         if (
-            rest := left(Reference(model, pairs=pairs).run(batch, seen, {source})[0][site])
+            rest := left(IntegerReference(model, pairs=pairs).run(batch, seen, {source})[0][site])
         ) <= EXPLAINED:
             return Cause(
                 "fusion",
@@ -155,7 +149,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %" if share < 0.99 else f"{100 * share:.5g} %"
 
 
-def layer_of(model: fx.GraphModule, site: str) -> fx.Node:
+def maker_of(model: fx.GraphModule, site: str) -> fx.Node:
     """The node that makes the site's value: before its rectifier, if it has one."""
     node = next(n for n in model.graph.nodes if n.name == site)
     while (
@@ -174,12 +168,9 @@ def _sources(model: fx.GraphModule, site: str) -> list[str]:
     found, stack = [], [next(n for n in model.graph.nodes if n.name == site)]
     while stack:
         for source in stack.pop().all_input_nodes:
-            if (
-                source.op == "call_module"
-                and isinstance(source.args[0], fx.Node)
-                and source.args[0].op == "call_function"
-            ):
-                found.append(source.args[0].name)
+            value = optional_argument(source, 0) if source.op == "call_module" else None
+            if value is not None and value.op == "call_function":
+                found.append(value.name)
             elif source.op == "call_function":
                 stack.append(source)
     return found

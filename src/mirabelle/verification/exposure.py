@@ -171,7 +171,7 @@ def _write_ncnn(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
         if f"{site}_quantized" not in blobs:
             raise _missing(artifact, site)
         layers.append(
-            ncnnfile.Layer(
+            ncnnfile.NcnnLayer(
                 "Noop", f"copy_{site}", [f"{site}_quantized"], [f"{site}{ncnnfile.INTEGERS}"], {}
             )
         )

@@ -1,30 +1,26 @@
 """The integer reference: a quantized network run by `integers/arithmetic.py`, layer by layer."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, choose
 from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
+from mirabelle.graph.layers import Conv, Linear, layer_of
+from mirabelle.graph.nodes import argument, called, module, optional_argument, setting, target_name
 from mirabelle.integers import arithmetic, pair_sums
 from mirabelle.quantization.forms.qdq import bias_integers
 from mirabelle.quantization.simulation.description import quantization
-from mirabelle.quantization.simulation.placement import (
+from mirabelle.quantization.simulation.operators import (
     PASSES,
     RECTIFIERS,
     float_name,
@@ -34,147 +30,13 @@ from mirabelle.quantization.simulation.placement import (
     unpadded,
 )
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
+from mirabelle.verification.accumulators import Accumulated, Grid, Parts, Quantized, Sum
 
-Bounds = tuple[float, float]
-FREE: Bounds = (-math.inf, math.inf)
-
-
-@dataclass(frozen=True)
-class Grid:
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-
-    def within(self, bounds: Bounds) -> tuple[int, int]:
-        """The integers that a rectifier with these bounds leaves: rounding and clipping are
-        monotone, so that either may come first.
-        """
-        low, high = (
-            float(
-                np.clip(
-                    np.rint(np.float32(b) / np.float32(self.scale)) + self.zero_point,
-                    self.low,
-                    self.high,
-                )
-            )
-            for b in bounds
-        )
-        return int(low), int(high)
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Integers on a grid."""
-
-    q: np.ndarray
-    grid: Grid
-
-    @property
-    def centred(self) -> np.ndarray:
-        return self.q - self.grid.zero_point
-
-    def float(self) -> np.ndarray:
-        return arithmetic.dequantize(self.q, self.grid.scale, self.grid.zero_point)
-
-
-@dataclass(frozen=True)
-class Accumulated:
-    """int32 accumulators in units of `scale` (broadcast over them), and the rectifier that they are
-    clipped by on the way to their grid.
-    """
-
-    q: np.ndarray
-    scale: np.ndarray
-    bounds: Bounds = FREE
-
-    def float(self) -> np.ndarray:
-        return np.clip(arithmetic.dequantize(self.q, self.scale), *np.float32(self.bounds))
-
-    def to(self, grid: Grid, fixed: bool) -> np.ndarray:
-        low, high = grid.within(self.bounds)
-        if not fixed:
-            return arithmetic.requantize(
-                self.q,
-                np.asarray(self.scale, np.float32) / np.float32(grid.scale),
-                grid.zero_point,
-                low,
-                high,
-            )
-        multiplier, shift = arithmetic.fixed_point(np.asarray(self.scale, np.float64) / grid.scale)
-        return arithmetic.requantize_fixed(self.q, multiplier, shift, grid.zero_point, low, high)
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Two tensors of integers that are added when the grid of the result is known: both on grids,
-    or one still in accumulators, which a convolution adds to the other before it rounds.
-    """
-
-    a: Quantized | Accumulated
-    b: Quantized | Accumulated
-    bounds: Bounds = FREE
-
-    def float(self) -> np.ndarray:
-        return np.clip(self.a.float() + self.b.float(), *np.float32(self.bounds))
-
-    def to(self, grid: Grid, fixed: bool) -> np.ndarray:
-        a, b, limits = self.a, self.b, grid.within(self.bounds)
-        if not (isinstance(a, Quantized) and isinstance(b, Quantized)):
-            if fixed:
-                parts = [
-                    (v.centred, v.grid.scale) if isinstance(v, Quantized) else (v.q, v.scale)
-                    for v in (a, b)
-                ]
-                return arithmetic.sum_fixed(parts, grid.scale, grid.zero_point, *limits)
-            return np.clip(
-                arithmetic.quantize(self.float(), grid.scale, grid.zero_point, grid.low, grid.high),
-                *limits,
-            )
-        if fixed:
-            return arithmetic.add_fixed(
-                a.centred,
-                a.grid.scale,
-                b.centred,
-                b.grid.scale,
-                grid.scale,
-                grid.zero_point,
-                *limits,
-            )
-        return arithmetic.add(
-            a.q,
-            a.grid.scale,
-            a.grid.zero_point,
-            b.q,
-            b.grid.scale,
-            b.grid.zero_point,
-            grid.scale,
-            grid.zero_point,
-            *limits,
-        )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Tensors of integers that are put behind one another when the grid of the result is known."""
-
-    parts: tuple[Quantized, ...]
-    axis: int
-
-    def float(self) -> np.ndarray:
-        return np.concatenate([p.float() for p in self.parts], self.axis)
-
-    def to(self, grid: Grid, fixed: bool) -> np.ndarray:
-        pairs = [(p.centred, p.grid.scale) for p in self.parts]
-        return arithmetic.concatenate(
-            pairs, self.axis, grid.scale, grid.zero_point, grid.low, grid.high, fixed
-        )
-
-
+Values = dict[fx.Node, Any]
 REQUANTISATIONS = {"float32": False, "fixed": True}
 
 
-class Reference:
+class IntegerReference:
     """Runs a quantised network with integers. `floats` names the operators that ran in float for
     want of an integer form.
 
@@ -227,15 +89,16 @@ class Reference:
             elif node.op == "get_attr":
                 values[node] = get_tensor(self.model, str(node.target)).detach()
             elif node.op == "output":
-                flat = torch.utils._pytree.tree_leaves(node.args)
+                flat = pytree.tree_leaves(node.args)
                 result = np.asarray(_float(values[flat[0]]))
             else:
                 value = self._run(node, values)
                 if isinstance(value, Quantized):
-                    name = node.args[0].name if node.op == "call_module" else node.name
+                    made = argument(node, 0) if node.op == "call_module" else node
+                    name = made.name
                     sites[name] = value.q
                     if name in unrounded and node.op == "call_module":
-                        value = values[node.args[0]]
+                        value = values[made]
                     elif name in given:
                         value = replace(value, q=given[name].astype(np.int32))
                 values[node] = value
@@ -244,81 +107,68 @@ class Reference:
                     values.pop(source, None)
         return sites, result
 
-    def _run(self, node: fx.Node, values: dict) -> Any:
+    def _run(self, node: fx.Node, values: Values) -> Any:
         if node.op == "call_module":
-            quantizer = self.model.get_submodule(str(node.target))
-            value = values[node.args[0]]
-            return (
-                quantizer(value).detach()
-                if isinstance(quantizer, WeightQuantizer)
-                else self._to_grid(value, quantizer)
-            )
-        name = operator(node)
-        x = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        if (
-            name in ("conv1d", "conv2d", "linear")
-            and isinstance(x, Quantized)
-            and _has_integers(node)
-        ):
-            return self._contract(node, name, x, values)
-        if name in RECTIFIERS and isinstance(x, (Accumulated, Sum)):
-            low, high = rectifier_bounds(node)
-            if low == 0:
-                return (
-                    replace(x, q=arithmetic.relu(x.q), bounds=(low, high))
-                    if isinstance(x, Accumulated)
-                    else replace(x, bounds=(low, high))
-                )
+            value = values[argument(node, 0)]
+            if (quantizer := called(self.model, node, WeightQuantizer)) is not None:
+                return quantizer(value).detach()
+            grid = module(self.model, target_name(node), ActivationQuantizer)
+            return self._to_grid(value, grid)
+        if (found := self._in_integers(node, values)) is not None:
+            return found
+        if named := float_name(node):
+            self.floats.append(named)
+        return self._in_torch(node, values)
+
+    def _in_integers(self, node: fx.Node, values: Values) -> Any:
+        """What an operator gives for integers; None where it has no integer form."""
         if is_addition(node):
-            kinds = [type(values.get(a)) for a in node.args[:2]]
-            if Quantized in kinds and set(kinds) <= {Quantized, Accumulated}:
-                return Sum(*(values[a] for a in node.args[:2]))
-        if name == "cat" and all(isinstance(values.get(p), Quantized) for p in node.args[0]):
-            return Parts(
-                tuple(values[p] for p in node.args[0]), node.args[1] if len(node.args) > 1 else 0
-            )
-        if name == "max_pool2d" and isinstance(x, Quantized):
-            kernel, stride, padding, dilation, ceil = _window(node)
-            if ceil:  # float32 holds these integers exactly
-                return replace(
-                    x,
-                    q=self._in_torch(node, {**values, node.args[0]: x.q.astype(np.float32)}).astype(
-                        np.int32
-                    ),
-                )
+            a: Any = values.get(argument(node, 0))
+            b: Any = values.get(argument(node, 1))
+            kinds = {type(a), type(b)}
+            both = Quantized in kinds and kinds <= {Quantized, Accumulated}
+            return Sum(a, b) if both else None
+        if operator(node) == "cat":
+            given = [values.get(p) for p in setting(node, "tensors")]
+            parts = tuple(p for p in given if isinstance(p, Quantized))
+            return Parts(parts, setting(node, "dim")) if len(parts) == len(given) else None
+        x = values.get(source) if (source := optional_argument(node, 0)) is not None else None
+        if isinstance(x, (Accumulated, Sum)) and operator(node) in RECTIFIERS:
+            return _rectified(x, rectifier_bounds(node))
+        return self._of_quantized(node, x, values) if isinstance(x, Quantized) else None
+
+    def _of_quantized(self, node: fx.Node, x: Quantized, values: Values) -> Any:
+        name, source = operator(node), argument(node, 0)
+        if name in ("conv1d", "conv2d", "linear") and _has_integers(node):
+            return self._contract(node, x, values)
+        if name == "max_pool2d":
+            if setting(node, "ceil_mode"):  # float32 holds these integers exactly
+                found = self._in_torch(node, {**values, source: x.q.astype(np.float32)})
+                return replace(x, q=found.astype(np.int32))
+            kernel, stride, padding = _window(node)
+            dilation = _pair(setting(node, "dilation"))
             return replace(
                 x, q=arithmetic.max_pool2d(x.q, kernel, stride, padding, dilation, x.grid.low)
             )
-        if (
-            name in ("adaptive_avg_pool2d", "mean")
-            and isinstance(x, Quantized)
-            and over_space(node)
-        ):
+        if name in ("adaptive_avg_pool2d", "mean") and over_space(node):
             total = arithmetic.global_average(x.centred)
             return Accumulated(
                 total.reshape(total.shape[: node.meta["val"].ndim]),
                 np.float32(x.grid.scale / (x.q.shape[2] * x.q.shape[3])),
             )
-        if (
-            name == "avg_pool2d"
-            and isinstance(x, Quantized)
-            and (window := _averaging(node)) is not None
-        ):
+        if name == "avg_pool2d" and _divides_evenly(node):
+            kernel, stride, padding = _window(node)
             return Accumulated(
-                arithmetic.sum_pool2d(x.centred, *window),
-                np.float32(x.grid.scale / math.prod(window[0])),
+                arithmetic.sum_pool2d(x.centred, kernel, stride, padding),
+                np.float32(x.grid.scale / math.prod(kernel)),
             )
-        if isinstance(x, Quantized) and (name in PASSES or unpadded(node) is not None):
-            moved = self._in_torch(
-                node, {**values, node.args[0]: torch.from_numpy(np.ascontiguousarray(x.centred))}
-            )
+        if name in PASSES or unpadded(node) is not None:
+            centred = torch.from_numpy(np.ascontiguousarray(x.centred))
+            moved = self._in_torch(node, {**values, source: centred})
             return replace(x, q=np.asarray(moved) + x.grid.zero_point)
-        if named := float_name(node):
-            self.floats.append(named)
-        return self._in_torch(node, values)
+        return None
 
-    def _to_grid(self, value: Any, quantizer: Any) -> Quantized:
-        assert isinstance(quantizer, ActivationQuantizer)
+    def _to_grid(self, value: Any, quantizer: ActivationQuantizer) -> Quantized:
         grid = Grid(
             float(quantizer.scale.detach()), quantizer.zero_point, quantizer.low, quantizer.high
         )
@@ -335,45 +185,42 @@ class Reference:
             grid,
         )
 
-    def _contract(self, node: fx.Node, name: str, x: Quantized, values: dict) -> Accumulated:
-        quantizer = self.model.get_submodule(str(node.args[1].target))  # type: ignore[union-attr]
-        assert isinstance(quantizer, WeightQuantizer)
-        weight = quantizer.centred(values[node.args[1]]).numpy()
+    def _contract(self, node: fx.Node, x: Quantized, values: Values) -> Accumulated:
+        layer = layer_of(node)
+        assert layer is not None
+        quantizer = module(self.model, target_name(layer.weight), WeightQuantizer)
+        weight = quantizer.centred(values[layer.weight]).numpy()
         scales = quantizer.scale.detach() * x.grid.scale
         bits = 64 if quantizer.bits > 8 or x.grid.high - x.grid.low > 255 else 32
         bias = None
-        if len(node.args) > 2 and isinstance(node.args[2], fx.Node):
-            bias = bias_integers(values[node.args[2]], scales).numpy()
-        if name == "linear":
+        if layer.bias is not None:
+            bias = bias_integers(values[layer.bias], scales).numpy()
+        if isinstance(layer, Linear):
             q = arithmetic.linear(x.centred, weight, bias, bits)
             return Accumulated(
                 self._clip(node, q, x, x.q - x.grid.low, weight.T, weight.shape[1]), scales.numpy()
             )
-        centred, flat = x.centred, name == "conv1d"
+        q = self._convolve(layer, x, weight, bias, bits)
+        return Accumulated(q, scales.numpy().reshape(1, -1, *[1] * (x.q.ndim - 2)))
+
+    def _convolve(
+        self, layer: Conv, x: Quantized, weight: np.ndarray, bias: np.ndarray | None, bits: int
+    ) -> np.ndarray:
+        centred, flat = x.centred, layer.dimensions == 1
         if flat:  # a convolution over images of height 1
             centred, weight = centred[:, :, None], weight[:, :, None]
-        stride, padding, dilation = (
-            node.args[i] if len(node.args) > i else d for i, d in ((3, 1), (4, 0), (5, 1))
-        )
-        stride, dilation = _pair(stride, flat, 1), _pair(dilation, flat, 1)
-        if isinstance(padding, str):
-            total = [
-                (k - 1) * d if padding == "same" else 0
-                for k, d in zip(weight.shape[2:], dilation, strict=True)
-            ]
-            centred = np.pad(centred, ((0, 0), (0, 0), *((t // 2, t - t // 2) for t in total)))
-            padding = 0
-        groups, padding = node.args[6] if len(node.args) > 6 else 1, _pair(padding, flat, 0)
+        stride, dilation = _pair(layer.stride, flat, 1), _pair(layer.dilation, flat, 1)
+        padding = _pair([before for before, _ in layer.padding], flat, 0)
+        if any(before != behind for before, behind in layer.padding):
+            zeros = ((0, 0), *layer.padding) if flat else layer.padding
+            centred, padding = np.pad(centred, ((0, 0), (0, 0), *zeros)), (0, 0)
+        groups = layer.groups
         q = arithmetic.conv2d(centred, weight, bias, stride, padding, dilation, groups, bits)
         if self.pairs and weight.shape[1] > 1:
-            zero = x.grid.zero_point - x.grid.low
-            seen = arithmetic.patches(
-                centred + zero, weight.shape[2:], stride, padding, dilation, zero
-            )
-            q = self._clip_groups(node, q, x, seen, weight, groups)
-        return Accumulated(
-            q[:, :, 0] if flat else q, scales.numpy().reshape(1, -1, *[1] * (x.q.ndim - 2))
-        )
+            zero, kernel = x.grid.zero_point - x.grid.low, (weight.shape[2], weight.shape[3])
+            seen = arithmetic.patches(centred + zero, kernel, stride, padding, dilation, zero)
+            q = self._clip_groups(layer.node, q, x, seen, weight, groups)
+        return q[:, :, 0] if flat else q
 
     def _clip(
         self,
@@ -427,33 +274,39 @@ class Reference:
 
     def _in_torch(self, node: fx.Node, values: dict) -> Any:
         def plain(n: fx.Node) -> Any:
-            return torch.utils._pytree.tree_map(
+            return pytree.tree_map(
                 lambda v: (
                     torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v
                 ),
                 _float(values[n]),
             )
 
-        args = fx.map_arg(node.args, plain)
-        kwargs = fx.map_arg(node.kwargs, plain)
+        target: Any = node.target
+        args: Any = fx.map_arg(node.args, plain)
+        kwargs: Any = fx.map_arg(node.kwargs, plain)
         with torch.no_grad():
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return torch.utils._pytree.tree_map(
-            lambda r: r.numpy() if isinstance(r, torch.Tensor) else r, result
-        )
+            result = target(*args, **kwargs)
+        return pytree.tree_map(lambda r: r.numpy() if isinstance(r, torch.Tensor) else r, result)
 
 
 def _float(value: Any) -> Any:
     return value.float() if isinstance(value, (Quantized, Accumulated, Sum, Parts)) else value
 
 
+def _rectified(x: Accumulated | Sum, bounds: tuple[float, float]) -> Accumulated | Sum | None:
+    """A value that is clipped on the way to its grid; None where a rectifier gives negatives."""
+    if bounds[0] != 0:
+        return None
+    if isinstance(x, Accumulated):
+        return replace(x, q=arithmetic.relu(x.q), bounds=bounds)
+    return replace(x, bounds=bounds)
+
+
 def _has_integers(node: fx.Node) -> bool:
     """Whether a layer's weight is quantised and its bias, if any, is a parameter."""
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    return (
-        isinstance(weight, fx.Node)
-        and weight.op == "call_module"
-        and (bias is None or parameter_name(bias) is not None)
+    bias = optional_argument(node, 2)
+    return argument(node, 1).op == "call_module" and (
+        bias is None or parameter_name(bias) is not None
     )
 
 
@@ -463,30 +316,17 @@ def _pair(value: Any, flat: bool = False, first: int = 0) -> tuple[int, int]:
     return (first if flat else values[0], values[-1])
 
 
-def _window(node: fx.Node) -> tuple:
-    kernel = _pair(node.args[1])
-    stride = _pair(node.args[2]) if len(node.args) > 2 and node.args[2] else kernel
-    padding = _pair(node.args[3] if len(node.args) > 3 else 0)
+def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Kernel, stride and padding of a pooling."""
+    kernel = _pair(setting(node, "kernel_size"))
+    stride = setting(node, "stride")
+    return kernel, _pair(stride) if stride else kernel, _pair(setting(node, "padding"))
+
+
+def _divides_evenly(node: fx.Node) -> bool:
+    """Whether all windows of an average divide by the same number, that of their places."""
     return (
-        kernel,
-        stride,
-        padding,
-        _pair(node.args[4] if len(node.args) > 4 else 1),
-        len(node.args) > 5 and bool(node.args[5]),
+        not setting(node, "ceil_mode")
+        and setting(node, "divisor_override") is None
+        and (not any(_pair(setting(node, "padding"))) or setting(node, "count_include_pad"))
     )
-
-
-def _averaging(node: fx.Node) -> tuple | None:
-    """Kernel, stride and padding of an average whose windows all divide by the same number; None
-    for any other.
-    """
-    settings = [*node.args[1:], *[None] * 7][:7]
-    kernel, stride, padding, ceil, counts_padding, divisor = settings[:6]
-    if (
-        ceil
-        or divisor is not None
-        or (padding not in (None, 0, [0, 0]) and counts_padding is False)
-    ):
-        return None
-    kernel = _pair(kernel)
-    return kernel, _pair(stride) if stride else kernel, _pair(padding or 0)

@@ -1,12 +1,5 @@
 """The values of a quantised network's sites in float: with its grids, and without."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from typing import Any
@@ -14,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch, device_of
 from mirabelle.graph.capture import inputs_in_order, sample_elements
+from mirabelle.graph.nodes import argument
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, Quantizer
 
 
@@ -38,10 +33,10 @@ class _Watch(fx.Interpreter):
         value = (
             super().run_node(n)
             if self.rounded or not isinstance(quantizer, Quantizer)
-            else self.env[n.args[0]]
+            else self.env[argument(n, 0)]
         )
         if isinstance(quantizer, ActivationQuantizer):
-            self.sites[n.args[0].name] = value
+            self.sites[argument(n, 0).name] = value
         return value
 
 
@@ -55,7 +50,7 @@ def simulate(
     device = device_of(model)
     with torch.no_grad():
         result = watch.run(*inputs_in_order(model.graph, batch.to(device)))
-    output = torch.utils._pytree.tree_leaves(result)[0]
+    output = pytree.tree_leaves(result)[0]
     return {n: v.cpu().numpy() for n, v in watch.sites.items()}, output.cpu().numpy()
 
 

@@ -21,7 +21,7 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, We
 from mirabelle.quantization.targets import resolve_target
 from mirabelle.runtimes.clipping import KERNELS, kernels_with_pairs
 from mirabelle.verification import sqnr
-from mirabelle.verification.integer_reference import Reference
+from mirabelle.verification.integer_reference import IntegerReference
 from tests.processors.__main__ import KINDS, native
 from tests.quantized_networks import Network, batches, build, conv, head, needs
 
@@ -90,7 +90,7 @@ def test_limited_weights_never_clip_and_others_keep_their_range(groups, channels
     )
     for layout in pair_sums.LAYOUTS:
         for q, clips in ((full, True), (limited, False)):
-            reference = Reference(q, pairs=layout)
+            reference = IntegerReference(q, pairs=layout)
             for x in data:
                 reference.run(Batch((x,), {}, None))
                 assert bool(reference.clipped) == clips

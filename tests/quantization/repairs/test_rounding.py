@@ -28,7 +28,7 @@ def test_rows_are_what_layers_read(name):
         bias = layer.node.args[2] if len(layer.node.args) > 2 else None
         groups = layer.node.args[6] if len(layer.node.args) > 6 else 1
         layer.targets[:] = list(layer.outputs())  # so that rows and targets must agree
-        rows, targets = gather(layer, groups)
+        rows, targets = gather(layer)
         assert rows.shape[1] == groups
         made = torch.einsum(
             "rgk,gok->rgo", rows, weight.reshape(groups, len(weight) // groups, -1)

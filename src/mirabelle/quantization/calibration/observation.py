@@ -1,12 +1,5 @@
 """Calibration: what the tensors hold, and the quantisers that follow from it."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,17 +13,60 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
+from mirabelle.graph.nodes import optional_argument
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.thresholds import RANGES, ROWS, THRESHOLDS
 from mirabelle.quantization.simulation.graph import activation_grid
-from mirabelle.quantization.simulation.placement import (
+from mirabelle.quantization.simulation.operators import (
     RECTIFIERS,
-    Site,
     gives_no_negatives,
     reads_alone,
+    weight_name,
 )
+from mirabelle.quantization.simulation.placement import Site
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantization.targets import Target
+
+
+class _Observer(fx.Interpreter):
+    """Runs a network and adds what its sites hold to their histograms.
+
+    layers: what people know the sites by. Rectifiers write over what is theirs alone: a tenth of
+    the time is that of new memory for them.
+    """
+
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        histograms: Mapping[str, Histogram],
+        layers: Mapping[str, str],
+    ):
+        super().__init__(network, garbage_collect_values=True)
+        self.extra_traceback = False
+        self.histograms, self.layers = histograms, layers
+        self.over: dict[str, Any] = {
+            n.name: getattr(torch.ops.aten, f"{operator(n)}_").default
+            for n in network.graph.nodes
+            if operator(n) in RECTIFIERS and not operator(n).endswith("_") and reads_alone(n)
+        }
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.over:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            value = self.over[n.name](*args, **kwargs)
+        else:
+            value = super().run_node(n)
+        if n.name in self.histograms:
+            self.histograms[n.name].add(value, self.layers[n.name])
+        return value
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # What was captured as a view of images that lay channel by channel may need a copy now.
+        return super().call_function(
+            torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target,
+            args,
+            kwargs,
+        )
 
 
 def observe(
@@ -49,57 +85,34 @@ def observe(
         s.node: Histogram(axis=(axes or {}).get(s.node), rectified=s.node in rectified)
         for s in sites
     }
-    layers = {s.node: s.layer for s in sites}
-    plain = [
-        n
-        for n in network.graph.nodes
-        if operator(n) in RECTIFIERS and not operator(n).endswith("_") and reads_alone(n)
-    ]
-    over = {n.name: getattr(torch.ops.aten, f"{operator(n)}_").default for n in plain}
-
-    class Observer(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            if n.name in over:  # a tenth of the time is that of new memory for rectifiers
-                args, kwargs = self.fetch_args_kwargs_from_env(n)
-                value = over[n.name](*args, **kwargs)
-            else:
-                value = super().run_node(n)
-            if n.name in histograms:
-                histograms[n.name].add(value, layers[n.name])
-            return value
-
-        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            # What was captured as a view of images that lay channel by channel may need a copy now.
-            return super().call_function(
-                torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target,
-                args,
-                kwargs,
-            )
+    observer = _Observer(network, histograms, {s.node: s.layer for s in sites})
+    seen = 0
+    device = device_of(network)
 
     def placed(t: torch.Tensor) -> torch.Tensor:
         return t.to(
             device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format
         )
 
-    seen = 0
-    device = device_of(network)
     with torch.no_grad(), bar("calibrating", count) as shown:
         for batch in data:
-            observer = Observer(network, garbage_collect_values=True)
-            observer.extra_traceback = False
-            try:
-                observer.run(*inputs_in_order(network.graph, batch.map(placed)))
-            except InputError:
-                raise
-            except Exception as error:
-                shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-                raise InputError(
-                    f"the network does not run on a calibration batch of shape {shapes}: "
-                    f"{str(error).strip().splitlines()[0]}"
-                ) from error
+            _run(observer, network, batch.map(placed))
             seen += batch.size
             shown.advance(batch.size)
     return histograms, seen
+
+
+def _run(observer: _Observer, network: fx.GraphModule, batch: Batch) -> None:
+    try:
+        observer.run(*inputs_in_order(network.graph, batch))
+    except InputError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+        raise InputError(
+            f"the network does not run on a calibration batch of shape {shapes}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def activation_quantizer(
@@ -129,9 +142,9 @@ def activation_quantizer(
     )
 
 
-def _checked_range(found: object) -> tuple[float, float]:
+def _checked_range(found: Any) -> tuple[float, float]:
     try:
-        start, end = (float(v) for v in found)  # type: ignore[union-attr]
+        start, end = (float(v) for v in found)
     except (TypeError, ValueError):
         raise InputError(
             f"the threshold rule gave {found!r}; for affine grids it gives (low, high)"
@@ -154,8 +167,8 @@ def weight_quantizer(
         weight.detach().float().reshape(len(weight) if per_channel else 1, -1),
         2 ** (bits - 1) - 1,
     )
-    if symmetric and rule in ROWS:
-        found = ROWS[rule](rows, levels)  # type: ignore[index]
+    if symmetric and isinstance(rule, str) and rule in ROWS:
+        found = ROWS[rule](rows, levels)
     else:
         choose, histograms = (
             resolve(rule, THRESHOLDS if symmetric else RANGES, "weight threshold"),
@@ -184,12 +197,11 @@ def fit_bias(
     Filters of zeros get a scale at which their bias takes 20 bits: fine steps, with room for
     training.
     """
-    bias = node.args[2] if len(node.args) > 2 else None
-    if bias is None or parameter_name(bias) is None:
+    if (bias := parameter_name(optional_argument(node, 2))) is None:
         return
-    weight = get_tensor(network, str(parameter_name(node.args[1]))).detach()
+    weight = get_tensor(network, weight_name(node)).detach()
     units = torch.where(weight.flatten(1).any(1), 2.0**30, 2.0**20)
-    smallest = get_tensor(network, str(bias.target)).detach().abs() / (input_scale * units)
+    smallest = get_tensor(network, bias).detach().abs() / (input_scale * units)
     scale = quantizer.scale.detach()
     quantizer.reset(
         torch.maximum(scale, (smallest if len(scale) > 1 else smallest.max()).to(scale))

@@ -5,13 +5,6 @@ Only filters that can overflow get a smaller range, and no smaller than needed: 
 one bit. All others keep 8 bits.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -21,10 +14,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from mirabelle.graph.capture import get_tensor, operator, parameter_name
+from mirabelle.graph.capture import get_tensor, operator
 from mirabelle.integers import arithmetic, pair_sums
 from mirabelle.quantization.calibration.histograms import Histogram
-from mirabelle.quantization.simulation.placement import layer_input, layer_name
+from mirabelle.quantization.simulation.operators import layer_input, weight_name
+from mirabelle.quantization.simulation.placement import layer_name
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 
 # What layers read once those before them are rounded, and images that calibration has not seen,
@@ -65,7 +59,7 @@ def limit_all(
     """
     found = {}
     for node in layers:
-        name, source = str(parameter_name(node.args[1])), layer_input(node).name
+        name, source = weight_name(node), layer_input(node).name
         reached = histograms[source].channels
         assert reached is not None
         sums = limit_pairs(

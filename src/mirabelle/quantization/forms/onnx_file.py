@@ -4,13 +4,6 @@ nodes put in and weights as integers.
 Everything else stays as it was: open dimensions, names, operators that nobody knows.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from typing import Any
@@ -21,8 +14,9 @@ from torch import fx
 
 from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import get_tensor, module_path, parameter_name
+from mirabelle.graph.nodes import argument, called, optional_argument, target_name
 from mirabelle.onnx_files.qdq import Stored
-from mirabelle.onnx_files.read import Source
+from mirabelle.onnx_files.read import Source, source_of
 from mirabelle.quantization.forms.qdq import (
     check_exportable,
     is_contraction_of_quantized,
@@ -100,14 +94,14 @@ class _Splicer:
         values: dict[str, tuple[str, int]],
         dtype: str,
     ) -> str:
-        site = call.args[0].name
+        site = argument(call, 0).name
         if site not in values:
             raise InputError(
                 f"{site} lies inside a node of the ONNX file and cannot be quantised there; "
                 "keep the layer that reads it in float"
             )
         value, place = values[site]
-        scale = self.constant(f"{site}_scale", np.float32(quantizer.scale.detach()))
+        scale = self.constant(f"{site}_scale", np.asarray(quantizer.scale.detach(), np.float32))
         zero = self.constant(f"{site}_zero_point", np.array(quantizer.zero_point, dtype))
         result = f"{site}_dequantized"
         if value in self.outputs:  # the output keeps its name
@@ -139,12 +133,12 @@ class _Splicer:
         """Weight and bias of a layer as integers behind DequantizeLinear."""
         i = self.index(node)
         assert i is not None
-        weight = node.args[1].args[0]
-        turned = self.source.constants[str(parameter_name(weight))][1]
+        weight = argument(argument(node, 1), 0)
+        turned = self.source.constants[target_name(weight)][1]
         self.nodes[i].input[1] = self.dequantized(
             i, weight.name, stored_weight(self.model, node), turned
         )
-        bias_name = parameter_name(node.args[2]) if len(node.args) > 2 else None
+        bias_name = parameter_name(optional_argument(node, 2))
         if biases and (bias := stored_bias(self.model, node)) is not None:
             self.reads_bias(i, self.dequantized(i, f"{node.name}_bias", bias))
         elif bias_name is not None and bias_name not in self.source.constants:
@@ -235,13 +229,13 @@ def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
     Raises `InputError` where the grids are not those of files.
     """
     described = check_exportable(model)
-    splicer = _Splicer(model, model.meta["onnx"])
+    source = source_of(model)
+    assert source is not None
+    splicer = _Splicer(model, source)
     splicer.drop_folded()
     values, sites = splicer.values(), []
     for node in model.graph.nodes:
-        if node.op == "call_module" and isinstance(
-            quantizer := model.get_submodule(str(node.target)), ActivationQuantizer
-        ):
+        if (quantizer := called(model, node, ActivationQuantizer)) is not None:
             sites.append(
                 splicer.activation(node, quantizer, values, TARGETS[described.target].activations)
             )

@@ -2,10 +2,6 @@
 mobile runtimes read.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false,
-# reportOptionalMemberAccess=false, reportIndexIssue=false, reportGeneralTypeIssues=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  registers the operators below
+from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mirabelle.onnx_files.qdq import Stored
@@ -90,4 +87,4 @@ def _add_outputs(network: fx.GraphModule, sites: list[str], outputs: Sequence[st
     values = dict(zip(sites, quantizers, strict=True))
     end = network.graph.output_node()
     end.args = ((*pytree.tree_leaves(end.args), *(values[s] for s in outputs)),)
-    network.graph.set_codegen(fx.graph.CodeGen())
+    network.graph.set_codegen(CodeGen())

@@ -2,13 +2,6 @@
 change between integer and float.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,10 +14,11 @@ from mirabelle.base.checks import clone
 from mirabelle.base.data import device_of
 from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.graph.nodes import argument, called, module, optional_argument, target_name
 from mirabelle.onnx_files.qdq import META, Integers, Rounded, Stored, rounded
 from mirabelle.quantization.simulation.description import Quantization, quantization
 from mirabelle.quantization.simulation.folding import drop_unused_tensors
-from mirabelle.quantization.simulation.placement import unpadded
+from mirabelle.quantization.simulation.operators import layer_input
 from mirabelle.quantization.simulation.quantizers import (
     ActivationQuantizer,
     Quantizer,
@@ -70,8 +64,8 @@ def in_integers(
     described = check_exportable(model)
     network, sites = clone(model), []
     for node in [n for n in network.graph.nodes if is_contraction_of_quantized(n, network)]:
-        call = node.args[1]
-        tensors = {1: (call.args[0].name, stored_weight(network, node))}
+        call = argument(node, 1)
+        tensors = {1: (argument(call, 0).name, stored_weight(network, node))}
         if TARGETS[described.target].biases and (bias := stored_bias(network, node)) is not None:
             tensors[2] = (f"{node.name}_bias", bias)
         with network.graph.inserting_before(node):
@@ -80,10 +74,11 @@ def in_integers(
         if not call.users:
             network.graph.erase_node(call)
     for call in [n for n in network.graph.nodes if n.op == "call_module"]:
-        if isinstance(quantizer := network.get_submodule(str(call.target)), ActivationQuantizer):
-            sites.append(call.args[0].name)
+        if (quantizer := called(network, call, ActivationQuantizer)) is not None:
+            value = argument(call, 0)
+            sites.append(value.name)
             with network.graph.inserting_before(call):
-                new = mark(network.graph, call.args[0], quantizer)
+                new = mark(network.graph, value, quantizer)
             new.meta = {k: v for k, v in call.meta.items() if k == "nn_module_stack"}
             call.replace_all_uses_with(new)
             network.graph.erase_node(call)
@@ -117,19 +112,23 @@ def check_exportable(model: fx.GraphModule) -> Quantization:
 
 def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether a layer reads its weight through a quantiser."""
-    weight = node.args[1] if len(node.args) > 1 else None
-    if node.op != "call_function" or not isinstance(weight, fx.Node) or weight.op != "call_module":
-        return False
-    return isinstance(network.get_submodule(str(weight.target)), WeightQuantizer)
+    return (
+        node.op == "call_function"
+        and called(network, optional_argument(node, 1), WeightQuantizer) is not None
+    )
+
+
+def quantized_weight(network: fx.GraphModule, node: fx.Node) -> tuple[str, WeightQuantizer]:
+    """The parameter that a quantised layer's weight is, and its quantiser."""
+    call = argument(node, 1)
+    quantizer = module(network, target_name(call), WeightQuantizer)
+    return target_name(argument(call, 0)), quantizer
 
 
 def stored_weight(network: fx.GraphModule, node: fx.Node) -> Stored:
     """The weight of a quantised layer."""
-    quantizer = network.get_submodule(str(node.args[1].target))
-    assert isinstance(quantizer, WeightQuantizer)
-    integers = quantizer.integers(
-        get_tensor(network, str(parameter_name(node.args[1].args[0]))).detach()
-    )
+    name, quantizer = quantized_weight(network, node)
+    integers = quantizer.integers(get_tensor(network, name).detach())
     return Stored(
         integers.cpu().numpy(),
         quantizer.scale.detach().cpu().numpy(),
@@ -141,10 +140,9 @@ def stored_bias(network: fx.GraphModule, node: fx.Node) -> Stored | None:
     """The bias of a quantised layer, if it has one, in units of its accumulators (input scale times
     weight scale): it is added without rescaling.
     """
-    name = parameter_name(node.args[2]) if len(node.args) > 2 else None
-    if name is None:
+    if (name := parameter_name(optional_argument(node, 2))) is None:
         return None
-    units = network.get_submodule(str(node.args[1].target)).scale.detach() * float(
+    units = quantized_weight(network, node)[1].scale.detach() * float(
         input_quantizer(network, node).scale.detach()
     )
     integers = bias_integers(get_tensor(network, name).detach(), units)
@@ -158,8 +156,6 @@ def bias_integers(bias: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 def input_quantizer(network: fx.GraphModule, node: fx.Node) -> ActivationQuantizer:
     """The grid of what a layer reads, through a padding with zeros."""
-    source = node.args[0]
-    source = unpadded(source) or source
-    found = network.get_submodule(str(source.target)) if source.op == "call_module" else None
-    assert isinstance(found, ActivationQuantizer), f"{node} reads a float"
+    found = called(network, layer_input(node), ActivationQuantizer)
+    assert found is not None, f"{node} reads a float"
     return found

@@ -2,13 +2,6 @@
 by it where they are read, with the same output.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 import math
@@ -20,7 +13,24 @@ import torch
 from torch import fx, nn
 
 from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
-from mirabelle.quantization.simulation.placement import gives_no_negatives, is_contraction, unpadded
+from mirabelle.graph.layers import Linear, Norm, as_norm, layer_of
+from mirabelle.graph.nodes import (
+    argument,
+    computed_inputs,
+    has_setting,
+    has_value,
+    optional_argument,
+    setting,
+    target_name,
+    value_of,
+)
+from mirabelle.quantization.simulation.notes import moments_of, note_moments
+from mirabelle.quantization.simulation.operators import (
+    gives_no_negatives,
+    is_contraction,
+    unpadded,
+    weight_name,
+)
 
 # f(s x) = s f(x) for s > 0, on each channel alone.
 HOMOGENEOUS = {
@@ -71,6 +81,11 @@ class Reader:
     groups: int
     repeat: int
 
+    @property
+    def source(self) -> fx.Node:
+        """The node that the layer reads."""
+        return argument(self.node, 0)
+
     def by_channel(self, weight: torch.Tensor) -> torch.Tensor:
         """(groups, outputs of a group, channels of a group, the rest): a view in which channels
         have a dimension of their own.
@@ -115,9 +130,7 @@ class Channels:
     def weights(self) -> list[Maker]:
         """The makers that are weights of convolutions or linear layers."""
         return [
-            m
-            for m in self.makers
-            if is_contraction(m.node) and m.parameter == m.node.args[1].target
+            m for m in self.makers if is_contraction(m.node) and m.parameter == weight_name(m.node)
         ]
 
     @property
@@ -134,8 +147,8 @@ class Channels:
                 tensor = get_tensor(network, maker.parameter)
                 tensor.div_(factors.to(tensor).view(-1, *[1] * (tensor.ndim - 1)))
             for node in {m.node for m in self.makers}:
-                if "moments" in node.meta:
-                    node.meta["moments"] = tuple(m / factors.to(m) for m in node.meta["moments"])
+                if (moments := moments_of(node)) is not None:
+                    note_moments(node, moments.over(factors))
             for reader in self.readers:
                 by_channel = reader.by_channel(get_tensor(network, reader.parameter))
                 by_channel.mul_(factors.to(by_channel).view(reader.groups, 1, -1, 1))
@@ -195,23 +208,23 @@ class _Walk:
         one.clipped |= other.clipped
 
     def _run(self, node: fx.Node) -> None:
-        name, inputs = operator(node), [a for a in node.all_input_nodes if a.op != "get_attr"]
-        tensors = [a for a in inputs if isinstance(a.meta.get("val"), torch.Tensor)]
+        name, norm = operator(node), as_norm(node)
+        tensors = [a for a in computed_inputs(node) if has_value(a)]
         place = self.places.get(tensors[0]) if tensors else None
         if node.op == "output":
             self.freeze(*tensors)
         elif isinstance(node.meta.get("val"), (int, torch.SymInt)):  # a size
             return
-        elif is_contraction(node) and all(
-            a is None or parameter_name(a) is not None for a in node.args[2:3]
+        elif is_contraction(node) and (
+            (bias := optional_argument(node, 2)) is None or parameter_name(bias) is not None
         ):
             self._contract(node, tensors[0], place)
-        elif name in NORMS and all(parameter_name(a) is not None for a in _affine(node)):
+        elif norm is not None and name in NORMS and (makers := _affine(norm)) is not None:
             self.freeze(*tensors)
-            value = node.meta["val"]
+            value = value_of(node)
             dim = 1 if name == "batch_norm" else value.ndim - 1
-            if name == "batch_norm" or len(node.args[1]) == 1:
-                self._new(node, value.shape[dim], dim, _affine(node))
+            if name == "batch_norm" or norm.last == 1:
+                self._new(node, value.shape[dim], dim, makers)
         elif (
             place is not None
             and len(tensors) == 1
@@ -235,15 +248,16 @@ class _Walk:
             and self._same(*tensors)
             and not node.kwargs
         ):
-            self._unite(*(self.places[t] for t in tensors))
-            self.places[node] = place  # type: ignore[assignment]
+            one, other = (self.places[t] for t in tensors)
+            self._unite(one, other)
+            self.places[node] = one
         else:
             self.freeze(*tensors)
 
     def _same(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether both values have as many channels at the same place."""
         one, other = self.places.get(a), self.places.get(b)
-        if one is None or other is None or a.meta["val"].shape != b.meta["val"].shape:
+        if one is None or other is None or value_of(a).shape != value_of(b).shape:
             return False
         return (one.dim, one.repeat, self.of(one).count) == (
             other.dim,
@@ -252,44 +266,42 @@ class _Walk:
         )
 
     def _contract(self, node: fx.Node, source: fx.Node, place: _Place | None) -> None:
-        weight, value = str(node.args[1].target), node.meta["val"]
-        linear = operator(node) == "linear"
-        dim = value.ndim - 1 if linear else 1
-        groups = node.args[6] if not linear and len(node.args) > 6 else 1
+        layer = layer_of(node)
+        assert layer is not None
+        weight, dim = target_name(layer.weight), layer.channel_dim()
         if place is not None:
             if (
-                place.dim != source.meta["val"].ndim - 1
-                if linear
+                place.dim != value_of(source).ndim - 1
+                if isinstance(layer, Linear)
                 else place.dim != 1 or place.repeat != 1
             ):
                 self.freeze(source)
             elif self.uses[weight] != 1:
                 self.freeze(source)
             else:
-                self.of(place).readers.append(Reader(weight, node, groups, place.repeat))
-        self._new(node, int(value.shape[dim]), dim, [a for a in node.args[1:3] if a is not None])
+                self.of(place).readers.append(Reader(weight, node, layer.groups, place.repeat))
+        makers = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+        self._new(node, int(value_of(node).shape[dim]), dim, makers)
 
     def _moved(self, node: fx.Node, name: str, place: _Place) -> _Place | None:
         """The place of the channels behind an operator that moves data or averages over other
         dimensions; None where that cannot be told.
         """
-        before, after = node.args[0].meta["val"].shape, node.meta["val"].shape
+        before, after = value_of(argument(node, 0)).shape, value_of(node).shape
         if name in ("permute", "transpose"):
             order = list(range(len(before)))
             if name == "permute":
-                order = [d % len(before) for d in node.args[1]]
+                order = [d % len(before) for d in setting(node, "dims")]
             else:
-                a, b = (d % len(before) for d in node.args[1:3])
+                a, b = (setting(node, d) % len(before) for d in ("dim0", "dim1"))
                 order[a], order[b] = order[b], order[a]
             return _Place(place.channels, order.index(place.dim), place.repeat)
-        if name == "mean" and len(node.args) > 1 and node.args[1] is not None:
-            dims = {
-                d % len(before)
-                for d in ([node.args[1]] if isinstance(node.args[1], int) else node.args[1])
-            }
+        if name == "mean" and has_setting(node, "dim") and setting(node, "dim") is not None:
+            given = setting(node, "dim")
+            dims = {d % len(before) for d in ([given] if isinstance(given, int) else given)}
             if place.dim in dims or place.repeat != 1:
                 return None
-            kept = len(node.args) > 2 and node.args[2]
+            kept = setting(node, "keepdim")
             return _Place(
                 place.channels,
                 place.dim if kept else place.dim - sum(d < place.dim for d in dims),
@@ -321,9 +333,14 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b) if isinstance(a, int) and isinstance(b, int) else str(a) == str(b)
 
 
-def _affine(node: fx.Node) -> tuple:
-    """The nodes of a normalisation's scale and shift."""
-    return tuple(node.args[1:3]) if operator(node) == "batch_norm" else tuple(node.args[2:4])
+def _affine(norm: Norm) -> list[fx.Node] | None:
+    """The nodes of a normalisation's scale and shift, as far as they are written down; None where
+    one that is written down is no parameter.
+    """
+    start = 1 if norm.kind == "batch_norm" else 2
+    given = norm.node.args[start : start + 2]
+    found = [n for n in given if isinstance(n, fx.Node) and parameter_name(n) is not None]
+    return found if len(found) == len(given) else None
 
 
 def scalable(graph: fx.Graph, clipped: bool = False) -> list[Channels]:

@@ -2,13 +2,6 @@
 what it gave in float.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +12,13 @@ from torch.nn import functional as F
 
 from mirabelle.base.data import Batch
 from mirabelle.base.progress import quiet
+from mirabelle.fitting.patches import patches
 from mirabelle.graph.capture import get_tensor, operator, parameter_name
-from mirabelle.quantization.repairs.side_by_side import Layer, side_by_side
-from mirabelle.quantization.simulation.placement import rectifier_bounds, tail
-from mirabelle.quantization.simulation.quantizers import WeightQuantizer
+from mirabelle.graph.layers import Linear, layer_of
+from mirabelle.graph.nodes import optional_argument
+from mirabelle.quantization.forms.qdq import quantized_weight
+from mirabelle.quantization.repairs.side_by_side import Reached, side_by_side
+from mirabelle.quantization.simulation.operators import rectifier_bounds, tail
 from mirabelle.training.loop import train
 
 STRETCH = (-0.1, 1.1)  # of the sigmoid, so that 0 and 1 are reached
@@ -120,53 +116,75 @@ def learn_rounding(
             _learn(layer)
 
 
-def _learn(layer: Layer) -> None:
+def _learn(layer: Reached) -> None:
+    rounded, scale = _rounded(layer)
+    rows, targets = gather(layer)
+    targets = targets.clamp(*rounded.clip)
+    if (worst := _error_of_nearest(rounded, rows, targets)) == 0:
+        return
+    with torch.enable_grad(), quiet():
+        trained = train(
+            rounded,
+            _Rows(rows, targets),
+            _Objective(worst),
+            steps=STEPS,
+            lr=LR,
+            weight_decay=0.0,
+            schedule="constant",
+            precision="float32",
+        ).model
+    weight = get_tensor(layer.network, quantized_weight(layer.network, layer.node)[0])
+    with torch.no_grad():
+        integers = rounded.steps((rounded_module(trained).up() > 0.5).float())
+        weight.copy_((integers * scale).reshape(weight.shape))
+
+
+def _rounded(layer: Reached) -> tuple[Rounded, torch.Tensor]:
+    """The layer on rows, with weights that are still free, and the scale of its weights."""
     node, network = layer.node, layer.network
-    name = str(parameter_name(node.args[1].args[0]))
+    view = layer_of(node)
+    assert view is not None
+    name, quantizer = quantized_weight(network, node)
     weight = get_tensor(network, name).detach()
-    quantizer = network.get_submodule(str(node.args[1].target))
-    assert isinstance(quantizer, WeightQuantizer)
-    groups = node.args[6] if operator(node) != "linear" and len(node.args) > 6 else 1
-    shape = (groups, len(weight) // groups, -1)
+    shape = (view.groups, len(weight) // view.groups, -1)
     spread = [
         t.view(-1, *[1] * (weight.ndim - 1)) if t.numel() > 1 else t
         for t in (quantizer.scale.detach(), quantizer.offset.float())
     ]
     scale, offset = (t.expand_as(weight).reshape(shape)[:, :, :1] for t in spread)
-    bias = (
-        get_tensor(network, str(parameter_name(node.args[2]))).detach()
-        if len(node.args) > 2 and node.args[2] is not None
-        else None
-    )
+    bias_name = parameter_name(optional_argument(node, 2))
+    bias = None if bias_name is None else get_tensor(network, bias_name).detach()
     end = tail(node)
     clip = rectifier_bounds(end) if end is not node else (-torch.inf, torch.inf)
-    rounded = Rounded(
-        weight.reshape(shape) / scale,
-        scale,
-        bias,
-        (quantizer.low - offset, quantizer.high - offset),
-        clip,
-    )
-    rows, targets = gather(layer, groups)
-    targets = targets.clamp(*clip)
+    limits = quantizer.low - offset, quantizer.high - offset
+    return Rounded(weight.reshape(shape) / scale, scale, bias, limits, clip), scale
+
+
+def _error_of_nearest(rounded: Rounded, rows: torch.Tensor, targets: torch.Tensor) -> float:
+    """The squared error of a row where every weight is rounded to the nearest."""
     with torch.no_grad():
         nearest = (rounded.v > 0).float()
-        worst = sum(
+        return sum(
             float((rounded.run(r, nearest) - t).square().sum())
             for r, t in zip(rows.split(4096), targets.split(4096))
         ) / len(rows)
-    if worst == 0:
-        return
-    done = 0
 
-    def objective(module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        nonlocal done
-        progress = done / STEPS
-        done += 1
-        up = rounded_module(module).up()
-        error = (rounded_module(module).run(batch.args[0], up) - batch.target).square().sum(
-            1
-        ).mean() / worst
+
+class _Objective:
+    """The error in units of that of rounding to the nearest, and behind the warm-up the pressure to
+    decide. It counts its own calls: one for each step.
+    """
+
+    def __init__(self, worst: float):
+        self.worst, self.done = worst, 0
+
+    def __call__(self, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        progress = self.done / STEPS
+        self.done += 1
+        rounded = rounded_module(module)
+        up = rounded.up()
+        off = rounded.run(batch.args[0], up) - batch.target
+        error = off.square().sum(1).mean() / self.worst
         if progress < WARM_UP:
             return {"error": error}
         start, end = SHARPNESS
@@ -176,88 +194,34 @@ def _learn(layer: Layer) -> None:
         )
         return {"error": error, "undecided": PRESSURE * (1 - (2 * up - 1).abs() ** beta).mean()}
 
-    with torch.enable_grad(), quiet():
-        trained = train(
-            rounded,
-            _Rows(rows, targets),
-            objective,
-            steps=STEPS,
-            lr=LR,
-            weight_decay=0.0,
-            schedule="constant",
-            precision="float32",
-        ).model
-    with torch.no_grad():
-        integers = rounded.steps((rounded_module(trained).up() > 0.5).float())
-        get_tensor(network, name).copy_((integers * scale).reshape(weight.shape))
-
 
 def rounded_module(module: nn.Module) -> Rounded:
     assert isinstance(module, Rounded)
     return module
 
 
-def gather(layer: Layer, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def gather(layer: Reached) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer reads and should give, at random positions: rows (R, groups, columns) and
     targets (R, outputs). At most MOST_ROWS, and MOST_NUMBERS in them.
     """
+    view = layer_of(layer.node)
+    assert view is not None
     generator = torch.Generator().manual_seed(0)
-    node, weight = (
-        layer.node,
-        get_tensor(layer.network, str(parameter_name(layer.node.args[1].args[0]))),
-    )
-    columns = weight[0].numel() * groups
+    weight = get_tensor(layer.network, quantized_weight(layer.network, layer.node)[0])
+    columns = weight[0].numel() * view.groups
     samples = sum(len(x) for x in layer.inputs)
     each = max(1, min(MOST_ROWS, MOST_NUMBERS // columns) // samples)
     rows, targets = [], []
     for x, y in zip(layer.inputs, layer.targets):
-        if operator(node) == "linear":
+        if isinstance(view, Linear):
             x, y = x.reshape(len(x), -1, x.shape[-1]), y.reshape(len(y), -1, y.shape[-1])
             picked = torch.randperm(x.shape[1], generator=generator)[:each]
             rows.append(x[:, picked].reshape(-1, 1, x.shape[-1]))
             targets.append(y[:, picked].reshape(-1, y.shape[-1]))
         else:
-            taken, wanted = _patches(node, x, y, weight.shape[2:], each, generator)
-            rows.append(taken.reshape(len(wanted), groups, -1))
-            targets.append(wanted)
+            picked = torch.randperm(y[0, 0].numel(), generator=generator)[:each]
+            settings = view.stride, view.padding, view.dilation, view.groups
+            taken, wanted = patches(x, y, weight.shape[2:], *settings, picked)
+            rows.append(taken.transpose(0, 1))
+            targets.append(wanted.transpose(0, 1).flatten(1))
     return torch.cat(rows), torch.cat(targets)
-
-
-def _patches(
-    node: fx.Node,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    kernel: Sequence[int],
-    count: int,
-    generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N * P, C, kh, kw) what a convolution reads at P random positions of its output, and (N * P,
-    outputs) its output there.
-    """
-    settings = [
-        node.args[i] if len(node.args) > i else default for i, default in ((3, 1), (4, 0), (5, 1))
-    ]
-    stride, padding, dilation = settings
-    if flat := x.ndim == 3:  # a convolution over images of height 1
-        x, y, kernel = x[:, :, None], y[:, :, None], (1, *kernel)
-    stride, dilation = _both(stride, flat, 1), _both(dilation, flat, 1)
-    if isinstance(padding, str):
-        total = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilation)]
-        x = F.pad(
-            x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
-        )
-    else:
-        height, width = _both(padding, flat, 0)
-        x = F.pad(x, (width, width, height, height))
-    picked = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:count]
-    top, left = picked // y.shape[3], picked % y.shape[3]
-    down = (top * stride[0])[:, None] + torch.arange(kernel[0]) * dilation[0]
-    right = (left * stride[1])[:, None] + torch.arange(kernel[1]) * dilation[1]
-    taken = x[:, :, down[:, :, None], right[:, None, :]]
-    return taken.transpose(1, 2).flatten(0, 1), y[:, :, top, left].transpose(1, 2).flatten(0, 1)
-
-
-def _both(value: int | Sequence[int], flat: bool, first: int) -> tuple[int, int]:
-    """A setting of both dimensions; for `flat` the first one is `first`."""
-    values = [value] * 2 if isinstance(value, int) else list(value)
-    return (first if flat else values[0], values[-1])

@@ -1,12 +1,5 @@
 """A quantised network and the float one that it came from, run side by side, layer by layer."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections import ChainMap
@@ -20,11 +13,12 @@ from torch import fx
 from mirabelle.base.data import Batch, device_of
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import get_tensor, inputs_in_order
+from mirabelle.graph.nodes import argument, target_name
 from mirabelle.quantization.forms.qdq import is_contraction_of_quantized
 
 
 @dataclass(frozen=True)
-class Layer:
+class Reached:
     """A quantised layer that both networks have reached. inputs: what it reads in the quantised
     network, for each batch. targets: what it gives in the float one.
 
@@ -39,12 +33,13 @@ class Layer:
 
     def outputs(self) -> Iterator[torch.Tensor]:
         """What the layer gives in the quantised network, with its weights as they are now."""
-        yield from _calls(self.node, [{self.node.args[0]: x} for x in self.inputs], self.network)
+        source = argument(self.node, 0)
+        yield from _calls(self.node, [{source: x} for x in self.inputs], self.network)
 
 
 def side_by_side(
     network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch], what: str
-) -> Iterator[Layer]:
+) -> Iterator[Reached]:
     """Runs `network` (quantised) and `reference` (its float graph, with nodes of the same names)
     over the batches, and stops at each quantised layer.
 
@@ -67,15 +62,18 @@ def side_by_side(
                 continue
             if node.op == "placeholder":
                 for feed, a, b in zip(feeds, ours, theirs):
-                    a[node] = b[twin] = feed[placeholder]
+                    a[node] = b[names[node.name]] = feed[placeholder]
                 placeholder += 1
                 continue
             if twin is not None:
                 for b, value in zip(theirs, _calls(twin, theirs, reference)):
                     b[twin] = value
             if is_contraction_of_quantized(node, network):
-                yield Layer(
-                    node, [a[node.args[0]] for a in ours], [b[twin] for b in theirs], network
+                yield Reached(
+                    node,
+                    [a[argument(node, 0)] for a in ours],
+                    [b[names[node.name]] for b in theirs],
+                    network,
                 )
                 shown.advance()
             for a, value in zip(ours, _calls(node, ours, network)):
@@ -105,7 +103,9 @@ def _is_constant(node: fx.Node) -> bool:
     """Parameters, and their quantisers: these are computed when they are read, so that a change is
     seen.
     """
-    return node.op == "get_attr" or (node.op == "call_module" and node.args[0].op == "get_attr")
+    return node.op == "get_attr" or (
+        node.op == "call_module" and argument(node, 0).op == "get_attr"
+    )
 
 
 def _calls(
@@ -115,13 +115,18 @@ def _calls(
     read once for all of them.
     """
     constants = {n: _constant(n, network) for n in node.all_input_nodes if _is_constant(n)}
-    target = network.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    target: Any = (
+        network.get_submodule(target_name(node)) if node.op == "call_module" else node.target
+    )
     for values in batches:
-        known = ChainMap(constants, values)
-        args, kwargs = (fx.map_arg(a, known.__getitem__) for a in (node.args, node.kwargs))
+        known: ChainMap[fx.Node, Any] = ChainMap(constants, values)
+        args: Any = fx.map_arg(node.args, known.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, known.__getitem__)
         yield target(*args, **kwargs)
 
 
 def _constant(node: fx.Node, network: fx.GraphModule) -> Any:
-    value = get_tensor(network, str(node.target if node.op == "get_attr" else node.args[0].target))
-    return value if node.op == "get_attr" else network.get_submodule(str(node.target))(value)
+    if node.op == "get_attr":
+        return get_tensor(network, target_name(node))
+    value = get_tensor(network, target_name(argument(node, 0)))
+    return network.get_submodule(target_name(node))(value)

@@ -2,13 +2,6 @@
 changes the network in place.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 import math
@@ -28,10 +21,13 @@ from mirabelle.graph.capture import (
     parameter_name,
     parameter_uses,
 )
+from mirabelle.graph.nodes import argument, computed_inputs, optional_argument, value_of
+from mirabelle.quantization.forms.qdq import is_contraction_of_quantized, quantized_weight
 from mirabelle.quantization.repairs.equalization import Reader, scalable
 from mirabelle.quantization.repairs.rounding import learn_rounding
 from mirabelle.quantization.repairs.side_by_side import side_by_side
-from mirabelle.quantization.simulation.placement import (
+from mirabelle.quantization.simulation.notes import moments_of
+from mirabelle.quantization.simulation.operators import (
     AVERAGES,
     RECTIFIERS,
     is_contraction,
@@ -39,7 +35,6 @@ from mirabelle.quantization.simulation.placement import (
     rectifier_bounds,
     unpadded,
 )
-from mirabelle.quantization.simulation.quantizers import WeightQuantizer
 
 SWEEPS = 100
 DEAD = 2.0**-10  # of the largest channel: what is smaller is as good as dead
@@ -81,7 +76,7 @@ def smooth_quant(
     channels = [c for c in scalable(network.graph) if c.normalised]
     largest = _largest(network, [c.readers[0] for c in channels], batches)
     for c in channels:
-        x, w = largest[c.readers[0].node.args[0]], c.read_range(network)
+        x, w = largest[c.readers[0].source], c.read_range(network)
         c.scale(network, torch.where((x > 0) & (w > 0), x**SMOOTH / w ** (1 - SMOOTH), 1.0))
 
 
@@ -101,9 +96,7 @@ def equalize_activations(
     channels = [c for c in scalable(network.graph, clipped=True) if c.weights]
     largest = _largest(network, [r for c in channels for r in c.readers], batches)
     for c in channels:
-        x = torch.stack(
-            [largest[r.node.args[0]].view(c.count, -1).amax(1) for r in c.readers]
-        ).amax(0)
+        x = torch.stack([largest[r.source].view(c.count, -1).amax(1) for r in c.readers]).amax(0)
         share = torch.where(x > 0, x / x.amax(), 1.0).clamp_min(DEAD)
         c.scale(network, share if all(r.groups == c.count for r in c.readers) else share.sqrt())
 
@@ -112,7 +105,7 @@ def _largest(
     network: fx.GraphModule, readers: Iterable[Reader], batches: Sequence[Batch]
 ) -> dict[fx.Node, torch.Tensor]:
     """By what the readers read, (C,): the largest absolute value of each channel on the batches."""
-    dims = {r.node.args[0]: -1 if operator(r.node) == "linear" else 1 for r in readers}
+    dims = {r.source: -1 if operator(r.node) == "linear" else 1 for r in readers}
     found: dict[fx.Node, torch.Tensor] = {}
 
     class Watcher(fx.Interpreter):
@@ -122,7 +115,7 @@ def _largest(
                 largest = value.abs().amax(
                     [d for d in range(value.ndim) if d != dims[n] % value.ndim]
                 )
-                found[n] = torch.maximum(found.get(n, largest), largest)
+                found[n] = torch.maximum(found[n], largest) if n in found else largest
             return value
 
     device = device_of(network)
@@ -150,7 +143,9 @@ def correct_bias(
             continue
         dim = layer.targets[0].ndim - 1 if operator(layer.node) == "linear" else 1
         others = [d for d in range(layer.targets[0].ndim) if d != dim]
-        total = sum((t - y).sum(others).double() for t, y in zip(layer.targets, layer.outputs()))
+        total: Any = sum(
+            (t - y).sum(others).double() for t, y in zip(layer.targets, layer.outputs())
+        )
         get_tensor(network, name).add_(
             (total / sum(t.numel() // t.shape[dim] for t in layer.targets)).to(layer.targets[0])
         )
@@ -170,21 +165,14 @@ def correct_bias_analytically(
     uses = parameter_uses(network.graph)
     with torch.no_grad():
         for node in network.graph.nodes:
-            weight = node.args[1] if len(node.args) > 1 else None
-            if (
-                not isinstance(weight, fx.Node)
-                or weight.op != "call_module"
-                or (name := _bias_name(node)) is None
-                or uses[name] > 1
-            ):
+            if not is_contraction_of_quantized(node, network):
                 continue
-            source = node.args[0].args[0] if node.args[0].op == "call_module" else node.args[0]
-            quantizer = network.get_submodule(str(weight.target))
-            if (mean := means.get(source.name)) is None or not isinstance(
-                quantizer, WeightQuantizer
-            ):
+            source = argument(node, 0)
+            source = argument(source, 0) if source.op == "call_module" else source
+            name, mean = _bias_name(node), means.get(source.name)
+            if name is None or uses[name] > 1 or mean is None:
                 continue
-            own = str(parameter_name(weight.args[0]))
+            own, quantizer = quantized_weight(network, node)
             error = quantizer(get_tensor(network, own)) - get_tensor(reference, own)
             error = error.reshape(*error.shape[:2], -1).sum(2)  # (outputs, inputs of a group)
             groups = len(mean) // error.shape[1]
@@ -193,17 +181,16 @@ def correct_bias_analytically(
 
 
 def _bias_name(node: fx.Node) -> str | None:
-    return parameter_name(node.args[2]) if len(node.args) > 2 else None
+    return parameter_name(optional_argument(node, 2))
 
 
 def _moments(graph: fx.Graph) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]]:
     """Mean and variance of the channels of values, (C,) each, as far as BatchNorm tells them."""
     found: dict[fx.Node, tuple[torch.Tensor, torch.Tensor]] = {}
     for node in graph.nodes:
-        name, inputs = operator(node), [a for a in node.all_input_nodes if a.op != "get_attr"]
-        if "moments" in node.meta:
-            mean, deviation = node.meta["moments"]
-            found[node] = (mean, deviation**2)
+        name, inputs = operator(node), computed_inputs(node)
+        if (noted := moments_of(node)) is not None:
+            found[node] = (noted.mean, noted.deviation**2)
         elif not inputs or not all(i in found for i in inputs) or is_contraction(node):
             continue
         elif name in RECTIFIERS:
@@ -211,7 +198,7 @@ def _moments(graph: fx.Graph) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]
         elif (
             name in ("add", "add_")
             and len(inputs) == 2
-            and inputs[0].meta["val"].shape == inputs[1].meta["val"].shape
+            and value_of(inputs[0]).shape == value_of(inputs[1]).shape
         ):
             (a, v), (b, w) = (found[i] for i in inputs)
             found[node] = (a + b, v + w)
@@ -221,9 +208,9 @@ def _moments(graph: fx.Graph) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]
             or name in ("dropout", "dropout_", "clone", "contiguous", "detach", "alias")
         ):
             found[node] = found[inputs[0]]
-        elif name in ("flatten", "view", "reshape", "squeeze") and len(node.meta["val"].shape) == 2:
+        elif name in ("flatten", "view", "reshape", "squeeze") and value_of(node).ndim == 2:
             mean, variance = found[inputs[0]]
-            repeat = node.meta["val"].shape[1] // len(mean)
+            repeat = value_of(node).shape[1] // len(mean)
             found[node] = (mean.repeat_interleave(repeat), variance.repeat_interleave(repeat))
     return found
 

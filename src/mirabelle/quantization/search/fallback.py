@@ -17,7 +17,6 @@ from mirabelle.base.data import Batch, batches
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.progress import bar
-from mirabelle.graph.capture import parameter_name
 from mirabelle.measurement.accuracy import (
     METRICS,
     as_tensor,
@@ -27,9 +26,15 @@ from mirabelle.measurement.accuracy import (
     sample_scores,
 )
 from mirabelle.quantization.search.timing import milliseconds
-from mirabelle.quantization.simulation.description import Fallback, Sensitivity, quantization
+from mirabelle.quantization.simulation.description import (
+    Fallback,
+    Sensitivity,
+    describe,
+    described_of,
+)
 from mirabelle.quantization.simulation.graph import weight_keys
-from mirabelle.quantization.simulation.placement import contractions, layer_input, tail
+from mirabelle.quantization.simulation.operators import layer_input, tail, weight_name
+from mirabelle.quantization.simulation.placement import contractions
 from mirabelle.quantization.simulation.quantizers import Quantizer
 
 FEW = 64  # samples on which layers are compared
@@ -41,8 +46,7 @@ class Switchboard:
     """
 
     def __init__(self, network: fx.GraphModule, reference: fx.GraphModule):
-        described = quantization(network)
-        assert described is not None
+        described = described_of(network)
         self.network, self.reference = network, reference
         self.quantizers = {n: m for n, m in network.named_modules() if isinstance(m, Quantizer)}
         sites = {s.node: f"quantizers.{s.source or s.node}" for s in described.sites}
@@ -51,7 +55,7 @@ class Switchboard:
             str, set[str]
         ] = {}  # by weight: the quantisers of what its layers read, of itself and of what they give
         for node in contractions(reference.graph, described.keep):
-            weight = str(parameter_name(node.args[1]))
+            weight = weight_name(node)
             ends = {sites[n.name] for n in (layer_input(node), tail(node)) if n.name in sites}
             self.needs.setdefault(weight, {f"quantizers.{weights[weight]}"}).update(ends)
 
@@ -185,35 +189,19 @@ def within(
     weights -> the network with their layers in `precision`, repaired.
     data: for the sensitivities. Raises `InputError` where nothing would be left.
     """
-    described = quantization(network)
-    assert described is not None
-    found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {
-        0: (network, judge.drop(network))
-    }
     order = sensitivities(network, reference, data)
     names = {w: w.rpartition(".")[0] or w for w in order}
-
-    def holds(fallen: Sequence[str]) -> bool:
-        if len(fallen) not in found:
-            if len(fallen) == len(order) and precision == "float":
-                raise InputError(
-                    f"accuracy_drop is {limit:g}, and even with all layers but "
-                    f"{names[list(order)[-1]]} in float the {judge.metric} falls by more; "
-                    "raise it, or take learned rounding or training to it"
-                )
-            other = fallen_back(fallen)
-            found[len(fallen)] = (other, judge.drop(other))
-        return found[len(fallen)][1][0] <= limit
-
-    fallen = [] if holds([]) else fewest(list(order), holds)
-    if not holds(fallen):
+    tried = _Tried(judge, fallen_back, limit, precision, list(names.values()))
+    tried.add(network, 0)
+    fallen = [] if tried.holds([]) else fewest(list(order), tried.holds)
+    if not tried.holds(fallen):
         raise InputError(
             f"accuracy_drop is {limit:g}, and with all layers in {precision} bits the "
-            f"{judge.metric} falls by {found[len(fallen)][1][0]:.4g}; raise it"
+            f"{judge.metric} falls by {tried.drop(fallen)[0]:.4g}; raise it"
         )
-    result, (drop, low, high) = found[len(fallen)]
+    result, (drop, low, high) = tried.found[len(fallen)]
     times = None
-    if fallen and precision == "float" and described.bits == 8:
+    if fallen and precision == "float" and described_of(network).bits == 8:
         times = milliseconds(
             {"float": model, "all_quantized": network, "fallback": result}, data[0], runtime
         )
@@ -223,14 +211,48 @@ def within(
         len(judge.scores),
         drop,
         (low, high),
-        found[0][1][0],
+        tried.drop([])[0],
         str(precision),
         tuple(names[w] for w in fallen),
         tuple(Sensitivity(names[w], s) for w, s in order.items()),
         runtime,
         times,
     )
-    own = quantization(result)
-    assert own is not None
-    result.meta["quantization"] = replace(own, fallback=record)
+    describe(result, replace(described_of(result), fallback=record))
     return result
+
+
+class _Tried:
+    """The networks that were judged, by how many layers fell back, and how much each lost.
+
+    names: of all layers, the most sensitive first.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        fallen_back: Callable[[Sequence[str]], fx.GraphModule],
+        limit: float,
+        precision: str | int,
+        names: Sequence[str],
+    ):
+        self.judge, self.fallen_back, self.limit = judge, fallen_back, limit
+        self.precision, self.names = precision, names
+        self.found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {}
+
+    def add(self, network: fx.GraphModule, count: int) -> None:
+        self.found[count] = (network, self.judge.drop(network))
+
+    def drop(self, fallen: Sequence[str]) -> tuple[float, float, float]:
+        return self.found[len(fallen)][1]
+
+    def holds(self, fallen: Sequence[str]) -> bool:
+        if len(fallen) not in self.found:
+            if len(fallen) == len(self.names) and self.precision == "float":
+                raise InputError(
+                    f"accuracy_drop is {self.limit:g}, and even with all layers but "
+                    f"{self.names[-1]} in float the {self.judge.metric} falls by more; "
+                    "raise it, or take learned rounding or training to it"
+                )
+            self.add(self.fallen_back(fallen), len(fallen))
+        return self.drop(fallen)[0] <= self.limit

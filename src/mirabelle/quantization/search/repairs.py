@@ -14,6 +14,7 @@ from mirabelle.base.progress import bar
 from mirabelle.measurement.accuracy import predictor
 from mirabelle.quantization.repairs.equalization import scalable
 from mirabelle.quantization.search.fallback import FEW, noise
+from mirabelle.quantization.simulation.notes import moments_of
 
 
 def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
@@ -24,7 +25,7 @@ def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
     if any(c.normalised for c in scalable(network.graph)):
         scaling.append(("smooth-quant",))
     analytic: list[tuple[str, ...]] = (
-        [("bias-analytic",)] if any("moments" in n.meta for n in network.graph.nodes) else []
+        [("bias-analytic",)] if any(moments_of(n) is not None for n in network.graph.nodes) else []
     )
     return [(*s, *b) for s in scaling for b in ((), *analytic, ("bias",))]
 

@@ -1,8 +1,5 @@
 """Placement by measured time: layers that a runtime computes faster in float stay there."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-
 from __future__ import annotations
 
 import tempfile
@@ -16,21 +13,18 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.progress import bar
 from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
-from mirabelle.graph.capture import parameter_name, sample_elements
+from mirabelle.graph.capture import sample_elements
 from mirabelle.measurement.latency import speedup
-from mirabelle.measurement.layers import BETWEEN, compare_layers
+from mirabelle.measurement.layers import BETWEEN, LayerRow, compare_layers
+from mirabelle.onnx_files.read import source_of
 from mirabelle.onnx_files.write import fold_pads, save_onnx
 from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e
 from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.calibrated import Calibrated
 from mirabelle.quantization.simulation.description import Timing, quantization
-from mirabelle.quantization.simulation.placement import (
-    contractions,
-    integer_nodes,
-    is_contraction,
-    place,
-)
+from mirabelle.quantization.simulation.operators import weight_name
+from mirabelle.quantization.simulation.placement import contractions, integer_nodes, place
 from mirabelle.quantization.targets import TARGETS
 from mirabelle.runtimes import RUNTIMES, Artifact
 
@@ -42,8 +36,8 @@ def file_of(network: nn.Module, example: Batch, folder: Path, runtime: str) -> A
     """The network, float or quantised, as a file of `runtime` with one thread, for one sample: to
     be timed.
     """
-    described, source = quantization(network), getattr(network, "meta", {}).get("onnx")
-    if source is not None:
+    described, source = quantization(network), source_of(network)
+    if source is not None and isinstance(network, fx.GraphModule):
         proto = (
             spliced(network)[0]
             if described is not None
@@ -58,7 +52,7 @@ def file_of(network: nn.Module, example: Batch, folder: Path, runtime: str) -> A
                 "one on another runtime"
             )
         return Artifact(save(folder / "model.onnx", folder / runtime), runtime, 1)
-    if described is None:
+    if described is None or not isinstance(network, fx.GraphModule):
         return write_artifact(network, example, folder, runtime)
     stored, sites = (
         with_integers(network) if RUNTIMES[runtime].convert is None else to_pt2e(network)
@@ -119,11 +113,7 @@ def chains(graph: fx.Graph, sites: Sequence, keep: Sequence[str] = ()) -> list[C
     layers = set(contractions(graph, keep))
     found = []
     for nodes in members.values():
-        weights = tuple(
-            dict.fromkeys(
-                str(parameter_name(n.args[1])) for n in nodes if n in layers and is_contraction(n)
-            )
-        )
+        weights = tuple(dict.fromkeys(weight_name(n) for n in nodes if n in layers))
         if weights:
             found.append(Chain(weights, sum(crossing[n] for n in nodes)))
     return found
@@ -143,54 +133,13 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
     sites = place(network.graph, described.keep, TARGETS[described.target])
     found = chains(network.graph, sites, described.keep)
     names = {w: w.rpartition(".")[0] or w for c in found for w in c.weights}
-    quantized = calibrated.quantized()
-    tried: dict[tuple[str, ...], dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, bar("placing by time", FINEST + 2) as shown:
-        base = file_of(model, example, Path(folder) / "float", runtime)
-        whole = file_of(quantized, example, Path(folder) / "all", runtime)
-        arrays, named = one_sample(example)
-        rows = {r.layer: r for r in compare_layers(base, whole, *arrays, **named)}
-
-        def attempt(keep: tuple[str, ...]) -> None:
-            if keep in tried or set(keep) == set(names):
-                return
-            file = (
-                whole
-                if not keep
-                else file_of(
-                    calibrated.quantized(keep), example, Path(folder) / str(len(tried)), runtime
-                )
-            )
-            times = time_in_turn({"float": base, "placed": file}, example, SECONDS)
-            tried[keep] = {
-                "float": times["float"].p50_ms,
-                "placed": times["placed"].p50_ms,
-                "ratio": 1 / speedup(times["float"], times["placed"]).value,
-            }
-            shown.advance()
-
-        between = (
-            rows[BETWEEN].after_ms / max(1, sum(c.elements for c in found))
-            if BETWEEN in rows
-            else 0.0
-        )
-        loss = {w: rows[n].loss_ms if n in rows else 0.0 for w, n in names.items()}
-        scores = {c: sum(loss[w] for w in c.weights) + between * c.elements for c in found}
-        order = sorted(found, key=scores.__getitem__, reverse=True)
-        losers = sum(scores[c] > 0 for c in found)
-        attempt(())
-        attempt(
-            tuple(
-                w
-                for w in names
-                if loss[w] > 0.05 * max(rows[names[w]].before_ms if names[w] in rows else 0.0, 1e-6)
-            )
-        )
-        for count in dict.fromkeys(
-            (losers, losers // 2, (losers + len(order)) // 2, len(order) - 1)
-        ):
-            chosen = {w for c in order[:count] for w in c.weights}
-            attempt(tuple(w for w in names if w in chosen))  # in the order of execution
+        trials = _Trials(model, calibrated, example, runtime, Path(folder))
+        for keep in _worth_timing(found, names, trials.layers()):
+            if keep not in trials.found and set(keep) != set(names):
+                trials.time(keep)
+                shown.advance()
+    tried = trials.found
     best = min(tried, key=lambda k: (tried[k]["ratio"], len(k)))
     if tried[best]["ratio"] > 1.0:
         raise InputError(
@@ -205,3 +154,59 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
         "placed": tried[best]["placed"],
     }
     return Timing(runtime, milliseconds, tuple(best), len(tried))
+
+
+class _Trials:
+    """Files of placements, each timed in turn with the float one. found: by the weights that stay
+    in float, the milliseconds of both and the share of float's time.
+    """
+
+    def __init__(
+        self, model: nn.Module, calibrated: Calibrated, example: Batch, runtime: str, folder: Path
+    ):
+        self.calibrated, self.example, self.runtime = calibrated, example, runtime
+        self.folder = folder
+        self.base = file_of(model, example, folder / "float", runtime)
+        self.whole = file_of(calibrated.quantized(), example, folder / "all", runtime)
+        self.found: dict[tuple[str, ...], dict[str, float]] = {}
+
+    def layers(self) -> dict[str, LayerRow]:
+        """By layer, what it takes in float and with everything quantised."""
+        arrays, named = one_sample(self.example)
+        return {r.layer: r for r in compare_layers(self.base, self.whole, *arrays, **named)}
+
+    def time(self, keep: tuple[str, ...]) -> None:
+        file = self.whole
+        if keep:
+            network = self.calibrated.quantized(keep)
+            folder = self.folder / str(len(self.found))
+            file = file_of(network, self.example, folder, self.runtime)
+        times = time_in_turn({"float": self.base, "placed": file}, self.example, SECONDS)
+        self.found[keep] = {
+            "float": times["float"].p50_ms,
+            "placed": times["placed"].p50_ms,
+            "ratio": 1 / speedup(times["float"], times["placed"]).value,
+        }
+
+
+def _worth_timing(
+    found: Sequence[Chain], names: Mapping[str, str], rows: Mapping[str, LayerRow]
+) -> list[tuple[str, ...]]:
+    """The placements to be timed, by the weights that stay in float: none, the single layers that
+    lose, and so many of the chains that lose most. names: the layer of each weight, in the order
+    of execution.
+    """
+    between = (
+        rows[BETWEEN].after_ms / max(1, sum(c.elements for c in found)) if BETWEEN in rows else 0.0
+    )
+    loss = {w: rows[n].loss_ms if n in rows else 0.0 for w, n in names.items()}
+    before = {w: rows[n].before_ms if n in rows else 0.0 for w, n in names.items()}
+    scores = {c: sum(loss[w] for w in c.weights) + between * c.elements for c in found}
+    order = sorted(found, key=scores.__getitem__, reverse=True)
+    losers = sum(scores[c] > 0 for c in found)
+    single = tuple(w for w in names if loss[w] > 0.05 * max(before[w], 1e-6))
+    result = [(), single]
+    for count in dict.fromkeys((losers, losers // 2, (losers + len(order)) // 2, len(order) - 1)):
+        chosen = {w for c in order[:count] for w in c.weights}
+        result.append(tuple(w for w in names if w in chosen))
+    return result

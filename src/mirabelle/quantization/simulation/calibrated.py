@@ -1,12 +1,5 @@
 """From a calibrated float network to a quantised one: any layers of it, in any precision."""
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +9,7 @@ from torch import fx
 
 from mirabelle.base.checks import clone
 from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.graph.nodes import argument, target_name
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.observation import (
     activation_quantizer,
@@ -25,12 +19,9 @@ from mirabelle.quantization.calibration.observation import (
 from mirabelle.quantization.calibration.pair_sums import limit_all
 from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import insert, weight_keys
-from mirabelle.quantization.simulation.placement import (
-    contractions,
-    float_operators,
-    layer_input,
-    place,
-)
+from mirabelle.quantization.simulation.operators import layer_input, weight_name
+from mirabelle.quantization.simulation.placement import Site, contractions, float_operators, place
+from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantization.targets import TARGETS
 from mirabelle.sparsity import masks
 
@@ -59,53 +50,24 @@ class Calibrated:
         """Quantised but for the layers that `keep` names beside those kept anyway. precision: bits
         by the name of a quantiser, where these are others.
         """
-        d, bits = replace(self.described, keep=(*self.described.keep, *keep)), precision or {}
+        bits = dict(precision or {})
+        d = replace(self.described, keep=(*self.described.keep, *keep), precision=bits)
         network, goal = clone(self.network), TARGETS[d.target]
-        sites, layers, keys = (
-            place(network.graph, d.keep, goal),
-            contractions(network.graph, d.keep),
-            weight_keys(network, d.keep),
-        )
-        activations = {
-            s.node: activation_quantizer(
-                self.histograms[s.node], self.choose, bits.get(s.node, d.bits), goal, d.symmetric
-            )
-            for s in sites
-            if s.source is None
-        }
-        weights = {
-            n: weight_quantizer(
-                get_tensor(network, n),
-                self.choose_weight,
-                bits.get(k, d.weight_bits),
-                n,
-                d.per_channel,
-                d.weight_symmetric,
-            )
-            for n, k in keys.items()
-        }
+        sites, keys = place(network.graph, d.keep, goal), weight_keys(network, d.keep)
+        activations = self._activations(d, sites)
+        weights = self._weights(d, network, keys)
         grids = {s.node: activations[s.source or s.node] for s in sites}
-        for node in layers:
-            fit_bias(
-                network,
-                node,
-                float(grids[layer_input(node).name].scale.detach()),
-                weights[str(node.args[1].target)],
-            )
-        paired = [
-            n
-            for n in layers
-            if goal.pairs
-            and grids[layer_input(n).name].bits <= 8
-            and weights[str(n.args[1].target)].bits <= 8
-        ]
-        sums = limit_all(network, paired, weights, grids, self.histograms)
+        paired = []
+        for node in contractions(network.graph, d.keep):
+            grid, weight = grids[layer_input(node).name], weights[weight_name(node)]
+            fit_bias(network, node, float(grid.scale.detach()), weight)
+            if goal.pairs and grid.bits <= 8 and weight.bits <= 8:
+                paired.append(node)
         d = replace(
             d,
             sites=tuple(sites),
             float_operators=float_operators(network.graph, sites, d.keep),
-            precision=dict(bits),
-            pair_sums=sums,
+            pair_sums=limit_all(network, paired, weights, grids, self.histograms),
         )
         result = insert(network, activations, {keys[n]: q for n, q in weights.items()}, d)
         result.meta |= self.meta
@@ -114,6 +76,39 @@ class Calibrated:
             result, {n: block for n, block in self.sparse.items() if n in own}
         )  # a zero is the integer 0
         return result
+
+    def _activations(
+        self, d: Quantization, sites: Sequence[Site]
+    ) -> dict[str, ActivationQuantizer]:
+        """By the name of each site that has a grid of its own."""
+        goal = TARGETS[d.target]
+        return {
+            s.node: activation_quantizer(
+                self.histograms[s.node],
+                self.choose,
+                d.precision.get(s.node, d.bits),
+                goal,
+                d.symmetric,
+            )
+            for s in sites
+            if s.source is None
+        }
+
+    def _weights(
+        self, d: Quantization, network: fx.GraphModule, keys: Mapping[str, str]
+    ) -> dict[str, WeightQuantizer]:
+        """By parameter. keys: `weight_keys`."""
+        return {
+            n: weight_quantizer(
+                get_tensor(network, n),
+                self.choose_weight,
+                d.precision.get(k, d.weight_bits),
+                n,
+                d.per_channel,
+                d.weight_symmetric,
+            )
+            for n, k in keys.items()
+        }
 
     def fallen_back(self, weights: Sequence[str], precision: str | int) -> fx.GraphModule:
         """Quantised, with the layers of these weights in float, or with what they read and their
@@ -129,11 +124,7 @@ class Calibrated:
                 for s in place(self.network.graph, keep, TARGETS[self.described.target])
             },
         )
-        readers = [
-            n
-            for n in contractions(self.network.graph, keep)
-            if str(parameter_name(n.args[1])) in weights
-        ]
+        readers = [n for n in contractions(self.network.graph, keep) if weight_name(n) in weights]
         return self.quantized(
             (),
             dict.fromkeys(
@@ -149,13 +140,9 @@ def adopt_weights(network: fx.GraphModule, other: fx.GraphModule, without: Seque
     """
     own, found = network.state_dict(), other.state_dict()
     for node in other.graph.nodes:
-        if (
-            node.op != "call_module"
-            or node.args[0].op != "get_attr"
-            or node.args[0].target in without
-        ):
+        if node.op != "call_module" or (name := parameter_name(argument(node, 0))) is None:
             continue
-        for name in [
-            n for n in found if n == node.args[0].target or n.startswith(f"{node.target}.")
-        ]:
-            own[name].copy_(found[name])
+        if name in without:
+            continue
+        for n in [n for n in found if n == name or n.startswith(f"{target_name(node)}.")]:
+            own[n].copy_(found[n])

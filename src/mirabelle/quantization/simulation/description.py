@@ -9,6 +9,8 @@ from torch import fx
 
 from mirabelle.quantization.simulation.placement import Site
 
+DESCRIPTION = "quantization"  # the key in a network's `meta`
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -137,9 +139,17 @@ class Quantization:
 
 def quantization(model: object) -> Quantization | None:
     """The description of a quantised network; None for any other."""
-    found = (
-        getattr(model, "meta", {}).get("quantization")
-        if isinstance(model, fx.GraphModule)
-        else None
-    )
+    found = model.meta.get(DESCRIPTION) if isinstance(model, fx.GraphModule) else None
     return found if isinstance(found, Quantization) else None
+
+
+def described_of(model: fx.GraphModule) -> Quantization:
+    """The description of a network that is known to be quantised."""
+    found = quantization(model)
+    assert found is not None
+    return found
+
+
+def describe(model: fx.GraphModule, described: Quantization) -> None:
+    """Gives a network its description; changes the network."""
+    model.meta[DESCRIPTION] = described

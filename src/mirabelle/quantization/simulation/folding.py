@@ -7,9 +7,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from mirabelle.graph.capture import get_tensor, operator, parameter_name, parameter_uses
-from mirabelle.graph.layers import is_normed_alone
-from mirabelle.quantization.simulation.placement import unpadded
+from mirabelle.graph.capture import get_tensor, parameter_name, parameter_uses
+from mirabelle.graph.layers import Conv, Linear, Norm, as_conv, as_norm, is_normed_alone, layer_of
+from mirabelle.graph.nodes import overload, setting, target_name, value_of
+from mirabelle.quantization.simulation.notes import ChannelMoments, note_moments
+from mirabelle.quantization.simulation.operators import unpadded
 
 
 def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
@@ -22,58 +24,66 @@ def fold_batchnorm(graph_module: fx.GraphModule) -> list[str]:
     left = []
     uses = parameter_uses(graph_module.graph)
     for node in list(graph_module.graph.nodes):
-        if operator(node) != "batch_norm":
+        norm = as_norm(node)
+        if norm is None or norm.kind != "batch_norm":
             continue
-        layer = node.args[0]
-        if not is_normed_alone(layer, uses) or any(
-            parameter_name(a) is None for a in node.args[3:5]
+        layer = layer_of(norm.input)
+        if (
+            layer is None
+            or not is_normed_alone(layer.node, uses)
+            or parameter_name(norm.mean) is None
+            or parameter_name(norm.variance) is None
         ):
             left.append(node.name)
             continue
-        weight_name = str(layer.args[1].target)
-        gamma, beta, mean, variance = (
-            None if a is None else get_tensor(graph_module, str(a.target)).double()
-            for a in node.args[1:5]
-        )
-        factor = (variance + node.args[7]).rsqrt() * (1.0 if gamma is None else gamma)
-        weight = get_tensor(graph_module, weight_name)
-        bias_node = layer.args[2] if len(layer.args) > 2 else None
-        bias = (
-            get_tensor(graph_module, str(bias_node.target)).double()
-            if bias_node is not None
-            else torch.zeros_like(mean)
-        )
-        bias = (bias - mean) * factor + (0.0 if beta is None else beta)
-        owner = weight_name.rpartition(".")[0]
-        folded = (weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
-        module = graph_module.get_submodule(owner)
-        setattr(module, weight_name.rpartition(".")[2], nn.Parameter(folded))
-        bias_name = (
-            str(bias_node.target)
-            if bias_node is not None
-            else _free_name(graph_module, f"{owner}.bias" if owner else "bias")
-        )
-        graph_module.get_submodule(bias_name.rpartition(".")[0]).register_parameter(
-            bias_name.rpartition(".")[2], nn.Parameter(bias.to(weight.dtype))
-        )
-        if bias_node is None:
-            with graph_module.graph.inserting_before(layer):
-                bias_node = graph_module.graph.get_attr(bias_name)
-            bias_node.meta["val"] = node.args[3].meta["val"]
-        layer.args = (layer.args[0], layer.args[1], bias_node, *layer.args[3:])
-        # Mean and standard deviation of each channel, as BatchNorm left them: what repairs without
-        # data go by.
-        layer.meta["moments"] = (
-            torch.zeros_like(mean) if beta is None else beta,
-            torch.ones_like(mean) if gamma is None else gamma.abs(),
-        )
-        node.replace_all_uses_with(layer)
-        graph_module.graph.erase_node(node)
+        _fold(graph_module, layer, norm)
     graph_module.graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     drop_unused_tensors(graph_module)
     graph_module.recompile()
     return left
+
+
+def _fold(graph_module: fx.GraphModule, layer: Conv | Linear, norm: Norm) -> None:
+    """Puts a BatchNorm into the layer in front of it, and takes its node out of the graph."""
+
+    def read(node: fx.Node | None) -> torch.Tensor | None:
+        return None if node is None else get_tensor(graph_module, target_name(node)).double()
+
+    gamma, beta, mean, variance = map(read, (norm.weight, norm.bias, norm.mean, norm.variance))
+    assert mean is not None and variance is not None and norm.mean is not None
+    assert norm.eps is not None
+    factor = (variance + norm.eps).rsqrt() * (1.0 if gamma is None else gamma)
+    weight_name = target_name(layer.weight)
+    weight = get_tensor(graph_module, weight_name)
+    bias = read(layer.bias)
+    bias = ((torch.zeros_like(mean) if bias is None else bias) - mean) * factor
+    bias = bias + (0.0 if beta is None else beta)
+    folded = (weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
+    owner, _, leaf = weight_name.rpartition(".")
+    setattr(graph_module.get_submodule(owner), leaf, nn.Parameter(folded))
+    bias_name = (
+        target_name(layer.bias)
+        if layer.bias is not None
+        else _free_name(graph_module, f"{owner}.bias" if owner else "bias")
+    )
+    graph_module.get_submodule(bias_name.rpartition(".")[0]).register_parameter(
+        bias_name.rpartition(".")[2], nn.Parameter(bias.to(weight.dtype))
+    )
+    bias_node = layer.bias
+    if bias_node is None:
+        with graph_module.graph.inserting_before(layer.node):
+            bias_node = graph_module.graph.get_attr(bias_name)
+        bias_node.meta["val"] = value_of(norm.mean)
+    layer.node.args = (layer.input, layer.weight, bias_node, *layer.node.args[3:])
+    # As BatchNorm left them: what repairs without data go by.
+    moments = ChannelMoments(
+        torch.zeros_like(mean) if beta is None else beta,
+        torch.ones_like(mean) if gamma is None else gamma.abs(),
+    )
+    note_moments(layer.node, moments)
+    norm.node.replace_all_uses_with(layer.node)
+    graph_module.graph.erase_node(norm.node)
 
 
 def fold_padding(graph_module: fx.GraphModule) -> None:
@@ -83,26 +93,20 @@ def fold_padding(graph_module: fx.GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if (source := unpadded(node)) is None:
             continue
-        pads = node.args[1]
-        if pads[::2] != pads[1::2] or not all(
-            u.target._overloadname == "default" for u in node.users
-        ):
+        pads = setting(node, "pad")
+        if pads[::2] != pads[1::2] or not all(overload(u) == "default" for u in node.users):
             continue  # the other overload has names for its paddings
-        rank = node.meta["val"].ndim - 2
-        added = [*[0] * (rank - len(pads) // 2), *reversed(pads[::2])]
-        for layer in list(node.users):
-            bias, stride, own = (
-                layer.args[i] if len(layer.args) > i else d
-                for i, d in ((2, None), (3, [1] * rank), (4, [0] * rank))
-            )
-            own = [*own] * (rank // len(own))
-            layer.args = (
+        added = [*[0] * (value_of(node).ndim - 2 - len(pads) // 2), *reversed(pads[::2])]
+        for reader in list(node.users):
+            layer = as_conv(reader)
+            assert layer is not None
+            reader.args = (
                 source,
-                layer.args[1],
-                bias,
-                stride,
-                [a + b for a, b in zip(own, added, strict=True)],
-                *layer.args[5:],
+                layer.weight,
+                layer.bias,
+                list(layer.stride),
+                [own + a for (own, _), a in zip(layer.padding, added, strict=True)],
+                *reader.args[5:],
             )
         graph_module.graph.erase_node(node)
 

@@ -2,13 +2,6 @@
 description.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -16,18 +9,22 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import CodeGen
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
-from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator, parameter_name
-from mirabelle.quantization.simulation.description import Quantization
+from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator
+from mirabelle.graph.nodes import argument, overload, setting, value_of
+from mirabelle.onnx_files.read import SOURCE, source_of
+from mirabelle.quantization.simulation.description import Quantization, describe
 from mirabelle.quantization.simulation.folding import (
     drop_unused_tensors,
     fold_batchnorm,
     fold_padding,
 )
-from mirabelle.quantization.simulation.placement import contractions, place, reads_alone
+from mirabelle.quantization.simulation.operators import reads_alone, weight_name
+from mirabelle.quantization.simulation.placement import contractions, place
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 from mirabelle.quantization.targets import TARGETS, Target
 
@@ -43,15 +40,18 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     fold_padding(network)
     fold_batchnorm(network)
     _write_out_of_place(network)
-    network.meta["onnx"] = getattr(model, "meta", {}).get("onnx")
+    network.meta[SOURCE] = source_of(model)
     return network.eval()
 
 
 def _drop_dropout(network: fx.GraphModule) -> None:
     """Captured in eval mode, it does nothing."""
     for node in list(network.graph.nodes):
-        if operator(node) in ("dropout", "dropout_", "feature_dropout") and node.args[2] is False:
-            node.replace_all_uses_with(node.args[0])
+        if (
+            operator(node) in ("dropout", "dropout_", "feature_dropout")
+            and setting(node, "train") is False
+        ):
+            node.replace_all_uses_with(argument(node, 0))
             network.graph.erase_node(node)
 
 
@@ -62,7 +62,7 @@ def _write_out_of_place(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         if (name := operator(node)).endswith("_") and reads_alone(node):
             new = getattr(torch.ops.aten, name.removesuffix("_"), None)
-            node.target = getattr(new, node.target._overloadname, node.target)
+            node.target = getattr(new, overload(node), node.target)
 
 
 def _plain_signature(network: fx.GraphModule) -> None:
@@ -70,12 +70,14 @@ def _plain_signature(network: fx.GraphModule) -> None:
     they are copied; nested outputs keep theirs.
     """
     output = network.graph.output_node()
-    spec = network.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    codegen: Any = network.graph._codegen  # of torch.export, which says what is nested
+    spec = codegen.pytree_info.out_spec
     if spec.is_leaf():
-        output.args = (output.args[0][0],)  # type: ignore[index]
+        results: Any = output.args[0]
+        output.args = (results[0],)
     elif spec.type is not tuple or not all(child.is_leaf() for child in spec.children()):
         return
-    network.graph.set_codegen(fx.graph.CodeGen())
+    network.graph.set_codegen(CodeGen())
     network.recompile()
     for name in ("_in_spec", "_out_spec"):  # the same, where torch.export left them
         network.__dict__.pop(name, None)
@@ -84,7 +86,7 @@ def _plain_signature(network: fx.GraphModule) -> None:
 def takes_any_batch(network: fx.GraphModule) -> bool:
     """Whether the first dimension of every input was captured as free."""
     return all(
-        fixed_length(n.meta["val"]) is None for n in network.graph.nodes if n.op == "placeholder"
+        fixed_length(value_of(n)) is None for n in network.graph.nodes if n.op == "placeholder"
     )
 
 
@@ -94,7 +96,7 @@ def weight_keys(network: fx.GraphModule, keep: Iterable[str] = ()) -> dict[str, 
 
     Names of nodes are unique in the graph, which parameter paths with their dots replaced are not.
     """
-    names = {str(parameter_name(n.args[1])) for n in contractions(network.graph, keep)}
+    names = {weight_name(n) for n in contractions(network.graph, keep)}
     keys: dict[str, str] = {}
     for node in network.graph.nodes:
         if node.op == "get_attr" and str(node.target) in names:
@@ -127,11 +129,12 @@ def insert(
     layers = set(contractions(network.graph, described.keep))
     for node in list(network.graph.nodes):
         if node.op == "get_attr" and str(node.target) in keys:
-            readers = [u for u in node.users if u in layers and u.args[1] is node]
+            readers = [u for u in node.users if u in layers and argument(u, 1) is node]
             _call_after(network, node, f"quantizers.{keys[str(node.target)]}", readers)
     drop_unused_tensors(network)
     result = fx.GraphModule(network, network.graph)
-    result.meta |= {"quantization": described, "onnx": network.meta.get("onnx")}
+    describe(result, described)
+    result.meta[SOURCE] = source_of(network)
     return result.eval()
 
 

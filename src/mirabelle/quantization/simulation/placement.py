@@ -2,16 +2,8 @@
 into one integer kernel.
 """
 
-# torch.fx types an argument of a node as the union of all that it may be; which of them it is
-# depends on the operator. pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportUnhashable=false, reportReturnType=false pyright:
-# reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false,
-# reportOperatorIssue=false, reportGeneralTypeIssues=false pyright: reportOptionalIterable=false,
-# reportAssignmentType=false
-
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -20,30 +12,24 @@ from torch import fx
 
 from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.graph.capture import module_path, operator, parameter_name
+from mirabelle.graph.nodes import computed_inputs, has_value, optional_argument
+from mirabelle.quantization.simulation.operators import (
+    AVERAGES,
+    CONVOLUTIONS,
+    PASSES,
+    QUANTIZED_LAYERS,
+    RECTIFIERS,
+    before_rectifier,
+    factors,
+    float_name,
+    is_addition,
+    is_contraction,
+    layer_input,
+    over_space,
+    tail,
+    unpadded,
+)
 from mirabelle.quantization.targets import TARGETS, Target
-
-CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-CONTRACTIONS = CONVOLUTIONS | {"linear"}
-RECTIFIERS = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}
-AVERAGES = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
-PRODUCTS = {"matmul", "bmm"}
-# Operators that hand on the integers that they are given, on the same grid.
-PASSES = {
-    "max_pool2d",
-    "flatten",
-    "view",
-    "reshape",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "dropout",
-    "dropout_",
-    "clone",
-    "contiguous",
-    "detach",
-    "alias",
-}
 
 
 @dataclass(frozen=True)
@@ -68,13 +54,9 @@ def layer_name(node: fx.Node) -> str:
     path = module_path(node)
     return (
         path
-        if operator(node) in CONTRACTIONS and path
+        if operator(node) in QUANTIZED_LAYERS and path
         else f"{path or 'network'} ({operator(node) or node.name})"
     )
-
-
-def is_contraction(node: fx.Node) -> bool:
-    return operator(node) in CONTRACTIONS and parameter_name(node.args[1]) is not None
 
 
 def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
@@ -86,7 +68,7 @@ def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
 
 def is_kept(node: fx.Node, keep: Iterable[str]) -> bool:
     """Whether `keep` names the module of a layer or product, one around it, or a layer's weight."""
-    paths = (str(parameter_name(node.args[1])), module_path(node))
+    paths = (str(parameter_name(optional_argument(node, 1))), module_path(node))
     return any(path == name or path.startswith(f"{name}.") for name in keep for path in paths)
 
 
@@ -102,106 +84,6 @@ def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
                 f"keep names {name!r}, which is no convolution or linear layer and has none "
                 f"inside{did_you_mean(name, known)}"
             )
-
-
-def unpadded(node: fx.Node) -> fx.Node | None:
-    """What a padding of images with zeros pads, if convolutions alone read it: they can pad as
-    well. None for any other node.
-    """
-    if operator(node) not in ("pad", "constant_pad_nd") or not all(
-        operator(u) in CONVOLUTIONS and u.args[0] is node for u in node.users
-    ):
-        return None
-    settings = (
-        dict(zip(("mode", "value"), node.args[2:]))
-        if operator(node) == "pad"
-        else {"value": node.args[2] if len(node.args) > 2 else 0}
-    )
-    spatial = len(node.args[1]) <= 2 * (node.meta["val"].ndim - 2)
-    return (
-        node.args[0]
-        if spatial
-        and settings.get("mode", "constant") == "constant"
-        and not settings.get("value")
-        and min(node.args[1]) >= 0
-        else None
-    )
-
-
-def layer_input(node: fx.Node) -> fx.Node:
-    """What a layer reads, before a padding that it can do itself: the value that is quantised for
-    it.
-    """
-    return unpadded(node.args[0]) or node.args[0]
-
-
-def tail(node: fx.Node) -> fx.Node:
-    """The rectifier that alone reads this node, or the node itself: kernels apply it to their
-    accumulators.
-    """
-    users = list(node.users)
-    return users[0] if len(users) == 1 and gives_no_negatives(users[0]) else node
-
-
-def reads_alone(node: fx.Node) -> bool:
-    """Whether what this operator reads is a new value, of a layer or an addition, that nothing else
-    reads: then it can as well write over it.
-    """
-    made = node.args[0] if node.args else None
-    return (
-        isinstance(made, fx.Node)
-        and len(made.users) == 1
-        and (is_contraction(made) or (is_addition(made) and operator(made) == "add"))
-    )
-
-
-def gives_no_negatives(node: fx.Node) -> bool:
-    """Whether this is a rectifier that clips at zero."""
-    return operator(node) in RECTIFIERS and rectifier_bounds(node)[0] == 0
-
-
-def rectifier_bounds(node: fx.Node) -> tuple[float, float]:
-    """What a rectifier clips to."""
-    name = operator(node).rstrip("_")
-    low, high = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}[name]
-    given = [*node.args[1:3], *[low, high][len(node.args[1:3]) :]]
-    return float(given[0]), float(given[1])  # type: ignore[arg-type]
-
-
-def is_addition(node: fx.Node) -> bool:
-    """Whether this adds two computed tensors of one shape, as residual networks do."""
-    operands = [
-        a.meta.get("val") for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"
-    ]
-    shapes = [v.shape for v in operands if isinstance(v, torch.Tensor)]
-    return (
-        operator(node) in ("add", "add_")
-        and not node.kwargs
-        and len(shapes) == 2
-        and shapes[0] == shapes[1]
-    )
-
-
-def factors(node: fx.Node) -> list[fx.Node]:
-    """The queries and the keys that attention multiplies, and the factors of any product of two
-    computed tensors, before a transposition for it; none for other nodes.
-
-    What weighs the values of attention is left out: most of it is far below a 255th of the largest.
-    """
-    if operator(node) == "scaled_dot_product_attention":
-        return list(node.args[:2])
-    if operator(node) not in PRODUCTS or any(
-        a.op == "get_attr" or "softmax" in operator(_moved(a)) for a in node.args[:2]
-    ):
-        return []
-    return [a.args[0] if operator(a) in ("transpose", "permute") else a for a in node.args[:2]]
-
-
-def _moved(node: fx.Node) -> fx.Node:
-    """What a value was before it was moved about, or dropped out."""
-    while operator(node) in PASSES | {"expand"}:
-        node = node.args[0]
-    return node
 
 
 def _from_layers(node: fx.Node, layers: Collection[fx.Node]) -> bool:
@@ -229,11 +111,7 @@ def integer_nodes(graph: fx.Graph, sites: Iterable[Site], keep: Iterable[str] = 
     layers = set(contractions(graph, keep))
     integer: set[fx.Node] = set()
     for node in graph.nodes:
-        inputs = [
-            n
-            for n in node.all_input_nodes
-            if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)
-        ]
+        inputs = [n for n in computed_inputs(node) if has_value(n)]
         name, grids = operator(node), all((unpadded(n) or n).name in known for n in inputs)
         ends = tail(node).name in known
         if node in layers and grids:
@@ -276,20 +154,6 @@ def float_operators(
     return found
 
 
-def float_name(node: fx.Node) -> str:
-    """What an operator on tensors is called where it stays in float; '' for anything that is none.
-    Operators of ONNX files that run as they are keep theirs.
-    """
-    if operator(node) == "onnx_node":
-        return str(node.args[1]).partition(":")[0]
-    computed = any(n.op != "get_attr" for n in node.all_input_nodes)
-    return (
-        operator(node).rstrip("_")
-        if computed and isinstance(node.meta.get("val"), torch.Tensor)
-        else ""
-    )
-
-
 def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x86"]) -> list[Site]:
     """The sites in order of execution.
 
@@ -302,82 +166,94 @@ def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x
     floats read is left in float, and so are the layers that `keep` names and whatever no rule
     names.
     """
-    layers = set(contractions(graph, keep))
-    chosen: dict[fx.Node, Site] = {}
+    sites = _Sites(contractions(graph, keep), keep, target)
+    for node in graph.nodes:
+        if node.op == "call_function" and has_value(node):
+            sites.visit(node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return [sites.chosen[n] for n in sorted(sites.chosen, key=order.__getitem__)]
 
-    def site(node: fx.Node, layer: fx.Node | None = None) -> None:
+
+class _Sites:
+    """The sites of a graph whose nodes are visited in order. layers: those that are quantised."""
+
+    def __init__(self, layers: Iterable[fx.Node], keep: Iterable[str], target: Target):
+        self.layers, self.keep, self.target = set(layers), keep, target
+        self.chosen: dict[fx.Node, Site] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        name, inputs = operator(node), computed_inputs(node)
+        if node in self.layers:
+            self._choose(layer_input(node))
+            if self.target.rounded and name in CONVOLUTIONS:
+                self._choose(tail(node), node)
+        elif is_addition(node):
+            self._visit_addition(node, inputs)
+        elif name in AVERAGES and over_space(node):
+            self._visit_average(node, inputs[0])
+        elif name in PASSES:
+            if inputs and inputs[0] in self.chosen:
+                self._choose(node)
+        elif self.target.products:
+            self._visit_product(node)
+
+    def _choose(self, node: fx.Node, layer: fx.Node | None = None) -> None:
         """node gets a grid; behind data movement, that of what was moved."""
-        if node in chosen:
+        if node in self.chosen:
             return
-        inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
+        inputs = computed_inputs(node)
         if (
             operator(node) in PASSES
             and len(inputs) == 1
             and inputs[0].op != "placeholder"
-            and (inputs[0] in chosen or _computes(inputs[0]))
+            and (inputs[0] in self.chosen or _computes(inputs[0]))
         ):
-            site(inputs[0])
-            before = chosen[inputs[0]]
-            chosen[node] = Site(node.name, layer_name(node), before.source or before.node)
+            self._choose(inputs[0])
+            before = self.chosen[inputs[0]]
+            self.chosen[node] = Site(node.name, layer_name(node), before.source or before.node)
         else:
-            chosen[node] = Site(node.name, layer_name(layer or _before_rectifier(node)))
+            self.chosen[node] = Site(node.name, layer_name(layer or before_rectifier(node)))
 
-    for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
-            continue
-        name = operator(node)
-        inputs = [a for a in node.all_input_nodes if a.op != "get_attr"]
-        if node in layers:
-            site(layer_input(node))
-            if target.rounded and name in CONVOLUTIONS:
-                site(tail(node), node)
-        elif is_addition(node) and target.sums:
-            fused = summed(node, layers)
+    def _visit_addition(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+        if self.target.sums:
+            fused = summed(node, self.layers)
             other = next((i for i in inputs if i is not fused), None)
             if (
                 fused is not None
                 and other is not None
-                and (other in chosen or _before_rectifier(other) in layers)
+                and (other in self.chosen or before_rectifier(other) in self.layers)
             ):
-                site(other)
-        elif is_addition(node) and all(i in chosen for i in inputs):
-            site(tail(node), node)
-        elif (
-            target.products
-            and (operands := factors(node))
-            and all(_from_layers(o, layers) for o in operands)
-            and not is_kept(node, keep)
+                self._choose(other)
+        elif all(i in self.chosen for i in inputs):
+            self._choose(tail(node), node)
+
+    def _visit_average(self, node: fx.Node, source: fx.Node) -> None:
+        made = before_rectifier(source)
+        if (
+            self.target.averages
+            and not self.target.rounded
+            and (made in self.layers or is_addition(made))
         ):
-            # on a grid of its own where it is read: moving it about costs less in float than
-            # rounding it before and after
+            self._choose(source)
+        if source in self.chosen:
+            self._choose(node)
+
+    def _visit_product(self, node: fx.Node) -> None:
+        """Each operand gets a grid of its own where it is read: moving it about costs less in float
+        than rounding it before and after.
+        """
+        operands = factors(node)
+        if (
+            operands
+            and all(_from_layers(o, self.layers) for o in operands)
+            and not is_kept(node, self.keep)
+        ):
             for operand in operands:
-                chosen.setdefault(operand, Site(operand.name, layer_name(operand)))
-        elif name in AVERAGES and over_space(node):
-            if (
-                target.averages
-                and not target.rounded
-                and (
-                    _before_rectifier(inputs[0]) in layers
-                    or is_addition(_before_rectifier(inputs[0]))
-                )
-            ):
-                site(inputs[0])
-            if inputs[0] in chosen:
-                site(node)
-        elif name in PASSES and inputs and inputs[0] in chosen:
-            site(node)
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    return [chosen[n] for n in sorted(chosen, key=order.__getitem__)]
+                self.chosen.setdefault(operand, Site(operand.name, layer_name(operand)))
 
 
 def _computes(node: fx.Node) -> bool:
-    return operator(node) in PASSES | AVERAGES | RECTIFIERS | CONTRACTIONS or is_addition(node)
-
-
-def _before_rectifier(node: fx.Node) -> fx.Node:
-    """The layer or addition whose rectified result this is; the node itself where it is none."""
-    before = node.args[0] if operator(node) in RECTIFIERS else None
-    return before if isinstance(before, fx.Node) and tail(before) is node else node
+    return operator(node) in PASSES | AVERAGES | RECTIFIERS | QUANTIZED_LAYERS or is_addition(node)
 
 
 def summed(node: fx.Node, layers: Collection[fx.Node]) -> fx.Node | None:
@@ -391,12 +267,3 @@ def summed(node: fx.Node, layers: Collection[fx.Node]) -> fx.Node | None:
     ]
     order = {n: i for i, n in enumerate(node.graph.nodes)}
     return max(found, key=order.__getitem__, default=None)
-
-
-def over_space(node: fx.Node) -> bool:
-    """Whether an average runs over the last two dimensions of images, as pooling kernels do."""
-    if operator(node) != "mean":
-        return operator(node) != "adaptive_avg_pool2d" or all(s == 1 for s in node.args[1])
-    x = node.args[0].meta["val"]
-    dims = node.args[1] if len(node.args) > 1 else None
-    return isinstance(dims, (list, tuple)) and x.ndim == 4 and sorted(d % 4 for d in dims) == [2, 3]

@@ -12,8 +12,10 @@ import torch
 from torch import fx
 
 from mirabelle.graph.capture import get_tensor, parameter_name
+from mirabelle.graph.nodes import argument, called, module
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.notes import histograms_of
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
 
 
@@ -32,17 +34,14 @@ def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
     described = quantization(model)
     assert described is not None
     found = []
-    histograms: dict[str, Histogram] = model.meta.get("histograms", {})  # type: ignore[assignment]
+    histograms = histograms_of(model)
     for site in described.sites:
         if site.source is None and site.node in histograms:
-            quantizer = model.get_submodule(f"quantizers.{site.node}")
-            assert isinstance(quantizer, ActivationQuantizer)
+            quantizer = module(model, f"quantizers.{site.node}", ActivationQuantizer)
             found.append(_activation(site.layer, quantizer, histograms[site.node]))
     for node in model.graph.nodes:
-        if node.op == "call_module" and isinstance(
-            quantizer := model.get_submodule(str(node.target)), WeightQuantizer
-        ):
-            name = str(parameter_name(node.args[0]))
+        if (quantizer := called(model, node, WeightQuantizer)) is not None:
+            name = str(parameter_name(argument(node, 0)))
             found.append(
                 _weight(
                     name.rpartition(".")[0] or name, quantizer, get_tensor(model, name).detach()
