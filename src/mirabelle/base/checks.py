@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from torch import nn
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.quiet import copying
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def check_network(model: object, argument: str = "model") -> nn.Module:
@@ -86,7 +89,7 @@ def shell(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
-def clone(model: nn.Module) -> nn.Module:
+def clone(model: Network) -> Network:
     """A deep copy that shares nothing with `model` and carries no gradients."""
     with copying():
         copied = copy.deepcopy(model)
