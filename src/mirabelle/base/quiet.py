@@ -37,6 +37,9 @@ class _OthersOnly:
         mine = threading.get_ident() == self._thread
         return len(text) if mine else self._stream.write(text)
 
+    def flush(self) -> None:
+        self._stream.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -51,7 +54,7 @@ def muffled() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:
-        with warnings.catch_warnings(), redirect_stderr(_OthersOnly(sys.stderr)):
+        with warnings.catch_warnings(), redirect_stderr(_OthersOnly(sys.stderr or StringIO())):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -129,7 +129,7 @@ def run(key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     return node.session.run(None, dict(zip(node.inputs, arrays, strict=True)))
 
 
-# The schema is written out: torch 2.6 reads none from `list`.
+# The schema is written out: older torch reads none from `list`.
 @torch.library.custom_op(
     "mirabelle::onnx_node", mutates_args=(), schema="(Tensor[] inputs, str key) -> Tensor[]"
 )
