@@ -17,10 +17,6 @@ from mirabelle.channels.ids import FIXED, Parameter, Value, along, thin, varying
 from mirabelle.channels.products import matmul
 
 
-def _trained(value: Any) -> bool:
-    return value is None or isinstance(value, (Parameter, Value))
-
-
 def convolution(
     flow: Flow,
     node: fx.Node,

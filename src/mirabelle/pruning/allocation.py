@@ -204,13 +204,7 @@ def knapsack(
     are chosen by what each of them costs, so that costs may rise in steps, as where kernels compute
     channels in blocks.
     """
-    widths = {}
-    for g in coupling.groups:
-        low, high = _limits(g, align, least)
-        block = step(g, align)
-        widths[g.name] = np.array(
-            sorted({low, high, *range(-(-low // block) * block, high, block)})
-        )
+    widths = {g.name: _widths(g, align, least) for g in coupling.groups}
     kept_sum = {
         g.name: np.concatenate(
             [[0.0], scores[g.name].sort(descending=True).values.double().cumsum(0).numpy()]
@@ -222,32 +216,12 @@ def knapsack(
     def importance(kept: Mapping[str, int]) -> float:
         return sum(float(kept_sum[name][count]) for name, count in kept.items())
 
-    def at(price: float, kept: dict[str, int]) -> dict[str, int]:
-        for _ in range(SWEEPS):
-            before = dict(kept)
-            for name, w in widths.items():
-                kept = {
-                    **kept,
-                    name: int(
-                        w[
-                            int(
-                                (
-                                    gains[name] - price * cost_curve(coupling, cost, kept, name, w)
-                                ).argmax()
-                            )
-                        ]
-                    ),
-                }
-            if kept == before:
-                break
-        return kept
-
     found = [by_worth(coupling, scores, cost, budget, align, least)]
     whole = {name: int(w[-1]) for name, w in widths.items()}
     for start in (found[0], whole):
         fits, low_price, high_price, price = found[0], 0.0, math.inf, importance(whole) / cost({})
         for _ in range(BISECTIONS):
-            kept = at(price, start)
+            kept = _chosen_at(price, start, coupling, cost, widths, gains)
             if cost(kept) <= budget:
                 high_price, fits = price, kept
             else:
@@ -255,6 +229,32 @@ def knapsack(
             price = min(2 * price, (low_price + high_price) / 2)
         found.append(_spend_rest(coupling, scores, cost, budget, align, fits))
     return max(found, key=importance)
+
+
+def _widths(group: Group, align: int, least: float) -> np.ndarray:
+    """The widths that a group may have, in order."""
+    low, high = _limits(group, align, least)
+    block = step(group, align)
+    return np.array(sorted({low, high, *range(-(-low // block) * block, high, block)}))
+
+
+def _chosen_at(
+    price: float,
+    kept: dict[str, int],
+    coupling: Coupling,
+    cost: Callable[[dict[str, int]], float],
+    widths: Mapping[str, np.ndarray],
+    gains: Mapping[str, np.ndarray],
+) -> dict[str, int]:
+    """The widths that the groups choose in turn at a price, from `kept` until none changes."""
+    for _ in range(SWEEPS):
+        before = dict(kept)
+        for name, w in widths.items():
+            worth = gains[name] - price * cost_curve(coupling, cost, kept, name, w)
+            kept = {**kept, name: int(w[int(worth.argmax())])}
+        if kept == before:
+            break
+    return kept
 
 
 def cost_curve(

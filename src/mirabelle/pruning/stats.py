@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -104,14 +104,22 @@ def collect(
         raise InputError(
             "this criterion needs gradients: give data=, a loader of (inputs, targets), and loss="
         )
+    _add_gradients(stats, coupling, loss_gradients(model, data, loss, count, by_sample))
+    return stats
+
+
+def _add_gradients(
+    stats: Stats, coupling: Coupling, gradients: Iterable[Mapping[str, torch.Tensor]]
+) -> None:
+    """Fills in what hangs on the loss's gradients, given batch by batch."""
     products: dict[tuple[str, str, int], list[torch.Tensor]] = {}
     seen = 0
-    for found in loss_gradients(model, data, loss, count, by_sample):
+    for found in gradients:
         for name, grad in found.items():
             stats.gradients[name] = stats.gradients.get(name, 0) + grad
         for group in coupling.groups:
             for s in (s for s in group.slots if s.parameter in found):
-                product = per_channel(tensors[s.parameter] * found[s.parameter], s)
+                product = per_channel(stats.tensors[s.parameter] * found[s.parameter], s)
                 key = (group.name, s.parameter, s.dim)
                 products.setdefault(key, []).append(product.sum(1).cpu())
                 stats.squares[key] = stats.squares.get(key, 0) + product.square().sum(1).cpu()
@@ -128,7 +136,6 @@ def collect(
         stats.changes[g.name] = (
             -torch.stack(read_by).sum(0) if read_by else torch.zeros(seen, g.channels)
         )
-    return stats
 
 
 def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:

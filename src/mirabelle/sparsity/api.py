@@ -166,14 +166,7 @@ def cut(
     density, before = 1 - sparsity, masks.zeros(model)
     units = {layer.name: by_block((layer.weight != 0).double(), layer.block) for layer in layers}
     check_reachable(units, density, least)
-    present = 1 - sum(float((u > 0).sum()) for u in units.values()) / sum(
-        u.numel() for u in units.values()
-    )
-    if before and present > sparsity + 1e-9:
-        raise InputError(
-            f"sparsity is {sparsity:g}, and {present:.4g} of the weights are zero already; "
-            "zeros do not come back"
-        )
+    _check_grows(units, sparsity, bool(before))
     score = resolve(criterion, CRITERIA, "criterion")
     scores = _scores(model, layers, score, criterion, data, loss, batches)
     for layer in layers:
@@ -184,19 +177,44 @@ def cut(
     sparse = clone(model)
     pruned = {}
     for layer in layers:
-        mask = torch.ones(scores[layer.name].numel(), dtype=torch.bool)
-        mask[
-            scores[layer.name].flatten().argsort(descending=True, stable=True)[: kept[layer.name]]
-        ] = False
-        whole = spread(
-            mask.reshape(scores[layer.name].shape), layer.block, len(layer.weight)
-        ).reshape(shapes[layer.name])
+        gone = _all_but_best(scores[layer.name], kept[layer.name])
+        whole = spread(gone, layer.block, len(layer.weight)).reshape(shapes[layer.name])
         parameter = sparse.get_parameter(layer.name)
         pruned[layer.name] = whole.to(parameter.device) | before.get(
             layer.name, torch.zeros_like(parameter, dtype=torch.bool)
         )
     masks.mark(sparse, {layer.name: layer.block for layer in layers})
     masks.enforce(sparse, pruned)
+    return _mended(sparse, original, pruned, repair, data, batches)
+
+
+def _check_grows(units: dict[str, torch.Tensor], sparsity: float, has_zeros: bool) -> None:
+    """units: by layer, the weights of each unit that are not zero."""
+    present = 1 - sum(float((u > 0).sum()) for u in units.values()) / sum(
+        u.numel() for u in units.values()
+    )
+    if has_zeros and present > sparsity + 1e-9:
+        raise InputError(
+            f"sparsity is {sparsity:g}, and {present:.4g} of the weights are zero already; "
+            "zeros do not come back"
+        )
+
+
+def _all_but_best(scores: torch.Tensor, kept: int) -> torch.Tensor:
+    """True for every unit but the `kept` ones with the highest scores; the first of equal ones."""
+    mask = torch.ones(scores.numel(), dtype=torch.bool)
+    mask[scores.flatten().argsort(descending=True, stable=True)[:kept]] = False
+    return mask.reshape(scores.shape)
+
+
+def _mended(
+    sparse: nn.Module,
+    original: nn.Module,
+    pruned: dict[str, torch.Tensor],
+    repair: str | None,
+    data: Iterable | None,
+    batches: int,
+) -> nn.Module:
     if repair is None or data is None:
         return sparse
     if repair == "bn":
