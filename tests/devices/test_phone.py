@@ -254,7 +254,7 @@ def test_without_adb(tmp_path, monkeypatch):
 
 
 def test_measure_and_the_command_line(phone, tmp_path, capsys):
-    from test_runtimes import conv_file
+    from tests.runtimes.test_runtimes import conv_file
 
     (phone / "said").write_text((SESSIONS / "onnxruntime.txt").read_text())
     net, program = (

@@ -248,12 +248,8 @@ def _scores(
     if gradients:
         _collect_changes(model, layers, data, loss, count)  # type: ignore[arg-type]
     if inputs:
-        found = layer_moments(
-            model,
-            [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))],
-            data,
-            count,
-        )  # type: ignore[arg-type]
+        modules = [n.module for n in layers if has_rows(model.get_submodule(n.module))]
+        found = layer_moments(model, modules, data, count)  # type: ignore[arg-type]
         for layer in layers:
             layer.moments = found.get(layer.module)
     scores = {}
