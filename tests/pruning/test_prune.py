@@ -64,6 +64,7 @@ def wrong(kind: str) -> dict:
         ({"steps": 0}, "steps is 0.*the number of cuts"),
         ({"steps": 1.5}, "steps is 1.5"),
         ({"train": 3}, "train is 3; expected options of training"),
+        ({"train": {"epoch": 1}}, "train is .*unknown option 'epoch'; did you mean 'epochs'"),
         ({"train": {"epochs": 1}, "data": None, "criterion": "l1"}, "train= needs data="),
         ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
         ({"data": None}, "needs data="),

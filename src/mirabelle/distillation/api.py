@@ -72,7 +72,7 @@ def distill(
     ] = None,
     ensemble: Annotated[
         str | None,
-        OneOf((*ENSEMBLES, RANDOM)),
+        OneOf(lambda: (*ENSEMBLES, RANDOM)),
         Doc("how several teachers become one; None is what the losses read"),
     ] = None,
     weights: Annotated[

@@ -209,12 +209,8 @@ def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
     if quantized is None:
         raise InputError("verify found no quantised network")
     for runtime in state.runtimes:
-        checked = verify(
-            quantized.model,  # type: ignore[arg-type]
-            state.artifact(quantized.name, runtime),
-            state.loaders.test,
-            **options,
-        )
+        artifact = state.artifact(quantized.name, runtime)
+        checked = verify(quantized.model, artifact, state.loaders.test, **options)  # type: ignore[arg-type]
         found.append(checked.to_dict())
     return Outcome({"verification": found})
 

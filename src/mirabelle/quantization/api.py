@@ -41,8 +41,7 @@ def _together(options: Mapping[str, Any]) -> None:
         resolve(options["threshold"], RANGES, "threshold")
     if not options["weight_symmetric"]:
         resolve(options["weight_threshold"], RANGES, "weight threshold")
-    goal = resolve_target(options["target"])
-    if not options["symmetric"] and not goal.unsigned:
+    if not options["symmetric"] and not (goal := resolve_target(options["target"])).unsigned:
         raise InputError(
             f"target {goal.name!r} is for kernels without zero points, which symmetric=False "
             f"needs; choose another of {', '.join(TARGETS)}"
@@ -86,11 +85,11 @@ def quantize(
     weight_symmetric: Annotated[bool, Doc("grids of weights around zero")] = True,
     samples: Annotated[int, Ge(1), Doc("how many calibration samples are used")] = 512,
     target: Annotated[
-        str, OneOf(("auto", *TARGETS)), Doc("grids and placement; auto is this machine's")
+        str, OneOf(lambda: ("auto", *TARGETS)), Doc("grids and placement; auto is this machine's")
     ] = "auto",
     repair: Annotated[
-        Annotated[str, OneOf((AUTO, *REPAIRS))]
-        | Iterable[Annotated[str, OneOf((AUTO, *REPAIRS))]]
+        Annotated[str, OneOf(lambda: (AUTO, *REPAIRS))]
+        | Iterable[Annotated[str, OneOf(lambda: (AUTO, *REPAIRS))]]
         | None,
         Check(check_repairs),
         Doc("what is mended without labels; auto finds what suits"),

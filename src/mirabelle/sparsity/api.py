@@ -266,12 +266,8 @@ def _scores(
     if gradients and data is not None:
         _collect_changes(model, layers, data, loss, count)
     if inputs and data is not None:
-        found = gram_matrices(
-            model,
-            [layer.module for layer in layers if has_rows(model.get_submodule(layer.module))],
-            data,  # type: ignore[arg-type]
-            count,
-        )
+        modules = [n.module for n in layers if has_rows(model.get_submodule(n.module))]
+        found = gram_matrices(model, modules, data, count)
         for layer in layers:
             layer.gram = found.get(layer.module)
     scores = {}
