@@ -73,7 +73,8 @@ def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
         inputs = inputs.at_least_two()
         bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
         shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, dict(bound))
-    return program(model, inputs, shapes).module()  # type: ignore[return-value]
+    traced: Any = program(model, inputs, shapes).module()
+    return traced
 
 
 def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:
