@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -75,8 +75,9 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     which version of a module they were written; it is this one (MNASNet refuses none, and BatchNorm
     adds what older versions lacked).
     """
-    state = OrderedDict(tensors)
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    state: Any = OrderedDict(tensors)
+    own: Any = model.state_dict()
+    state._metadata = own._metadata
     model.load_state_dict(state)
 
 

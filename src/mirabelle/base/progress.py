@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,8 +70,8 @@ def bar(description: str, total: float | None, show: bool = True) -> Iterator[Ba
 
 def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
     """`items`, one by one, with a bar."""
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     with bar(description, total) as b:
         for item in items:
             yield item

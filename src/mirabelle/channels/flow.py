@@ -243,7 +243,7 @@ class Flow:
         expected, spec = pytree.tree_flatten(node.meta["val"])
         shapes = [tuple(v.shape) for v in expected]
         rest, results = source.rest, [[] for _ in shapes]
-        function = COPIES.get(name, node.target)
+        function: Any = COPIES.get(name, node.target)
         others = pytree.tree_map(
             lambda v: (
                 torch.empty(v.shape)
@@ -256,7 +256,7 @@ class Flow:
         )
         for plane in source.planes:
             try:
-                moved = pytree.tree_leaves(function(plane, *others[0], **others[1]))  # type: ignore[operator]
+                moved = pytree.tree_leaves(function(plane, *others[0], **others[1]))
             except Exception as error:  # an operator that refuses whole numbers
                 return self.give_up(
                     node,

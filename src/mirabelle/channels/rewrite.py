@@ -135,8 +135,8 @@ def _share(graph_module: fx.GraphModule, parameters: Mapping[str, Parameter]) ->
     for path, parameter in parameters.items():
         owner, _, leaf = path.rpartition(".")
         table = graph_module.get_submodule(owner)._parameters
-        if table.get(leaf) is not None:
-            table[leaf] = first.setdefault(parameter.name, table[leaf])  # type: ignore[arg-type]
+        if (own := table.get(leaf)) is not None:
+            table[leaf] = first.setdefault(parameter.name, own)
 
 
 # --- numbers written into nodes, as they are when the channels have gone: (node, its arguments,
@@ -310,13 +310,14 @@ def _restore_layers(graph_module: fx.GraphModule, own: Mapping[str, nn.Module]) 
         here = graph_module.get_submodule(path)
         layer = clone(module)
         before = {k: tuple(p.shape) for k, p in layer._parameters.items() if p is not None}
-        for table, other in (
+        tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (layer._parameters, here._parameters),
             (layer._buffers, here._buffers),
-        ):
+        ]
+        for table, other in tables:
             for key in table:
                 if other.get(key) is not None:
-                    table[key] = other[key]  # type: ignore[assignment]
+                    table[key] = other[key]
         mend_sizes(layer, before)
         parent, _, leaf = path.rpartition(".")
         setattr(graph_module.get_submodule(parent), leaf, layer)

@@ -29,10 +29,11 @@ def replace_tensors(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
     for module in model.modules():
         old_shapes = {k: tuple(p.shape) for k, p in module._parameters.items() if p is not None}
         changed = False
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for table in tables:
             for key, value in table.items():
                 if value is not None and id(value) in by_id:
-                    table[key] = by_id[id(value)]  # type: ignore[assignment]
+                    table[key] = by_id[id(value)]
                     changed = True
         if changed:
             mend_sizes(module, old_shapes)
@@ -66,11 +67,12 @@ def mend_sizes(module: nn.Module, old_shapes: dict[str, tuple[int, ...]]) -> Non
         module.num_parameters = len(weight)
     elif isinstance(module, nn.RNNBase):
         first: Any = module.weight_ih_l0
+        recurrent: Any = module.weight_hh_l0
         module.hidden_size, module.input_size = (
             len(first) // GATES[module.mode.lower()],
             first.shape[1],
         )
-        module.proj_size = module.weight_hh_l0.shape[1] if module.proj_size else 0  # type: ignore[assignment, union-attr]
+        module.proj_size = recurrent.shape[1] if module.proj_size else 0
         module._init_flat_weights()  # it holds its weights a second time
     elif isinstance(module, nn.RNNCellBase):
         module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]

@@ -134,8 +134,9 @@ def _in_place(
         kept[index] = False
         new[name] = tensor.index_select(dim, kept.nonzero()[:, 0].to(tensor.device))
     replace_tensors(small, new)
-    if form := getattr(small, "meta", {}).get(FORM):
-        small.meta[FORM] = cut_again(form, gone)  # type: ignore[index, union-attr]
+    meta: Any = getattr(small, "meta", {})
+    if form := meta.get(FORM):
+        meta[FORM] = cut_again(form, gone)
     return small
 
 

@@ -91,8 +91,9 @@ class Views:
         outside = _Generators(devices=True)
         try:
             seed_epoch(self.loader, self.seed * 1_000_003 + view)
-            if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
-                sampler.set_epoch(view)  # type: ignore[union-attr]
+            sampler: Any = getattr(self.loader, "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(view)
             items = islice(
                 iter(self.loader), None if hasattr(self.loader, "__len__") else self.limit
             )

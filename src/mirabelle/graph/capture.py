@@ -73,7 +73,8 @@ def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
         shapes = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, dict(bound))
     exported = program(model, inputs, shapes)
     with muffled():
-        return exported.module()  # type: ignore[return-value]
+        traced: Any = exported.module()
+    return traced
 
 
 def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:

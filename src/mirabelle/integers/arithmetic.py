@@ -20,6 +20,8 @@ below 2^24 (float32) or 2^53 (float64) and far faster than NumPy's own integer o
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mirabelle.integers.patches import Array, patches, places
@@ -206,10 +208,11 @@ def product(rows: Array, columns: Array) -> Array:
     if piece >= min(depth, 256):
         a, b = rows.astype(np.float32), columns.astype(np.float32)
         starts = range(0, depth, max(1, min(piece, depth)))
-        return sum(
+        total: Any = sum(
             ((a[..., i : i + piece] @ b[..., i : i + piece, :]).astype(np.int64) for i in starts),
             start=np.int64(0),
-        )  # type: ignore[return-value]
+        )
+        return total
     return (rows.astype(np.float64) @ columns.astype(np.float64)).astype(np.int64)
 
 

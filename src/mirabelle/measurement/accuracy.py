@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -120,7 +120,7 @@ def sample_scores(
     `evaluate`.
     """
     function = choose(metric, METRICS, "metric") if isinstance(metric, str) else metric
-    total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+    total = len(loader) if isinstance(loader, Sized) else None
     parts = [
         np.asarray(
             torch.as_tensor(function(as_tensor(predict(b)).cpu(), torch.as_tensor(b.target).cpu())),

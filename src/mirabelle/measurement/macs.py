@@ -298,9 +298,10 @@ def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int
     for node in graph.node:
         function, which = COUNTED.get(node.op_type, (None, ()))
         if function is not None:
-            found = [shapes.get(node.input[i]) for i in which] + [shapes.get(node.output[0])]
+            wanted = [*(node.input[i] for i in which), node.output[0]]
+            found: list[Any] = [shapes.get(n) for n in wanted]
             if None not in found:
-                counted[node.output[0]] = function(*found)  # type: ignore[arg-type]
+                counted[node.output[0]] = function(*found)
                 continue
         foreign = node.domain not in ("", "ai.onnx", "ai.onnx.ml") and node.op_type not in LIGHT
         if function is not None or foreign or node.op_type in COMPUTE:

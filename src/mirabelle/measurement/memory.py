@@ -81,7 +81,8 @@ def peak_memory(artifact: Any, *arrays: Any) -> PeakMemory:
             ),
             encoding="utf-8",
         )
-        np.savez(inputs, **{f"input_{i}": a for i, a in enumerate(ready)})  # type: ignore[arg-type]
+        named: dict[str, Any] = {f"input_{i}": a for i, a in enumerate(ready)}
+        np.savez(inputs, **named)
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         command = [sys.executable, str(Path(__file__).with_name("probe.py")), str(job), str(inputs)]
         try:

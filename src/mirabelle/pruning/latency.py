@@ -311,11 +311,11 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
     return layers if told_apart else layers.sum() * work / max(1.0, work.sum())
 
 
-def _owners(graph: object) -> tuple[dict[str, int], int]:
+def _owners(graph: Any) -> tuple[dict[str, int], int]:
     """The contraction, by its number in the file, that each name of a node or value belongs to: its
     own, and those of what runtimes fuse behind it.
     """
-    nodes = list(graph.node)  # type: ignore[attr-defined]
+    nodes = list(graph.node)
     readers: dict[str, list] = {}
     for node in nodes:
         for name in node.input:

@@ -80,19 +80,20 @@ def _specs(path: Path, interpreter: Any, session: Any) -> tuple[list[TensorSpec]
     """
     note = mnnfile.note(bytearray(path.read_bytes())) or ""
     if note.startswith(BIZ_CODE):
-        inputs, outputs = json.loads(note.removeprefix(BIZ_CODE))
-        return [
+        inputs, outputs = (
             [TensorSpec(n, None if s is None else tuple(s), d) for n, s, d in tensors]
-            for tensors in (inputs, outputs)
-        ]  # type: ignore[return-value]
+            for tensors in json.loads(note.removeprefix(BIZ_CODE))
+        )
+        return inputs, outputs
     found = (interpreter.getSessionInputAll(session), interpreter.getSessionOutputAll(session))
-    return tuple(
+    inputs, outputs = (
         [
             TensorSpec(n, tuple(t.getShape()), t.getNumpyData().dtype.name)
             for n, t in tensors.items()
         ]
         for tensors in found
-    )  # type: ignore[return-value]
+    )
+    return inputs, outputs
 
 
 def _as_stored(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

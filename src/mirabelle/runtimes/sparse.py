@@ -181,11 +181,11 @@ def choose(
             TimedLayer(
                 module_name(w.name),
                 w.kind,
-                w.rows.shape,
+                (w.rows.shape[0], w.rows.shape[1]),
                 float((w.rows == 0).mean()),
                 times.get(w.name, {}),
                 forms.get(w.name, "dense") if best == "sparse" else "dense",
-            )  # type: ignore[arg-type]
+            )
             for w in variants.weights
         )
         parts = [_copy(p, folder) for p in reversed(DENSE[name].files(files[best]))]
