@@ -79,7 +79,7 @@ def overview() -> str:
         "Commands:",
     ]
     shown = {name: text for name, (_, text, _) in COMMANDS.items()}
-    shown |= {"--help, -h": "show this, or the options of a command", "--version": "show the version"}
+    shown |= {"--help, -h": "show this, or a command's options", "--version": "show the version"}
     for name, text in shown.items():
         lines += textwrap.wrap(text, 80, initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
     return "\n".join(
