@@ -101,13 +101,10 @@ def test_a_damaged_teacher_is_found_before_the_first_step(tmp_path):
     ("options", "words"),
     [
         ({"ensemble": "means"}, "ensemble: got 'means'"),
-        (
-            {"teacher": ["original", "tests.tiny:teacher"], "weights": [1]},
-            "list of numbers, one for each",
-        ),
+        ({"teacher": ["original", "tests.tiny:teacher"], "weights": [1]}, "list of 2 numbers"),
         (
             {"teacher": ["original", "tests.tiny:teacher"], "teacher_temperatures": "1"},
-            "list of 2 numbers",
+            "list of numbers, one for each",
         ),
         ({"cache": 3}, "expected a folder"),
         ({"cache": "c", "features": {"2": "2"}}, "needs their layers"),

@@ -1,7 +1,8 @@
 """The command line: `mirabelle run | explain | measure | verify | export | report | schema |
 setup-arm64`.
 
-A command's module is imported when the command is called, so that the help is there at once.
+The overview needs no import. cyclopts and a command's module are imported when the command is
+called.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
-
-from cyclopts import App, CycloptsError
+from typing import TYPE_CHECKING, Any
 
 from mirabelle.base.errors import LimitError, MirabelleError, did_you_mean
 from mirabelle.base.version import __version__
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 # By name: where it is, what it does, an example.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -66,14 +69,32 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 COMMON = ("--quiet", "-q", "--verbose", "-v", "--debug", "--json")
 
 
+def overview() -> str:
+    """The commands, for 80 columns."""
+    lines = [
+        "Usage: mirabelle COMMAND",
+        "",
+        "Takes a trained network and hands back one that fits a phone.",
+        "",
+        "Commands:",
+    ]
+    shown = {name: text for name, (_, text, _) in COMMANDS.items()}
+    shown |= {"--help, -h": "show this, or a command's options", "--version": "show the version"}
+    for name, text in shown.items():
+        lines += textwrap.wrap(text, 80, initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
+    return "\n".join(
+        [*lines, "", "`mirabelle COMMAND --help` shows its options with defaults and an example."]
+    )
+
+
 def app() -> App:
     """The commands. What goes to a terminal is drawn; what is piped is plain text."""
+    from cyclopts import App
+
     plain = not sys.stdout.isatty()
     top = App(
         name="mirabelle",
-        help="Takes a trained network and hands back one that fits a phone.",
-        help_epilogue="`mirabelle COMMAND --help` shows the options of a command and an example.",
-        version=f"mirabelle {__version__}",
+        version_flags=[],
         help_formatter="plain" if plain else "default",
         help_format="plaintext",
     )
@@ -92,8 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = next((t for t in tokens if t not in COMMON), "--help")
     before = tokens[: tokens.index(name)] if name in tokens else tokens
     tokens = [name, *tokens[len(before) + 1 :], *before]  # `mirabelle --debug run` is allowed
-    if not name.startswith("-") and name not in COMMANDS:
-        return _wrong(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}")
+    if name in ("--help", "-h", "--version"):
+        print(f"mirabelle {__version__}" if name == "--version" else overview())
+        return 0
+    if name not in COMMANDS:
+        what = "option" if name.startswith("-") else "command"
+        return _wrong(f"there is no {what} {name!r}{did_you_mean(name, COMMANDS)}")
+    from cyclopts import CycloptsError
+
     # `module:callable` names modules of the folder that the command is called in, as `python -m`
     # does.
     if os.getcwd() not in sys.path[:1]:
