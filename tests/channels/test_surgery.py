@@ -16,6 +16,7 @@ from mirabelle.base.errors import InputError, SurgeryError
 from mirabelle.channels.groups import Slot, analyse
 from mirabelle.channels.rewrite import graph_form
 from mirabelle.channels.surgery import difference, indices, remove
+from tests import random_networks
 from tests.channels.equivalence import cut_and_check, equivalent, same, some, state
 from tests.modules import Head, Net, conv_bn, image
 from tests.networks import NETWORKS, make
@@ -114,7 +115,7 @@ def test_states_that_are_given_keep_their_size(shared):
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(plan=plans, seed=st.integers(0, 99), share=st.floats(0, 0.9))
 def test_equivalence_of_random_networks(plan, seed, share):
-    model = networks.build(plan).double()
+    model = random_networks.build(plan).double()
     coupling = cut_and_check(model, image().double(), seed, share)
     assert coupling.groups and not coupling.unknown
 

@@ -278,7 +278,7 @@ def test_loader_with_a_generator_of_its_own_resumes_to_the_same(tmp_path):
 
 
 def test_changed_teacher_weights_redo_the_distillation(tmp_path, monkeypatch):
-    import tiny
+    from tests import tiny
 
     path = recipe(tmp_path, [{"distill": {"teacher": "tests.tiny:teacher"}}])
     run(path, folder=tmp_path / "out")

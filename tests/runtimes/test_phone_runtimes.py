@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import mirabelle as mb
+from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError, MissingRuntimeError
 from mirabelle.quantization import quantize
 from mirabelle.runtimes import RUNTIMES, Artifact, load
@@ -72,7 +73,7 @@ def test_float_files_compute_what_torch_does(net, network):
 
 def test_a_batch_of_any_size_runs_in_pieces(net, network):
     for size in (1, 3, 16):
-        batch = mb.data.as_batch(batches(count=1, size=size, seed=size)[0])
+        batch = as_batch(batches(count=1, size=size, seed=size)[0])
         np.testing.assert_allclose(
             net.predict(batch), network(batch.args[0]).detach().numpy(), atol=2e-5
         )
@@ -87,9 +88,7 @@ def test_the_last_piece_is_filled_up(runtime, tmp_path):
     x = batches(count=1, size=7)[0]
     net = mb.export(conv, tmp_path, runtime=runtime, inputs=x[:3])
     assert net.inputs[0].shape == (3, 3, 16, 16)
-    np.testing.assert_allclose(
-        net.predict(mb.data.as_batch(x)), conv(x).detach().numpy(), atol=1e-5
-    )
+    np.testing.assert_allclose(net.predict(as_batch(x)), conv(x).detach().numpy(), atol=1e-5)
 
 
 def test_says_what_it_takes_and_gives(net):

@@ -226,8 +226,8 @@ def test_a_recipe_with_sparsity(tmp_path):
         ([{"quantize": {}}, {"sparsify": {"sparsity": 0.5}}], "sparsify first, then quantize"),
         ([{"sparsify": {}}], "it needs sparsity"),
         ([{"sparsify": {"sparsity": 0.5, "criterion": "wunda"}}], "did you mean 'wanda'"),
-        ([{"sparsify": {"sparsity": 0.5, "allocation": "knapsack"}}], "unknown 'knapsack'"),
-        ([{"sparsify": {"sparsity": 0.5, "block": [1, 4]}}], "block is"),
+        ([{"sparsify": {"sparsity": 0.5, "allocation": "knapsack"}}], "allocation: got 'knapsack'"),
+        ([{"sparsify": {"sparsity": 0.5, "block": [1, 4]}}], "block: got"),
         ([{"fit": {"sparsify": {"sparsity": 0.5, "cut": 3}}}], "did you mean 'cuts'"),
         (
             [
@@ -239,11 +239,11 @@ def test_a_recipe_with_sparsity(tmp_path):
                     }
                 }
             ],
-            "unknown key 'sparsify'",
+            "unknown option 'sparsify'",
         ),
         (
             [{"quantize": {}}, {"export": {"runtimes": ["sparse"]}}],
-            "does not run quantised networks",
+            "does not run quantized networks",
         ),
     ],
 )

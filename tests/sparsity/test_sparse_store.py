@@ -367,9 +367,9 @@ def test_cuts_leave_the_order_of_the_data_alone():
     ("options", "words"),
     [
         (0.9, "expected options of mb.sparsify"),
-        ({}, "sparsify needs sparsity"),
+        ({}, "it needs sparsity"),
         ({"sparsity": 0.9, "blok": (4, 1)}, "unknown option 'blok'; did you mean 'block'"),
-        ({"sparsity": 2}, "above 0 and below 1; got 2"),
+        ({"sparsity": 2}, "sparsity is 2; expected a number above 0 and below 1"),
         ({"sparsity": 0.9, "start": 0.5, "end": 0.2}, "start=0.5, end=0.2"),
         ({"sparsity": 0.9, "cuts": 0}, "cuts is 0"),
         ({"sparsity": 0.9, "rounds": 2}, "unknown option 'rounds'"),

@@ -1,6 +1,9 @@
 """Size, multiply-accumulates, latency, memory and accuracy: `mb.measure`."""
 
-from mirabelle.measurement.accuracy import METRICS
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from mirabelle.measurement.api import measure
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
 from mirabelle.measurement.macs import (
@@ -13,6 +16,19 @@ from mirabelle.measurement.macs import (
 )
 from mirabelle.measurement.memory import PeakMemory, peak_memory
 from mirabelle.measurement.result import Measurement
+
+if TYPE_CHECKING:
+    from mirabelle.measurement.accuracy import METRICS
+
+
+def __getattr__(name: str) -> Any:
+    """`METRICS` brings torch along, which the process that measures a runtime's memory lacks."""
+    if name != "METRICS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mirabelle.measurement.accuracy import METRICS
+
+    return METRICS
+
 
 __all__ = [
     "METRICS",
