@@ -25,7 +25,7 @@ from mirabelle.distillation.features import FEATURE_LOSSES
 from mirabelle.distillation.losses import LOSSES, SOFTMAX
 from mirabelle.distillation.objective import HEAD, OTHERS, Distillation
 from mirabelle.distillation.outputs import PRECISIONS, Encoding, fingerprints, write_segment
-from mirabelle.distillation.teachers import Teachers, check_mixture
+from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 from mirabelle.fitting.gradients import LOSSES as LABEL_LOSSES
 from mirabelle.training.loop import Trained, autocast_type, train, with_loss
@@ -401,16 +401,3 @@ def save_outputs(
         tuple(stacked.shape[1:]),
     )
     return path
-
-
-__all__ = [
-    "ENSEMBLES",
-    "FEATURE_LOSSES",
-    "LOSSES",
-    "check_cache",
-    "check_losses",
-    "check_mixture",
-    "default_ensemble",
-    "distill",
-    "save_outputs",
-]

@@ -21,17 +21,9 @@ from typing_extensions import Doc
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import Expected, OneOf, declared
 from mirabelle.measurement.elsewhere import elsewhere
-from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
+from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.layers import LayerRow, advice, compare_layers
 from mirabelle.measurement.machine import machine, versions
-from mirabelle.measurement.macs import (
-    OnnxMacs,
-    count_macs,
-    count_onnx_macs,
-    count_onnx_parameters,
-    count_parameters,
-    fvcore_macs,
-)
 from mirabelle.measurement.memory import PeakMemory, peak_memory
 from mirabelle.measurement.result import Measurement
 from mirabelle.measurement.size import counts, name_of
@@ -46,25 +38,6 @@ if TYPE_CHECKING:
     from mirabelle.runtimes.sparse import Choice
 
 DEVICES = ("here", "arm64", "adb")
-
-__all__ = [
-    "Latency",
-    "Measurement",
-    "OnnxMacs",
-    "PeakMemory",
-    "Speedup",
-    "alternate",
-    "count_macs",
-    "count_onnx_macs",
-    "count_onnx_parameters",
-    "count_parameters",
-    "fvcore_macs",
-    "machine",
-    "measure",
-    "peak_memory",
-    "speedup",
-    "versions",
-]
 
 
 def _network(model: Any) -> Artifact | nn.Module:

@@ -17,7 +17,7 @@ from mirabelle.base.progress import console
 from mirabelle.pipeline.facts import check_fit, depends, root_key
 from mirabelle.pipeline.recipe import Recipe, load_recipe
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
-from mirabelle.pipeline.summary import missed, summarise, without_timings
+from mirabelle.pipeline.summary import missed, summarise
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
 from mirabelle.runtimes import RUNTIMES
@@ -185,6 +185,3 @@ def _collect(state: State, folder: Path) -> None:
         for source in RUNTIMES[runtime].files(state.artifact(last, runtime).path):
             with atomic(folder / runtime / source.name) as temporary:
                 shutil.copyfile(source, temporary)
-
-
-__all__ = ["Run", "run", "without_timings"]

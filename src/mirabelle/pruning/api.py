@@ -364,16 +364,3 @@ def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str
         return Macs(coupling)
     trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
     return lambda kept: coupling.parameters(kept, trained)
-
-
-__all__ = [
-    "AGGREGATIONS",
-    "ALLOCATIONS",
-    "CRITERIA",
-    "NORMALIZATIONS",
-    "REPAIRS",
-    "Settings",
-    "plan",
-    "prune",
-    "settings_of",
-]

@@ -26,8 +26,7 @@ from mirabelle.quantization.search.fallback import Judge, within
 from mirabelle.quantization.search.repairs import best_repairs
 from mirabelle.quantization.search.timing import fastest
 from mirabelle.quantization.simulation.calibrated import adopt_weights
-from mirabelle.quantization.simulation.description import Quantization, quantization
-from mirabelle.quantization.simulation.graph import rebuild
+from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 
@@ -238,16 +237,3 @@ def _check_limit(limit: float | None, validation: Iterable | None) -> None:
             "validation is an iterator, which can be read only once; give a list, a DataLoader "
             "or any iterable"
         )
-
-
-__all__ = [
-    "PLACEMENTS",
-    "REPAIRS",
-    "TARGETS",
-    "THRESHOLDS",
-    "Quantization",
-    "check_repairs",
-    "quantization",
-    "quantize",
-    "rebuild",
-]

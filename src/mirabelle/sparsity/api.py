@@ -317,15 +317,3 @@ def share_of_zeros(model: nn.Module) -> dict[str, Mapping[str, float]]:
         }
         for name, mask in masks.zeros(model).items()
     }
-
-
-__all__ = [
-    "ALLOCATIONS",
-    "CRITERIA",
-    "REPAIRS",
-    "ScoredLayer",
-    "cut",
-    "ramp",
-    "share_of_zeros",
-    "sparsify",
-]

@@ -242,6 +242,11 @@ def train(
     done, history, best, stale = resumed.done, resumed.history, resumed.best, resumed.stale
     saved_at = time.monotonic()
 
+    def save(so_far: dict[str, float]) -> None:
+        """Where training stands now. so_far: the sums of an epoch that is not over."""
+        standing = (done, history, best, stale, so_far, identity)
+        save_checkpoint(checkpoint, step_module, optim, average, scaler, *standing)  # type: ignore[arg-type]
+
     with bar(progress, total, show=world.rank == 0) as shown:
         shown.advance(done)
         while done < total and not (patience is not None and stale >= patience):
@@ -317,19 +322,7 @@ def train(
                     and done % per_epoch
                     and time.monotonic() - saved_at > checkpoint_seconds
                 ):
-                    save_checkpoint(
-                        checkpoint,
-                        step_module,
-                        optim,
-                        average,
-                        scaler,
-                        done,
-                        history,
-                        best,
-                        stale,
-                        totals,
-                        identity,
-                    )
+                    save(totals)
                     saved_at = time.monotonic()
             if i < 0 or waiting or (done % per_epoch and done < total):
                 raise InputError(
@@ -355,19 +348,7 @@ def train(
                 )
             history.append(record)
             if checkpoint and world.rank == 0:
-                save_checkpoint(
-                    checkpoint,
-                    step_module,
-                    optim,
-                    average,
-                    scaler,
-                    done,
-                    history,
-                    best,
-                    stale,
-                    {},
-                    identity,
-                )
+                save({})
                 saved_at = time.monotonic()
 
     result = average.module if average is not None else model

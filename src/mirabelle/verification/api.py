@@ -334,6 +334,3 @@ def _shares(model: fx.GraphModule, clipped: Mapping[str, int], samples: int) -> 
         for n in model.graph.nodes
         if n.name in clipped
     }
-
-
-__all__ = ["LayerCheck", "Verification", "sqnr", "verify"]
