@@ -22,12 +22,13 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
     """The network itself, if it is an `nn.Module` with finite weights; `InputError` names the first
     tensor that is not.
 
-    Buffers may be infinite, as attention masks are, but not NaN.
+    Buffers may be infinite, as attention masks are, but not NaN; running statistics neither.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"{argument} is a {type(model).__name__}; expected a torch.nn.Module")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        wrong = ~torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor.isnan()
+        finite = isinstance(tensor, nn.Parameter) or "running_" in name
+        wrong = ~torch.isfinite(tensor) if finite else tensor.isnan()
         if bad := int(wrong.sum()):
             raise InputError(
                 f"{argument}: {name} holds {bad} of {tensor.numel()} values that are NaN or "
@@ -58,16 +59,10 @@ def running(batch: Batch, what: str) -> Iterator[None]:
 
 def check_runs(model: nn.Module, batch: Batch, what: str) -> object:
     """The network's output on `batch` in eval mode, without a graph. `InputError` with the shapes
-    where it cannot run.
+    where it cannot run. It is a copy that runs: what forward counts or keeps stays as it was.
     """
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), running(batch, what):
-            return model(*batch.args, **batch.kwargs)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with torch.no_grad(), running(batch, what):
+        return batch.run(shell(model).eval())
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -81,19 +76,76 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict(state)
 
 
-def shell(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the same tensors: what forward keeps for itself stays in the
-    copy.
+def check_float32(model: nn.Module, argument: str = "model") -> None:
+    """`InputError` names the first parameter or buffer of another floating type."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+            raise InputError(
+                f"{argument}: {name} is {str(tensor.dtype).removeprefix('torch.')}; quantization "
+                "starts from float32: give model.float(), or a copy of it"
+            )
+
+
+def check_sound(model: Network, what: str) -> Network:
+    """The network itself, after work on it. `MirabelleError` where its weights or statistics are
+    no longer finite: it is not handed out.
     """
-    tensors = (*model.parameters(), *model.buffers())
+    try:
+        check_network(model)
+    except InputError as error:
+        raise MirabelleError(
+            f"after {what}: {str(error).partition(';')[0]}; the data reaches values that float32 "
+            "cannot hold: look for extreme inputs, or scale them as for training"
+        ) from error
+    return model
+
+
+def _unlike(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Puts into `memo` what inside `value` cannot be copied: locks, files and the like stay the
+    original's, computed tensors become constants.
+    """
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            _unlike(inner, memo, seen)
+    elif isinstance(value, (list, tuple, set)):
+        for inner in value:
+            _unlike(inner, memo, seen)
+    elif isinstance(value, nn.Module):
+        _unlike(vars(value), memo, seen)
+    else:
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            memo[id(value)] = value
+
+
+def _copied(model: Network, memo: dict[int, Any]) -> Network:
     with copying():
-        return copy.deepcopy(model, {id(t): t for t in tensors})
+        try:
+            return copy.deepcopy(model, dict(memo))
+        except Exception:
+            _unlike(model, memo, set(memo))
+            return copy.deepcopy(model, memo)
+
+
+def shell(model: Network) -> Network:
+    """A copy of the modules around the same parameters: what forward keeps for itself, buffers
+    among them, stays in the copy.
+    """
+    return _copied(model, {id(p): p for p in model.parameters()})
 
 
 def clone(model: Network) -> Network:
-    """A deep copy that shares nothing with `model` and carries no gradients."""
-    with copying():
-        copied = copy.deepcopy(model)
+    """A deep copy that shares no weights with `model` and carries no gradients. What cannot be
+    copied, such as a lock or an open file, is shared.
+    """
+    copied = _copied(model, {})
     for p in copied.parameters():
         p.grad = None
     return copied

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,11 @@ class Batch(NamedTuple):
         return [
             f"input{i}" if len(self.args) > 1 else "input" for i in range(len(self.args))
         ] + list(self.kwargs)
+
+    def run(self, network: Callable[..., Any]) -> Any:
+        """What the network makes of copies of its inputs: a forward may write into what it gets."""
+        own = self.map(torch.Tensor.clone)
+        return network(*own.args, **own.kwargs)
 
     def map(self, function) -> Batch:
         """The batch with `function` applied to each input tensor; the target is left as it is."""
@@ -97,11 +102,37 @@ def _tensor(value: Any, place: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return _of_array(value, place)
     raise InputError(
         f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of "
         "them, or (inputs, target)"
     )
+
+
+def _of_array(value: np.ndarray, place: str) -> torch.Tensor:
+    """The same memory where torch can read it, else a copy: another machine's byte order, negative
+    strides and memory that nobody may write to are only NumPy's.
+    """
+    if value.dtype.kind not in "biufc":
+        raise InputError(f"{place} is an array of {value.dtype}; expected numbers, such as float32")
+    native = value.astype(value.dtype.newbyteorder("="), copy=False)
+    plain = native.flags.writeable and all(s >= 0 for s in native.strides)
+    return torch.from_numpy(native if plain else native.copy())
+
+
+def _finite(value: Any, place: str) -> None:
+    """`InputError` names the first number that is NaN or infinite."""
+    if not isinstance(value, torch.Tensor) or value.is_meta:
+        return
+    if not (value.is_floating_point() or value.is_complex()):
+        return
+    wrong = ~torch.isfinite(value)
+    if bool(wrong.any()):
+        index = ", ".join(str(int(i)) for i in wrong.nonzero()[0])
+        raise InputError(
+            f"{place} holds {int(wrong.sum())} of {value.numel()} values that are NaN or infinite, "
+            f"the first at [{index}]; leave such samples out or repair them"
+        )
 
 
 def as_batch(item: Any, place: str = "the batch") -> Batch:
@@ -122,7 +153,7 @@ def as_batch(item: Any, place: str = "the batch") -> Batch:
                 "the pair (inputs, target)"
             )
     if isinstance(target, np.ndarray):
-        target = torch.from_numpy(target)
+        target = _of_array(target, f"the target of {place}")
     if isinstance(item, Mapping):
         return _filled(
             Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
@@ -145,6 +176,11 @@ def _filled(batch: Batch, place: str) -> Batch:
             f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the "
             "first input that has one counts them"
         )
+    for i, tensor in enumerate(batch.args):
+        _finite(tensor, place if len(batch.args) == 1 else f"input {i} of {place}")
+    for name, tensor in batch.kwargs.items():
+        _finite(tensor, f"{place}[{name!r}]")
+    _finite(batch.target, f"the target of {place}")
     return batch
 
 

@@ -229,7 +229,7 @@ class Distillation:
         taught = self.teach(batch, self.position()) if self.needs_teacher else None
         taps = Taps(network, list(self.features), "student") if self.features else None
         try:
-            output = as_tensor(network(*batch.args, **batch.kwargs))
+            output = as_tensor(batch.run(network))
         finally:
             if taps is not None:
                 taps.close()

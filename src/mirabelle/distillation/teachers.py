@@ -181,7 +181,7 @@ def _frozen(model: nn.Module, device: torch.device, shared: dict[int, Any]) -> n
 
 
 def _network(network: nn.Module) -> Member:
-    return lambda batch: as_tensor(network(*batch.args, **batch.kwargs))
+    return lambda batch: as_tensor(batch.run(network))
 
 
 def teacher_files(path: Path) -> list[Path]:

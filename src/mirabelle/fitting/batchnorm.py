@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_runs, clone, running
+from mirabelle.base.checks import check_runs, check_sound, clone, running
 from mirabelle.base.data import batches, device_of
 from mirabelle.base.progress import track
 from mirabelle.measurement.accuracy import as_tensor
@@ -42,12 +42,12 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
         ):
             batch = batch.to(device)
             with running(batch, f"batch {i} of data"):
-                repaired(*batch.args, **batch.kwargs)
+                batch.run(repaired)
     for m, value in zip(norms, momentum, strict=True):
         m.momentum = value
     for module, mode in training.items():
         module.training = mode
-    return repaired
+    return check_sound(repaired, "estimating BatchNorm's statistics anew")
 
 
 def reestimate_where_better(

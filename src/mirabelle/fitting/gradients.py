@@ -60,9 +60,7 @@ def loss_gradients(
         for part in batch.split(1) if by_sample else [batch]:
             part = part.to(device)
             with torch.enable_grad(), running(part, f"batch {i} of data"):
-                value = function(
-                    as_tensor(model(*part.args, **part.kwargs)), part.target.to(device)
-                )
+                value = function(as_tensor(part.run(model)), part.target.to(device))
                 grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
             found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
             if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mirabelle.base.checks import running, shell
 from mirabelle.base.data import Batch, batches, device_of
 from mirabelle.base.errors import InputError, choose
 from mirabelle.base.progress import track
@@ -121,20 +122,31 @@ def sample_scores(
     """
     function = choose(metric, METRICS, "metric") if isinstance(metric, str) else metric
     total = len(loader) if isinstance(loader, Sized) else None
-    parts = [
-        np.asarray(
-            torch.as_tensor(function(as_tensor(predict(b)).cpu(), torch.as_tensor(b.target).cpu())),
-            dtype=np.float64,
-        ).reshape(-1)
-        for b in track(batches(loader, labelled=True), what, total)
-    ]
-    scores = np.concatenate(parts)
-    if not np.isfinite(scores).all():
+    seen = track(batches(loader, labelled=True), what, total)
+    name = metric_name(metric)
+    return np.concatenate([_scores(predict, b, function, name, i) for i, b in enumerate(seen)])
+
+
+def _scores(
+    predict: Callable[[Batch], Any], batch: Batch, metric: Callable, name: str, number: int
+) -> np.ndarray:
+    """One finite score for each sample of a batch; `InputError` names the batch where not."""
+    output = as_tensor(predict(batch)).cpu()
+    if output.is_floating_point() and bool((output.isnan() | output.isposinf()).any()):
         raise InputError(
-            f"{metric_name(metric)} is NaN or infinite on {int((~np.isfinite(scores)).sum())} "
-            f"of {len(scores)} samples; the network's outputs are not finite"
+            f"the network's outputs for batch {number} are NaN or infinite, so {name} says "
+            "nothing; look at its weights and at the batch"
         )
-    return scores
+    found = metric(output, torch.as_tensor(batch.target).cpu())
+    scores = np.asarray(torch.as_tensor(found).cpu(), dtype=np.float64)
+    if scores.shape not in {(batch.size,), (batch.size, 1)}:
+        raise InputError(
+            f"{name} returns {scores.shape or 'one number'} for batch {number} of {batch.size} "
+            "samples; a metric gives each sample a score, (N,), and no mean of them"
+        )
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise InputError(f"{name} is NaN or infinite on {bad} samples of batch {number}")
+    return scores.reshape(-1)
 
 
 def evaluate(
@@ -164,20 +176,13 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, float, fl
 
 
 def predictor(model: torch.nn.Module) -> Callable[[Batch], torch.Tensor]:
-    """`predict` for a network: eval mode for the time of each call, no autograd graph, on the
-    network's own device.
+    """`predict` for a network: in eval mode, without an autograd graph, on the network's own
+    device. It is a copy around the same parameters that runs.
     """
+    device, own = device_of(model), shell(model).eval()
 
     def predict(batch: Batch) -> torch.Tensor:
-        device = device_of(model)
-        batch = batch.to(device)
-        training = {m: m.training for m in model.modules()}
-        model.eval()
-        try:
-            with torch.inference_mode():
-                return as_tensor(model(*batch.args, **batch.kwargs))
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+        with torch.inference_mode(), running(batch, "the batch"):
+            return as_tensor(batch.to(device).run(own))
 
     return predict

@@ -102,8 +102,8 @@ def _made_up(spec: Any) -> np.ndarray:
 
 
 def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Callable[[], Any]:
-    """A call to time. A module is in eval mode, runs on its own device, without autograd and on one
-    CPU thread until `stack` closes.
+    """A call to time. Of a module it is a copy around the same parameters: in eval mode, on its own
+    device, without autograd and on one CPU thread until `stack` closes.
     """
     from mirabelle.runtimes import Artifact
 
@@ -115,23 +115,22 @@ def _timed(network: Artifact | nn.Module, batch: Batch, stack: ExitStack) -> Cal
         return lambda: run(arrays)
     import torch
 
-    from mirabelle.base.checks import check_runs
+    from mirabelle.base.checks import check_runs, shell
     from mirabelle.base.data import device_of
 
     device = device_of(network)
     batch = batch.to(device)
     check_runs(network, batch, "the example input")
-    for module in network.modules():
-        stack.callback(setattr, module, "training", module.training)
-    network.eval()
+    # Copies: a forward may count its calls, or write into its inputs.
+    own, batch = shell(network).eval(), batch.map(torch.Tensor.clone)
     stack.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(1)
     stack.enter_context(torch.inference_mode())
     if device.type != "cuda":
-        return lambda: network(*batch.args, **batch.kwargs)
+        return lambda: own(*batch.args, **batch.kwargs)
 
     def call() -> None:
-        network(*batch.args, **batch.kwargs)
+        own(*batch.args, **batch.kwargs)
         torch.cuda.synchronize(device)  # the call alone only queues the work
 
     return call

@@ -43,7 +43,7 @@ def given(model: nn.Module, part: str, batch: Batch) -> Any:
     handle = model.get_submodule(part).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
-            model(*batch.args, **batch.kwargs)
+            batch.run(model)
     except _SeenError:
         pass
     finally:

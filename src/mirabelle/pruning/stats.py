@@ -149,9 +149,7 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
                 device = device_of(network)
                 few = next(samples(data, TRIAL, what="data"))._replace(target=None).to(device)
                 with running(few, "batch 0 of data"):
-                    known.append(
-                        (network, few, as_tensor(network(*few.args, **few.kwargs)).double())
-                    )
+                    known.append((network, few, as_tensor(few.run(network)).double()))
             network, few, expected = known[0]
             found = as_tensor(
                 torch.func.functional_call(network, changes, few.args, few.kwargs)

@@ -12,7 +12,7 @@ from annotated_types import Ge, Le, Lt
 from torch import fx, nn
 from typing_extensions import Doc
 
-from mirabelle.base.checks import check_network
+from mirabelle.base.checks import check_float32, check_network
 from mirabelle.base.data import samples as first_samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
@@ -164,6 +164,7 @@ def quantize(
     first = next(stream)
     if isinstance(model, (str, Path)):
         model = network_of(model, first)
+    check_float32(check_network(model))
     judge = (
         None
         if accuracy_drop is None or validation is None

@@ -147,6 +147,8 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
             f"input {spec.name!r} is a {type(value).__name__} that makes no array ({error}); "
             f"expected {spec}"
         ) from error
+    # A runtime reads the bytes as its own, whatever order NumPy knows them to be in.
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     got = f"{array.shape} {array.dtype}".replace(",)", ")")
     fits = spec.shape is None or (
         len(spec.shape) == array.ndim

@@ -433,6 +433,6 @@ def labels_objective(loss: str | Callable | None) -> Objective:
                 "the training loader yields no targets; mb.fit needs (inputs, target), "
                 "mb.distill does not"
             )
-        return {"loss": function(as_tensor(network(*batch.args, **batch.kwargs)), batch.target)}
+        return {"loss": function(as_tensor(batch.run(network)), batch.target)}
 
     return objective
