@@ -21,7 +21,7 @@ from mirabelle.measurement.accuracy import METRICS
 from mirabelle.onnx_files.read import network as network_of
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantization.prepared import Grids, prepared, repaired
-from mirabelle.quantization.repairs.table import AUTO, REPAIRS, check_repairs
+from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
 from mirabelle.quantization.search.fallback import Judge, within
 from mirabelle.quantization.search.repairs import best_repairs
 from mirabelle.quantization.search.timing import fastest
@@ -37,7 +37,7 @@ def _together(options: Mapping[str, Any]) -> None:
     """What `quantize` asks of several options at once."""
     bits, weight_bits = options["bits"], options["weight_bits"]
     if not options["symmetric"]:
-        resolve(options["threshold"], RANGES, "threshold")
+        resolve(options["threshold"], {AUTO: None, **RANGES}, "threshold")
     if not options["weight_symmetric"]:
         resolve(options["weight_threshold"], RANGES, "weight threshold")
     if not options["symmetric"] and not (goal := resolve_target(options["target"])).unsigned:
@@ -64,8 +64,10 @@ def quantize(
     data: Iterable,
     *,
     threshold: Annotated[
-        str | Callable, OneOf(THRESHOLDS, plugin=True), Doc("where activations are clipped")
-    ] = "mse",
+        str | Callable,
+        OneOf(lambda: (AUTO, *THRESHOLDS), plugin=True),
+        Doc("where activations are clipped; auto asks the network's outputs for each tensor"),
+    ] = AUTO,
     weight_threshold: Annotated[
         str | Callable, OneOf(THRESHOLDS, plugin=True), Doc("where weights are clipped")
     ] = "absmax",
@@ -87,12 +89,12 @@ def quantize(
         str, OneOf(lambda: ("auto", *TARGETS)), Doc("grids and placement; auto is this machine's")
     ] = "auto",
     repair: Annotated[
-        Annotated[str, OneOf(lambda: (AUTO, *REPAIRS))]
-        | Iterable[Annotated[str, OneOf(lambda: (AUTO, *REPAIRS))]]
+        Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]
+        | Iterable[Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]]
         | None,
         Check(check_repairs),
-        Doc("what is mended without labels; auto finds what suits"),
-    ] = None,
+        Doc("what is made up for without labels: auto is what suits, search tries what is best"),
+    ] = AUTO,
     keep: Annotated[
         str | Iterable[str],
         Expected("a list of modules or parameters, such as [fc]"),
@@ -135,9 +137,9 @@ def quantize(
     gives (low, high), as in `RANGES`.
     target: a name of `TARGETS`, or `auto` (see `targets.py`).
     repair: names of `REPAIRS`, applied in the order of that dict, on at most so many of the samples
-    as hold 32 million numbers. "auto" tries them, but for those that train. It takes the
-    combination whose outputs are nearest to the float network's on samples that it was not
-    calibrated on. It holds all samples in memory meanwhile.
+    as hold 32 million numbers. "auto" is those that suit the network and cost little. "search"
+    tries them, but for those that train. It takes the combination whose outputs are nearest to the
+    float network's on samples that it was not calibrated on. It holds all samples in memory.
     accuracy_drop: the most sensitive layers fall back first, and no more than it takes, until
     `metric` on `validation` has fallen by at most so much, as a fraction. Without labels it is
     agreement with the float network's classes. What that took, and what it costs in milliseconds on
@@ -154,7 +156,8 @@ def quantize(
         raise InputError(
             "this network is quantised already; quantise the float network it came from"
         )
-    choose = resolve(threshold, THRESHOLDS if symmetric else RANGES, "threshold")
+    rules = THRESHOLDS if symmetric else RANGES
+    choose = None if threshold == AUTO else resolve(threshold, rules, "threshold")
     goal = resolve_target(target)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     repairs = check_repairs(repair)
@@ -187,6 +190,8 @@ def quantize(
     )
     ready = prepared(model, first, grids)
     if repairs == [AUTO]:
+        repairs = suitable(ready.network)
+    if repairs == [SEARCH]:
         # One pass of a loader: another may shuffle, and calibrate on what it is judged by.
         held = [first, *stream]
         repairs = best_repairs(
@@ -194,7 +199,7 @@ def quantize(
         )
         stream = iter(held[1:])
     batches = chain([first], stream)
-    calibrated, few = ready.calibrated(batches, samples, repairs, judge is not None)
+    calibrated, few = ready.calibrated(batches, samples, repairs)
     if placement == "fastest":
         timing = fastest(model, calibrated, first, runtime)
         described = replace(calibrated.described, keep=(*keep, *timing.layers), timing=timing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,13 +12,17 @@ from torch import fx, nn
 from mirabelle.base.data import Batch, pieces
 from mirabelle.base.errors import InputError
 from mirabelle.channels.rewrite import FORM
-from mirabelle.quantization.calibration.observation import observe
+from mirabelle.quantization.calibration.histograms import Histogram
+from mirabelle.quantization.calibration.observation import activation_quantizer, observe
 from mirabelle.quantization.calibration.pair_sums import channel_axes
+from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantization.repairs.table import BEFORE, REPAIRS
+from mirabelle.quantization.search.rules import RULES, held_out, rules_of
 from mirabelle.quantization.simulation.calibrated import Calibrated
 from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import captured, takes_any_batch
-from mirabelle.quantization.simulation.placement import check_keep, contractions, place
+from mirabelle.quantization.simulation.placement import Site, check_keep, contractions, place
+from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 from mirabelle.quantization.targets import Target
 from mirabelle.sparsity import masks
 
@@ -32,19 +36,25 @@ PIECE = 2**19
 class Grids:
     """What is asked of grids: the options of `quantize` that calibration needs, resolved.
 
-    choose, weight_threshold: the rules for thresholds; threshold: what the first is called.
+    choose, weight_threshold: the rules for thresholds; threshold: what the first is called. None
+    chooses among `rules` for each tensor.
     """
 
     target: Target
     bits: int
     weight_bits: int
     threshold: str
-    choose: Callable
+    choose: Callable | None
     weight_threshold: str | Callable
     symmetric: bool
     per_channel: bool
     weight_symmetric: bool
     keep: tuple[str, ...]
+
+    @property
+    def rules(self) -> dict[str, Callable]:
+        """The table that names of rules are of."""
+        return THRESHOLDS if self.symmetric else RANGES
 
 
 @dataclass(frozen=True)
@@ -60,30 +70,34 @@ class Prepared:
     grids: Grids
 
     def calibrated(
-        self, batches: Iterable[Batch], samples: int, repairs: Sequence[str], some: bool
+        self, batches: Iterable[Batch], samples: int, repairs: Sequence[str]
     ) -> tuple[Calibrated, list[Batch]]:
         """Calibrated on the first `samples` of the batches, after the repairs that come before.
 
-        Also the batches for the other repairs; none where there are no repairs and `some` is false.
+        Also the batches for the other repairs.
         """
         grids = self.grids
         network = copy.deepcopy(self.network) if set(repairs) & set(BEFORE) else self.network
         stream = self._pieces(batches)
-        few = _enough(stream, self.first.numbers) if repairs or some else []
+        few = _enough(stream, self.first.numbers)
+        held, shown = held_out(few)
         for name in repairs:
             if name in BEFORE:
-                REPAIRS[name](network, network, few)
+                REPAIRS[name](network, network, shown)
         layers = contractions(network.graph, grids.keep)
-        axes = channel_axes(layers) if grids.target.pairs and grids.bits <= 8 else {}
         sites = place(network.graph, grids.keep, grids.target)
-        histograms, seen = observe(network, sites, chain(few, stream), samples, axes)
+        histograms, seen = observe(
+            network, sites, chain(shown, stream), samples, channel_axes(layers)
+        )
+        seen += sum(b.size for b in few) - sum(b.size for b in shown)
+        rules = {} if grids.choose is not None else self._rules(network, sites, histograms, held)
         form = getattr(self.model, "meta", {}).get(FORM)
         sizes = {n: list(t.shape) for n, t in self.model.state_dict().items()}
         return Calibrated(
             network,
             histograms,
-            self._description(seen, repairs),
-            grids.choose,
+            self._description(seen, repairs, rules),
+            grids.choose or grids.rules[RULES[0]],
             grids.weight_threshold,
             {"histograms": histograms, FORM: form, "float_sizes": sizes},
             masks.blocks(self.model),
@@ -93,7 +107,7 @@ class Prepared:
         self, batches: Iterable[Batch], samples: int, repairs: Sequence[str]
     ) -> fx.GraphModule:
         """Quantized with these repairs, all layers."""
-        calibrated, few = self.calibrated(batches, samples, repairs, False)
+        calibrated, few = self.calibrated(batches, samples, repairs)
         return repaired(calibrated.quantized(), calibrated.network, few, repairs)
 
     def _pieces(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -102,7 +116,25 @@ class Prepared:
         on_cpu = all(t.device.type == "cpu" for t in self.network.state_dict().values())
         return pieces(stream, PIECE) if on_cpu and takes_any_batch(self.network) else stream
 
-    def _description(self, seen: int, repairs: Sequence[str]) -> Quantization:
+    def _rules(
+        self,
+        network: fx.GraphModule,
+        sites: Sequence[Site],
+        histograms: Mapping[str, Histogram],
+        held: Sequence[Batch],
+    ) -> dict[str, str]:
+        """The rule for each site that has a grid of its own."""
+        g = self.grids
+
+        def grid(site: str, rule: str) -> ActivationQuantizer:
+            choose = g.rules[rule]
+            return activation_quantizer(histograms[site], choose, g.bits, g.target, g.symmetric)
+
+        return rules_of(network, [s.node for s in sites if s.source is None], grid, held)
+
+    def _description(
+        self, seen: int, repairs: Sequence[str], rules: Mapping[str, str]
+    ) -> Quantization:
         grids = self.grids
         # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
         weight_bits = min(grids.weight_bits, grids.target.weight_bits if grids.bits <= 8 else 16)
@@ -122,6 +154,7 @@ class Prepared:
             grids.weight_symmetric,
             grids.keep,
             tuple(repairs),
+            rules=dict(rules),
         )
 
 

@@ -28,7 +28,33 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, We
 from mirabelle.quantization.targets import Target
 
 
-class _Observer(fx.Interpreter):
+class PixelByPixel(fx.Interpreter):
+    """Runs a network on images that lie pixel by pixel in memory: depthwise convolutions take half
+    the time on CPUs.
+    """
+
+    def __init__(self, network: fx.GraphModule):
+        super().__init__(network, garbage_collect_values=True)
+        self.extra_traceback = False
+
+    def on(self, batch: Batch) -> Any:
+        """The outputs for a batch, on the network's device."""
+        module: Any = self.module
+        placed = batch.to(device_of(module)).map(
+            lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+        )
+        return self.run(*inputs_in_order(module.graph, placed))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # What was captured as a view of images that lay channel by channel may need a copy now.
+        return super().call_function(
+            torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target,
+            args,
+            kwargs,
+        )
+
+
+class _Observer(PixelByPixel):
     """Runs a network and adds what its sites hold to their histograms.
 
     layers: what people know the sites by. Rectifiers write over what is theirs alone: a tenth of
@@ -41,8 +67,7 @@ class _Observer(fx.Interpreter):
         histograms: Mapping[str, Histogram],
         layers: Mapping[str, str],
     ):
-        super().__init__(network, garbage_collect_values=True)
-        self.extra_traceback = False
+        super().__init__(network)
         self.histograms, self.layers = histograms, layers
         self.over: dict[str, Any] = {
             n.name: getattr(torch.ops.aten, f"{operator(n)}_").default
@@ -60,14 +85,6 @@ class _Observer(fx.Interpreter):
             self.histograms[n.name].add(value, self.layers[n.name])
         return value
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        # What was captured as a view of images that lay channel by channel may need a copy now.
-        return super().call_function(
-            torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target,
-            args,
-            kwargs,
-        )
-
 
 def observe(
     network: fx.GraphModule,
@@ -77,8 +94,7 @@ def observe(
     axes: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Histogram], int]:
     """A histogram for every site, and how many samples there were; `count` of them are expected.
-    axes: for sites whose channels' extremes are wanted, their dimension. Images lie pixel by pixel
-    in memory, which makes depthwise convolutions twice as fast on CPUs.
+    axes: for sites whose channels are looked at, their dimension.
     """
     rectified = {n.name for n in network.graph.nodes if gives_no_negatives(n)}
     histograms = {
@@ -87,24 +103,18 @@ def observe(
     }
     observer = _Observer(network, histograms, {s.node: s.layer for s in sites})
     seen = 0
-    device = device_of(network)
-
-    def placed(t: torch.Tensor) -> torch.Tensor:
-        return t.to(
-            device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format
-        )
 
     with torch.no_grad(), bar("calibrating", count) as shown:
         for batch in data:
-            _run(observer, network, batch.map(placed))
+            _run(observer, batch)
             seen += batch.size
             shown.advance(batch.size)
     return histograms, seen
 
 
-def _run(observer: _Observer, network: fx.GraphModule, batch: Batch) -> None:
+def _run(observer: _Observer, batch: Batch) -> None:
     try:
-        observer.run(*inputs_in_order(network.graph, batch))
+        observer.on(batch)
     except InputError:
         raise
     except Exception as error:

@@ -19,6 +19,8 @@ import torch
 
 from mirabelle.quantization.calibration.histograms import Histogram
 
+CLIPPED = 4.0  # times as much as the error of rounding, in `weighted_mse`
+
 
 def absmax(histogram: Histogram, levels: int) -> float:
     """The largest absolute value: nothing is clipped. Jacob et al. 2018, section 3."""
@@ -45,21 +47,31 @@ def mse(histogram: Histogram, levels: int) -> float:
     Clipping: (|x| - threshold)^2. Banner et al. 2019 (ACIQ), section 3, on the histogram instead of
     a prior.
     """
+    return _least_error(histogram, levels, 1.0)
+
+
+def weighted_mse(histogram: Histogram, levels: int) -> float:
+    """`mse` with the error of clipping counted four times.
+
+    Rounding errors of neighbors cancel in the sums that layers make of them; what clipping takes
+    has one sign, and adds up.
+    """
+    return _least_error(histogram, levels, CLIPPED)
+
+
+def _least_error(histogram: Histogram, levels: int, weight: float) -> float:
     if histogram.maximum == 0:
         return 0.0
     thresholds = histogram.maximum * np.geomspace(1 / 64, 1, 512)[::-1]
-    return float(
-        thresholds[
-            _squared_errors(histogram, -thresholds, thresholds, thresholds / levels).argmin()
-        ]
-    )
+    errors = _squared_errors(histogram, -thresholds, thresholds, thresholds / levels, weight)
+    return float(thresholds[errors.argmin()])
 
 
 def _squared_errors(
-    histogram: Histogram, low: np.ndarray, high: np.ndarray, step: np.ndarray
+    histogram: Histogram, low: np.ndarray, high: np.ndarray, step: np.ndarray, weight: float = 1.0
 ) -> np.ndarray:
-    """The sum of the squared errors of clipping to [low, high] and rounding to `step`, see `mse`;
-    all three broadcast. From running sums, so each costs the same.
+    """The sum of the squared errors of clipping to [low, high], times `weight`, and of rounding to
+    `step`, see `mse`; all three broadcast. From running sums, so each costs the same.
     """
     bins = len(histogram.counts)
     width = 2 * histogram.reach / bins
@@ -83,7 +95,9 @@ def _squared_errors(
     )
     dead = np.maximum(l, k)
     return (
-        clipped + step**2 / 12 * (zero[j] - zero[i] - (zero[dead] - zero[k])) + (two[dead] - two[k])
+        weight * clipped
+        + step**2 / 12 * (zero[j] - zero[i] - (zero[dead] - zero[k]))
+        + (two[dead] - two[k])
     )
 
 
@@ -243,13 +257,22 @@ def mse_range(histogram: Histogram, steps: int) -> tuple[float, float]:
 
     The grid moves until zero is one of its values, and the error is that of the grid as moved.
     """
+    return _least_error_range(histogram, steps, 1.0)
+
+
+def weighted_mse_range(histogram: Histogram, steps: int) -> tuple[float, float]:
+    """`mse_range` with the error of clipping counted four times, as in `weighted_mse`."""
+    return _least_error_range(histogram, steps, CLIPPED)
+
+
+def _least_error_range(histogram: Histogram, steps: int, weight: float) -> tuple[float, float]:
     if histogram.maximum == 0:
         return 0.0, 0.0
     ratios = np.geomspace(1 / 64, 1, 128)[::-1]
     low, high = histogram.low * ratios[:, None], histogram.high * ratios[None, :]
     step = (high - low) / steps
     zero = np.rint(-low / step)
-    errors = _squared_errors(histogram, -zero * step, (steps - zero) * step, step)
+    errors = _squared_errors(histogram, -zero * step, (steps - zero) * step, step, weight)
     i, j = np.unravel_index(errors.argmin(), errors.shape)
     return float(low[i, 0]), float(high[0, j])
 
@@ -298,6 +321,7 @@ THRESHOLDS: dict[str, Callable[[Histogram, int], float]] = {
     "absmax": absmax,
     "percentile": percentile,
     "mse": mse,
+    "weighted-mse": weighted_mse,
     "entropy": entropy,
     "laplace": laplace,
     "gauss": gauss,
@@ -306,6 +330,7 @@ RANGES: dict[str, Callable[[Histogram, int], tuple[float, float]]] = {
     "absmax": absmax_range,
     "percentile": percentile_range,
     "mse": mse_range,
+    "weighted-mse": weighted_mse_range,
     "entropy": entropy_range,
     "laplace": laplace_range,
     "gauss": gauss_range,

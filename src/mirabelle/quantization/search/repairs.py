@@ -1,5 +1,5 @@
-"""`repair="auto"`: the repairs that keep a network's outputs nearest to the float network's, found
-by trying them.
+"""`repair="search"`: the repairs that keep a network's outputs nearest to the float network's,
+found by trying them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from mirabelle.base.progress import bar
 from mirabelle.measurement.accuracy import predictor
 from mirabelle.quantization.repairs.equalization import scalable
 from mirabelle.quantization.search.fallback import FEW, noise
-from mirabelle.quantization.simulation.notes import moments_of
 
 
 def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
@@ -24,10 +23,7 @@ def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
         scaling.append(("equalize-activations",))
     if any(c.normalised for c in scalable(network.graph)):
         scaling.append(("smooth-quant",))
-    analytic: list[tuple[str, ...]] = (
-        [("bias-analytic",)] if any(moments_of(n) is not None for n in network.graph.nodes) else []
-    )
-    return [(*s, *b) for s in scaling for b in ((), *analytic, ("bias",))]
+    return [(*s, *b) for s in scaling for b in ((), ("bias-means",), ("bias",))]
 
 
 def best_repairs(

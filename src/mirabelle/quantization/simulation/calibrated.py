@@ -17,6 +17,7 @@ from mirabelle.quantization.calibration.observation import (
     weight_quantizer,
 )
 from mirabelle.quantization.calibration.pair_sums import limit_all
+from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import insert, weight_keys
 from mirabelle.quantization.simulation.operators import layer_input, weight_name
@@ -81,11 +82,11 @@ class Calibrated:
         self, d: Quantization, sites: Sequence[Site]
     ) -> dict[str, ActivationQuantizer]:
         """By the name of each site that has a grid of its own."""
-        goal = TARGETS[d.target]
+        goal, rules = TARGETS[d.target], THRESHOLDS if d.symmetric else RANGES
         return {
             s.node: activation_quantizer(
                 self.histograms[s.node],
-                self.choose,
+                rules[d.rules[s.node]] if s.node in d.rules else self.choose,
                 d.precision.get(s.node, d.bits),
                 goal,
                 d.symmetric,

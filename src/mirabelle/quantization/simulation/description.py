@@ -85,6 +85,7 @@ class Quantization:
     `weight_bits`.
     keep: modules and parameters whose layers stay in float because that was asked for. repair:
     names of `REPAIRS`, in the order in which they were applied.
+    rules: by the name of a site, what chose its threshold, where that was left open.
     pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that
     (`saturate.PairSums`); for targets that need it.
     float_operators: what stays in float, with the number of calls. fallback: what a limit on the
@@ -106,6 +107,7 @@ class Quantization:
     keep: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
     precision: dict[str, int] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
     pair_sums: dict[str, dict[str, int]] = field(default_factory=dict)
     fallback: Fallback | None = None
     timing: Timing | None = None

@@ -1,0 +1,152 @@
+"""`threshold="auto"`: for each tensor the rule whose clipping and rounding changes the network's
+outputs least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from mirabelle.base.data import Batch, pieces
+from mirabelle.base.progress import bar
+from mirabelle.graph.capture import operator
+from mirabelle.quantization.calibration.observation import PixelByPixel
+from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
+
+# The first one is taken where outputs do not tell.
+RULES = ("mse", "laplace", "weighted-mse")
+HELD = 32  # samples
+CLEARLY = 0.5
+NUMBERS = 2**20  # of a batch: its activations are kept until gradients have come back
+
+
+def held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Batches with about HELD samples, spread over all, and the others. Where all are fewer than
+    four times HELD they are both.
+    """
+    every = sum(b.size for b in batches) // HELD
+    if every < 4 or len(batches) < 2 * every:
+        return list(batches), list(batches)
+    return list(batches[::every]), [b for i, b in enumerate(batches) if i % every]
+
+
+def best_rules(
+    network: fx.GraphModule,
+    grids: Mapping[str, Sequence[ActivationQuantizer]],
+    data: Iterable[Batch],
+) -> dict[str, int]:
+    """By the name of a site, which of its `grids` changes the outputs least.
+
+    What a grid makes of a value is off by e, and the outputs by J e in first order. For noise n of
+    variance 1 the mean of (n J e)^2 is the squared error of the outputs (Hutchinson): one pass
+    back with n gives J' n for all sites. The sum over a tensor comes before the square, so errors
+    of one sign add up and others cancel. Sites that outputs do not depend on keep their first grid.
+    """
+    generator = torch.Generator().manual_seed(0)
+    errors = {name: [0.0] * len(found) for name, found in grids.items()}
+    batches = list(pieces(data, NUMBERS))
+    with bar("choosing thresholds", len(batches)) as shown:
+        for batch in batches:
+            run = _Kept(network, set(grids))
+            with torch.enable_grad():
+                out = run.on(batch)
+                drawn = _drawn(out, generator)
+            if drawn is None:
+                break
+            back = torch.autograd.grad(drawn, list(run.kept.values()), allow_unused=True)
+            for (name, value), gradient in zip(run.kept.items(), back, strict=True):
+                if gradient is not None:
+                    found = _squared(value.detach(), gradient, grids[name])
+                    errors[name] = [a + b for a, b in zip(errors[name], found, strict=True)]
+            shown.advance()
+    return {n: _least(e) for n, e in errors.items()}
+
+
+def _least(errors: Sequence[float]) -> int:
+    """The grid with the least error, unless the first one's is hardly larger: 32 samples tell no
+    more.
+    """
+    sound = [math.inf if math.isnan(e) else e for e in errors]
+    best = sound.index(min(sound))
+    return best if sound[best] < CLEARLY * sound[0] else 0
+
+
+def _squared(
+    value: torch.Tensor, gradient: torch.Tensor, grids: Sequence[ActivationQuantizer]
+) -> list[float]:
+    """(n J e)^2 of each grid, summed over the samples."""
+    dims = list(range(1, value.ndim))
+
+    def along(x: torch.Tensor) -> torch.Tensor:
+        product = x * gradient
+        return product.sum(dims) if dims else product
+
+    with torch.no_grad():
+        exact = along(value)
+        return [
+            float(
+                (
+                    along(
+                        torch.fake_quantize_per_tensor_affine(
+                            value, float(q.scale), q.zero_point, q.low, q.high
+                        )
+                    )
+                    - exact
+                )
+                .square()
+                .sum()
+            )
+            for q in grids
+        ]
+
+
+def _drawn(outputs: Any, generator: torch.Generator) -> torch.Tensor | None:
+    """The outputs times noise, summed; None where none of them has a gradient."""
+    floating = [t for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor)]
+    parts = [
+        (t * torch.randn(t.shape, generator=generator).to(t)).sum()
+        for t in floating
+        if t.requires_grad
+    ]
+    return torch.stack(parts).sum() if parts else None
+
+
+class _Kept(PixelByPixel):
+    """Runs a network and keeps the values of sites, as parts of the autograd graph. Operators that
+    write over their input run as those that do not.
+    """
+
+    def __init__(self, network: fx.GraphModule, names: set[str]):
+        super().__init__(network)
+        self.names, self.kept = names, dict[str, torch.Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        name = operator(n)
+        plain = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
+        overload = getattr(n.target, "_overloadname", "default")
+        if plain is not None and overload in plain.overloads():
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            value = getattr(plain, overload)(*args, **kwargs)
+        else:
+            value = super().run_node(n)
+        if n.name in self.names and isinstance(value, torch.Tensor) and value.is_floating_point():
+            if not value.requires_grad:
+                value = value.detach().requires_grad_()
+            self.kept[n.name] = value
+        return value
+
+
+def rules_of(
+    network: fx.GraphModule,
+    sites: Iterable[str],
+    grid: Callable[[str, str], ActivationQuantizer],
+    data: Iterable[Batch],
+) -> dict[str, str]:
+    """By site the name of its rule. grid: (site, rule) -> the quantizer that the rule gives."""
+    found = best_rules(network, {s: [grid(s, rule) for rule in RULES] for s in sites}, data)
+    return {site: RULES[i] for site, i in found.items()}
