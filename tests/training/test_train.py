@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import mirabelle as mb
 from mirabelle.base.errors import CheckpointError, InputError, MirabelleError
 from mirabelle.training import train
-from mirabelle.training.loop import labels_objective
+from mirabelle.training.api import labels_objective
 from mirabelle.training.optimizers import SCHEDULES, learning_rate
 from tests.tiny import Noisy, model
 

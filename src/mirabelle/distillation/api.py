@@ -28,7 +28,9 @@ from mirabelle.distillation.outputs import PRECISIONS, Encoding, fingerprints, w
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 from mirabelle.fitting.gradients import LOSSES as LABEL_LOSSES
-from mirabelle.training.loop import Trained, autocast_type, train, with_loss
+from mirabelle.training.api import train, with_loss
+from mirabelle.training.loop import Trained
+from mirabelle.training.plan import autocast_type
 
 Teacher = nn.Module | str | Path
 

@@ -17,7 +17,7 @@ from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity.api import sparsify
-from mirabelle.training.loop import fit
+from mirabelle.training.api import fit
 from mirabelle.verification.api import verify
 
 OWN = ("original", "float")  # teachers that are the run's own networks

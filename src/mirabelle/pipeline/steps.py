@@ -33,7 +33,8 @@ from mirabelle.runtimes.artifact import Artifact
 from mirabelle.sources.callables import Loaders
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
-from mirabelle.training.loop import Trained, labels_objective, seed_epoch, train, with_loss
+from mirabelle.training.api import labels_objective, train, with_loss
+from mirabelle.training.loop import Trained, seed_epoch
 from mirabelle.verification.api import verify
 
 LATENCY_SECONDS = 12.0

@@ -39,7 +39,7 @@ from mirabelle.pruning.rounds import in_steps
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity import masks
-from mirabelle.training.loop import fit
+from mirabelle.training.api import fit
 
 ALIGN = 8  # channels, where no runtime says
 BUDGETS = ("macs", "params", "latency")
