@@ -28,6 +28,7 @@ from mirabelle.distillation.outputs import (
     read_segment,
     write_segment,
 )
+from mirabelle.distillation.views import Views
 
 Teach = Callable[[Batch, tuple[int, int]], torch.Tensor]
 BYTES, SECONDS = (
@@ -36,6 +37,36 @@ BYTES, SECONDS = (
 )  # new outputs are written as a segment when they are so large, or so old
 LOOK_AGAIN = 2.0  # seconds between two looks for what other processes have written
 _SHIFT = 32  # a place is the segment's number and the row
+
+
+class Remembering:
+    """The cache as a distillation asks it, which warns once where it saves nothing. views: the
+    data, which says how often it comes back.
+    """
+
+    def __init__(self, cache: Cache, views: Views):
+        self.cache, self.views = cache, views
+        self._warned = self._begun = False
+
+    def __call__(self, batch: Batch, position: tuple[int, int]) -> torch.Tensor:
+        views = self.views
+        self._begun |= position == (0, 0)  # a run that was resumed later has not asked in epoch 0
+        taught = self.cache(batch, position)
+        useless = views.epoch == (views.views or 1) and not self.cache.hits
+        if self._begun and useless and not self._warned:
+            self._warned = True
+            remedy = (
+                "set views= to the number of epochs after which the data may repeat"
+                if views.views is None
+                else "draw augmentation from torch's, NumPy's or Python's generator, or from the "
+                "DataLoader's own"
+            )
+            warnings.warn(
+                f"no input has come back by epoch {views.epoch}, so the cache saves nothing: "
+                f"the data differs each time; {remedy}",
+                stacklevel=2,
+            )
+        return taught
 
 
 class Cache:

@@ -44,6 +44,11 @@ class Extra(nn.Module):
             {name: nn.Linear(a, b, bias=False) for name, (a, b) in widths.items()}
         )
 
+    @property
+    def used(self) -> bool:
+        """Whether there is anything in it."""
+        return self.hints is not None or any(True for _ in self.parameters())
+
     def project(self, name: str, output: torch.Tensor) -> torch.Tensor:
         return self.outputs[name](output.float().flatten(1)) if name in self.outputs else output
 

@@ -189,7 +189,7 @@ def read_segment(path: Path) -> Segment:
         metadata: dict[str, Any] = header.pop("__metadata__", {})
         if metadata.get("format") != FORMAT:
             raise ValueError(
-                "it holds no outputs; make such files with mirabelle.distillation.api.save_outputs"
+                "it holds no outputs; make such files with mirabelle.distillation.save_outputs"
             )
         arrays = {}
         for name, entry in header.items():

@@ -10,7 +10,8 @@ from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import Check, OneOf, Options, options_of
-from mirabelle.distillation.api import default_ensemble, distill, parts_of
+from mirabelle.distillation.api import distill
+from mirabelle.distillation.checks import default_ensemble, parts_of
 from mirabelle.distillation.teachers import check_mixture
 from mirabelle.pipeline.order import listed
 from mirabelle.pruning.api import prune
