@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,6 +216,74 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def generators_of(*loaders: Any) -> list[torch.Generator]:
+    """The generators of their own that loaders, their samplers and batch samplers have."""
+    found: dict[int, torch.Generator] = {}
+    for loader in loaders:
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        for owner in (
+            loader,
+            getattr(loader, "sampler", None),
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        ):
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                found[id(generator)] = generator
+    return list(found.values())
+
+
+def seed_epoch(loader: Any, seed: int) -> None:
+    """Seeds everything that an epoch draws from, the generator that a `DataLoader` may have of its
+    own too: a resumed run cannot ask it where it stood.
+    """
+    seed %= 2**63
+    seed_everything(seed)
+    for generator in generators_of(loader):
+        generator.manual_seed(seed)
+
+
+class Generators:
+    """The states of Python's, NumPy's and torch's generators, and of those of `loaders`.
+
+    devices: those of CUDA devices too, where CUDA is in use.
+    """
+
+    def __init__(self, *loaders: Any, devices: bool = True):
+        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        on_devices = devices and torch.cuda.is_initialized()
+        self.cuda = torch.cuda.get_rng_state_all() if on_devices else []
+        self.own = [(g, g.get_state()) for g in generators_of(*loaders)]
+
+    def restore(self) -> None:
+        random.setstate(self.states[0])
+        np.random.set_state(self.states[1])
+        torch.set_rng_state(self.states[2])
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        for generator, state in self.own:
+            generator.set_state(state)
+
+
+@contextmanager
+def preserved(*loaders: Any) -> Iterator[None]:
+    """Behind this block every generator is as it was, those of `loaders` too."""
+    before = Generators(*loaders)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
+def seeded(seed: int, *loaders: Any) -> Iterator[None]:
+    """Inside, Python, NumPy and torch draw from `seed`; behind it they are as they were, and so
+    are the generators of `loaders`.
+    """
+    with preserved(*loaders):
+        seed_everything(seed)
+        yield
 
 
 def cache_folder() -> Path:

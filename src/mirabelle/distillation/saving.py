@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mirabelle.base.data import batches, device_of
+from mirabelle.base.data import batches, device_of, preserved
 from mirabelle.base.errors import InputError
 from mirabelle.distillation.outputs import Encoding, fingerprints, write_segment
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 
 
+@preserved()
 def save_outputs(
     path: str | Path,
     data: Iterable,

@@ -4,33 +4,12 @@ and augmentation come back.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sized
 from itertools import count, islice
 from typing import Any
 
-import numpy as np
-import torch
-
+from mirabelle.base.data import Generators, seed_epoch
 from mirabelle.base.errors import InputError
-from mirabelle.training.loop import seed_epoch
-
-
-class _Generators:
-    """The states of Python's, NumPy's and torch's generators."""
-
-    def __init__(self, devices: bool = False):
-        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self.cuda = (
-            torch.cuda.get_rng_state_all() if devices and torch.cuda.is_initialized() else []
-        )
-
-    def restore(self) -> None:
-        random.setstate(self.states[0])
-        np.random.set_state(self.states[1])
-        torch.set_rng_state(self.states[2])
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
 
 
 class Views:
@@ -88,7 +67,7 @@ class Views:
 
     def __iter__(self) -> Iterator[Any]:
         view = self.epoch % self.views if self.views else self.epoch
-        outside = _Generators(devices=True)
+        outside = Generators(self.loader)
         try:
             seed_epoch(self.loader, self.seed * 1_000_003 + view)
             sampler: Any = getattr(self.loader, "sampler", None)
@@ -97,16 +76,16 @@ class Views:
             items = islice(
                 iter(self.loader), None if hasattr(self.loader, "__len__") else self.limit
             )
-            inside = _Generators()
+            inside = Generators(self.loader, devices=False)
         finally:
             outside.restore()
         for number in count():
-            outside = _Generators()
+            outside = Generators(self.loader, devices=False)
             inside.restore()
             try:
                 item = next(items, _END)
             finally:
-                inside = _Generators()
+                inside = Generators(self.loader, devices=False)
                 outside.restore()
             if item is _END:
                 return

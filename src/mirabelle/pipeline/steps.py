@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mirabelle.base.data import Batch
+from mirabelle.base.data import Batch, seed_epoch
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.distillation.api import run as run_distillation
@@ -34,7 +34,7 @@ from mirabelle.sources.callables import Loaders
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
 from mirabelle.training.api import labels_objective, train, with_loss
-from mirabelle.training.loop import Trained, seed_epoch
+from mirabelle.training.loop import Trained
 from mirabelle.verification.api import verify
 
 LATENCY_SECONDS = 12.0

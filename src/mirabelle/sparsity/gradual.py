@@ -4,18 +4,15 @@ does between the steps.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import nn
 from typing_extensions import Doc
 
-from mirabelle.base.data import seed_everything
+from mirabelle.base.data import seeded
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import declared, options_of
 from mirabelle.base.progress import quiet
@@ -113,8 +110,7 @@ class Gradual:
         """
         if done not in self.steps:
             return False
-        with _same_generators(self.options["data"]), quiet():
-            seed_everything(self.seed * 1_000_003 + done)
+        with seeded(self.seed * 1_000_003 + done, self.options["data"]), quiet():
             mode = model.training
             smaller = cut(model.eval(), model, self.steps[done], **self.options)
             model.train(mode)
@@ -133,25 +129,3 @@ class Gradual:
             if k not in ("data", "loss")
         }
         return {**named, "steps": {str(k): v for k, v in self.steps.items()}}
-
-
-@contextmanager
-def _same_generators(loader: Any) -> Iterator[None]:
-    """Every random generator that reading `loader` draws from is afterwards as it was, its
-    own too.
-    """
-    own = [
-        g
-        for owner in (loader, getattr(loader, "sampler", None))
-        if isinstance(g := getattr(owner, "generator", None), torch.Generator)
-    ]
-    states = [g.get_state() for g in own]
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            for generator, state in zip(own, states):
-                generator.set_state(state)
-            random.setstate(python)
-            np.random.set_state(numbers)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, load_state
-from mirabelle.base.data import Batch, as_batch, device_of, seed_everything
+from mirabelle.base.data import Batch, as_batch, device_of, seed_epoch, seed_everything
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.progress import Bar, bar
 from mirabelle.measurement.accuracy import evaluate, predictor
@@ -205,21 +205,6 @@ class Loop:
     def _save(self) -> None:
         save_checkpoint(self.settings.checkpoint, self.state, self.identity)  # type: ignore[arg-type]
         self.saved_at = time.monotonic()
-
-
-def seed_epoch(loader: Any, seed: int) -> None:
-    """Seeds everything that an epoch draws from, the generator that a `DataLoader` may have of its
-    own too: a resumed run cannot ask it where it stood.
-    """
-    seed %= 2**63
-    seed_everything(seed)
-    for owner in (
-        loader,
-        getattr(loader, "sampler", None),
-        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-    ):
-        if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
-            generator.manual_seed(seed)
 
 
 def _place(batch: Batch, device: torch.device) -> Batch:
