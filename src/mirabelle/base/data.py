@@ -19,6 +19,8 @@ from torch import nn
 
 from mirabelle.base.errors import InputError
 
+MOST_BATCHES = 10**6  # of an epoch whose loader does not say how long it is
+
 
 class Batch(NamedTuple):
     """One batch: `model(*args, **kwargs)` runs it. `target` is None where the loader yields inputs
@@ -98,11 +100,21 @@ def _tensor(value: Any, place: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return from_array(value)
     raise InputError(
         f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of "
         "them, or (inputs, target)"
     )
+
+
+def from_array(values: np.ndarray) -> torch.Tensor:
+    """A tensor of the same numbers; of the same memory where torch can read it: not where it is
+    read only, goes backwards, or is of the other byte order.
+    """
+    native = values.dtype.newbyteorder("=")
+    if values.dtype != native or min(values.strides, default=0) < 0 or not values.flags.writeable:
+        values = np.array(values, native)
+    return torch.from_numpy(values)
 
 
 def as_batch(item: Any, place: str = "the batch") -> Batch:
@@ -123,7 +135,7 @@ def as_batch(item: Any, place: str = "the batch") -> Batch:
                 "the pair (inputs, target)"
             )
     if isinstance(target, np.ndarray):
-        target = torch.from_numpy(target)
+        target = from_array(target)
     if isinstance(item, Mapping):
         return _filled(
             Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
@@ -176,6 +188,66 @@ def batches(
             f"{what} yielded no batch; give a loader that can be iterated again, not an "
             "exhausted iterator"
         )
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader says it has; None where it has no length, or cannot say it, as a
+    `DataLoader` over a stream.
+    """
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def counted(loader: Iterable, limit: int | None = None) -> int:
+    """How many batches a loader gives, counted where it does not say: at most `limit`.
+
+    Raises `InputError` for one that does not end.
+    """
+    length = length_of(loader)
+    if length is None:
+        length = sum(1 for _ in islice(iter(loader), MOST_BATCHES if limit is None else limit))
+        if limit is None and length == MOST_BATCHES:
+            raise InputError(
+                f"the loader has no length and does not end within {length} batches; say with "
+                "steps= how many to take"
+            )
+    return length
+
+
+def check_finite(batch: Batch, place: str) -> Batch:
+    """The batch itself. `InputError` names the first input or target that is NaN, infinite, or so
+    large that its square is no number: statistics of it would be infinite.
+    """
+    named = [(f"input {i}", t) for i, t in enumerate(batch.args)]
+    named += [(f"input {k!r}", t) for k, t in batch.kwargs.items()]
+    if isinstance(batch.target, torch.Tensor):
+        named.append(("the target", batch.target))
+    for name, tensor in named:
+        if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+            continue
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        low, high = (float(v) for v in torch.aminmax(values.detach()))
+        most = _largest(values.dtype)
+        if -most <= low and high <= most:
+            continue
+        wrong = ~(values.abs() <= most)
+        index = [int(i) for i in wrong.nonzero()[0]]
+        raise InputError(
+            f"{name} of {place} is {float(values[tuple(index)]):g} at index {index}, and so are "
+            f"{int(wrong.sum())} of its {values.numel()} values: they must be finite and at most "
+            f"{most:.2g}; mend or leave out such samples"
+        )
+    return batch
+
+
+def _largest(dtype: torch.dtype) -> float:
+    """The largest number whose square, summed a hundred times, is still one; float16 is too narrow
+    for that, and all its numbers are taken.
+    """
+    most = torch.finfo(dtype).max
+    return most if dtype is torch.float16 else 0.1 * most**0.5
 
 
 def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[Batch]:

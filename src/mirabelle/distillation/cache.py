@@ -166,13 +166,20 @@ class Cache:
         return places
 
     def _keep(self, keys: np.ndarray, outputs: torch.Tensor) -> None:
-        self._shape = tuple(outputs.shape[1:])
-        rows = []
+        if len(outputs) != len(keys):
+            raise InputError(
+                f"the teacher gives {len(outputs)} rows for {len(keys)} samples; it must give one "
+                "for each"
+            )
+        new: dict[tuple[int, int], int] = {}
         for i, (first, second) in enumerate(keys.tolist()):
             if (first, second) not in self._fresh:  # a sample may be in a batch twice
-                self._fresh[first, second] = len(self._fresh)
-                rows.append(i)
-        encoded = self.encoding.encode(outputs[rows])
+                new.setdefault((first, second), i)
+        encoded = self.encoding.encode(outputs[list(new.values())])
+        # Only now, as outputs that cannot be kept raise: keys without rows would be lies.
+        self._shape = tuple(outputs.shape[1:])
+        known = len(self._fresh)
+        self._fresh |= {key: known + i for i, key in enumerate(new)}
         self._rows.append(encoded)
         self._bytes += sum(v.nbytes for v in encoded.values())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from mirabelle.base.checks import check_runs
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
+from mirabelle.base.identity import function_identity, network_identity
 from mirabelle.base.names import resolve
 from mirabelle.distillation.features import FEATURE_LOSSES, FEATURES_ACROSS_SAMPLES, Hints, Taps
 from mirabelle.distillation.losses import (
@@ -80,6 +82,7 @@ class Distillation:
             if head is not None
             else None
         )
+        self.teachers = teachers
         self.teach: Teach = teachers
         self.position: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.needs_teacher = bool(set(self.weights) - {"labels", "head_labels"})
@@ -89,6 +92,21 @@ class Distillation:
         self.extra = Extra(hints, self._check_outputs(student, teachers, few))
         self.extra.to(teachers.device)
         self._check_values(student, teachers, few, first)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this lesson from others, for checkpoints, as JSON."""
+        return {
+            "losses": {n: [w, self._source(n)] for n, w in self.weights.items()},
+            "temperature": self.temperature,
+            "features": self.features,
+            "label loss": function_identity(self.hard),
+            "head": None if self.head is None else network_identity(self.head),
+            "teacher": self.teachers.identity,
+        }
+
+    def _source(self, name: str) -> Any:
+        return None if name in LOSSES else function_identity(self.functions.get(name))
 
     def close(self) -> None:
         if self.theirs is not None:

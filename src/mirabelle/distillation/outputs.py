@@ -171,6 +171,23 @@ def write_segment(
     )
 
 
+def _check_rows(
+    keys: np.ndarray, arrays: Mapping[str, np.ndarray], encoding: Encoding, shape: tuple[int, ...]
+) -> None:
+    """`ValueError` where the arrays are not what the encoding makes of one output for each key."""
+    names = {"values"} if encoding.top is None else {"values", "places", "rest"}
+    if set(arrays) != names or keys.ndim != 2 or keys.shape[1] != 2:
+        raise ValueError(f"it holds {', '.join(sorted(arrays))}, not {', '.join(sorted(names))}")
+    for name, array in arrays.items():
+        if len(array) != len(keys):
+            raise ValueError(f"it has {len(keys)} keys and {len(array)} rows of {name}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    wanted = shape if encoding.top is None else (encoding.top,)
+    if arrays["values"].shape[1:] != wanted:
+        raise ValueError(f"its rows are {arrays['values'].shape[1:]}, not {wanted}")
+
+
 _TYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16}
 
 
@@ -205,12 +222,10 @@ def read_segment(path: Path) -> Segment:
         if _checksum(arrays) != metadata["sha256"]:
             raise ValueError("its checksum is another")
         keys = np.asarray(arrays.pop("keys"))
-        return Segment(
-            keys,
-            arrays,
-            Encoding(**json.loads(metadata["encoding"])),
-            tuple(json.loads(metadata["shape"])),
-        )
+        encoding = Encoding(**json.loads(metadata["encoding"]))
+        shape = tuple(json.loads(metadata["shape"]))
+        _check_rows(keys, arrays, encoding, shape)
+        return Segment(keys, arrays, encoding, shape)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} is not a whole file of saved outputs ({error})") from None
 

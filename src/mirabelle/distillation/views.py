@@ -4,11 +4,11 @@ and augmentation come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
-from mirabelle.base.data import Generators, seed_epoch
+from mirabelle.base.data import Generators, counted, length_of, preserved, seed_epoch
 from mirabelle.base.errors import InputError
 
 
@@ -56,13 +56,15 @@ class Views:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    @property
+    def underlying(self) -> Iterable:
+        """The loader itself, for what asks of which kind the data are."""
+        return self.loader
+
     def __len__(self) -> int:
         if self._length is None:
-            self._length = (
-                len(self.loader)
-                if isinstance(self.loader, Sized)
-                else sum(1 for _ in islice(iter(self.loader), self.limit))
-            )
+            with preserved(self.loader):
+                self._length = counted(self.loader, self.limit)
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
@@ -73,9 +75,8 @@ class Views:
             sampler: Any = getattr(self.loader, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(view)
-            items = islice(
-                iter(self.loader), None if hasattr(self.loader, "__len__") else self.limit
-            )
+            limit = self.limit if length_of(self.loader) is None else None
+            items = islice(iter(self.loader), limit)
             inside = Generators(self.loader, devices=False)
         finally:
             outside.restore()

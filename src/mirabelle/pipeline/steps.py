@@ -33,7 +33,7 @@ from mirabelle.runtimes.artifact import Artifact
 from mirabelle.sources.callables import Loaders
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
-from mirabelle.training.api import labels_objective, train, with_loss
+from mirabelle.training.api import LabelsObjective, train, with_loss
 from mirabelle.training.loop import Trained
 from mirabelle.verification.api import verify
 
@@ -127,7 +127,7 @@ def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> 
         train(
             state.model,
             state.loaders.train,
-            labels_objective(loss),
+            LabelsObjective(loss),
             seed=state.recipe.seed,
             checkpoint=work,
             checkpoint_seconds=10,

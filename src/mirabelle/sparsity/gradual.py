@@ -14,6 +14,7 @@ from typing_extensions import Doc
 
 from mirabelle.base.data import seeded
 from mirabelle.base.errors import InputError
+from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.options import declared, options_of
 from mirabelle.base.progress import quiet
 from mirabelle.sparsity import masks
@@ -67,7 +68,8 @@ class Gradual:
         self.options = {**OPTIONS.defaults, **options}
         self.seed = seed
         start, end, cuts = (self.options.pop(key) for key in TIMES)
-        if self.options["data"] is None:
+        self.own_data = self.options["data"] is not None
+        if not self.own_data:
             self.options["data"] = data
             if getattr(data, "persistent_workers", False) and self._reads_data():
                 raise InputError(
@@ -124,8 +126,10 @@ class Gradual:
     def identity(self) -> dict[str, Any]:
         """What tells this run from others, as JSON."""
         named = {
-            k: v if isinstance(v, (str, int, float, type(None))) else getattr(v, "__name__", str(v))
+            k: function_identity(v) if callable(v) else list(v) if isinstance(v, tuple) else v
             for k, v in self.options.items()
-            if k not in ("data", "loss")
+            if k != "data"
         }
+        if self.own_data:
+            named["data"] = data_identity(self.options["data"], self.seed)
         return {**named, "steps": {str(k): v for k, v in self.steps.items()}}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone
-from mirabelle.base.data import Batch, batches, device_of
+from mirabelle.base.data import Batch, batches, check_finite, device_of
 from mirabelle.base.errors import InputError
+from mirabelle.base.identity import function_identity
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.accuracy import METRICS, as_tensor
@@ -61,7 +62,7 @@ def train(
     ema: Annotated[
         float | None,
         Ge(0),
-        Le(1),
+        Lt(1),
         Doc("decay of an exponential moving average of the weights, which is then the result"),
     ] = None,
     precision: Annotated[
@@ -131,8 +132,9 @@ def train(
         raise InputError(
             "the network has no parameter to train; all of them are frozen, or it has none"
         )
-    first = next(batches(loader, what="the training loader")).head(2)
-    check_runs(model, first.to(device_of(model)), "the first training batch")
+    first = next(batches(loader, what="the training loader"))
+    check_finite(first, "the first batch of the training loader")
+    check_runs(model, first.head(2).to(device_of(model)), "the first training batch")
     return Loop(model, loader, objective, settings).run()
 
 
@@ -151,7 +153,7 @@ def fit(
     loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar.
     options: those that `mirabelle.training.train` declares.
     """
-    return train(model, loader, labels_objective(loss), **with_loss(options, loss)).model
+    return train(model, loader, LabelsObjective(loss), **with_loss(options, loss)).model
 
 
 def with_loss(options: Mapping[str, Any], loss: str | Callable | None) -> dict[str, Any]:
@@ -166,15 +168,19 @@ def with_loss(options: Mapping[str, Any], loss: str | Callable | None) -> dict[s
     )
 
 
-def labels_objective(loss: str | Callable | None) -> Objective:
-    function = loss_function(loss)
+class LabelsObjective:
+    """The objective of `fit`: a loss between outputs and targets."""
 
-    def objective(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    def __init__(self, loss: str | Callable | None):
+        self.function = loss_function(loss)
+        names = [n for n, f in LOSSES.items() if f is self.function]
+        self.identity = {"loss": function_identity(names[0] if names else self.function)}
+
+    def __call__(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         if batch.target is None:
             raise InputError(
                 "the training loader yields no targets; mb.fit needs (inputs, target), "
                 "mb.distill does not"
             )
-        return {"loss": function(as_tensor(network(*batch.args, **batch.kwargs)), batch.target)}
-
-    return objective
+        output = as_tensor(network(*batch.args, **batch.kwargs))
+        return {"loss": self.function(output, batch.target)}

@@ -16,6 +16,7 @@ import torch
 from mirabelle.base.checks import load_state
 from mirabelle.base.errors import CheckpointError, InputError
 from mirabelle.base.files import read_tensors, write_tensors
+from mirabelle.base.identity import differences
 from mirabelle.training.state import Best, State
 
 
@@ -107,10 +108,10 @@ def load_checkpoint(
                 f"{path} is damaged: its content is not what was written; remove it to start again"
             )
         plain, parts = json.loads(metadata["state"]), _parts(tensors)
-        if plain["run"] != run:
+        if different := differences(plain["run"], run):
             raise CheckpointError(
-                f"{path} belongs to another run ({plain['run']}, not {run}); remove it "
-                "or choose another folder"
+                f"{path} belongs to another run, which differs in {different}; remove it or choose "
+                "another folder"
             )
         _restore(state, plain, parts)
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:

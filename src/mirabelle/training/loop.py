@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, load_state
-from mirabelle.base.data import Batch, as_batch, device_of, seed_epoch, seed_everything
+from mirabelle.base.data import (
+    Batch,
+    as_batch,
+    check_finite,
+    device_of,
+    length_of,
+    seed_epoch,
+    seed_everything,
+)
 from mirabelle.base.errors import InputError, MirabelleError
+from mirabelle.base.identity import data_identity, function_identity, network_identity
 from mirabelle.base.progress import Bar, bar
 from mirabelle.measurement.accuracy import evaluate, predictor
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.gradual import Gradual
 from mirabelle.training import distributed
 from mirabelle.training.checkpoint import load_checkpoint, restore_generators, save_checkpoint
+from mirabelle.training.norms import train_mode
 from mirabelle.training.plan import Plan, Settings, autocast_type
 from mirabelle.training.state import Objective, State, Step
 
@@ -52,7 +64,9 @@ class Loop:
         seed_everything(settings.seed)
         extra = settings.extra.to(self.where) if settings.extra is not None else None
         step = Step(model.to(self.where), objective, extra)
-        step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for p in step.parameters():
+            if p.ndim == 4:  # only images have channels last: Module.to asks it of volumes too
+                p.data = p.data.to(memory_format=torch.channels_last)
         self.wrapped = distributed.wrap(step, self.world)
         self.state = State.of(step, settings, self.where, self.dtype is torch.float16)
         self.plan = Plan.of(loader, settings)
@@ -61,20 +75,30 @@ class Loop:
             if settings.sparsify is not None
             else None
         )
-        self.identity = self._identity()
+        self.identity = self._identity(objective) if settings.checkpoint is not None else {}
         self.generators = load_checkpoint(settings.checkpoint, self.state, self.identity)
         if self.gradual is not None:
             self.gradual.resume(model, self.state.done)
         self.pruned = masks.zeros(model)
+        self.finite = _finite(model)
         self.saved_at = time.monotonic()
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, objective: Objective) -> dict[str, Any]:
+        """What tells this run from others, as JSON: the network at the start, the data, the loss
+        and every option that changes the result.
+        """
+        settings = self.settings
         names = "seed optimizer lr weight_decay schedule warmup ema clip accumulate patience"
-        found = {name: getattr(self.settings, name) for name in names.split()}
-        found |= {"total": self.plan.total, "precision": str(self.dtype)}
+        found = {name: getattr(settings, name) for name in names.split()}
+        found |= {"steps": self.plan.total, "precision": str(self.dtype)}
+        found |= {f"the network's {k}": v for k, v in network_identity(self.model).items()}
+        found["data"] = data_identity(self.loader, settings.seed * 1_000_003)
+        found["validation"] = data_identity(settings.validation, settings.seed)
+        found["metric"] = function_identity(settings.metric)
+        found |= getattr(objective, "identity", {"loss": function_identity(objective)})
         if self.gradual is not None:
             found["sparsify"] = self.gradual.identity()
-        return found
+        return json.loads(json.dumps(found))
 
     def run(self) -> Trained:
         """Trains to the end, and returns what was asked for."""
@@ -99,11 +123,12 @@ class Loop:
         seed_epoch(self.loader, self.settings.seed * 1_000_003 + epoch)
         if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
             sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        state.step.train()
+        train_mode(state.step)
         if not skip:
             state.totals = {}
         number = -1
-        for number, item in enumerate(iter(self.loader)):
+        bound = plan.length if length_of(self.loader) is None else None
+        for number, item in enumerate(islice(iter(self.loader), bound)):
             if number < skip:
                 if number == skip - 1 and self.generators is not None:
                     # Before the next batch is read: reading it may draw, for augmentation.
@@ -111,7 +136,8 @@ class Loop:
                 continue
             if number % plan.accumulate == 0:
                 self._grow_sparser()
-            self._backward(number, as_batch(item, f"batch {number} of the training loader"))
+            place = f"batch {number} of the training loader"
+            self._backward(number, check_finite(as_batch(item, place), place))
             if not plan.closes(number):
                 continue
             self._update()
@@ -123,8 +149,8 @@ class Loop:
                 self._save()
         if number + 1 != plan.length and state.done < plan.total:
             raise InputError(
-                f"the training loader ended early in epoch {epoch}: it promised {plan.length} "
-                f"batches and gave {number + 1}; it must give as many in every epoch"
+                f"the training loader promised {plan.length} batches and gave {number + 1} in "
+                f"epoch {epoch}; it must give as many in every epoch"
             )
         self._close_epoch(number + 1)
 
@@ -132,6 +158,7 @@ class Loop:
         """The cut that is due before this step, if any."""
         if self.gradual is None or not self.gradual.before_step(self.model, self.state.done):
             return
+        train_mode(self.state.step)
         self.pruned = masks.zeros(self.model)
         if self.state.average is not None:
             masks.mark(self.state.average.module, masks.blocks(self.model))
@@ -181,6 +208,7 @@ class Loop:
         """Scores, and writes down, an epoch of `count` batches."""
         settings, state = self.settings, self.state
         distributed.share_buffers(state.step, self.world)
+        self._check_finite()
         record = {k: v / max(1, count) for k, v in state.totals.items()}
         if settings.validation is not None:
             seen = evaluate(
@@ -192,6 +220,15 @@ class Loop:
         state.totals = {}
         if settings.checkpoint and self.world.rank == 0:
             self._save()
+
+    def _check_finite(self) -> None:
+        """`MirabelleError` for weights or statistics that training has made infinite or NaN."""
+        if lost := sorted(self.finite - _finite(self.state.result)):
+            raise MirabelleError(
+                f"training made {lost[0]} NaN or infinite (and {len(lost) - 1} more) by step "
+                f"{self.state.done} of {self.plan.total}, with lr {self.settings.lr:g}; lower lr, "
+                "set clip=1.0, or look for huge values in the data"
+            )
 
     def _due(self) -> bool:
         """Whether a checkpoint is due within an epoch."""
@@ -205,6 +242,11 @@ class Loop:
     def _save(self) -> None:
         save_checkpoint(self.settings.checkpoint, self.state, self.identity)  # type: ignore[arg-type]
         self.saved_at = time.monotonic()
+
+
+def _finite(model: nn.Module) -> set[str]:
+    """The tensors of a network that hold nothing but finite numbers."""
+    return {n for n, t in model.state_dict().items() if bool(torch.isfinite(t).all())}
 
 
 def _place(batch: Batch, device: torch.device) -> Batch:

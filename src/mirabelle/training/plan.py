@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirabelle.base.data import counted, preserved
 from mirabelle.base.errors import InputError
 from mirabelle.training.optimizers import SCHEDULES, learning_rate
 
@@ -60,7 +61,9 @@ class Plan:
 
     @classmethod
     def of(cls, loader: Iterable, settings: Settings) -> Plan:
-        length = _length(loader)
+        limit = None if settings.steps is None else settings.steps * settings.accumulate
+        with preserved(loader):
+            length = counted(loader, limit)
         if length == 0:
             raise InputError("the training loader is empty (its length is 0)")
         per_epoch = math.ceil(length / settings.accumulate)
@@ -91,12 +94,6 @@ class Plan:
         """The learning rate of the step after `done` ones."""
         shape = SCHEDULES[settings.schedule]
         return learning_rate(done, self.total, settings.lr, shape, settings.warmup)
-
-
-def _length(loader: Iterable) -> int:
-    if hasattr(loader, "__len__"):
-        return len(loader)  # type: ignore[arg-type]
-    return sum(1 for _ in loader)
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
