@@ -343,7 +343,7 @@ def test_loader_that_is_empty_the_second_time():
             return super().__iter__() if self.reads < 2 else iter(())
 
     with pytest.raises(InputError, match="promised 3"):
-        mb.fit(linear(), Once(pairs(3)))
+        mb.fit(linear(), Once(pairs(3)), lr=0.1)
 
 
 def _one_of_two(rank: int, port: int, path: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,10 @@ from mirabelle.base.data import Batch, batches, device_of, seed_everything
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, declared, options_of
+from mirabelle.base.progress import say
 from mirabelle.distillation.cache import Cache, Remembering
 from mirabelle.distillation.checks import check_cache, check_losses, default_ensemble, parts_of
+from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
 from mirabelle.distillation.objective import Distillation
 from mirabelle.distillation.outputs import PRECISIONS, Encoding
@@ -48,7 +50,7 @@ def distill(
     losses: Annotated[
         Mapping[str, float] | None,
         Expected("weights of at least 0 by name, such as {dist: 1.0}"),
-        Doc("weights by name; None is {dist: 1.0}"),
+        Doc("weights by name; None is chosen by a look at the first batch"),
     ] = None,
     temperature: Annotated[float, Gt(0), Doc("of the softmax")] = 1.0,
     features: Annotated[
@@ -153,9 +155,9 @@ def run(
     student = check_network(student, "student")
     if lesson.head is not None:
         check_network(lesson.head, "head")
-    options = _for_training(options, lesson, data)
+    options_given, options = options, _for_training(options, lesson, data)
     seed, steps = options.get("seed", 0), options.get("steps")
-    limit = None if steps is None else steps * options.get("accumulate", 1)
+    limit = None if steps is None else steps * (options.get("accumulate") or 1)
     loader = Views(data, seed, lesson.views, limit)
     seed_everything(seed)  # projections start at random
     teachers = Teachers(
@@ -167,6 +169,7 @@ def run(
         seed=seed,
     )
     first = next(batches(loader, what="the training loader"))
+    lesson, why = _with_losses(lesson, options_given, student, teachers, first)
     objective = _objective(student, teachers, first, lesson)
     objective.position = lambda: loader.position
     kept = None
@@ -174,13 +177,14 @@ def run(
         kept = _cache(teachers, first, lesson, options.get("precision", "auto"))
         objective.teach = Remembering(kept, loader)
     try:
-        return train(
+        trained = train(
             student,
             loader,
             objective,
             extra=objective.extra if objective.extra.used else None,
             **{"progress": "distilling", **options},
         )
+        return replace(trained, choices={"losses": lesson.parts, **why, **trained.choices})
     finally:
         objective.close()
         if kept is not None:
@@ -195,6 +199,20 @@ def _for_training(options: Mapping[str, Any], lesson: Lesson, data: Iterable) ->
     # It reads between the steps, where `Views` would lose its place.
     own["sparsify"] = {"data": data, **own["sparsify"]}
     return with_loss(own, resolve(lesson.label_loss, LABEL_LOSSES, "label loss"))
+
+
+def _with_losses(
+    lesson: Lesson, given: Mapping[str, Any], student: nn.Module, teachers: Teachers, first: Batch
+) -> tuple[Lesson, dict[str, str]]:
+    """The lesson with the losses that suit what it is about, where none are given; and why. What
+    is chosen is said.
+    """
+    several = len(teachers.networks) > 1
+    if given.get("losses") is not None or lesson.head or lesson.cache_top or several:
+        return lesson, {}
+    parts, why = choose_losses(student, teachers, first)
+    say(f"distilling: losses {parts} ({why})")
+    return replace(lesson, parts=parts_of(parts, lesson.features)), {"why of losses": why}
 
 
 def _objective(

@@ -20,14 +20,8 @@ import torch
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, write_json
-from mirabelle.distillation.outputs import (
-    Encoding,
-    Index,
-    Segment,
-    fingerprints,
-    read_segment,
-    write_segment,
-)
+from mirabelle.base.fingerprints import fingerprints
+from mirabelle.distillation.outputs import Encoding, Index, Segment, read_segment, write_segment
 from mirabelle.distillation.views import Views
 
 Teach = Callable[[Batch, tuple[int, int]], torch.Tensor]
@@ -46,13 +40,16 @@ class Remembering:
 
     def __init__(self, cache: Cache, views: Views):
         self.cache, self.views = cache, views
-        self._warned = self._begun = False
+        self._warned = self._begun = self._useful = False
 
     def __call__(self, batch: Batch, position: tuple[int, int]) -> torch.Tensor:
         views = self.views
         self._begun |= position == (0, 0)  # a run that was resumed later has not asked in epoch 0
+        hits = self.cache.hits
         taught = self.cache(batch, position)
-        useless = views.epoch == (views.views or 1) and not self.cache.hits
+        # Epoch 0 may be read several times, to try learning rates out.
+        self._useful |= views.epoch > 0 and self.cache.hits > hits
+        useless = views.epoch == (views.views or 1) and not self._useful
         if self._begun and useless and not self._warned:
             self._warned = True
             remedy = (

@@ -83,6 +83,7 @@ class Distillation:
             else None
         )
         self.teachers = teachers
+        self._scored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.teach: Teach = teachers
         self.position: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.needs_teacher = bool(set(self.weights) - {"labels", "head_labels"})
@@ -248,8 +249,21 @@ class Distillation:
                 taught = self._through_head(taught)
         return kd(scores, taught, self.temperature)
 
+    def _taught(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """What the teacher says. Where a network is only scored, batches come back as the same
+        tensors: then the same teacher of an ensemble answers, and only once.
+        """
+        if network.training:
+            return self.teach(batch, self.position())
+        if self.features:
+            return self.teach(batch, (0, 0))
+        key = id(batch.tensors[0])
+        if key not in self._scored:
+            self._scored[key] = batch.tensors[0], self.teach(batch, (0, 0))
+        return self._scored[key][1]
+
     def __call__(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        taught = self.teach(batch, self.position()) if self.needs_teacher else None
+        taught = self._taught(network, batch) if self.needs_teacher else None
         taps = Taps(network, list(self.features), "student") if self.features else None
         try:
             output = as_tensor(network(*batch.args, **batch.kwargs))

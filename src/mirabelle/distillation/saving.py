@@ -12,7 +12,8 @@ from torch import nn
 
 from mirabelle.base.data import batches, device_of, preserved
 from mirabelle.base.errors import InputError
-from mirabelle.distillation.outputs import Encoding, fingerprints, write_segment
+from mirabelle.base.fingerprints import fingerprints
+from mirabelle.distillation.outputs import Encoding, write_segment
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 

@@ -61,6 +61,10 @@ class Views:
         """The loader itself, for what asks of which kind the data are."""
         return self.loader
 
+    @underlying.setter
+    def underlying(self, loader: Iterable) -> None:
+        self.loader, self._length = loader, None
+
     def __len__(self) -> int:
         if self._length is None:
             with preserved(self.loader):

@@ -123,6 +123,10 @@ class Gradual:
         masks.mark(model, masks.blocks(smaller))
         return True
 
+    def finished(self, done: int) -> bool:
+        """Whether all cuts are made after `done` steps."""
+        return done > max(self.steps)
+
     def identity(self) -> dict[str, Any]:
         """What tells this run from others, as JSON."""
         named = {

@@ -28,6 +28,10 @@ from mirabelle.training.state import Objective
 def _together(options: Mapping[str, Any]) -> None:
     if options["patience"] is not None and options["validation"] is None:
         raise InputError("patience needs a validation loader to watch")
+    if options["holdout"] and options["validation"] is not None:
+        raise InputError(
+            "holdout and validation both score the network; give one of them, or holdout=0"
+        )
 
 
 def check_device(device: Any) -> None:
@@ -51,7 +55,11 @@ def train(
     optimizer: Annotated[
         str, OneOf(OPTIMIZERS), Doc("adamw, or sgd with Nesterov momentum 0.9")
     ] = "adamw",
-    lr: Annotated[float, Gt(0), Doc("the highest learning rate")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        Gt(0),
+        Doc("the highest learning rate; None is chosen by a short trial on a copy"),
+    ] = None,
     weight_decay: Annotated[
         float, Ge(0), Doc("of matrices and filters; vectors are never decayed")
     ] = 1e-4,
@@ -69,8 +77,29 @@ def train(
         str, OneOf(PRECISIONS), Doc("auto is bfloat16 where the device computes in it natively")
     ] = "auto",
     clip: Annotated[float | None, Gt(0), Doc("the largest norm of the gradient")] = None,
-    accumulate: Annotated[int, Ge(1), Doc("batches for each optimizer step")] = 1,
+    accumulate: Annotated[
+        int | None,
+        Ge(1),
+        Doc("batches for each optimizer step; None is 1, or more of tiny ones where lr is None"),
+    ] = None,
     seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    holdout: Annotated[
+        float | None,
+        Ge(0),
+        Le(0.5),
+        Doc(
+            "the share of the data that scores the network instead of training it; None is 0.1 "
+            "where lr is None, else 0"
+        ),
+    ] = None,
+    batchnorm: Annotated[
+        str | None,
+        OneOf(("train", "freeze")),
+        Doc(
+            "whether BatchNorm's statistics follow the batches; None is train, or what few data "
+            "ask for where lr is None"
+        ),
+    ] = None,
     validation: Annotated[Iterable | None, Doc("labeled batches, scored after each epoch")] = None,
     metric: Annotated[
         str | Callable, OneOf(METRICS, plugin=True), FromRun, Doc("the score on validation")
@@ -107,9 +136,13 @@ def train(
     objective: (network, batch) -> named, weighted parts of the loss; their sum is minimized.
     The signature says what each option is; what it does not say:
 
+    lr: without it training decides for itself (`mirabelle.training.choices`): it tries rates out,
+    holds back data, and returns the network that was best on these, the one given included. It
+    stops early where it diverges, and warns where nothing was better than the start. Under
+    `torchrun` the rate is 1e-3. What was decided is in `Trained.choices`. What is given stays.
     precision: `auto` computes in bfloat16 where the device does so natively, else in float32.
-    patience: `validation` has then chosen, and must not be the data of the final figure. Without
-    `patience` the last weights are returned.
+    patience: `validation` has then chosen, and must not be the data of the final figure. With an
+    `lr`, and without `patience` and `holdout`, the last weights are returned.
     checkpoint: training goes on from what is there, to the same weights as without the
     interruption. Order and augmentation follow torch's, NumPy's and Python's generators, seeded per
     epoch from `seed`.

@@ -56,7 +56,9 @@ def save_checkpoint(folder: str | Path, state: State, run: dict[str, Any]) -> No
     plain = {
         "done": state.done,
         "history": state.history,
-        "best": state.best.score,
+        "best": [state.best.score, state.best.done],
+        "checks": state.checks,
+        "choices": state.choices,
         "stale": state.stale,
         "totals": state.totals,
         "run": run,
@@ -87,6 +89,18 @@ def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
             .tobytes()
         )
     return digest.hexdigest()
+
+
+def saved_choices(folder: str | Path | None) -> dict[str, Any]:
+    """What the training in a checkpoint chose by itself; empty where there is none to read:
+    whether it is whole, and this run's, is seen when it is loaded.
+    """
+    if folder is None or not _path(folder).exists():
+        return {}
+    try:
+        return json.loads(read_tensors(_path(folder))[1]["state"])["choices"]
+    except (InputError, KeyError, json.JSONDecodeError):
+        return {}
 
 
 def load_checkpoint(
@@ -141,7 +155,8 @@ def _restore(
         state.scaler.load_state_dict(plain["scaler"])
     state.done, state.history, state.stale = plain["done"], plain["history"], plain["stale"]
     state.totals = plain["totals"]
-    state.best = Best(plain["best"], parts.get("best"))
+    state.checks, state.choices = plain["checks"], plain["choices"]
+    state.best = Best(plain["best"][0], parts.get("best"), plain["best"][1])
 
 
 def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -27,25 +27,34 @@ from mirabelle.base.data import (
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.identity import data_identity, function_identity, network_identity
 from mirabelle.base.progress import Bar, bar
-from mirabelle.measurement.accuracy import evaluate, predictor
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.gradual import Gradual
 from mirabelle.training import distributed
-from mirabelle.training.checkpoint import load_checkpoint, restore_generators, save_checkpoint
+from mirabelle.training.checkpoint import (
+    load_checkpoint,
+    restore_generators,
+    save_checkpoint,
+    saved_choices,
+)
+from mirabelle.training.choices import RangeTest, choose
+from mirabelle.training.holdout import SHARE, split
+from mirabelle.training.judge import CHECKS, DivergedError, Judge, diverges, outcome
 from mirabelle.training.norms import train_mode
 from mirabelle.training.plan import Plan, Settings, autocast_type
-from mirabelle.training.state import Objective, State, Step
+from mirabelle.training.state import Objective, State, Step, placed
 
 
 @dataclass(frozen=True)
 class Trained:
     """The trained network and what was seen on the way: one dict per epoch (mean of each loss part,
-    the validation score).
+    the score on validation or held-back data). choices: what was decided where no learning rate
+    was given, why, and what became of it.
     """
 
     model: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    choices: dict[str, Any] = field(default_factory=dict)
 
 
 class Loop:
@@ -55,7 +64,7 @@ class Loop:
         self, model: nn.Module, loader: Iterable, objective: Objective, settings: Settings
     ):
         self.begun = time.monotonic()
-        self.model, self.loader, self.settings = model, loader, settings
+        self.model, self.settings = model, settings
         self.world = distributed.start()
         self.where = (
             torch.device(settings.device) if settings.device is not None else device_of(model)
@@ -67,15 +76,22 @@ class Loop:
         for p in step.parameters():
             if p.ndim == 4:  # only images have channels last: Module.to asks it of volumes too
                 p.data = p.data.to(memory_format=torch.channels_last)
+        self.identity = self._identity(loader, objective) if settings.checkpoint else {}
+        self.loader, self.judge = self._hold_back(loader, objective)
+        choices = self._choose(step)
+        self.freeze = choices["freeze"]
+        self.settings = replace(settings, lr=choices["lr"], accumulate=choices["accumulate"])
+        self.plan = Plan.of(self.loader, self.settings)
         self.wrapped = distributed.wrap(step, self.world)
-        self.state = State.of(step, settings, self.where, self.dtype is torch.float16)
-        self.plan = Plan.of(loader, settings)
+        self.state = State.of(step, self.settings, self.where, self.dtype is torch.float16)
+        self.state.choices = choices
         self.gradual = (
-            Gradual(settings.sparsify, model, loader, self.plan.total, settings.seed)
+            Gradual(settings.sparsify, model, self.loader, self.plan.total, settings.seed)
             if settings.sparsify is not None
             else None
         )
-        self.identity = self._identity(objective) if settings.checkpoint is not None else {}
+        if self.gradual is not None and self.identity:
+            self.identity["sparsify"] = json.loads(json.dumps(self.gradual.identity()))
         self.generators = load_checkpoint(settings.checkpoint, self.state, self.identity)
         if self.gradual is not None:
             self.gradual.resume(model, self.state.done)
@@ -83,35 +99,79 @@ class Loop:
         self.finite = _finite(model)
         self.saved_at = time.monotonic()
 
-    def _identity(self, objective: Objective) -> dict[str, Any]:
+    def _hold_back(self, loader: Iterable, objective: Objective) -> tuple[Iterable, Judge]:
+        """The data that are trained on, and what scores the network."""
+        settings, share = self.settings, self.settings.holdout
+        if share is None:
+            alone = settings.validation is None and self.world.size == 1
+            share = SHARE if settings.lr is None and alone else 0.0
+        held: list[Batch] = []
+        if share:
+            loader, held = split(loader, share, settings.seed, settings.batches)
+            held = [placed(check_finite(b, "what is held back"), self.where) for b in held]
+        self.judged = bool(held) or (settings.lr is None and settings.validation is not None)
+        return loader, Judge(
+            objective, held, settings.validation, settings.metric, self._autocast, self.where
+        )
+
+    def _choose(self, step: Step) -> dict[str, Any]:
+        """What nobody gave; that of the checkpoint where there is one."""
+        settings = self.settings
+        if found := saved_choices(settings.checkpoint):
+            return found
+        trial = None
+        if settings.lr is None and self.judge and self.world.size == 1:
+            parts = (settings.optimizer, settings.weight_decay, self.where, self.dtype)
+            trial = RangeTest(step, self.judge.loss, *parts)
+        chosen = choose(self.model, self.loader, settings, trial).to_dict()
+        return chosen | {"held_out": sum(b.size for b in self.judge.held)}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.where.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        )
+
+    def _identity(self, loader: Iterable, objective: Objective) -> dict[str, Any]:
         """What tells this run from others, as JSON: the network at the start, the data, the loss
         and every option that changes the result.
         """
         settings = self.settings
-        names = "seed optimizer lr weight_decay schedule warmup ema clip accumulate patience"
+        names = (
+            "epochs steps seed optimizer lr weight_decay schedule warmup ema clip accumulate "
+            "holdout batchnorm patience"
+        )
         found = {name: getattr(settings, name) for name in names.split()}
-        found |= {"steps": self.plan.total, "precision": str(self.dtype)}
+        found["precision"] = str(self.dtype)
         found |= {f"the network's {k}": v for k, v in network_identity(self.model).items()}
-        found["data"] = data_identity(self.loader, settings.seed * 1_000_003)
+        found["data"] = data_identity(loader, settings.seed * 1_000_003)
         found["validation"] = data_identity(settings.validation, settings.seed)
         found["metric"] = function_identity(settings.metric)
         found |= getattr(objective, "identity", {"loss": function_identity(objective)})
-        if self.gradual is not None:
-            found["sparsify"] = self.gradual.identity()
         return json.loads(json.dumps(found))
 
     def run(self) -> Trained:
         """Trains to the end, and returns what was asked for."""
         settings, state, total = self.settings, self.state, self.plan.total
+        if self.judged and not state.done:
+            self._check()
+        before = state.choices.setdefault("before", state.checks[0] if state.checks else None)
         with bar(settings.progress, total, show=self.world.rank == 0) as shown:
             shown.advance(state.done)
             while state.done < total and not self._stale():
-                self._epoch(shown)
+                try:
+                    self._epoch(shown)
+                except DivergedError as error:
+                    if not self.judged or state.best.state is None:
+                        raise MirabelleError(str(error)) from None
+                    state.choices["stopped"] = str(error)
+                    break
         result = state.result
-        if settings.patience is not None and state.best.state is not None:
+        if (settings.patience is not None or self.judged) and state.best.state is not None:
             load_state(result, state.best.state)
+        if self.judged:
+            state.choices |= outcome(self.judge, state, total, before)
         result = clone(result).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        return Trained(result, state.history, time.monotonic() - self.begun)
+        return Trained(result, state.history, time.monotonic() - self.begun, state.choices)
 
     def _stale(self) -> bool:
         return self.settings.patience is not None and self.state.stale >= self.settings.patience
@@ -123,7 +183,7 @@ class Loop:
         seed_epoch(self.loader, self.settings.seed * 1_000_003 + epoch)
         if hasattr(sampler := getattr(self.loader, "sampler", None), "set_epoch"):
             sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        train_mode(state.step)
+        train_mode(state.step, self.freeze)
         if not skip:
             state.totals = {}
         number = -1
@@ -145,6 +205,8 @@ class Loop:
             shown.note(**{k: v / (number + 1) for k, v in state.totals.items()})
             if state.done >= plan.total:
                 break
+            if self.judged and state.done % max(1, plan.total // CHECKS) == 0 and self.judge.held:
+                self._check()
             if state.done % plan.per_epoch and self._due():
                 self._save()
         if number + 1 != plan.length and state.done < plan.total:
@@ -154,11 +216,25 @@ class Loop:
             )
         self._close_epoch(number + 1)
 
+    def _check(self) -> None:
+        """Scores the network within an epoch, or before the first. Raises `DivergedError`."""
+        state = self.state
+        value = self.judge.score(state.result)
+        state.checks.append(self.judge.figure(value))
+        if self.gradual is None or self.gradual.finished(state.done):
+            state.watch(value, keep=True, epoch=False)
+        if self.judge.held and self.gradual is None and diverges(state.checks[0], state.checks):
+            raise DivergedError(
+                f"training diverges: the loss on held-back data was {state.checks[0]:.3g} at the "
+                f"start and is {state.checks[-1]:.3g} at step {state.done} of {self.plan.total}, "
+                f"with lr {self.settings.lr:.2g}"
+            )
+
     def _grow_sparser(self) -> None:
         """The cut that is due before this step, if any."""
         if self.gradual is None or not self.gradual.before_step(self.model, self.state.done):
             return
-        train_mode(self.state.step)
+        train_mode(self.state.step, self.freeze)
         self.pruned = masks.zeros(self.model)
         if self.state.average is not None:
             masks.mark(self.state.average.module, masks.blocks(self.model))
@@ -168,19 +244,17 @@ class Loop:
         """Adds the gradients of one batch of the epoch."""
         size, state = batch.size, self.state
         batch, share = distributed.share(batch, self.world)
-        batch = _place(batch, self.where)
+        batch = placed(batch, self.where)
         alone = self.plan.closes(number) or self.world.size == 1
         with nullcontext() if alone else self.wrapped.no_sync():  # type: ignore[operator]
-            with torch.autocast(
-                self.where.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
-            ):
+            with self._autocast():
                 parts = self.wrapped(batch.args, batch.kwargs, batch.target)
             loss = torch.stack([p.float() for p in parts.values()]).sum()
             state.scaler.scale(loss * share / self.plan.together(number)).backward()
         for name, part in parts.items():
             state.totals[name] = state.totals.get(name, 0.0) + float(part.detach())
         if not math.isfinite(sum(state.totals.values())):
-            raise MirabelleError(
+            raise DivergedError(
                 f"the loss is not finite at step {state.done} of {self.plan.total} "
                 f"({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in parts.items())}; "
                 f"batch of {size}, lr {self.settings.lr:g}); lower lr, set clip=1.0, or look for "
@@ -210,12 +284,12 @@ class Loop:
         distributed.share_buffers(state.step, self.world)
         self._check_finite()
         record = {k: v / max(1, count) for k, v in state.totals.items()}
-        if settings.validation is not None:
-            seen = evaluate(
-                predictor(state.result), settings.validation, settings.metric, "validating"
-            )
-            record[f"validation_{seen.metric}"] = seen.value
-            state.watch(seen.value, keep=settings.patience is not None)
+        if self.judge:
+            value = self.judge.score(state.result)
+            record[self.judge.name] = self.judge.figure(value)
+            state.checks.append(self.judge.figure(value))
+            if self.gradual is None or self.gradual.finished(state.done):
+                state.watch(value, keep=settings.patience is not None or self.judged)
         state.history.append(record)
         state.totals = {}
         if settings.checkpoint and self.world.rank == 0:
@@ -224,7 +298,7 @@ class Loop:
     def _check_finite(self) -> None:
         """`MirabelleError` for weights or statistics that training has made infinite or NaN."""
         if lost := sorted(self.finite - _finite(self.state.result)):
-            raise MirabelleError(
+            raise DivergedError(
                 f"training made {lost[0]} NaN or infinite (and {len(lost) - 1} more) by step "
                 f"{self.state.done} of {self.plan.total}, with lr {self.settings.lr:g}; lower lr, "
                 "set clip=1.0, or look for huge values in the data"
@@ -247,11 +321,3 @@ class Loop:
 def _finite(model: nn.Module) -> set[str]:
     """The tensors of a network that hold nothing but finite numbers."""
     return {n for n, t in model.state_dict().items() if bool(torch.isfinite(t).all())}
-
-
-def _place(batch: Batch, device: torch.device) -> Batch:
-    def move(t: torch.Tensor) -> torch.Tensor:
-        return t.to(device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(device)
-
-    target = batch.target.to(device) if isinstance(batch.target, torch.Tensor) else batch.target
-    return batch.map(move)._replace(target=target)

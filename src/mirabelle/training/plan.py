@@ -25,15 +25,17 @@ class Settings:
     epochs: int
     steps: int | None
     optimizer: str
-    lr: float
+    lr: float | None
     weight_decay: float
     schedule: str
     warmup: float
     ema: float | None
     precision: str
     clip: float | None
-    accumulate: int
+    accumulate: int | None
     seed: int
+    holdout: float | None
+    batchnorm: str | None
     validation: Iterable | None
     metric: str | Callable
     patience: int | None
@@ -48,6 +50,11 @@ class Settings:
     def of(cls, options: Mapping[str, Any]) -> Settings:
         return cls(**{f.name: options[f.name] for f in fields(cls)})
 
+    @property
+    def batches(self) -> int | None:
+        """How many batches all steps read, where that is given."""
+        return None if self.steps is None else self.steps * (self.accumulate or 1)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,14 +68,14 @@ class Plan:
 
     @classmethod
     def of(cls, loader: Iterable, settings: Settings) -> Plan:
-        limit = None if settings.steps is None else settings.steps * settings.accumulate
         with preserved(loader):
-            length = counted(loader, limit)
+            length = counted(loader, settings.batches)
         if length == 0:
             raise InputError("the training loader is empty (its length is 0)")
-        per_epoch = math.ceil(length / settings.accumulate)
+        accumulate = settings.accumulate or 1
+        per_epoch = math.ceil(length / accumulate)
         total = settings.steps if settings.steps is not None else settings.epochs * per_epoch
-        return cls(length, settings.accumulate, total)
+        return cls(length, accumulate, total)
 
     @property
     def per_epoch(self) -> int:
@@ -92,6 +99,7 @@ class Plan:
 
     def rate(self, done: int, settings: Settings) -> float:
         """The learning rate of the step after `done` ones."""
+        assert settings.lr is not None
         shape = SCHEDULES[settings.schedule]
         return learning_rate(done, self.total, settings.lr, shape, settings.warmup)
 
