@@ -117,7 +117,8 @@ def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path
 
 
 def _trained(trained: Trained) -> Outcome:
-    return Outcome({"history": trained.history}, {"training": trained.seconds}, trained.model)
+    facts = {"history": trained.history, "choices": trained.choices}
+    return Outcome(facts, {"training": trained.seconds}, trained.model)
 
 
 def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
