@@ -34,7 +34,7 @@ def split(
         seed_epoch(loader, seed)
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             return _of_dataset(loader, share, seed)
-        if type(loader) in (list, tuple):  # another class may read them in another way
+        if type(loader) is list or type(loader) is tuple:  # other classes may read otherwise
             return _of_list(loader, share)
         return _of_stream(loader, share, limit)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def norms(model: nn.Module) -> list[nn.Module]:
+def norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorms that keep statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
