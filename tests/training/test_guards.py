@@ -37,6 +37,15 @@ def test_inputs_that_are_not_finite_are_named(value, verb):
             mb.distill(model(), teacher(), data, lr=0.01, losses={"mse": 1.0})
 
 
+@pytest.mark.parametrize("row", range(4))
+def test_they_are_named_where_some_are_held_back(row):
+    data = pairs(8)
+    data[5][0][row, 0, 3, 4] = math.nan
+    for call in (lambda: mb.fit(model(), data), lambda: mb.distill(model(), teacher(), data)):
+        with pytest.raises(InputError, match=rf"batch 5 of the training loader.*\[{row}, 0, 3, 4"):
+            call()
+
+
 def test_targets_that_are_not_finite_are_named():
     x = torch.randn(4, 3)
     targets = [torch.zeros(4, 2), torch.zeros(4, 2)]

@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
-from mirabelle.base.data import Batch, batches, device_of, seed_everything
+from mirabelle.base.data import Batch, batches, check_finite, device_of, seed_everything
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, declared, options_of
@@ -155,7 +155,7 @@ def run(
     student = check_network(student, "student")
     if lesson.head is not None:
         check_network(lesson.head, "head")
-    options_given, options = options, _for_training(options, lesson, data)
+    options_given, options = options, _for_training(options, lesson, data, _is_saved(teacher))
     seed, steps = options.get("seed", 0), options.get("steps")
     limit = None if steps is None else steps * (options.get("accumulate") or 1)
     loader = Views(data, seed, lesson.views, limit)
@@ -169,6 +169,7 @@ def run(
         seed=seed,
     )
     first = next(batches(loader, what="the training loader"))
+    check_finite(first, "batch 0 of the training loader")
     lesson, why = _with_losses(lesson, options_given, student, teachers, first)
     objective = _objective(student, teachers, first, lesson)
     objective.position = lambda: loader.position
@@ -191,9 +192,19 @@ def run(
             kept.flush()
 
 
-def _for_training(options: Mapping[str, Any], lesson: Lesson, data: Iterable) -> dict[str, Any]:
-    """Those of `train`."""
+def _is_saved(teacher: Any) -> bool:
+    """Whether one of the teachers is a file of saved outputs."""
+    given = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    return any(isinstance(t, (str, Path)) and Path(t).suffix == ".safetensors" for t in given)
+
+
+def _for_training(
+    options: Mapping[str, Any], lesson: Lesson, data: Iterable, saved: bool
+) -> dict[str, Any]:
+    """Those of `train`. saved: the teacher is a file of saved outputs."""
     own = {k: v for k, v in options.items() if k in options_of(train)}
+    if saved and type(data) is not list:
+        own.setdefault("holdout", 0.0)  # else other samples draw the augmentation that was saved
     if not isinstance(own.get("sparsify"), Mapping):
         return own
     # It reads between the steps, where `Views` would lose its place.

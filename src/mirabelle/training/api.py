@@ -166,9 +166,9 @@ def train(
             "the network has no parameter to train; all of them are frozen, or it has none"
         )
     first = next(batches(loader, what="the training loader"))
-    check_finite(first, "the first batch of the training loader")
+    check_finite(first, "batch 0 of the training loader")
     check_runs(model, first.head(2).to(device_of(model)), "the first training batch")
-    return Loop(model, loader, objective, settings).run()
+    return Loop(model, loader, objective, settings, first.size).run()
 
 
 @declared(rest=train)

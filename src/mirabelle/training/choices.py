@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, load_state
-from mirabelle.base.data import Batch, as_batch, batches, check_finite, preserved, seed_epoch
+from mirabelle.base.data import Batch, as_batch, check_finite, preserved, seed_epoch
 from mirabelle.base.progress import say
 from mirabelle.sparsity import masks
 from mirabelle.training.norms import is_frozen, norms, train_mode
@@ -73,16 +73,15 @@ def _was_trained(norm: nn.Module) -> bool:
     return bool((norm.running_mean != 0).any() or (norm.running_var != 1).any())  # type: ignore[union-attr, operator]
 
 
-def choose(model: nn.Module, loader: Any, settings: Settings, trial: RangeTest | None) -> Choices:
-    """What the settings leave open. trial: tries rates out, where there are data to judge by.
-    What is chosen is said.
+def choose(
+    model: nn.Module, loader: Any, size: int, settings: Settings, trial: RangeTest | None
+) -> Choices:
+    """What the settings leave open. size: samples of a batch. trial: tries rates out, where
+    there are data to judge by. What is chosen is said.
     """
     if settings.lr is not None:
         return Choices(settings.lr, settings.accumulate or 1, settings.batchnorm == "freeze", {})
     plan, why = Plan.of(loader, settings), {}
-    with preserved(loader):
-        seed_epoch(loader, settings.seed)
-        size = next(batches(loader, 1, what="the training loader")).size
     accumulate, freeze = settings.accumulate or 1, settings.batchnorm == "freeze"
     if settings.accumulate is None and settings.steps is None:
         accumulate, why["accumulate"] = choose_accumulation(size, plan.length)

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
-from mirabelle.base.data import Batch, as_batch, counted, length_of, preserved, seed_epoch
+from mirabelle.base.data import (
+    Batch,
+    as_batch,
+    check_finite,
+    counted,
+    length_of,
+    preserved,
+    seed_epoch,
+)
 from mirabelle.base.fingerprints import fingerprints
 
 SHARE = 0.1  # of the samples
@@ -91,12 +99,17 @@ def _of_dataset(loader: DataLoader, share: float, seed: int) -> tuple[Any, list[
         **common,
     )
     back = DataLoader(Subset(loader.dataset, held), **common)
-    return kept, [as_batch(item, "what is held back") for item in back]
+    batches = []
+    for i, item in enumerate(back):
+        mine = held[i * loader.batch_size : (i + 1) * loader.batch_size]
+        place = f"the samples {', '.join(map(str, mine))} of the training data"
+        batches.append(check_finite(as_batch(item, place), place))
+    return kept, batches
 
 
 def _of_list(loader: Sequence[Any], share: float) -> tuple[Any, list[Batch]]:
     """Whole batches of many, else some samples of each."""
-    found = [as_batch(item, f"batch {i} of the training loader") for i, item in enumerate(loader)]
+    found = [_read(i, item) for i, item in enumerate(loader)]
     count = _count(sum(b.size for b in found), share)
     if not count or len(found) < 2:
         return loader, []
@@ -113,6 +126,11 @@ def _of_list(loader: Sequence[Any], share: float) -> tuple[Any, list[Batch]]:
         [b.head(cut) for b, cut in zip(found, cuts)],
         [b.part(cut, b.size) for b, cut in zip(found, cuts)],
     )
+
+
+def _read(number: int, item: Any) -> Batch:
+    place = f"batch {number} of the training loader"
+    return check_finite(as_batch(item, place), place)
 
 
 def _divisible(batch: Batch) -> bool:
@@ -160,7 +178,7 @@ def _of_stream(loader: Any, share: float, limit: int | None) -> tuple[Any, list[
     length = counted(loader, limit)
     held, keys = [], set()
     for i, item in enumerate(loader):
-        batch = as_batch(item, f"batch {i} of the training loader")
+        batch = _read(i, item)
         if i == 0 and not _count(length * batch.size, share):
             break
         if i >= min(length, math.ceil(2 * share * length)) or not _divisible(batch):

@@ -58,10 +58,15 @@ class Trained:
 
 
 class Loop:
-    """One training run of `model`, in place."""
+    """One training run of `model`, in place. size: samples of the first batch."""
 
     def __init__(
-        self, model: nn.Module, loader: Iterable, objective: Objective, settings: Settings
+        self,
+        model: nn.Module,
+        loader: Iterable,
+        objective: Objective,
+        settings: Settings,
+        size: int,
     ):
         self.begun = time.monotonic()
         self.model, self.settings = model, settings
@@ -78,7 +83,7 @@ class Loop:
                 p.data = p.data.to(memory_format=torch.channels_last)
         self.identity = self._identity(loader, objective) if settings.checkpoint else {}
         self.loader, self.judge = self._hold_back(loader, objective)
-        choices = self._choose(step)
+        choices = self._choose(step, size)
         self.freeze = choices["freeze"]
         self.settings = replace(settings, lr=choices["lr"], accumulate=choices["accumulate"])
         self.plan = Plan.of(self.loader, self.settings)
@@ -108,13 +113,13 @@ class Loop:
         held: list[Batch] = []
         if share:
             loader, held = split(loader, share, settings.seed, settings.batches)
-            held = [placed(check_finite(b, "what is held back"), self.where) for b in held]
+            held = [placed(b, self.where) for b in held]
         self.judged = bool(held) or (settings.lr is None and settings.validation is not None)
         return loader, Judge(
             objective, held, settings.validation, settings.metric, self._autocast, self.where
         )
 
-    def _choose(self, step: Step) -> dict[str, Any]:
+    def _choose(self, step: Step, size: int) -> dict[str, Any]:
         """What nobody gave; that of the checkpoint where there is one."""
         settings = self.settings
         if found := saved_choices(settings.checkpoint):
@@ -123,7 +128,7 @@ class Loop:
         if settings.lr is None and self.judge and self.world.size == 1:
             parts = (settings.optimizer, settings.weight_decay, self.where, self.dtype)
             trial = RangeTest(step, self.judge.loss, *parts)
-        chosen = choose(self.model, self.loader, settings, trial).to_dict()
+        chosen = choose(self.model, self.loader, size, settings, trial).to_dict()
         return chosen | {"held_out": sum(b.size for b in self.judge.held)}
 
     def _autocast(self) -> torch.autocast:
