@@ -52,7 +52,7 @@ def _export(data, folder):
 
 VERBS = {
     "fit": lambda data, folder: mb.fit(model(), data, lr=0.01),
-    "fit, steps": lambda data, folder: mb.fit(model(), data, steps=6, checkpoint=folder),
+    "fit, steps": lambda data, folder: mb.fit(model(), data, steps=6, lr=0.01, checkpoint=folder),
     "fit, sparser": lambda data, folder: mb.fit(
         model(), data, lr=0.01, sparsify={"sparsity": 0.5, "criterion": "taylor", "data": data}
     ),
