@@ -236,7 +236,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
         "batches": 2,
         "align": 1,
         "steps": 2,
-        "train": {"epochs": 1},
+        "train": {"epochs": 1, "lr": 1e-3},
     }
     expected = prune(model, x, **options)
 
