@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from mirabelle.runtimes.artifact import Artifact
     from mirabelle.sparsity.api import sparsify
     from mirabelle.store import load, save
-    from mirabelle.training.loop import fit
+    from mirabelle.training.api import fit
     from mirabelle.verification.api import Verification, verify
 
 _HOME = {
     "distill": "distillation.api",
     "explain": "channels.explain",
     "export": "exporter",
-    "fit": "training.loop",
+    "fit": "training.api",
     "load": "store",
     "measure": "measurement.api",
     "picture": "report.picture",

@@ -112,11 +112,11 @@ def test_old_weight_norm_is_copied():
 def test_numbers_that_are_not_finite_are_named(value):
     x = torch.zeros(4, 3)
     x[2, 1] = value
-    with pytest.raises(InputError, match=r"the batch holds 1 of 12 .* the first at \[2, 1\]"):
+    with pytest.raises(InputError, match=r"input 0 of the batch is .* at index \[2, 1\], one of 1"):
         as_batch(x)
-    with pytest.raises(InputError, match=r"the target of the batch holds 1 of 12"):
+    with pytest.raises(InputError, match=r"the target of the batch is .* \[2, 1\]"):
         as_batch((torch.zeros(4, 3), x))
-    with pytest.raises(InputError, match=r"the batch\['mask'\] holds 1 of 12"):
+    with pytest.raises(InputError, match=r"input 'mask' of the batch is"):
         as_batch({"mask": x.numpy()})
 
 
@@ -124,7 +124,7 @@ def test_numbers_that_are_not_finite_are_named(value):
 def test_every_verb_names_the_batch(verb):
     data = _data()
     data[1][0][3, 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match=r"batch 1 of .* at \[3, 0, 0, 0\]"):
+    with pytest.raises(InputError, match=r"batch 1 of .* at index \[3, 0, 0, 0\]"):
         VERBS[verb](Writes(), data)
 
 

@@ -5,6 +5,7 @@ from a damaged or a stranger's file.
 import copy
 import sys
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.distillation.api import run
 from mirabelle.distillation.cache import Cache
-from mirabelle.distillation.outputs import Encoding, Index, fingerprints, read_segment
+from mirabelle.distillation.outputs import (
+    Encoding,
+    Index,
+    fingerprints,
+    read_segment,
+    write_segment,
+)
 from tests.tiny import Noisy, model, teacher
 
 
@@ -42,16 +49,16 @@ class Counting(nn.Module):
         super().__init__()
         self.net = net or teacher()
         self.asked: list[int] = []
-        self.stops = stops
+        self.stops = [stops]  # a list: what interrupts is no part of the teacher
 
     def forward(self, x):
         self.asked.append(len(x))
-        if self.stops and len(self.asked) > 6:
+        if self.stops[0] and len(self.asked) > 6:
             raise StopError
         return self.net(x)
 
     def __deepcopy__(self, memo):
-        new = Counting(copy.deepcopy(self.net, memo), self.stops)
+        new = Counting(copy.deepcopy(self.net, memo), self.stops[0])
         new.asked = self.asked
         return new
 
@@ -190,21 +197,21 @@ def test_a_teacher_in_lower_precision_is_recognised(tmp_path):
 
 
 class Scaled(nn.Module):
-    """Says something else when its code changes, which neither weights nor structure show."""
+    """Says something else by what nothing shows but its outputs: a list may be a mere log."""
 
-    factor = 1.0
+    factor: ClassVar = [1.0]
 
     def __init__(self):
         super().__init__()
         self.net = teacher()
 
     def forward(self, x):
-        return Scaled.factor * self.net(x)
+        return Scaled.factor[0] * self.net(x)
 
 
 def test_changed_code_is_found(tmp_path, monkeypatch):
     run(model(), Scaled(), loader(), cache=tmp_path, **OPTIONS)
-    monkeypatch.setattr(Scaled, "factor", 3.0)
+    monkeypatch.setattr(Scaled, "factor", [3.0])
     plain = run(model(), Scaled(), loader(), **OPTIONS)
     with pytest.warns(UserWarning, match="no longer says"):
         cached = run(model(), Scaled(), loader(), cache=tmp_path, **OPTIONS)
@@ -336,3 +343,95 @@ def test_two_processes_share_a_folder_and_small_files_make_one_answer(tmp_path, 
     assert asked == [2, 3, 1, 1], "only what the other had not asked"
     assert (two.hits, two.misses) == (3, 1)
     assert torch.equal(two(as_batch(x[[5, 0]])), x[[5, 0]] * 10) and len(asked) == 4
+
+
+class LaterNaN(nn.Module):
+    """Says NaN of one batch until told better."""
+
+    sound: ClassVar = [False]
+
+    def __init__(self):
+        super().__init__()
+        self.net = teacher()
+
+    def forward(self, x):
+        out = self.net(x)
+        return out if self.sound[0] or float(x.mean()) < 1.5 else out * float("nan")
+
+
+def brightening() -> list:
+    return [
+        torch.full((4, 1, 8, 8), float(i)) + 0.1 * torch.arange(4.0).reshape(4, 1, 1, 1)
+        for i in range(3)
+    ]
+
+
+def test_a_teachers_nan_leaves_a_cache_that_serves(tmp_path, monkeypatch):
+    options = {"losses": {"kd": 1.0}, "lr": 0.01, "precision": "float32"}
+    with pytest.raises(MirabelleError, match=r"12 of 12 outputs of teacher 0 are NaN.*batch 2"):
+        run(model(), LaterNaN(), brightening(), cache=tmp_path, **options)
+    (file,) = segments(tmp_path)
+    kept = read_segment(file)
+    assert len(kept.keys) == len(kept.arrays["values"]) == 8, "the batches before it"
+    monkeypatch.setattr(LaterNaN, "sound", [True])
+    asks = run(model(), LaterNaN(), brightening(), cache=tmp_path, **options)
+    plain = run(model(), LaterNaN(), brightening(), **options)
+    assert same(asks.model, plain.model)
+
+
+def test_keys_without_rows_are_a_damaged_file(tmp_path):
+    """Such files were written, with a checksum that was right."""
+    path = tmp_path / "x" / "a.safetensors"
+    keys = np.arange(8, dtype=np.int64).reshape(4, 2)
+    for arrays in (
+        {"values": torch.zeros(3, 2)},
+        {"values": torch.zeros(4, 3)},
+        {"values": torch.full((4, 2), float("nan"))},
+        {"rows": torch.zeros(4, 2)},
+    ):
+        write_segment(path, keys, arrays, Encoding(), (2,))
+        with pytest.raises(InputError, match="not a whole file"):
+            read_segment(path)
+    write_segment(path, keys, {"values": torch.zeros(4, 2)}, Encoding(), (2,))
+    assert len(read_segment(path).keys) == 4
+
+
+def test_a_teacher_of_too_few_rows_is_refused(tmp_path):
+    class Means(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).mean(0, keepdim=True)
+
+    cache = Cache(
+        tmp_path, lambda b, p: Means()(b.args[0]), {"t": 1}, Encoding(), torch.device("cpu")
+    )
+    with pytest.raises(InputError, match="1 rows for 4 samples"):
+        cache(as_batch(torch.randn(4, 3)))
+
+
+class Thirds(nn.Module):
+    """Differs from batch to batch by a constant of its class."""
+
+    high = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.net = teacher()
+
+    def forward(self, x):
+        out = self.net(x)
+        return out * self.high if float(x.mean()) > 1.5 else out
+
+
+def test_code_that_changed_only_for_later_batches_is_found(tmp_path, monkeypatch):
+    options = {"losses": {"kd": 1.0}, "lr": 0.01, "precision": "float32", "cache": tmp_path}
+    old = run(model(), Thirds(), brightening(), **options)
+
+    def forward(self, x):
+        out = self.net(x)
+        return out * 5.0 if float(x.mean()) > 1.5 else out
+
+    monkeypatch.setattr(Thirds, "forward", forward)
+    new = run(model(), Thirds(), brightening(), **options)
+    assert not same(new.model, old.model)
+    plain = run(model(), Thirds(), brightening(), **{**options, "cache": None})
+    assert same(new.model, plain.model)

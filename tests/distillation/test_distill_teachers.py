@@ -170,7 +170,7 @@ def test_saved_outputs_are_the_teacher(tmp_path):
     )
     for x, y in zip(a.history, b.history, strict=True):
         assert x["kd"] == pytest.approx(y["kd"], rel=1e-3)
-    with pytest.raises(InputError, match=r"no outputs for 2 of 2 inputs.*augmentation"):
+    with pytest.raises(InputError, match=r"no outputs for 6 of 6 inputs.*augmentation"):
         mb.distill(model(), path, [x + 1 for x in data])
 
 
@@ -267,3 +267,11 @@ def test_endless_data_with_a_number_of_steps():
     for views in (0, 1.5, True):
         with pytest.raises(InputError, match="views is"):
             mb.distill(model(), teacher(), images(), views=views)
+
+
+def test_saved_outputs_of_augmented_data_without_a_rate(tmp_path):
+    """Nothing is held back: other samples would draw another augmentation than was saved."""
+    data = DataLoader(Noisy(32), batch_size=8, shuffle=True)
+    path = save_outputs(tmp_path / "t.safetensors", data, teacher(), views=2)
+    found = run(model(), path, data, views=2, epochs=2)
+    assert found.choices["held_out"] == 0 and len(found.history) == 2

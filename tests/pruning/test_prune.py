@@ -236,7 +236,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
         "batches": 2,
         "align": 1,
         "steps": 2,
-        "train": {"epochs": 1},
+        "train": {"epochs": 1, "lr": 1e-3},
     }
     expected = prune(model, x, **options)
 
@@ -270,5 +270,5 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
     assert (tmp_path / "step2-trained.safetensors").is_file()
     for k, v in expected.state_dict().items():
         assert torch.equal(v, found.state_dict()[k]), k
-    with pytest.raises(InputError, match="of another network or of other settings"):
+    with pytest.raises(InputError, match="belongs to another run, which differs in"):
         prune(model, x, **{**options, "macs": 0.5}, checkpoint=tmp_path)

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 
 from mirabelle.base.errors import InputError
+
+MOST_BATCHES = 10**6  # of an epoch whose loader does not say how long it is
 
 
 class Batch(NamedTuple):
@@ -102,37 +105,25 @@ def _tensor(value: Any, place: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return _of_array(value, place)
+        return from_array(value, place)
     raise InputError(
         f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of "
         "them, or (inputs, target)"
     )
 
 
-def _of_array(value: np.ndarray, place: str) -> torch.Tensor:
-    """The same memory where torch can read it, else a copy: another machine's byte order, negative
-    strides and memory that nobody may write to are only NumPy's.
+def from_array(values: np.ndarray, place: str = "the array") -> torch.Tensor:
+    """A tensor of the same numbers; of the same memory where torch can read it: not where it is
+    read only, goes backwards, or is of the other byte order.
     """
-    if value.dtype.kind not in "biufc":
-        raise InputError(f"{place} is an array of {value.dtype}; expected numbers, such as float32")
-    native = value.astype(value.dtype.newbyteorder("="), copy=False)
-    plain = native.flags.writeable and all(s >= 0 for s in native.strides)
-    return torch.from_numpy(native if plain else native.copy())
-
-
-def _finite(value: Any, place: str) -> None:
-    """`InputError` names the first number that is NaN or infinite."""
-    if not isinstance(value, torch.Tensor) or value.is_meta:
-        return
-    if not (value.is_floating_point() or value.is_complex()):
-        return
-    wrong = ~torch.isfinite(value)
-    if bool(wrong.any()):
-        index = ", ".join(str(int(i)) for i in wrong.nonzero()[0])
+    if values.dtype.kind not in "biufc":
         raise InputError(
-            f"{place} holds {int(wrong.sum())} of {value.numel()} values that are NaN or infinite, "
-            f"the first at [{index}]; leave such samples out or repair them"
+            f"{place} is an array of {values.dtype}; expected numbers, such as float32"
         )
+    native = values.dtype.newbyteorder("=")
+    if values.dtype != native or min(values.strides, default=0) < 0 or not values.flags.writeable:
+        values = np.array(values, native)
+    return torch.from_numpy(values)
 
 
 def as_batch(item: Any, place: str = "the batch") -> Batch:
@@ -153,7 +144,7 @@ def as_batch(item: Any, place: str = "the batch") -> Batch:
                 "the pair (inputs, target)"
             )
     if isinstance(target, np.ndarray):
-        target = _of_array(target, f"the target of {place}")
+        target = from_array(target, f"the target of {place}")
     if isinstance(item, Mapping):
         return _filled(
             Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
@@ -176,12 +167,7 @@ def _filled(batch: Batch, place: str) -> Batch:
             f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the "
             "first input that has one counts them"
         )
-    for i, tensor in enumerate(batch.args):
-        _finite(tensor, place if len(batch.args) == 1 else f"input {i} of {place}")
-    for name, tensor in batch.kwargs.items():
-        _finite(tensor, f"{place}[{name!r}]")
-    _finite(batch.target, f"the target of {place}")
-    return batch
+    return check_finite(batch, place)
 
 
 def batches(
@@ -211,6 +197,69 @@ def batches(
             f"{what} yielded no batch; give a loader that can be iterated again, not an "
             "exhausted iterator"
         )
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader says it has; None where it has no length, or cannot say it, as a
+    `DataLoader` over a stream.
+    """
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def counted(loader: Iterable, limit: int | None = None) -> int:
+    """How many batches a loader gives, counted where it does not say: at most `limit`.
+
+    Raises `InputError` for one that does not end.
+    """
+    length = length_of(loader)
+    if length is None:
+        length = sum(1 for _ in islice(iter(loader), MOST_BATCHES if limit is None else limit))
+        if limit is None and length == MOST_BATCHES:
+            raise InputError(
+                f"the loader has no length and does not end within {length} batches; say with "
+                "steps= how many to take"
+            )
+    return length
+
+
+def check_finite(batch: Batch, place: str, squares: bool = False) -> Batch:
+    """The batch itself. `InputError` names the first input or target that is NaN or infinite.
+
+    squares: or so large that its square is no number: statistics of it would be infinite.
+    """
+    named = [(f"input {i}", t) for i, t in enumerate(batch.args)]
+    named += [(f"input {k!r}", t) for k, t in batch.kwargs.items()]
+    if isinstance(batch.target, torch.Tensor):
+        named.append(("the target", batch.target))
+    for name, tensor in named:
+        if tensor.is_meta or not tensor.numel():
+            continue
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        low, high = (float(v) for v in torch.aminmax(values.detach()))
+        most = _largest(values.dtype, squares)
+        if -most <= low and high <= most:
+            continue
+        wrong = ~(values.abs() <= most)
+        index = [int(i) for i in wrong.nonzero()[0]]
+        raise InputError(
+            f"{name} of {place} is {float(values[tuple(index)]):g} at index {index}, one of "
+            f"{int(wrong.sum())} such values of {values.numel()}: they must be finite"
+            f"{f' and at most {most:.2g}' if squares else ''}; repair or leave out such samples"
+        )
+    return batch
+
+
+def _largest(dtype: torch.dtype, squares: bool) -> float:
+    """The largest number, or the largest whose square, summed a hundred times, is still one;
+    float16 is too narrow for that, and all its numbers are taken.
+    """
+    most = torch.finfo(dtype).max
+    return 0.1 * most**0.5 if squares and dtype is not torch.float16 else most
 
 
 def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[Batch]:
@@ -251,6 +300,74 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def generators_of(*loaders: Any) -> list[torch.Generator]:
+    """The generators of their own that loaders, their samplers and batch samplers have."""
+    found: dict[int, torch.Generator] = {}
+    for loader in loaders:
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        for owner in (
+            loader,
+            getattr(loader, "sampler", None),
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        ):
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                found[id(generator)] = generator
+    return list(found.values())
+
+
+def seed_epoch(loader: Any, seed: int) -> None:
+    """Seeds everything that an epoch draws from, the generator that a `DataLoader` may have of its
+    own too: a resumed run cannot ask it where it stood.
+    """
+    seed %= 2**63
+    seed_everything(seed)
+    for generator in generators_of(loader):
+        generator.manual_seed(seed)
+
+
+class Generators:
+    """The states of Python's, NumPy's and torch's generators, and of those of `loaders`.
+
+    devices: those of CUDA devices too, where CUDA is in use.
+    """
+
+    def __init__(self, *loaders: Any, devices: bool = True):
+        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        on_devices = devices and torch.cuda.is_initialized()
+        self.cuda = torch.cuda.get_rng_state_all() if on_devices else []
+        self.own = [(g, g.get_state()) for g in generators_of(*loaders)]
+
+    def restore(self) -> None:
+        random.setstate(self.states[0])
+        np.random.set_state(self.states[1])
+        torch.set_rng_state(self.states[2])
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        for generator, state in self.own:
+            generator.set_state(state)
+
+
+@contextmanager
+def preserved(*loaders: Any) -> Iterator[None]:
+    """Behind this block every generator is as it was, those of `loaders` too."""
+    before = Generators(*loaders)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
+def seeded(seed: int, *loaders: Any) -> Iterator[None]:
+    """Inside, Python, NumPy and torch draw from `seed`; behind it they are as they were, and so
+    are the generators of `loaders`.
+    """
+    with preserved(*loaders):
+        seed_everything(seed)
+        yield
 
 
 def cache_folder() -> Path:

@@ -50,6 +50,12 @@ class Bar:
         self._progress.update(self._task, note=text)
 
 
+def say(text: str) -> None:
+    """A line for who watches, above the bars."""
+    if not _silent and console.is_terminal:
+        console.print(text, markup=False, highlight=False)
+
+
 @contextmanager
 def bar(description: str, total: float | None, show: bool = True) -> Iterator[Bar]:
     """A bar over `total` steps (None: unknown). It vanishes when done; results are said

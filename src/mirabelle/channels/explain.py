@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mirabelle.base.data import example_inputs
+from mirabelle.base.data import example_inputs, preserved
 from mirabelle.base.errors import CaptureError
 from mirabelle.base.terminal import plain, width
 from mirabelle.channels.groups import Coupling, analyse
@@ -91,6 +91,7 @@ class Explanation:
         return out.getvalue()
 
 
+@preserved()
 def explain(model: nn.Module, x: Any, keep: Any = ()) -> Explanation:
     """The channel groups of `model`, and what cannot be pruned and why. x: example inputs.
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
-from mirabelle.base.data import Batch, batches, device_of, seed_everything
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.data import Batch, batches, check_finite, device_of, seed_everything
+from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, declared, options_of
-from mirabelle.distillation.cache import Cache
+from mirabelle.base.progress import say
+from mirabelle.distillation.cache import Cache, Remembering
+from mirabelle.distillation.checks import check_cache, check_losses, default_ensemble, parts_of
+from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
-from mirabelle.distillation.features import FEATURE_LOSSES
-from mirabelle.distillation.losses import LOSSES, SOFTMAX
-from mirabelle.distillation.objective import HEAD, OTHERS, Distillation
-from mirabelle.distillation.outputs import PRECISIONS, Encoding, fingerprints, write_segment
+from mirabelle.distillation.objective import Distillation
+from mirabelle.distillation.outputs import PRECISIONS, Encoding
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 from mirabelle.fitting.gradients import LOSSES as LABEL_LOSSES
-from mirabelle.training.loop import Trained, autocast_type, train, with_loss
+from mirabelle.training.api import train, with_loss
+from mirabelle.training.loop import Trained
+from mirabelle.training.plan import autocast_type
 
 Teacher = nn.Module | str | Path
 
@@ -40,16 +41,6 @@ def _together(options: Mapping[str, Any]) -> None:
     check_cache(parts, options["cache"], options["cache_precision"], options["cache_top"])
 
 
-def parts_of(
-    losses: Mapping[str, float] | None, features: Mapping[str, str] | None
-) -> dict[str, float]:
-    """The losses that count, with their weights."""
-    parts = dict(losses or {"dist": 1.0})
-    if features and not set(FEATURE_LOSSES) & set(parts):
-        parts["features"] = 1.0
-    return parts
-
-
 @declared(_together, rest=train)
 def distill(
     student: nn.Module,
@@ -59,7 +50,7 @@ def distill(
     losses: Annotated[
         Mapping[str, float] | None,
         Expected("weights of at least 0 by name, such as {dist: 1.0}"),
-        Doc("weights by name; None is {dist: 1.0}"),
+        Doc("weights by name; None is chosen by a look at the first batch"),
     ] = None,
     temperature: Annotated[float, Gt(0), Doc("of the softmax")] = 1.0,
     features: Annotated[
@@ -161,243 +152,106 @@ def run(
 ) -> Trained:
     """`distill` with its history."""
     lesson = Lesson.of(options)
-    parts, head, label_loss = lesson.parts, lesson.head, lesson.label_loss
-    options = {k: v for k, v in options.items() if k in options_of(train)}
     student = check_network(student, "student")
-    if head is not None:
-        check_network(head, "head")
-    if isinstance(
-        options.get("sparsify"), Mapping
-    ):  # it reads between the steps, where `Views` would lose its place
-        options = with_loss(
-            {**options, "sparsify": {"data": data, **options["sparsify"]}},
-            resolve(label_loss, LABEL_LOSSES, "label loss"),
-        )
-    seed, steps, accumulate = (
-        options.get("seed", 0),
-        options.get("steps"),
-        options.get("accumulate", 1),
-    )
-    loader = Views(data, seed, lesson.views, None if steps is None else steps * accumulate)
-    device = torch.device(options.get("device") or device_of(student))
+    if lesson.head is not None:
+        check_network(lesson.head, "head")
+    options_given, options = options, _for_training(options, lesson, data, _is_saved(teacher))
+    seed, steps = options.get("seed", 0), options.get("steps")
+    limit = None if steps is None else steps * (options.get("accumulate") or 1)
+    loader = Views(data, seed, lesson.views, limit)
     seed_everything(seed)  # projections start at random
     teachers = Teachers(
         teacher,
-        device,
-        ensemble=lesson.ensemble or default_ensemble(parts),
+        torch.device(options.get("device") or device_of(student)),
+        ensemble=lesson.ensemble or default_ensemble(lesson.parts),
         weights=lesson.weights,
         temperatures=lesson.teacher_temperatures,
         seed=seed,
     )
     first = next(batches(loader, what="the training loader"))
-    for name in ("labels", "head_labels"):
-        if parts.get(name) and first.target is None:
-            raise InputError(f"losses has {name!r}, but the training loader yields no targets")
-    hard: Callable | None = (
-        resolve(label_loss, LABEL_LOSSES, "label loss")
-        if {"labels", "head_labels"} & set(parts)
-        else None
-    )
-    objective = Distillation(
-        student, teachers, first, parts, lesson.temperature, lesson.features, hard, head
-    )
+    check_finite(first, "batch 0 of the training loader", squares=True)
+    lesson, why = _with_losses(lesson, options_given, student, teachers, first)
+    objective = _objective(student, teachers, first, lesson)
     objective.position = lambda: loader.position
-    kept = (
-        _cached(objective, teachers, first, loader, lesson, options)
-        if lesson.cache is not None
-        else None
-    )
-    extra = (
-        objective.extra
-        if any(True for _ in objective.extra.parameters()) or objective.extra.hints is not None
-        else None
-    )
+    kept = None
+    if lesson.cache is not None:
+        kept = _cache(teachers, first, lesson, options.get("precision", "auto"))
+        objective.teach = Remembering(kept, loader)
     try:
-        return train(
-            student, loader, objective, extra=extra, **{"progress": "distilling", **options}
+        trained = train(
+            student,
+            loader,
+            objective,
+            extra=objective.extra if objective.extra.used else None,
+            **{"progress": "distilling", **options},
         )
+        return replace(trained, choices={"losses": lesson.parts, **why, **trained.choices})
     finally:
         objective.close()
         if kept is not None:
             kept.flush()
 
 
-def _cached(
-    objective: Distillation,
-    teachers: Teachers,
-    first: Batch,
-    loader: Views,
-    lesson: Lesson,
-    options: Mapping[str, Any],
-) -> Cache:
-    """Puts a cache between the objective and the teachers."""
+def _is_saved(teacher: Any) -> bool:
+    """Whether one of the teachers is a file of saved outputs."""
+    given = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    return any(isinstance(t, (str, Path)) and Path(t).suffix == ".safetensors" for t in given)
+
+
+def _for_training(
+    options: Mapping[str, Any], lesson: Lesson, data: Iterable, saved: bool
+) -> dict[str, Any]:
+    """Those of `train`. saved: the teacher is a file of saved outputs."""
+    own = {k: v for k, v in options.items() if k in options_of(train)}
+    if saved and type(data) is not list:
+        own.setdefault("holdout", 0.0)  # else other samples draw the augmentation that was saved
+    if not isinstance(own.get("sparsify"), Mapping):
+        return own
+    # It reads between the steps, where `Views` would lose its place.
+    own["sparsify"] = {"data": data, **own["sparsify"]}
+    return with_loss(own, resolve(lesson.label_loss, LABEL_LOSSES, "label loss"))
+
+
+def _with_losses(
+    lesson: Lesson, given: Mapping[str, Any], student: nn.Module, teachers: Teachers, first: Batch
+) -> tuple[Lesson, dict[str, str]]:
+    """The lesson with the losses that suit what it is about, where none are given; and why. What
+    is chosen is said.
+    """
+    several = len(teachers.networks) > 1
+    if given.get("losses") is not None or lesson.head or lesson.cache_top or several:
+        return lesson, {}
+    parts, why = choose_losses(student, teachers, first)
+    say(f"distilling: losses {parts} ({why})")
+    return replace(lesson, parts=parts_of(parts, lesson.features)), {"why of losses": why}
+
+
+def _objective(
+    student: nn.Module, teachers: Teachers, first: Batch, lesson: Lesson
+) -> Distillation:
+    parts, hard = lesson.parts, None
+    for name in ("labels", "head_labels"):
+        if parts.get(name) and first.target is None:
+            raise InputError(f"losses has {name!r}, but the training loader yields no targets")
+    if {"labels", "head_labels"} & set(parts):
+        hard = resolve(lesson.label_loss, LABEL_LOSSES, "label loss")
+    return Distillation(
+        student, teachers, first, parts, lesson.temperature, lesson.features, hard, lesson.head
+    )
+
+
+def _cache(teachers: Teachers, first: Batch, lesson: Lesson, precision: str) -> Cache:
+    """A cache of what the teachers say, compared with them on the first batch."""
     assert lesson.cache is not None
-    dtype = autocast_type(
-        options.get("precision", "auto"), teachers.device
-    )  # the teachers run in it too
+    device = teachers.device
+    dtype = autocast_type(precision, device)  # the teachers run in it too
     kept = Cache(
         lesson.cache,
         teachers,
         {**teachers.identity, "precision of teachers": str(dtype)},
         Encoding(lesson.cache_precision, lesson.cache_top),
-        teachers.device,
+        device,
     )
-    with torch.autocast(teachers.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        kept.check(first.to(teachers.device))
-    warned = begun = False
-
-    def teach(batch: Batch, position: tuple[int, int]) -> torch.Tensor:
-        nonlocal warned, begun
-        begun |= position == (0, 0)  # a run that was resumed later has not asked in epoch 0
-        taught = kept(batch, position)
-        if begun and loader.epoch == (loader.views or 1) and not kept.hits and not warned:
-            warned = True
-            remedy = (
-                "set views= to the number of epochs after which the data may repeat"
-                if loader.views is None
-                else (
-                    "draw augmentation from torch's, NumPy's or Python's generator, or from the "
-                    "DataLoader's own"
-                )
-            )
-            warnings.warn(
-                f"no input has come back by epoch {loader.epoch}, so the cache saves nothing: "
-                f"the data differs each time; {remedy}",
-                stacklevel=2,
-            )
-        return taught
-
-    objective.teach = teach
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        kept.check(first.to(device))
     return kept
-
-
-def default_ensemble(losses: Iterable[str]) -> str:
-    """The mixture that fits what the losses read."""
-    names = set(losses)
-    if names & SOFTMAX:
-        return "probabilities"
-    return "binary" if "binary_kd" in names else "logits"
-
-
-def check_losses(
-    losses: Mapping[str, float], features: Mapping[str, str] | None, head: bool = False
-) -> None:
-    """`InputError` for losses that do not exist or cannot be weighed; needs no network."""
-    for name, weight in losses.items():
-        if name not in LOSSES and name not in OTHERS and ":" not in str(name):
-            raise InputError(f"losses has {name!r}{did_you_mean(str(name), [*LOSSES, *OTHERS])}")
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, (int, float))
-            or not 0 <= weight < float("inf")
-        ):
-            raise InputError(f"losses[{name!r}] is {weight!r}; expected a weight of at least 0")
-    if not any(losses.values()):
-        raise InputError("all losses have weight 0; there is nothing to learn")
-    for name in FEATURE_LOSSES:
-        if name in losses and not features:
-            raise InputError(
-                f"losses has {name!r}; say which with features={{'student layer': 'teacher layer'}}"
-            )
-    for name in HEAD:
-        if name in losses and not head:
-            raise InputError(
-                f"losses has {name!r}; give the teacher's classifier of embeddings with head="
-            )
-    if head and not set(HEAD) & set(losses):
-        raise InputError(
-            "head is given and no loss reads it; add 'head' or 'head_labels' to losses"
-        )
-
-
-def check_cache(
-    losses: Mapping[str, float], cache: str | Path | None, precision: str, top: int | None
-) -> None:
-    """`InputError` for a cache that could not serve these losses; needs no network."""
-    if cache is None:
-        if top is not None or precision != "float32":
-            raise InputError(
-                "cache_top and cache_precision say how a cache keeps outputs; name its folder "
-                "with cache="
-            )
-        return
-    if Path(cache).exists() and not Path(cache).is_dir():
-        raise InputError(f"cache is {str(cache)!r}, which is a file; expected a folder")
-    if layers := [n for n in FEATURE_LOSSES if losses.get(n)]:
-        raise InputError(
-            f"cache keeps the teachers' outputs, and the loss {layers[0]!r} needs their layers; "
-            "drop one of the two"
-        )
-    if top is not None and (
-        other := [n for n in losses if n not in ("kd", "dist", "decoupled_kd", "labels")]
-    ):
-        raise InputError(
-            f"cache_top keeps the largest probabilities of a softmax, and the loss {other[0]!r} "
-            "reads more than these; leave cache_top out"
-        )
-
-
-def save_outputs(
-    path: str | Path,
-    data: Iterable,
-    teacher: Any,
-    *,
-    ensemble: str = "probabilities",
-    weights: Sequence[float] | None = None,
-    precision: str = "float32",
-    seed: int = 0,
-    views: int = 1,
-) -> Path:
-    """Writes what a teacher says of `data` into one file, which `distill` then takes for a teacher.
-
-    path: ends in .safetensors. teacher: what `distill` takes, or an array (N, ...) of outputs from
-    elsewhere, in the order of `data`, which then must not be shuffled.
-    views: so many epochs of the data, with the order and augmentation that `distill(seed=, views=)`
-    will show. The outputs are all held in memory.
-    Raises `InputError` where the array has more or fewer rows than the data has samples.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} does not end in .safetensors")
-    encoding = Encoding(precision)
-    encoding.check()
-    given: torch.Tensor | None = None
-    teachers: Teachers | None = None
-    if isinstance(teacher, (np.ndarray, torch.Tensor)):
-        given = torch.as_tensor(teacher)
-    else:
-        device = device_of(teacher) if isinstance(teacher, nn.Module) else torch.device("cpu")
-        teachers = Teachers(teacher, device, ensemble=ensemble, weights=weights, seed=seed)
-    loader = Views(data, seed, views)
-    found: dict[tuple[int, int], torch.Tensor] = {}
-    for epoch in range(views):
-        loader.set_epoch(epoch)
-        row = 0
-        for batch in batches(loader, what="the data"):
-            if teachers is not None:
-                outputs = teachers(batch, loader.position)
-            else:
-                assert given is not None
-                outputs = given[row : row + batch.size]
-                if len(outputs) < batch.size:
-                    raise InputError(
-                        f"the outputs have {len(given)} rows, and the data has more samples; "
-                        "expected one row for each, in their order"
-                    )
-            row += batch.size
-            for key, output in zip(fingerprints(batch).tolist(), outputs.detach().float().cpu()):
-                found.setdefault((key[0], key[1]), output)
-        if given is not None and row < len(given):
-            raise InputError(
-                f"the outputs have {len(given)} rows, and the data has {row} samples; expected "
-                "one row for each, in their order"
-            )
-    stacked = torch.stack(list(found.values()))
-    write_segment(
-        path,
-        np.array(list(found), np.int64),
-        encoding.encode(stacked),
-        encoding,
-        tuple(stacked.shape[1:]),
-    )
-    return path

@@ -20,14 +20,9 @@ import torch
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, write_json
-from mirabelle.distillation.outputs import (
-    Encoding,
-    Index,
-    Segment,
-    fingerprints,
-    read_segment,
-    write_segment,
-)
+from mirabelle.base.fingerprints import fingerprints
+from mirabelle.distillation.outputs import Encoding, Index, Segment, read_segment, write_segment
+from mirabelle.distillation.views import Views
 
 Teach = Callable[[Batch, tuple[int, int]], torch.Tensor]
 BYTES, SECONDS = (
@@ -36,6 +31,39 @@ BYTES, SECONDS = (
 )  # new outputs are written as a segment when they are so large, or so old
 LOOK_AGAIN = 2.0  # seconds between two looks for what other processes have written
 _SHIFT = 32  # a place is the segment's number and the row
+
+
+class Remembering:
+    """The cache as a distillation asks it, which warns once where it saves nothing. views: the
+    data, which says how often it comes back.
+    """
+
+    def __init__(self, cache: Cache, views: Views):
+        self.cache, self.views = cache, views
+        self._warned = self._begun = self._useful = False
+
+    def __call__(self, batch: Batch, position: tuple[int, int]) -> torch.Tensor:
+        views = self.views
+        self._begun |= position == (0, 0)  # a run that was resumed later has not asked in epoch 0
+        hits = self.cache.hits
+        taught = self.cache(batch, position)
+        # Epoch 0 may be read several times, to try learning rates out.
+        self._useful |= views.epoch > 0 and self.cache.hits > hits
+        useless = views.epoch == (views.views or 1) and not self._useful
+        if self._begun and useless and not self._warned:
+            self._warned = True
+            remedy = (
+                "set views= to the number of epochs after which the data may repeat"
+                if views.views is None
+                else "draw augmentation from torch's, NumPy's or Python's generator, or from the "
+                "DataLoader's own"
+            )
+            warnings.warn(
+                f"no input has come back by epoch {views.epoch}, so the cache saves nothing: "
+                f"the data differs each time; {remedy}",
+                stacklevel=2,
+            )
+        return taught
 
 
 class Cache:
@@ -135,13 +163,20 @@ class Cache:
         return places
 
     def _keep(self, keys: np.ndarray, outputs: torch.Tensor) -> None:
-        self._shape = tuple(outputs.shape[1:])
-        rows = []
+        if len(outputs) != len(keys):
+            raise InputError(
+                f"the teacher gives {len(outputs)} rows for {len(keys)} samples; it must give one "
+                "for each"
+            )
+        new: dict[tuple[int, int], int] = {}
         for i, (first, second) in enumerate(keys.tolist()):
             if (first, second) not in self._fresh:  # a sample may be in a batch twice
-                self._fresh[first, second] = len(self._fresh)
-                rows.append(i)
-        encoded = self.encoding.encode(outputs[rows])
+                new.setdefault((first, second), i)
+        encoded = self.encoding.encode(outputs[list(new.values())])
+        # Only now, as outputs that cannot be kept raise: keys without rows would be lies.
+        self._shape = tuple(outputs.shape[1:])
+        known = len(self._fresh)
+        self._fresh |= {key: known + i for i, key in enumerate(new)}
         self._rows.append(encoded)
         self._bytes += sum(v.nbytes for v in encoded.values())
 

@@ -109,7 +109,7 @@ def decoupled_kd(
         raise InputError("decoupled_kd needs at least two classes, got one; use binary_kd")
     chosen = t.argmax(1)
     if target is not None and not target.is_floating_point() and target.numel() == len(s):
-        given = target.reshape(-1).to(chosen.device)
+        given = target.reshape(-1).to(chosen.device, torch.int64)
         chosen = torch.where((given >= 0) & (given < classes), given, chosen)
     others = F.one_hot(chosen, classes) == 0
     log_p, log_q = F.log_softmax(s, 1), F.log_softmax(t, 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from mirabelle.base.checks import check_runs
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
+from mirabelle.base.identity import function_identity, network_identity
 from mirabelle.base.names import resolve
 from mirabelle.distillation.features import FEATURE_LOSSES, FEATURES_ACROSS_SAMPLES, Hints, Taps
 from mirabelle.distillation.losses import (
@@ -43,6 +45,11 @@ class Extra(nn.Module):
         self.outputs = nn.ModuleDict(
             {name: nn.Linear(a, b, bias=False) for name, (a, b) in widths.items()}
         )
+
+    @property
+    def used(self) -> bool:
+        """Whether there is anything in it."""
+        return self.hints is not None or any(True for _ in self.parameters())
 
     def project(self, name: str, output: torch.Tensor) -> torch.Tensor:
         return self.outputs[name](output.float().flatten(1)) if name in self.outputs else output
@@ -75,6 +82,8 @@ class Distillation:
             if head is not None
             else None
         )
+        self.teachers = teachers
+        self._scored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.teach: Teach = teachers
         self.position: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.needs_teacher = bool(set(self.weights) - {"labels", "head_labels"})
@@ -84,6 +93,21 @@ class Distillation:
         self.extra = Extra(hints, self._check_outputs(student, teachers, few))
         self.extra.to(teachers.device)
         self._check_values(student, teachers, few, first)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this lesson from others, for checkpoints, as JSON."""
+        return {
+            "losses": {n: [w, self._source(n)] for n, w in self.weights.items()},
+            "temperature": self.temperature,
+            "features": self.features,
+            "label loss": function_identity(self.hard),
+            "head": None if self.head is None else network_identity(self.head),
+            "teacher": self.teachers.identity,
+        }
+
+    def _source(self, name: str) -> Any:
+        return None if name in LOSSES else function_identity(self.functions.get(name))
 
     def close(self) -> None:
         if self.theirs is not None:
@@ -225,8 +249,21 @@ class Distillation:
                 taught = self._through_head(taught)
         return kd(scores, taught, self.temperature)
 
+    def _taught(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """What the teacher says. Where a network is only scored, batches come back as the same
+        tensors: then the same teacher of an ensemble answers, and only once.
+        """
+        if network.training:
+            return self.teach(batch, self.position())
+        if self.features:
+            return self.teach(batch, (0, 0))
+        key = id(batch.tensors[0])
+        if key not in self._scored:
+            self._scored[key] = batch.tensors[0], self.teach(batch, (0, 0))
+        return self._scored[key][1]
+
     def __call__(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        taught = self.teach(batch, self.position()) if self.needs_teacher else None
+        taught = self._taught(network, batch) if self.needs_teacher else None
         taps = Taps(network, list(self.features), "student") if self.features else None
         try:
             output = as_tensor(batch.run(network))

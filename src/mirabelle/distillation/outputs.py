@@ -22,38 +22,10 @@ import torch
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.files import write_tensors
+from mirabelle.base.fingerprints import fingerprints
 
 FORMAT = "mirabelle outputs 1"
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
-
-
-# --- fingerprints
-# --------------------------------------------------------------------------------------------------
-
-
-def fingerprints(batch: Batch) -> np.ndarray:
-    """The content of each sample: the first 128 bits of the SHA-256 of its input tensors, with
-    their names, types and shapes. (N, 2) int64, equal on any device.
-
-    Raises `InputError` for an input without one row for each sample.
-    """
-    n = batch.size
-    digests = [hashlib.sha256() for _ in range(n)]
-    for name, tensor in [
-        *((str(i), t) for i, t in enumerate(batch.args)),
-        *sorted(batch.kwargs.items()),
-    ]:
-        if not tensor.ndim or len(tensor) != n:
-            raise InputError(
-                f"input {name!r} has shape {tuple(tensor.shape)} in a batch of {n}; outputs are "
-                "kept by sample, so each input needs one row for each"
-            )
-        about = f"{name} {tuple(tensor.shape[1:])} {tensor.dtype} ".encode()
-        rows = tensor.detach().cpu().contiguous().reshape(n, -1).view(torch.uint8).numpy()
-        for digest, row in zip(digests, rows):
-            digest.update(about)
-            digest.update(row.data)
-    return np.frombuffer(b"".join(d.digest()[:16] for d in digests), np.int64).reshape(n, 2)
 
 
 # --- how outputs are written
@@ -171,6 +143,23 @@ def write_segment(
     )
 
 
+def _check_rows(
+    keys: np.ndarray, arrays: Mapping[str, np.ndarray], encoding: Encoding, shape: tuple[int, ...]
+) -> None:
+    """`ValueError` where the arrays are not what the encoding makes of one output for each key."""
+    names = {"values"} if encoding.top is None else {"values", "places", "rest"}
+    if set(arrays) != names or keys.ndim != 2 or keys.shape[1] != 2:
+        raise ValueError(f"it holds {', '.join(sorted(arrays))}, not {', '.join(sorted(names))}")
+    for name, array in arrays.items():
+        if len(array) != len(keys):
+            raise ValueError(f"it has {len(keys)} keys and {len(array)} rows of {name}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    wanted = shape if encoding.top is None else (encoding.top,)
+    if arrays["values"].shape[1:] != wanted:
+        raise ValueError(f"its rows are {arrays['values'].shape[1:]}, not {wanted}")
+
+
 _TYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16}
 
 
@@ -189,7 +178,7 @@ def read_segment(path: Path) -> Segment:
         metadata: dict[str, Any] = header.pop("__metadata__", {})
         if metadata.get("format") != FORMAT:
             raise ValueError(
-                "it holds no outputs; make such files with mirabelle.distillation.api.save_outputs"
+                "it holds no outputs; make such files with mirabelle.distillation.save_outputs"
             )
         arrays = {}
         for name, entry in header.items():
@@ -205,12 +194,10 @@ def read_segment(path: Path) -> Segment:
         if _checksum(arrays) != metadata["sha256"]:
             raise ValueError("its checksum is another")
         keys = np.asarray(arrays.pop("keys"))
-        return Segment(
-            keys,
-            arrays,
-            Encoding(**json.loads(metadata["encoding"])),
-            tuple(json.loads(metadata["shape"])),
-        )
+        encoding = Encoding(**json.loads(metadata["encoding"]))
+        shape = tuple(json.loads(metadata["shape"]))
+        _check_rows(keys, arrays, encoding, shape)
+        return Segment(keys, arrays, encoding, shape)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} is not a whole file of saved outputs ({error})") from None
 

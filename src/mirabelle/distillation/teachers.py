@@ -5,7 +5,6 @@ without a graph.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from torch import nn
 
 from mirabelle.base.checks import check_network, running
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.errors import InputError, MirabelleError, did_you_mean
 from mirabelle.base.files import sha256
+from mirabelle.base.identity import network_identity
 from mirabelle.base.quiet import copying
 from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
 from mirabelle.distillation.outputs import SavedOutputs
@@ -88,11 +88,11 @@ class Teachers:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the outputs, for caches of them: weights and structure of the teachers, and
-        how they are mixed.
+        """What decides the outputs, for caches of them: weights, structure and code of the
+        teachers, and how they are mixed.
         """
         members = [
-            _digest(n)
+            list(network_identity(n).values())
             if n is not None
             else [Path(str(g)).name, *(sha256(f) for f in teacher_files(Path(str(g))))]
             for n, g in zip(self.networks, self.given)
@@ -123,6 +123,13 @@ class Teachers:
                 else self.members[i](batch)
                 for i in chosen
             ]
+        for i, output in zip(chosen, outputs):
+            if not bool(torch.isfinite(output).all()):
+                bad = int((~torch.isfinite(output)).sum())
+                raise MirabelleError(
+                    f"{bad} of {output.numel()} outputs of teacher {i} are NaN or infinite in "
+                    f"batch {position[1]}; check its weights and its inputs"
+                )
         if len(outputs) == 1:
             return outputs[0]
         shapes = {tuple(o.shape) for o in outputs}
@@ -223,18 +230,3 @@ def _onnx(path: Path, device: torch.device) -> Member:
 
 def _first(outputs: Any) -> np.ndarray:
     return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-def _digest(network: nn.Module) -> list[str]:
-    """The SHA-256 of the weights, and the structure as the network prints itself."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.numel():
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return [
-        digest.hexdigest(),
-        hashlib.sha256(f"{type(network).__qualname__} {network}".encode()).hexdigest(),
-    ]

@@ -4,33 +4,12 @@ and augmentation come back.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
-import numpy as np
-import torch
-
+from mirabelle.base.data import Generators, counted, length_of, preserved, seed_epoch
 from mirabelle.base.errors import InputError
-from mirabelle.training.loop import seed_epoch
-
-
-class _Generators:
-    """The states of Python's, NumPy's and torch's generators."""
-
-    def __init__(self, devices: bool = False):
-        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self.cuda = (
-            torch.cuda.get_rng_state_all() if devices and torch.cuda.is_initialized() else []
-        )
-
-    def restore(self) -> None:
-        random.setstate(self.states[0])
-        np.random.set_state(self.states[1])
-        torch.set_rng_state(self.states[2])
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
 
 
 class Views:
@@ -77,36 +56,41 @@ class Views:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    @property
+    def underlying(self) -> Iterable:
+        """The loader itself, for what asks of which kind the data are."""
+        return self.loader
+
+    @underlying.setter
+    def underlying(self, loader: Iterable) -> None:
+        self.loader, self._length = loader, None
+
     def __len__(self) -> int:
         if self._length is None:
-            self._length = (
-                len(self.loader)
-                if isinstance(self.loader, Sized)
-                else sum(1 for _ in islice(iter(self.loader), self.limit))
-            )
+            with preserved(self.loader):
+                self._length = counted(self.loader, self.limit)
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
         view = self.epoch % self.views if self.views else self.epoch
-        outside = _Generators(devices=True)
+        outside = Generators(self.loader)
         try:
             seed_epoch(self.loader, self.seed * 1_000_003 + view)
             sampler: Any = getattr(self.loader, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(view)
-            items = islice(
-                iter(self.loader), None if hasattr(self.loader, "__len__") else self.limit
-            )
-            inside = _Generators()
+            limit = self.limit if length_of(self.loader) is None else None
+            items = islice(iter(self.loader), limit)
+            inside = Generators(self.loader, devices=False)
         finally:
             outside.restore()
         for number in count():
-            outside = _Generators()
+            outside = Generators(self.loader, devices=False)
             inside.restore()
             try:
                 item = next(items, _END)
             finally:
-                inside = _Generators()
+                inside = Generators(self.loader, devices=False)
                 outside.restore()
             if item is _END:
                 return

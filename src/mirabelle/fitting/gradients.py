@@ -13,10 +13,53 @@ from mirabelle.base.errors import InputError, choose
 from mirabelle.base.progress import track
 from mirabelle.measurement.accuracy import as_tensor
 
+
+def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy of classes: integers of any width, or probabilities (N, C, ...).
+
+    Raises `InputError` for integers that are no class; -100 is left out, as torch does.
+    """
+    if target.is_floating_point():
+        return nn.functional.cross_entropy(output, target)
+    try:
+        return nn.functional.cross_entropy(output, target.long())
+    except IndexError as error:
+        classes = output.shape[min(1, output.ndim - 1)]
+        wrong = ((target < 0) & (target != -100)) | (target >= classes)
+        raise InputError(
+            f"the target is {int(target[wrong].flatten()[0])} at index "
+            f"{wrong.nonzero()[0].tolist()}, and the network gives {classes} classes"
+            if bool(wrong.any())
+            else f"cross_entropy does not take outputs {tuple(output.shape)} and targets "
+            f"{tuple(target.shape)}: {error}"
+        ) from error
+
+
+def binary_cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy of independent yes/no outputs; targets of the same shape."""
+    _check_same_shape("binary_cross_entropy", output, target)
+    return nn.functional.binary_cross_entropy_with_logits(output, target.to(output.dtype))
+
+
+def mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean squared difference; targets may be integers."""
+    _check_same_shape("mse", output, target)
+    return nn.functional.mse_loss(output, target.to(output.dtype))
+
+
+def _check_same_shape(loss: str, output: torch.Tensor, target: torch.Tensor) -> None:
+    """torch would repeat the smaller of the two, and (N, 1) against (N,) is N x N differences."""
+    if output.shape != target.shape:
+        raise InputError(
+            f"{loss} needs targets of the outputs' shape {tuple(output.shape)}, and they are "
+            f"{tuple(target.shape)}"
+        )
+
+
 LOSSES: dict[str, Callable] = {
-    "cross_entropy": nn.functional.cross_entropy,
-    "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
-    "mse": nn.functional.mse_loss,
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "mse": mse,
 }
 
 

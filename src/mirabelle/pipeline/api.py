@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirabelle.base.checks import clone
+from mirabelle.base.data import preserved
 from mirabelle.base.errors import CheckpointError, InputError, LimitError, RecipeError
 from mirabelle.base.files import atomic
 from mirabelle.base.progress import console
@@ -48,6 +49,7 @@ class Run:
         )
 
 
+@preserved()
 def run(
     recipe: str | Path | Recipe,
     *,

@@ -10,14 +10,15 @@ from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import Check, OneOf, Options, options_of
-from mirabelle.distillation.api import default_ensemble, distill, parts_of
+from mirabelle.distillation.api import distill
+from mirabelle.distillation.checks import default_ensemble, parts_of
 from mirabelle.distillation.teachers import check_mixture
 from mirabelle.pipeline.order import listed
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity.api import sparsify
-from mirabelle.training.loop import fit
+from mirabelle.training.api import fit
 from mirabelle.verification.api import verify
 
 OWN = ("original", "float")  # teachers that are the run's own networks

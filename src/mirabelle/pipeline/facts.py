@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import check_runs
-from mirabelle.base.data import Batch, batches
+from mirabelle.base.data import Batch, batches, seed_epoch
 from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.base.files import content_hash, sha256, tensors_hash
 from mirabelle.base.names import load, resolve
@@ -29,7 +29,6 @@ from mirabelle.pipeline.recipe import OPTIONS, Recipe, Step
 from mirabelle.pruning.criteria import NEEDS_GRADIENTS
 from mirabelle.sources.callables import Loaders, build_model
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
-from mirabelle.training.loop import seed_epoch
 
 
 def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:

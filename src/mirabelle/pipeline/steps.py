@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mirabelle.base.data import Batch
+from mirabelle.base.data import Batch, seed_epoch
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.distillation.api import run as run_distillation
@@ -33,7 +33,8 @@ from mirabelle.runtimes.artifact import Artifact
 from mirabelle.sources.callables import Loaders
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
-from mirabelle.training.loop import Trained, labels_objective, seed_epoch, train, with_loss
+from mirabelle.training.api import LabelsObjective, train, with_loss
+from mirabelle.training.loop import Trained
 from mirabelle.verification.api import verify
 
 LATENCY_SECONDS = 12.0
@@ -116,7 +117,8 @@ def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path
 
 
 def _trained(trained: Trained) -> Outcome:
-    return Outcome({"history": trained.history}, {"training": trained.seconds}, trained.model)
+    facts = {"history": trained.history, "choices": trained.choices}
+    return Outcome(facts, {"training": trained.seconds}, trained.model)
 
 
 def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
@@ -126,7 +128,7 @@ def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> 
         train(
             state.model,
             state.loaders.train,
-            labels_objective(loss),
+            LabelsObjective(loss),
             seed=state.recipe.seed,
             checkpoint=work,
             checkpoint_seconds=10,

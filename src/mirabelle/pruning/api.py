@@ -15,6 +15,7 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs, seed_everything
 from mirabelle.base.errors import InputError
+from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels.groups import Coupling, analyse
@@ -39,7 +40,7 @@ from mirabelle.pruning.rounds import in_steps
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity import masks
-from mirabelle.training.loop import fit
+from mirabelle.training.api import fit
 
 ALIGN = 8  # channels, where no runtime says
 BUDGETS = ("macs", "params", "latency")
@@ -197,7 +198,12 @@ def prune(
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
         if not isinstance(train, Mapping):
-            return train(small)  # type: ignore[misc]
+            trained = train(small)  # type: ignore[misc]
+            if not isinstance(trained, nn.Module):
+                raise InputError(
+                    f"train returned a {type(trained).__name__}; expected the trained network"
+                )
+            return check_network(trained, "what train returned")
         options = {"seed": seed, "checkpoint": folder, **train}
         return fit(small, data, loss or "cross_entropy", **options)  # type: ignore[arg-type]
 
@@ -211,12 +217,20 @@ def prune(
         _share(model, x, settings),
         keep,
         checkpoint,
-        settings.identity()
-        | {
-            "steps": steps,
-            "train": dict(train) if isinstance(train, Mapping) else train is not None,
-        },
+        {}
+        if checkpoint is None
+        else settings.identity() | {"steps": steps, "train": _identity_of_training(train, seed)},
     )
+
+
+def _identity_of_training(train: Mapping[str, Any] | Callable | None, seed: int) -> Any:
+    """What tells the training of one run from another's, as JSON."""
+    if not isinstance(train, Mapping):
+        return function_identity(train)
+    own = {k: function_identity(v) if callable(v) else v for k, v in train.items()}
+    if own.get("validation") is not None:
+        own["validation"] = data_identity(own["validation"], seed)
+    return own
 
 
 @dataclass(frozen=True)
@@ -249,8 +263,10 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """What tells this cut from others, as JSON."""
-        plain = (str, int, float, list, type(None))
-        return {k: v if isinstance(v, plain) else None for k, v in vars(self).items()}
+        found = {k: function_identity(v) if callable(v) else v for k, v in vars(self).items()}
+        found["keep"] = sorted(self.keep)
+        once = self.data is None or isinstance(self.data, Iterator)
+        return found | {"data": None if once else data_identity(self.data, self.seed)}
 
 
 def settings_of(**options: Any) -> Settings:

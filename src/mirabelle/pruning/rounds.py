@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch import nn
 
 from mirabelle.base.checks import load_state
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError
-from mirabelle.base.files import content_hash, read_tensors, tensors_hash, write_tensors
+from mirabelle.base.errors import CheckpointError
+from mirabelle.base.files import read_tensors, write_tensors
+from mirabelle.base.identity import differences, network_identity
 from mirabelle.channels.groups import Coupling, analyse
 from mirabelle.channels.surgery import remove
 
@@ -29,16 +31,16 @@ def in_steps(
     share: Callable[[nn.Module], float],
     keep: Iterable[str],
     checkpoint: str | Path | None,
-    settings: Any,
+    settings: Mapping[str, Any],
 ) -> nn.Module:
     """`model` cut to `fraction` in `count` cuts, each by the same factor, with `tune` after each.
 
     cut: (network, fraction of it that stays) -> what `plan` gives. share: of the original's budget
     that a network still takes. checkpoint: a folder; what is found there of the same network and
-    `settings` is not done again. Raises `InputError` where it holds another run's.
+    `settings` is not done again. Raises `CheckpointError` where it holds another run's.
     """
     folder = None if checkpoint is None else Path(checkpoint)
-    key = content_hash([settings, tensors_hash(model.state_dict())])
+    key = {**settings, **network_identity(model)} if folder else {}
     current = model
     for step in range(1, count + 1):
         files = (
@@ -52,7 +54,7 @@ def in_steps(
             asked = min(1.0, fraction ** (step / count) / share(current))
             current, _, removed = cut(current, asked)
             if files:
-                write_tensors(files["cut"], _named(current, removed), {"key": key})
+                _write(files["cut"], _named(current, removed), key)
         if tune is None:
             continue
         if files and files["trained"].is_file():
@@ -60,7 +62,7 @@ def in_steps(
         else:
             current = tune(current, folder / f"step{step}" if folder else None)
             if files:
-                write_tensors(files["trained"], _named(current, {}), {"key": key})
+                _write(files["trained"], _named(current, {}), key)
     return current
 
 
@@ -70,12 +72,16 @@ def _named(model: nn.Module, removed: Removed) -> dict[str, torch.Tensor]:
     }
 
 
-def _read(path: Path, key: str) -> tuple[dict[str, torch.Tensor], Removed]:
+def _write(path: Path, tensors: dict[str, torch.Tensor], key: dict[str, Any]) -> None:
+    write_tensors(path, tensors, {"key": json.dumps(key, default=str)})
+
+
+def _read(path: Path, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Removed]:
     tensors, metadata = read_tensors(path)
-    if metadata.get("key") != key:
-        raise InputError(
-            f"{path} is of another network or of other settings; give another checkpoint "
-            "folder, or remove this one"
+    if different := differences(json.loads(metadata.get("key", "null")), key):
+        raise CheckpointError(
+            f"{path} belongs to another run, which differs in {different}; give another "
+            "checkpoint folder, or remove this one"
         )
     state, removed = (
         {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(kind)}
@@ -85,7 +91,7 @@ def _read(path: Path, key: str) -> tuple[dict[str, torch.Tensor], Removed]:
 
 
 def _restored(
-    model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: str
+    model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: dict[str, Any]
 ) -> nn.Module:
     state, removed = _read(path, key)
     small = remove(model, analyse(model, inputs, keep), removed)

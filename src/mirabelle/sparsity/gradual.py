@@ -4,19 +4,17 @@ does between the steps.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import nn
 from typing_extensions import Doc
 
-from mirabelle.base.data import seed_everything
+from mirabelle.base.data import seeded
 from mirabelle.base.errors import InputError
+from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.options import declared, options_of
 from mirabelle.base.progress import quiet
 from mirabelle.sparsity import masks
@@ -70,7 +68,8 @@ class Gradual:
         self.options = {**OPTIONS.defaults, **options}
         self.seed = seed
         start, end, cuts = (self.options.pop(key) for key in TIMES)
-        if self.options["data"] is None:
+        self.own_data = self.options["data"] is not None
+        if not self.own_data:
             self.options["data"] = data
             if getattr(data, "persistent_workers", False) and self._reads_data():
                 raise InputError(
@@ -113,8 +112,7 @@ class Gradual:
         """
         if done not in self.steps:
             return False
-        with _same_generators(self.options["data"]), quiet():
-            seed_everything(self.seed * 1_000_003 + done)
+        with seeded(self.seed * 1_000_003 + done, self.options["data"]), quiet():
             mode = model.training
             smaller = cut(model.eval(), model, self.steps[done], **self.options)
             model.train(mode)
@@ -125,33 +123,17 @@ class Gradual:
         masks.mark(model, masks.blocks(smaller))
         return True
 
+    def finished(self, done: int) -> bool:
+        """Whether all cuts are made after `done` steps."""
+        return done > max(self.steps)
+
     def identity(self) -> dict[str, Any]:
         """What tells this run from others, as JSON."""
         named = {
-            k: v if isinstance(v, (str, int, float, type(None))) else getattr(v, "__name__", str(v))
+            k: function_identity(v) if callable(v) else list(v) if isinstance(v, tuple) else v
             for k, v in self.options.items()
-            if k not in ("data", "loss")
+            if k != "data"
         }
+        if self.own_data:
+            named["data"] = data_identity(self.options["data"], self.seed)
         return {**named, "steps": {str(k): v for k, v in self.steps.items()}}
-
-
-@contextmanager
-def _same_generators(loader: Any) -> Iterator[None]:
-    """Every random generator that reading `loader` draws from is afterwards as it was, its
-    own too.
-    """
-    own = [
-        g
-        for owner in (loader, getattr(loader, "sampler", None))
-        if isinstance(g := getattr(owner, "generator", None), torch.Generator)
-    ]
-    states = [g.get_state() for g in own]
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            for generator, state in zip(own, states):
-                generator.set_state(state)
-            random.setstate(python)
-            np.random.set_state(numbers)

@@ -1,6 +1,6 @@
 """The one training loop: `mb.fit`."""
 
 from mirabelle.fitting.gradients import LOSSES
-from mirabelle.training.loop import fit, train
+from mirabelle.training.api import fit, train
 
 __all__ = ["LOSSES", "fit", "train"]

@@ -7,75 +7,44 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mirabelle.base.checks import load_state
 from mirabelle.base.errors import CheckpointError, InputError
 from mirabelle.base.files import read_tensors, write_tensors
+from mirabelle.base.identity import differences
+from mirabelle.training.state import Best, State
 
 
-@dataclass
-class Best:
-    score: float | None = None
-    state: dict[str, torch.Tensor] | None = None
-
-
-@dataclass
-class Resumed:
-    """Where training stands: `done` optimiser steps, and what a new run would count from zero."""
-
-    done: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: Best = field(default_factory=Best)
-    stale: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    generators: dict[str, Any] | None = None
-
-    def restore_generators(self) -> None:
-        """Back to the state in which the checkpoint was written, in the middle of an epoch."""
-        g = self.generators
-        if g is None:
-            return
-        torch.set_rng_state(g["torch"])
-        for device, state in g["cuda"].items():
-            torch.cuda.set_rng_state(state, int(device))
-        version, words, gauss = g["python"]
-        random.setstate((version, tuple(words), gauss))
-        name, keys, *rest = g["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+def restore_generators(found: dict[str, Any]) -> None:
+    """Back to the state in which a checkpoint was written, in the middle of an epoch."""
+    torch.set_rng_state(found["torch"])
+    for device, state in found["cuda"].items():
+        torch.cuda.set_rng_state(state, int(device))
+    version, words, gauss = found["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = found["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
 
 
 def _path(folder: str | Path) -> Path:
     return Path(folder) / "checkpoint.safetensors"
 
 
-def save_checkpoint(
-    folder: str | Path,
-    module: nn.Module,
-    optim: torch.optim.Optimizer,
-    average: nn.Module | None,
-    scaler: Any,
-    done: int,
-    history: list,
-    best: Best,
-    stale: int,
-    totals: dict[str, float],
-    run: dict[str, Any],
-) -> None:
-    tensors = {f"model/{k}": v for k, v in module.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    if best.state is not None:
-        tensors |= {f"best/{k}": v for k, v in best.state.items()}
+def save_checkpoint(folder: str | Path, state: State, run: dict[str, Any]) -> None:
+    """Writes where training stands. run: what tells this run from others."""
+    tensors = {f"model/{k}": v for k, v in state.step.state_dict().items()}
+    if state.average is not None:
+        tensors |= {f"average/{k}": v for k, v in state.average.state_dict().items()}
+    if state.best.state is not None:
+        tensors |= {f"best/{k}": v for k, v in state.best.state.items()}
     numbers: dict[str, dict[str, float]] = {}
-    for index, state in optim.state_dict()["state"].items():
-        for key, value in state.items():
+    for index, known in state.optimizer.state_dict()["state"].items():
+        for key, value in known.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer/{index}/{key}"] = value
             else:
@@ -85,19 +54,21 @@ def save_checkpoint(
         tensors |= {f"generator/cuda/{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     name, keys, *rest = np.random.get_state()
     plain = {
-        "done": done,
-        "history": history,
-        "best": best.score,
-        "stale": stale,
-        "totals": totals,
+        "done": state.done,
+        "history": state.history,
+        "best": [state.best.score, state.best.done],
+        "checks": state.checks,
+        "choices": state.choices,
+        "stale": state.stale,
+        "totals": state.totals,
         "run": run,
-        "scaler": scaler.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "optimizer": numbers,
         "python": random.getstate(),
         "numpy": [str(name), [int(k) for k in keys], *rest],
     }
-    state = json.dumps(plain)
-    write_tensors(_path(folder), tensors, {"state": state, "sha256": _digest(tensors, state)})
+    text = json.dumps(plain)
+    write_tensors(_path(folder), tensors, {"state": text, "sha256": _digest(tensors, text)})
 
 
 def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
@@ -120,64 +91,72 @@ def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(
-    folder: str | Path | None,
-    module: nn.Module,
-    optim: torch.optim.Optimizer,
-    average: nn.Module | None,
-    scaler: Any,
-    run: dict[str, Any],
-) -> Resumed:
-    """Restores all of it in place, and says where to go on. Nothing there: a fresh start. A damaged
-    or another run's file: `CheckpointError`.
+def saved_choices(folder: str | Path | None) -> dict[str, Any]:
+    """What the training in a checkpoint chose by itself; empty where there is none to read:
+    whether it is whole, and this run's, is seen when it is loaded.
     """
     if folder is None or not _path(folder).exists():
-        return Resumed()
+        return {}
     try:
-        tensors, metadata = read_tensors(_path(folder))
+        return json.loads(read_tensors(_path(folder))[1]["state"])["choices"]
+    except (InputError, KeyError, json.JSONDecodeError):
+        return {}
+
+
+def load_checkpoint(
+    folder: str | Path | None, state: State, run: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Restores all of `state` in place, and returns the generators' states. None where there is no
+    checkpoint: a fresh start. A damaged or another run's file: `CheckpointError`.
+    """
+    if folder is None or not _path(folder).exists():
+        return None
+    path = _path(folder)
+    try:
+        tensors, metadata = read_tensors(path)
     except InputError as error:
         raise CheckpointError(f"{error}; remove it to start again") from None
     try:
         if metadata["sha256"] != _digest(tensors, metadata["state"]):
             raise CheckpointError(
-                f"{_path(folder)} is damaged: its content is not what was written; remove it to "
-                "start again"
+                f"{path} is damaged: its content is not what was written; remove it to start again"
             )
-        plain = json.loads(metadata["state"])
-        if plain["run"] != run:
+        plain, parts = json.loads(metadata["state"]), _parts(tensors)
+        if different := differences(plain["run"], run):
             raise CheckpointError(
-                f"{_path(folder)} belongs to another run ({plain['run']}, not {run}); remove it "
-                "or choose another folder"
+                f"{path} belongs to another run, which differs in {different}; remove it or choose "
+                "another folder"
             )
-        parts = _parts(tensors)
-        load_state(module, parts["model"])
-        if average is not None:
-            load_state(average, parts["average"])
-        _load_optimizer(optim, plain["optimizer"], parts.get("optimizer", {}))
-        if plain["scaler"]:
-            scaler.load_state_dict(plain["scaler"])
+        _restore(state, plain, parts)
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"{_path(folder)} does not fit this run ({str(error).splitlines()[0]}); remove it "
+            f"{path} does not fit this run ({str(error).splitlines()[0]}); remove it "
             "or choose another folder"
         ) from error
     cuda = {
         k.removeprefix("cuda/"): v for k, v in parts["generator"].items() if k.startswith("cuda/")
     }
-    generators = {
+    return {
         "torch": parts["generator"]["torch"],
         "cuda": cuda,
         "python": plain["python"],
         "numpy": plain["numpy"],
     }
-    return Resumed(
-        plain["done"],
-        plain["history"],
-        Best(plain["best"], parts.get("best")),
-        plain["stale"],
-        plain["totals"],
-        generators,
-    )
+
+
+def _restore(
+    state: State, plain: dict[str, Any], parts: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    load_state(state.step, parts["model"])
+    if state.average is not None:
+        load_state(state.average, parts["average"])
+    _load_optimizer(state.optimizer, plain["optimizer"], parts.get("optimizer", {}))
+    if plain["scaler"]:
+        state.scaler.load_state_dict(plain["scaler"])
+    state.done, state.history, state.stale = plain["done"], plain["history"], plain["stale"]
+    state.totals = plain["totals"]
+    state.checks, state.choices = plain["checks"], plain["choices"]
+    state.best = Best(plain["best"][0], parts.get("best"), plain["best"][1])
 
 
 def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from mirabelle.graph.nodes import optional_argument
 from mirabelle.quantization.forms.qdq import quantized_weight
 from mirabelle.quantization.repairs.side_by_side import Reached, side_by_side
 from mirabelle.quantization.simulation.operators import rectifier_bounds, tail
-from mirabelle.training.loop import train
+from mirabelle.training.api import train
 
 STRETCH = (-0.1, 1.1)  # of the sigmoid, so that 0 and 1 are reached
 STEPS = 1000

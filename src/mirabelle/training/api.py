@@ -1,0 +1,219 @@
+"""`mb.fit`, and `train`, through which everything goes that is trained in Mirabelle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import nn
+from typing_extensions import Doc
+
+from mirabelle.base.checks import check_network, check_runs, clone
+from mirabelle.base.data import Batch, batches, check_finite, device_of
+from mirabelle.base.errors import InputError
+from mirabelle.base.identity import function_identity
+from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
+from mirabelle.fitting.gradients import LOSSES, loss_function
+from mirabelle.measurement.accuracy import METRICS, as_tensor
+from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
+from mirabelle.training.loop import Loop, Trained
+from mirabelle.training.optimizers import OPTIMIZERS, SCHEDULES
+from mirabelle.training.plan import PRECISIONS, Settings
+from mirabelle.training.state import Objective
+
+
+def _together(options: Mapping[str, Any]) -> None:
+    if options["patience"] is not None and options["validation"] is None:
+        raise InputError("patience needs a validation loader to watch")
+    if options["holdout"] and options["validation"] is not None:
+        raise InputError(
+            "holdout and validation both score the network; give one of them, or holdout=0"
+        )
+
+
+def check_device(device: Any) -> None:
+    """`InputError` for what torch takes for no device."""
+    try:
+        None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device is {device!r}; expected one such as cpu or cuda") from None
+
+
+@declared(_together)
+def train(
+    model: nn.Module,
+    loader: Iterable,
+    objective: Objective,
+    *,
+    epochs: Annotated[int, Ge(1), Doc("passes over the loader")] = 1,
+    steps: Annotated[
+        int | None, Ge(1), Doc("optimizer steps in all, instead of epochs; the schedule spans them")
+    ] = None,
+    optimizer: Annotated[
+        str, OneOf(OPTIMIZERS), Doc("adamw, or sgd with Nesterov momentum 0.9")
+    ] = "adamw",
+    lr: Annotated[
+        float | None,
+        Gt(0),
+        Doc("the highest learning rate; None is chosen by a short trial on a copy"),
+    ] = None,
+    weight_decay: Annotated[
+        float, Ge(0), Doc("of matrices and filters; vectors are never decayed")
+    ] = 1e-4,
+    schedule: Annotated[str, OneOf(SCHEDULES), Doc("how the learning rate falls")] = "cosine",
+    warmup: Annotated[
+        float, Ge(0), Le(1), Doc("the fraction of the steps over which the rate rises linearly")
+    ] = 0.0,
+    ema: Annotated[
+        float | None,
+        Ge(0),
+        Lt(1),
+        Doc("decay of an exponential moving average of the weights, which is then the result"),
+    ] = None,
+    precision: Annotated[
+        str, OneOf(PRECISIONS), Doc("auto is bfloat16 where the device computes in it natively")
+    ] = "auto",
+    clip: Annotated[float | None, Gt(0), Doc("the largest norm of the gradient")] = None,
+    accumulate: Annotated[
+        int | None,
+        Ge(1),
+        Doc("batches for each optimizer step; None is 1, or more of tiny ones where lr is None"),
+    ] = None,
+    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    holdout: Annotated[
+        float | None,
+        Ge(0),
+        Le(0.5),
+        Doc(
+            "the share of the data that scores the network instead of training it; None is 0.1 "
+            "where lr is None, else 0"
+        ),
+    ] = None,
+    batchnorm: Annotated[
+        str | None,
+        OneOf(("train", "freeze")),
+        Doc(
+            "whether BatchNorm's statistics follow the batches; None is train, or what few data "
+            "ask for where lr is None"
+        ),
+    ] = None,
+    validation: Annotated[Iterable | None, Doc("labeled batches, scored after each epoch")] = None,
+    metric: Annotated[
+        str | Callable, OneOf(METRICS, plugin=True), FromRun, Doc("the score on validation")
+    ] = "top1",
+    patience: Annotated[
+        int | None,
+        Ge(1),
+        FromRun,
+        Doc("epochs without a better validation score before it stops, with the best weights"),
+    ] = None,
+    checkpoint: Annotated[
+        str | Path | None, FromRun, Doc("a folder from which an interrupted training goes on")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float, FromRun, Doc("the least time between two checkpoints of one epoch")
+    ] = 30.0,
+    device: Annotated[
+        str | torch.device | None,
+        Check(check_device),
+        Expected("a device such as cpu or cuda"),
+        Doc("such as cuda; None is where the network is"),
+    ] = None,
+    extra: Annotated[nn.Module | None, Doc("a module trained along, not returned")] = None,
+    sparsify: Annotated[
+        Mapping[str, Any] | None,
+        OptionsOf(lambda: GRADUAL),
+        Expected("options of mb.sparsify, such as {'sparsity': 0.9}"),
+        Doc("options of mb.sparsify, for zeros that become more while the network is trained"),
+    ] = None,
+    progress: Annotated[str, FromRun, Doc("what the progress bar says")] = "training",
+) -> Trained:
+    """Minimizes `objective` over the loader and returns a trained copy; `model` is left as it was.
+
+    objective: (network, batch) -> named, weighted parts of the loss; their sum is minimized.
+    The signature says what each option is; what it does not say:
+
+    lr: without it training decides for itself (`mirabelle.training.choices`): it tries rates out,
+    holds back data, and returns the network that was best on these, the one given included. It
+    stops early where it diverges, and warns where nothing was better than the start. Under
+    `torchrun` the rate is 1e-3. What was decided is in `Trained.choices`. What is given stays.
+    precision: `auto` computes in bfloat16 where the device does so natively, else in float32.
+    patience: `validation` has then chosen, and must not be the data of the final figure. With an
+    `lr`, and without `patience` and `holdout`, the last weights are returned.
+    checkpoint: training goes on from what is there, to the same weights as without the
+    interruption. Order and augmentation follow torch's, NumPy's and Python's generators, seeded per
+    epoch from `seed`.
+    sparsify: weights are made zero little by little while the others are trained
+    (`mirabelle.sparsity.gradual`). The zeros of a network that is sparse already stay zeros.
+    Under `torchrun` every process takes its share of each batch, so any number of processes sees
+    the same global batches.
+
+    Raises `InputError` for options out of range, a loader that is empty or does not fit the
+    network, and `MirabelleError` where the loss is not finite.
+    """
+    settings = Settings.of(locals())
+    if isinstance(loader, Iterator):
+        raise InputError(
+            f"the training data is an iterator ({type(loader).__name__}), which can be read "
+            "only once; give a list, a DataLoader or any iterable"
+        )
+    model = clone(check_network(model))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(
+            "the network has no parameter to train; all of them are frozen, or it has none"
+        )
+    first = next(batches(loader, what="the training loader"))
+    check_finite(first, "batch 0 of the training loader", squares=True)
+    check_runs(model, first.head(2).to(device_of(model)), "the first training batch")
+    return Loop(model, loader, objective, settings, first.size).run()
+
+
+@declared(rest=train)
+def fit(
+    model: nn.Module,
+    loader: Iterable,
+    loss: Annotated[
+        str | Callable | None, OneOf(LOSSES), FromRun, Doc("a name, or (output, target) -> scalar")
+    ] = "cross_entropy",
+    **options: Any,
+) -> nn.Module:
+    """Trains a copy of `model` on labeled batches and returns it. Training a quantized network is
+    quantization-aware training.
+
+    loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar.
+    options: those that `mirabelle.training.train` declares.
+    """
+    return train(model, loader, LabelsObjective(loss), **with_loss(options, loss)).model
+
+
+def with_loss(options: Mapping[str, Any], loss: str | Callable | None) -> dict[str, Any]:
+    """The options of `train`, with the loss that the criterion of a gradual sparsity looks at,
+    unless it has its own.
+    """
+    sparse = options.get("sparsify")
+    return (
+        {**options, "sparsify": {"loss": loss_function(loss), **sparse}}
+        if isinstance(sparse, Mapping)
+        else dict(options)
+    )
+
+
+class LabelsObjective:
+    """The objective of `fit`: a loss between outputs and targets."""
+
+    def __init__(self, loss: str | Callable | None):
+        self.function = loss_function(loss)
+        names = [n for n, f in LOSSES.items() if f is self.function]
+        self.identity = {"loss": function_identity(names[0] if names else self.function)}
+
+    def __call__(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        if batch.target is None:
+            raise InputError(
+                "the training loader yields no targets; mb.fit needs (inputs, target), "
+                "mb.distill does not"
+            )
+        output = as_tensor(batch.run(network))
+        return {"loss": self.function(output, batch.target)}
