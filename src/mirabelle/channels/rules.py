@@ -5,6 +5,7 @@ rules. Each is called with (flow, node, *the operator's own arguments) and gives
 from __future__ import annotations
 
 import math
+import operator as py
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,8 +177,13 @@ def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> 
     values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
     shape = tuple(values[0].shape)
     keepdim = len(shape) == len(source.shape)
+    numbered = any(
+        u.target is py.getitem and values[u.args[1]].dtype == torch.int64 for u in node.users
+    )
     planes = []
     for plane in source.planes:
+        if numbered and over & set(varying(plane)):
+            flow.labels.fix(plane, f"{flow.place(node)}: gives the numbers of channels")
         if not set(varying(plane)) - over:
             continue
         plane = flow.mix(
