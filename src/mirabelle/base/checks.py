@@ -6,10 +6,13 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError
@@ -22,17 +25,41 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
     """The network itself, if it is an `nn.Module` with finite weights; `InputError` names the first
     tensor that is not.
 
-    Buffers may be infinite, as attention masks are, but not NaN.
+    What `torch.compile`, DataParallel or DistributedDataParallel were given comes out of their
+    wrappers. Buffers may be infinite, as attention masks are, but not NaN.
     """
+    model = unwrapped(model)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{argument} is a {type(model).__name__}; expected a torch.nn.Module")
+        remedy = "; give its .module()" if isinstance(model, torch.export.ExportedProgram) else ""
+        raise InputError(
+            f"{argument} is a {type(model).__name__}; expected a torch.nn.Module{remedy}"
+        )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise InputError(
+                f"{argument}: {name} has no size yet, as its module is lazy; run the network once "
+                "on an example first"
+            )
         wrong = ~torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else tensor.isnan()
         if bad := int(wrong.sum()):
             raise InputError(
                 f"{argument}: {name} holds {bad} of {tensor.numel()} values that are NaN or "
                 "infinite; load sound weights first"
             )
+    return model
+
+
+def unwrapped(model: object) -> object:
+    """What stands inside the wrappers of `torch.compile`, DataParallel and DistributedDataParallel;
+    anything else as it is.
+    """
+    while isinstance(model, nn.Module):
+        if type(model).__name__ == "OptimizedModule" and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
     return model
 
 
@@ -64,10 +91,20 @@ def check_runs(model: nn.Module, batch: Batch, what: str) -> object:
     model.eval()
     try:
         with torch.no_grad(), running(batch, what):
-            return model(*batch.args, **batch.kwargs)
+            return readable(model(*batch.args, **batch.kwargs))
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def readable(output: Any) -> Any:
+    """The output itself, once torch knows how to look into the dataclasses in it: their tensors are
+    not seen else, nor is a network exported that gives them.
+    """
+    while unknown := {type(v) for v in pytree.tree_leaves(output) if is_dataclass(v)}:
+        for kind in unknown:
+            torch.export.register_dataclass(kind)
+    return output
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

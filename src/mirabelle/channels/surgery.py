@@ -15,10 +15,10 @@ from mirabelle.base.errors import CaptureError, InputError, SurgeryError
 from mirabelle.base.quiet import muffled
 from mirabelle.channels.groups import Coupling
 from mirabelle.channels.masking import Cutting, MaskedReference
-from mirabelle.channels.proof import FLIPPED, check_comparable, difference, random_like, tensors
 from mirabelle.channels.rewrite import FORM, Gone, cut_again, graph_form
 from mirabelle.channels.sizes import replace_tensors
 from mirabelle.graph.capture import inputs_in_order
+from mirabelle.graph.proof import FLIPPED, check_comparable, difference, random_like, tensors
 
 
 def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -164,10 +164,9 @@ def quantize(
     first = next(stream)
     if isinstance(model, (str, Path)):
         model = network_of(model, first)
+    model = check_network(model)
     judge = (
-        None
-        if accuracy_drop is None or validation is None
-        else Judge(check_network(model), validation, metric)
+        None if accuracy_drop is None or validation is None else Judge(model, validation, metric)
     )
     if weight_bits is None:
         weight_bits = bits

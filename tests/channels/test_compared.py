@@ -9,8 +9,8 @@ from torch import nn
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import analyse
-from mirabelle.channels.proof import difference, random_like
 from mirabelle.channels.surgery import remove
+from mirabelle.graph.proof import difference, random_like
 from tests.modules import Net
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
