@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.graph.any_batch import open_batch
 from mirabelle.graph.plain import leave_inputs_alone, write_regions
@@ -223,6 +224,7 @@ def batch_branch(graph_module: fx.GraphModule) -> str | None:
 def _finished(graph_module: fx.GraphModule, inputs: Batch) -> fx.GraphModule:
     """Without what the export has for itself, and plain."""
     graph_module = _without_guards(graph_module)
+    rename_nodes(graph_module.graph)
     write_regions(graph_module)
     leave_inputs_alone(graph_module, inputs_in_order(graph_module.graph, inputs.at_least_two()))
     graph_module.graph.eliminate_dead_code()
