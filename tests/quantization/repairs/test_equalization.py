@@ -230,9 +230,10 @@ def test_a_normalization_without_a_scale_is_not_rescaled(norm, count):
     """
     torch.manual_seed(0)
     layers = {"a": nn.Linear(4, 6), "b": nn.Linear(4, 6), "fc": nn.Linear(6, 3)}
-    if isinstance(norm, nn.Module):
-        layers["norm"] = norm
-    model = Network(lambda s, x: s.fc(torch.relu(norm(s.a(x)) + s.b(x))), **layers).eval()
+    layers |= {"norm": norm} if isinstance(norm, nn.Module) else {}
+    model = Network(
+        lambda s, x: s.fc(torch.relu(getattr(s, "norm", norm)(s.a(x)) + s.b(x))), **layers
+    ).eval()
     x = torch.randn(5, 4)
     network = captured(model, Batch((x,), {}, None))
     found = scalable(network.graph)
