@@ -90,7 +90,7 @@ def _in_numbers(a: torch.Tensor, b: torch.Tensor) -> str | None:
     zero = torch.zeros((), dtype=a.dtype, device=a.device)
     error = torch.where(finite, a - b, zero).norm()
     size = torch.where(finite, a, zero).norm()
-    if error > max(1e-3, precision**0.5) * size:
+    if error > (precision**0.5 if precision < 1e-9 else max(1e-3, precision**0.5)) * size:
         return f"its output differs by {float(error / size):.2g} of its size"
     return None
 
