@@ -63,6 +63,15 @@ def test_a_graph_leaves_its_inputs_as_they_are(forward, dynamic):
         assert torch.equal(given, X)
 
 
+def test_what_forward_reads_from_outside_is_copied():
+    outside = nn.Parameter(torch.ones(16, 1, 1))
+    found = capture(two(lambda s, x: s.b(s.a(x) * outside)), as_batch(X))
+    with torch.no_grad():
+        expected = found(X).clone()
+        outside.mul_(7.0)
+        torch.testing.assert_close(found(X), expected)
+
+
 def test_what_writes_into_values_of_its_own_is_not_copied():
     found = capture(two(lambda s, x: F.relu(s.a(x), inplace=True)), as_batch(X))
     assert [operator(n) for n in found.graph.nodes if operator(n)] == ["conv2d", "relu_"]

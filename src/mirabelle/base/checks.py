@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
@@ -35,7 +35,7 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
             f"{argument} is a {type(model).__name__}; expected a torch.nn.Module{remedy}"
         )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise InputError(
                 f"{argument}: {name} has no size yet, as its module is lazy; run the network once "
                 "on an example first"

@@ -177,9 +177,8 @@ def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> 
     values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
     shape = tuple(values[0].shape)
     keepdim = len(shape) == len(source.shape)
-    numbered = any(
-        u.target is py.getitem and values[u.args[1]].dtype == torch.int64 for u in node.users
-    )
+    parts: list[Any] = [u.args[1] for u in node.users if u.target is py.getitem]
+    numbered = any(values[part].dtype == torch.int64 for part in parts) and len(values) > 1
     planes = []
     for plane in source.planes:
         if numbered and over & set(varying(plane)):

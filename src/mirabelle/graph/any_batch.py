@@ -70,11 +70,11 @@ def _opened(a: Any, b: Any, twins: dict[fx.Node, fx.Node], samples: int) -> Any:
             return [walk(x, y) for x, y in zip(one, other, strict=True)]
         if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
             return {k: walk(one[k], other[k]) for k in one}
-        if isinstance(one, fx.Node) or isinstance(other, fx.Node):
+        if isinstance(one, fx.Node) and isinstance(other, fx.Node):
             if twins.get(other) is not one:
                 raise ValueError
             return one
-        if type(one) is type(other) is int and one != other:
+        if type(one) is int and type(other) is int and one != other:
             found = True
             return _Grows((other - one, one - (other - one) * samples))
         if type(one) is not type(other) or one != other:

@@ -22,7 +22,7 @@ from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.graph.any_batch import open_batch
-from mirabelle.graph.plain import leave_inputs_alone, write_regions
+from mirabelle.graph.plain import leave_inputs_alone, own_constants, write_regions
 from mirabelle.graph.proof import FLIPPED, difference
 
 _HOOKS = {  # by class, what takes the hook away
@@ -82,11 +82,11 @@ def capture(
                 continue
             branch = batch_branch(found) or _only_for_more(model, found, inputs)
             if branch is None and not _is_fixed(found):
-                return _finished(found, inputs)
+                return _finished(found, model, inputs)
             break
         if branch is None and (opened := _opened(model, inputs)) is not None:
             return opened
-    found = _finished(_traced(model, inputs, free=False), inputs)
+    found = _finished(_traced(model, inputs, free=False), model, inputs)
     if branch is not None:
         warnings.warn(
             f"what {type(model).__name__} computes depends on the number of samples{branch}; what "
@@ -129,7 +129,7 @@ def _opened(model: nn.Module, inputs: Batch) -> fx.GraphModule | None:
     few = inputs.at_least_two()
     more = few.map(lambda t: torch.cat([t, t[:1]]) if t.ndim and len(t) == few.size else t)
     try:
-        found, other = (_finished(_traced(model, b, free=False), b) for b in (few, more))
+        found, other = (_finished(_traced(model, b, free=False), model, b) for b in (few, more))
     except (InputError, CaptureError):
         return None
     if not open_batch(found.graph, other.graph, few.size):
@@ -221,9 +221,10 @@ def batch_branch(graph_module: fx.GraphModule) -> str | None:
     return None
 
 
-def _finished(graph_module: fx.GraphModule, inputs: Batch) -> fx.GraphModule:
-    """Without what the export has for itself, and plain."""
+def _finished(graph_module: fx.GraphModule, model: nn.Module, inputs: Batch) -> fx.GraphModule:
+    """Without what the export has for itself, plain, and with tensors of its own alone."""
     graph_module = _without_guards(graph_module)
+    own_constants(graph_module, model)
     rename_nodes(graph_module.graph)
     write_regions(graph_module)
     leave_inputs_alone(graph_module, inputs_in_order(graph_module.graph, inputs.at_least_two()))

@@ -8,7 +8,7 @@ import operator as py
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirabelle.base.quiet import muffled
@@ -138,6 +138,27 @@ def leave_inputs_alone(graph_module: fx.GraphModule, inputs: list[torch.Tensor])
             copied = graph_module.graph.call_function(torch.ops.aten.clone.default, (node,))
         copied.meta = dict(node.meta)
         node.replace_all_uses_with(copied, delete_user_cb=lambda user, own=copied: user is not own)
+
+
+def own_constants(graph_module: fx.GraphModule, model: nn.Module) -> None:
+    """Copies what forward reads from outside the network (globals, tensors of a closure), which is
+    the user's own.
+    """
+    owned = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+    for name in {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}:
+        path, _, leaf = name.rpartition(".")
+        owner = graph_module.get_submodule(path)
+        found = getattr(owner, leaf)
+        if isinstance(found, torch.Tensor) and _storage(found) not in owned:
+            copied = found.detach().clone()
+            is_parameter = isinstance(found, nn.Parameter)
+            setattr(
+                owner, leaf, nn.Parameter(copied, found.requires_grad) if is_parameter else copied
+            )
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _writes(node: fx.Node) -> bool:
