@@ -93,7 +93,8 @@ def to_program(
     A quantised network is in PT2E form. outputs: sites whose values become outputs behind the
     network's own.
     """
-    check_runs(check_network(model), inputs, "the example input")
+    model = check_network(model)
+    check_runs(model, inputs, "the example input")
     if (quantized := _quantized(model)) is None:
         return program(clone(model).eval(), inputs), []
     network, sites = to_pt2e(quantized, outputs)
@@ -114,7 +115,8 @@ def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
     `<site>_dequantized` (outputs keep their own names). Doc strings and metadata (source paths
     among them) are left out. Returns the names of the sites in order.
     """
-    check_runs(check_network(model), inputs, "the example input")
+    model = check_network(model)
+    check_runs(model, inputs, "the example input")
     quantized = _quantized(model)
     if quantized is not None and source_of(quantized) is not None:
         proto, sites = spliced(quantized)

@@ -83,7 +83,7 @@ STUCK = {
         "no rule",
     ),
     "manual concatenation": (after(lambda y: _by_hand(y)), "a part of a tensor"),
-    "no_grad inside": (after(lambda y: _no_grad(y)), "no rule"),
+    "no_grad inside": (after(lambda y: _no_grad(y)), "depends on all the others"),
 }
 
 

@@ -44,6 +44,10 @@ def test_what_cannot_be_pruned_is_named_and_left_alone(name):
         assert equivalent(model, small, coupling, removed)
 
 
+def _mixed(y, samples):
+    return y.view(samples, -1, 4, 8, 8).transpose(1, 2).reshape(samples, -1, 8, 8)
+
+
 WRITTEN = {
     # Runs at half the channels and 4 samples: rows of two samples become one, and only the shape of
     # the output tells.
@@ -52,11 +56,15 @@ WRITTEN = {
         a=conv_bn(3, 8),
         b=nn.Conv2d(8, 1, 1),
     ),
+    "by sample": Net(
+        lambda s, x: s.head(torch.cat([_mixed(s.g(s.a(x[i : i + 1])), 1) for i in range(len(x))])),
+        a=conv_bn(3, 8),
+        g=conv_bn(8, 16, groups=4),
+        head=Head(16),
+    ),
     # Runs at half the channels: 4 groups of 4 become 2 groups of 4. Nothing but the values tells.
     "silent": Net(
-        lambda s, x: s.head(
-            s.g(s.a(x)).view(len(x), -1, 4, 8, 8).transpose(1, 2).reshape(len(x), -1, 8, 8)
-        ),
+        lambda s, x: s.head(_mixed(s.g(s.a(x)), len(x))),
         a=conv_bn(3, 8),
         g=conv_bn(8, 16, groups=4),
         head=Head(16),
@@ -73,10 +81,20 @@ def test_a_size_that_hides_in_one_batch_is_found():
     )
 
 
+def test_a_size_that_only_values_tell_is_found_and_the_batch_stays_open():
+    model, x = networks.stir(WRITTEN["silent"]).double(), image(4).double()
+    coupling = analyse(model, as_batch(x))
+    removed = some(coupling, 0)
+    small = remove(model, coupling, removed)
+    assert isinstance(small, torch.fx.GraphModule) and equivalent(model, small, coupling, removed)
+    assert small(image(7).double()).shape == (7, 3)
+
+
 def test_sizes_that_cannot_be_rewritten_are_not_cut_silently():
-    model, inputs = networks.stir(WRITTEN["silent"]), as_batch(image(4))
+    """One operator after another for each sample: that graph is for so many samples alone."""
+    model, inputs = networks.stir(WRITTEN["by sample"]), as_batch(image(4))
     coupling = analyse(model, inputs)
     with pytest.raises(
-        SurgeryError, match=r"the batch is fixed.*sizes written into it.*x\.shape.*keep="
+        SurgeryError, match=r"for one sample more.*sizes written into it.*x\.shape.*keep="
     ):
         remove(model, coupling, some(coupling, 0))

@@ -15,7 +15,8 @@ from mirabelle.base.data import as_batch, example_inputs
 from mirabelle.base.errors import InputError, SurgeryError
 from mirabelle.channels.groups import Slot, analyse
 from mirabelle.channels.rewrite import graph_form
-from mirabelle.channels.surgery import difference, indices, remove
+from mirabelle.channels.surgery import indices, remove
+from mirabelle.graph.proof import difference
 from tests import random_networks
 from tests.channels.equivalence import cut_and_check, equivalent, same, some, state
 from tests.modules import Head, Net, conv_bn, image

@@ -6,10 +6,13 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError
@@ -22,11 +25,22 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
     """The network itself, if it is an `nn.Module` with finite weights; `InputError` names the first
     tensor that is not.
 
-    Buffers may be infinite, as attention masks are, but not NaN; running statistics neither.
+    What `torch.compile`, DataParallel or DistributedDataParallel were given comes out of their
+    wrappers. Buffers may be infinite, as attention masks are, but not NaN; running statistics
+    neither.
     """
+    model = unwrapped(model)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{argument} is a {type(model).__name__}; expected a torch.nn.Module")
+        remedy = "; give its .module()" if isinstance(model, torch.export.ExportedProgram) else ""
+        raise InputError(
+            f"{argument} is a {type(model).__name__}; expected a torch.nn.Module{remedy}"
+        )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise InputError(
+                f"{argument}: {name} has no size yet, as its module is lazy; run the network once "
+                "on an example first"
+            )
         finite = isinstance(tensor, nn.Parameter) or "running_" in name
         wrong = ~torch.isfinite(tensor) if finite else tensor.isnan()
         if bad := int(wrong.sum()):
@@ -34,6 +48,20 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
                 f"{argument}: {name} holds {bad} of {tensor.numel()} values that are NaN or "
                 "infinite; load sound weights first"
             )
+    return model
+
+
+def unwrapped(model: object) -> object:
+    """What stands inside the wrappers of `torch.compile`, DataParallel and DistributedDataParallel;
+    anything else as it is.
+    """
+    while isinstance(model, nn.Module):
+        if type(model).__name__ == "OptimizedModule" and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
     return model
 
 
@@ -62,7 +90,17 @@ def check_runs(model: nn.Module, batch: Batch, what: str) -> object:
     where it cannot run. It is a copy that runs: what forward counts or keeps stays as it was.
     """
     with torch.no_grad(), running(batch, what):
-        return batch.run(shell(model).eval())
+        return readable(batch.run(shell(model).eval()))
+
+
+def readable(output: Any) -> Any:
+    """The output itself, once torch knows how to look into the dataclasses in it: their tensors are
+    not seen else, nor is a network exported that gives them.
+    """
+    while unknown := {type(v) for v in pytree.tree_leaves(output) if is_dataclass(v)}:
+        for kind in unknown:
+            torch.export.register_dataclass(kind)
+    return output
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
-from mirabelle.base.checks import clone
+from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, did_you_mean
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import FIXED, Parameter
 from mirabelle.channels.parameters import first_names, read_parameters
 from mirabelle.channels.rules import RULES
-from mirabelle.graph.capture import capture
+from mirabelle.graph.capture import capture, check_capturable
+from mirabelle.graph.proof import FLIPPED, difference
 from mirabelle.measurement.macs import count_macs
 
 
@@ -165,12 +167,10 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     for one that is not there. Channels that cannot be removed are in `frozen` with their reason;
     that is never an error.
     """
+    model = check_network(model)
     keep = [keep] if isinstance(keep, str) else list(keep)
     _check_keep(model, keep)
-    # Two samples, so that a batch is no dimension of size one; a single large one, as the network
-    # runs on it several times.
-    count = 1 if inputs.numbers > 1_000_000 else 2
-    small = inputs.map(lambda t: t[:count] if t.ndim and len(t) > count else t)
+    small = _few(model, inputs)
     try:
         graph_module = capture(model, small)
     except InputError:  # the first dimension is no batch, or its size is written into forward
@@ -203,6 +203,35 @@ def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
         flow,
         graph_module,
     )
+
+
+def _few(model: nn.Module, inputs: Batch) -> Batch:
+    """Two samples of the example, so that a batch is no dimension of size one; a single large one,
+    as the network runs on it several times. All of them where the network does something else with
+    so few.
+    """
+    count = 1 if inputs.numbers > 1_000_000 else 2
+    if inputs.size <= count:
+        return inputs
+    check_capturable(model)
+    probe = clone(model)
+
+    def run(batch: Batch) -> Any:
+        return check_runs(probe, batch.map(torch.clone), "the example input")
+
+    whole = run(inputs)
+    for start in (0, inputs.size - count):
+        rows = slice(start, start + count)
+        expected = pytree.tree_map(
+            lambda v, rows=rows: v[rows] if isinstance(v, torch.Tensor) and v.ndim else v, whole
+        )
+        try:
+            found = run(inputs.map(lambda t, rows=rows: t[rows] if t.ndim else t))
+        except InputError:
+            return inputs
+        if difference(expected, found, FLIPPED) is not None:
+            return inputs
+    return inputs.map(lambda t: t[:count] if t.ndim else t)
 
 
 def _training_graph(

@@ -9,7 +9,7 @@ and `eval()` find them), and the batch size stays open where the network allows 
 from __future__ import annotations
 
 import operator as py
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import fx, nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import SurgeryError
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import Parameter, Value
 from mirabelle.channels.masking import Cutting, compress
@@ -25,14 +24,7 @@ from mirabelle.channels.operators import PARTS
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
 from mirabelle.channels.sizes import mend_sizes
-from mirabelle.graph.capture import (
-    capture,
-    make_concrete,
-    module_path,
-    operator,
-    parameter_name,
-    parameter_uses,
-)
+from mirabelle.graph.capture import capture, make_concrete, operator, parameter_name, parameter_uses
 
 FORM = "graph_form"  # the key of a graph form's `meta` under which it says how it was made
 Gone = Mapping[tuple[str, int], torch.Tensor]
@@ -209,16 +201,32 @@ def _positions(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) 
     else:
         start, end, step = (*args[2:], *[None, None, 1][len(args) - 2 :])
         if step != 1:
-            raise SurgeryError(
-                f"{name} in {module_path(node) or 'the network'} takes every {step}. channel, "
-                "which the graph form cannot write"
-            )
+            _pick(node, args, dim, kept, range(source.shape[dim])[start:end:step])
+            return
         args[:] = [
             args[0],
             dim,
             moved(0 if start is None else start),
             moved(source.shape[dim] if end is None else end),
         ]
+
+
+def _pick(
+    node: fx.Node, args: list[Any], dim: int, kept: torch.Tensor, positions: Sequence[int]
+) -> None:
+    """What is left of every other channel, or every third, follows no step any more."""
+    place = {int(k): i for i, k in enumerate(kept)}
+    owner = node.graph.owning_module
+    assert owner is not None
+    name = f"positions_of_{node.name}"
+    while hasattr(owner, name):
+        name += "_"
+    index = torch.tensor([place[p] for p in positions if p in place])
+    owner.register_buffer(name, index.to(kept.device), persistent=False)
+    with node.graph.inserting_before(node):
+        read = node.graph.get_attr(name)
+    node.target = torch.ops.aten.index_select.default
+    args[:] = [args[0], dim, read]
 
 
 def _normalized(node: fx.Node, args: list[Any], source: Value, cutting: Cutting) -> None:

@@ -5,6 +5,7 @@ rules. Each is called with (flow, node, *the operator's own arguments) and gives
 from __future__ import annotations
 
 import math
+import operator as py
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,8 +177,12 @@ def reduction(flow: Flow, node: fx.Node, x: Any, *rest: Any, **options: Any) -> 
     values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
     shape = tuple(values[0].shape)
     keepdim = len(shape) == len(source.shape)
+    parts: list[Any] = [u.args[1] for u in node.users if u.target is py.getitem]
+    numbered = any(values[part].dtype == torch.int64 for part in parts) and len(values) > 1
     planes = []
     for plane in source.planes:
+        if numbered and over & set(varying(plane)):
+            flow.labels.fix(plane, f"{flow.place(node)}: gives the numbers of channels")
         if not set(varying(plane)) - over:
             continue
         plane = flow.mix(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import check_runs, clone, shell
 from mirabelle.base.data import Batch
@@ -16,8 +15,10 @@ from mirabelle.base.errors import CaptureError, InputError, SurgeryError
 from mirabelle.base.quiet import muffled
 from mirabelle.channels.groups import Coupling
 from mirabelle.channels.masking import Cutting, MaskedReference
-from mirabelle.channels.rewrite import FORM, cut_again, graph_form
+from mirabelle.channels.rewrite import FORM, Gone, cut_again, graph_form
 from mirabelle.channels.sizes import replace_tensors
+from mirabelle.graph.capture import inputs_in_order
+from mirabelle.graph.proof import FLIPPED, check_comparable, difference, random_like, tensors
 
 
 def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -30,14 +31,13 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
     gone = indices(coupling, removed)
     if not gone:
         return clone(model)
-    expected = reference(coupling, gone)
+    proofs = _proofs(coupling, gone)
     problems = []
     for make in (_in_place, graph_form):
         try:
             small = make(model, coupling.inputs, gone)
-            found = check_runs(small, coupling.inputs, "the example input after pruning")
-            problem = difference(expected, found) or _other_batch(
-                model, small, coupling.inputs, found
+            problem = _first_difference(coupling, gone, proofs, small) or _other_batch(
+                model, small, coupling.inputs, proofs[0][1]
             )
         except (InputError, CaptureError, SurgeryError) as error:
             problem = str(error)
@@ -50,6 +50,48 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
         f"as a graph: {problems[1]}); its forward probably has sizes "
         "written into it: take them from the tensors (x.shape), or name the layers concerned in "
         "keep=[...]"
+    )
+
+
+def _proofs(coupling: Coupling, gone: Gone) -> list[tuple[Batch, Any]]:
+    """Batches with what the network must give for them: the example, and what is drawn at random
+    like it, where the network takes that.
+    """
+    drawn = random_like(coupling.inputs)
+    expected = reference(coupling, gone)
+    check_comparable(expected)
+    try:
+        return [(coupling.inputs, expected), (drawn, reference(coupling, gone, drawn))]
+    except Exception:  # the example's own values are the only ones that we know it takes
+        return [(coupling.inputs, expected)]
+
+
+def _first_difference(
+    coupling: Coupling, gone: Gone, proofs: Sequence[tuple[Batch, Any]], small: nn.Module
+) -> str | None:
+    """How the outputs of `small` differ from what they must be, on one of the batches: in its own
+    type, and in float64, where rounding hides nothing and changes no integer.
+    """
+    probe = clone(small)
+    pairs = [
+        (expected, check_runs(probe, batch.map(torch.clone), "the example input after pruning"))
+        for batch, expected in proofs
+    ]
+    found = (difference(*pair, flipped=1.0) for pair in pairs)
+    if problem := next(filter(None, found), None):
+        return problem
+    try:
+        exact = [_in_double(coupling, gone, batch, small) for batch, _ in proofs]
+    except Exception:  # its forward has a type written into it
+        exact = [difference(*pair, FLIPPED) for pair in pairs]
+    return next(filter(None, exact), None)
+
+
+def _in_double(coupling: Coupling, gone: Gone, batch: Batch, small: nn.Module) -> str | None:
+    double = batch.map(lambda t: t.double() if t.is_floating_point() else t.clone())
+    expected = reference(coupling, gone, double, torch.float64)
+    return difference(
+        expected, check_runs(clone(small).double(), double, "the example input in float64")
     )
 
 
@@ -68,7 +110,7 @@ def _other_batch(model: nn.Module, small: nn.Module, inputs: Batch, output: Any)
             f"{error}; the batch is fixed (len(x) fixes it, x.shape[0] does not)",
         )
     if others == [
-        (s[0] + 1, *s[1:]) if s else s for s in (tuple(v.shape) for v in _tensors(output))
+        (s[0] + 1, *s[1:]) if s else s for s in (tuple(v.shape) for v in tensors(output))
     ]:
         return None
     try:
@@ -91,37 +133,36 @@ def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
         with muffled(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             output = check_runs(copied, inputs.map(mode.from_tensor), "one sample more")
     except InputError:
-        output = check_runs(model, inputs, "one sample more")
-    return [tuple(v.shape) for v in _tensors(output)]
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    return [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
+        output = check_runs(clone(model), inputs, "one sample more")
+    return [tuple(v.shape) for v in tensors(output)]
 
 
 def reference(
-    coupling: Coupling, gone: Mapping[tuple[str, int], torch.Tensor], inputs: Batch | None = None
+    coupling: Coupling, gone: Gone, inputs: Batch | None = None, dtype: torch.dtype | None = None
 ) -> Any:
     """What the network must compute without the indices `gone`, on the example that it was analysed
-    with or another of its sizes.
+    with or another of its sizes. dtype: in which its weights are, where not in their own.
     """
     assert coupling.graph_module is not None and coupling.flow is not None
+    graph_module = coupling.graph_module
+    if dtype is not None:
+        graph_module = clone(graph_module).to(dtype)
     few = inputs or coupling.inputs
     with torch.no_grad():
-        flat = [*few.args, *few.kwargs.values()]
-        return MaskedReference(coupling.graph_module, Cutting(coupling.flow, gone)).run(*flat)
+        flat = inputs_in_order(graph_module.graph, few)
+        return MaskedReference(graph_module, Cutting(coupling.flow, gone)).run(*flat)
 
 
 def _is_random(model: nn.Module, inputs: Batch) -> bool:
     """Its forward draws numbers in eval mode too: then nothing can be compared."""
-    return (
-        difference(*(check_runs(model, inputs, "the example input") for _ in range(2))) is not None
+    probe = clone(model)
+    first, second = (
+        check_runs(probe, inputs.map(torch.clone), "the example input") for _ in range(2)
     )
+    return difference(first, second) is not None
 
 
-def _in_place(
-    model: nn.Module, inputs: Batch, gone: Mapping[tuple[str, int], torch.Tensor]
-) -> nn.Module:
+def _in_place(model: nn.Module, inputs: Batch, gone: Gone) -> nn.Module:
     """A copy of the network itself, of its own class, with smaller parameters."""
     small = clone(model)
     tensors = dict(small.named_parameters(remove_duplicate=False)) | dict(
@@ -138,22 +179,6 @@ def _in_place(
     if form := meta.get(FORM):
         meta[FORM] = cut_again(form, gone)
     return small
-
-
-def difference(expected: Any, found: Any) -> str | None:
-    """How two outputs of a network, nested or not, differ: in shapes, or in values by more than
-    rounding; None where they do not.
-    """
-    leaves, others = _tensors(expected), _tensors(found)
-    shapes, other_shapes = [tuple(v.shape) for v in leaves], [tuple(v.shape) for v in others]
-    if shapes != other_shapes:
-        return f"its outputs have the shapes {other_shapes}, expected {shapes}"
-    for a, b in zip(leaves, others, strict=True):
-        if a.is_floating_point():
-            error, size = ((t.double().nan_to_num(posinf=0, neginf=0)).norm() for t in (a - b, a))
-            if error > max(1e-3, torch.finfo(a.dtype).eps ** 0.5) * size:
-                return f"its output differs by {float(error / size):.2g} of its size"
-    return None
 
 
 def indices(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,39 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
+from mirabelle.graph.any_batch import open_batch
+from mirabelle.graph.plain import leave_inputs_alone, own_constants, write_regions
+from mirabelle.graph.proof import FLIPPED, difference
+
+_HOOKS = {  # by class, what takes the hook away
+    "torch.nn.utils.weight_norm.WeightNorm": (
+        "call torch.nn.utils.remove_weight_norm(module) first"
+    ),
+    "torch.nn.utils.spectral_norm.SpectralNorm": (
+        "call torch.nn.utils.remove_spectral_norm(module) first"
+    ),
+}
+_MASKED = 'make its zeros permanent with torch.nn.utils.prune.remove(module, "weight") first'
+_TORCH = str(Path(torch.__file__).parent)
 
 
 def _users_line(error: BaseException, model: nn.Module) -> str:
     """The innermost line outside torch that the error passed through: the place in the user's own
     code.
     """
-    torch_root = str(Path(torch.__file__).parent)
     here = str(Path(__file__).parent)
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith((torch_root, here)) and "<" not in f.filename
+        if not f.filename.startswith((_TORCH, here)) and "<" not in f.filename
     ]
     return (
         f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
@@ -45,13 +61,16 @@ def capture(
     those of `model`.
 
     inputs: example inputs. dynamic_batch: the first dimension of every input may vary afterwards;
-    where the network fixes it, the graph is captured for the example's size. training: what it
-    computes in training mode. The parameters are copies: `model` stays as it is.
+    where the network fixes it, the graph is captured for the example's size. Where what it computes
+    depends on the number of samples, too, with a warning that names the line. training: what it
+    computes in training mode. The parameters are copies: `model` stays as it is. The graph writes
+    into none of its inputs.
     Raises `InputError` where the network does not run on the example, `CaptureError` with torch's
     reason and the line of the network's own code where `torch.export` refuses.
     """
-    model = clone(check_network(model)).train(training)
+    model = clone(check_capturable(check_network(model))).train(training)
     inputs = inputs._replace(target=None)
+    branch = None
     if dynamic_batch:
         # Two samples trace faster than many, unless the network takes another path for these.
         for example in [inputs.head(2), inputs] if inputs.size > 2 else [inputs]:
@@ -59,13 +78,95 @@ def capture(
                 found = _traced(model, example, free=True)
             except (InputError, CaptureError):
                 continue
-            if example is inputs or _is_for(found, inputs):
-                return _without_guards(found)
-    return _without_guards(_traced(model, inputs, free=False))
+            if example is not inputs and not _is_for(found, inputs):
+                continue
+            branch = batch_branch(found) or _only_for_more(model, found, inputs)
+            if branch is None and not _is_fixed(found):
+                return _finished(found, model, inputs)
+            break
+        if branch is None and (opened := _opened(model, inputs)) is not None:
+            return opened
+    found = _finished(_traced(model, inputs, free=False), model, inputs)
+    if branch is not None:
+        warnings.warn(
+            f"what {type(model).__name__} computes depends on the number of samples{branch}; what "
+            f"is captured is what it computes for {inputs.size}, as in the example",
+            stacklevel=3,
+        )
+    return found
+
+
+def check_capturable(model: nn.Module) -> nn.Module:
+    """The network itself. `CaptureError` with the remedy for what can be seen to stand in the way:
+    scripted modules, and weights that an old hook computes before each forward.
+    """
+    for name, module in model.named_modules():
+        where = name or type(model).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} is scripted or traced, and has no Python code to capture; give the "
+                "network that it was made from, with its weights "
+                "(network.load_state_dict(scripted.state_dict()))"
+            )
+        for hook in module._forward_pre_hooks.values():
+            if remedy := _HOOKS.get(f"{type(hook).__module__}.{type(hook).__name__}") or (
+                _MASKED if isinstance(hook, BasePruningMethod) else None
+            ):
+                raise CaptureError(f"{where} computes a weight before each forward: {remedy}")
+    return model
+
+
+def _is_fixed(graph_module: fx.GraphModule) -> bool:
+    values = [n.meta["val"] for n in graph_module.graph.nodes if n.op == "placeholder"]
+    return any(fixed_length(v) is not None for v in values if isinstance(v, torch.Tensor))
+
+
+def _opened(model: nn.Module, inputs: Batch) -> fx.GraphModule | None:
+    """The graph for any batch where forward holds the batch's size as an integer; None where it
+    cannot be told from two sizes what depends on it, or the graph gives something else than the
+    network for one of some sizes.
+    """
+    few = inputs.at_least_two()
+    more = few.map(lambda t: torch.cat([t, t[:1]]) if t.ndim and len(t) == few.size else t)
+    try:
+        found, other = (_finished(_traced(model, b, free=False), model, b) for b in (few, more))
+    except (InputError, CaptureError):
+        return None
+    if not open_batch(found.graph, other.graph, few.size):
+        return None
+    found.recompile()
+    found._forward_pre_hooks.clear()  # the export's own, which refuses other sizes
+    alike = (_difference(model, found, b) is None for b in (inputs, few.head(2), more))
+    return found if all(alike) else None
+
+
+def _difference(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> str | None:
+    """How the graph differs from the network on a batch."""
+    probe = clone(model)
+    try:
+        expected = check_runs(probe, inputs.map(torch.clone), "the example input")
+        with torch.no_grad():
+            given = [t.clone() for t in inputs_in_order(found.graph, inputs)]
+            return difference(expected, fx.Interpreter(found).run(*given), FLIPPED)
+    except Exception as error:
+        return str(error)
+
+
+def _only_for_more(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> str | None:
+    """That the graph is not what the network computes for a single sample, where the example is
+    one: it was captured with two.
+    """
+    if inputs.size != 1:
+        return None
+    if _difference(model, _without_guards(found), inputs) is None:
+        return None
+    once, again = (check_runs(clone(model), inputs.map(torch.clone), "it") for _ in range(2))
+    random = difference(once, again) is not None
+    return None if random else " (it does something else for a single one)"
 
 
 def _traced(model: nn.Module, inputs: Batch, free: bool) -> fx.GraphModule:
-    check_runs(model, inputs, "the example input")
+    check_runs(model, inputs.map(torch.clone), "the example input")
     shapes: Any = None
     if free:
         inputs = inputs.at_least_two()
@@ -102,13 +203,41 @@ def _is_for(graph_module: fx.GraphModule, inputs: Batch) -> bool:
     return True
 
 
-def _without_guards(graph_module: fx.GraphModule) -> fx.GraphModule:
-    for node in _guards(graph_module):
-        graph_module.graph.erase_node(node)
+def batch_branch(graph_module: fx.GraphModule) -> str | None:
+    """Where the network's own code asks how many samples there are, and goes one way for some
+    numbers of them and another for others: ` at file:line: code`; None where it nowhere does.
+    """
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or not isinstance(value, torch.Tensor) or not value.ndim:
+            continue
+        if fixed_length(value) is not None:
+            continue
+        size: Any = value.shape[0]
+        for guard in size.node.shape_env.guards:
+            asked = guard.sloc.framework_loc
+            if isinstance(asked, traceback.FrameSummary) and not asked.filename.startswith(_TORCH):
+                return f" at {asked.filename}:{asked.lineno}: {asked.line}"
+    return None
+
+
+def _finished(graph_module: fx.GraphModule, model: nn.Module, inputs: Batch) -> fx.GraphModule:
+    """Without what the export has for itself, plain, and with tensors of its own alone."""
+    graph_module = _without_guards(graph_module)
+    own_constants(graph_module, model)
+    rename_nodes(graph_module.graph)
+    write_regions(graph_module)
+    leave_inputs_alone(graph_module, inputs_in_order(graph_module.graph, inputs.at_least_two()))
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     for name in ("train", "eval"):  # the export's own refuse
         vars(graph_module).pop(name, None)
+    return graph_module
+
+
+def _without_guards(graph_module: fx.GraphModule) -> fx.GraphModule:
+    for node in _guards(graph_module):
+        graph_module.graph.erase_node(node)
     return graph_module
 
 

@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
+from mirabelle.base.graph_names import identifier
 from mirabelle.onnx_files import outside
 from mirabelle.onnx_files.operators import OPERATORS, UnsupportedError
 from mirabelle.onnx_files.prepare import prepared, run_all
@@ -172,7 +173,7 @@ class _Reader:
 
     def read(self) -> fx.GraphModule:
         for name in self.source.inputs:
-            self.made[name] = self.graph.placeholder(_identifier(name))
+            self.made[name] = self.graph.placeholder(identifier(name))
         for i, node in enumerate(self.proto.graph.node):
             self._node(i, node)
         outputs = [
@@ -310,7 +311,7 @@ class _Reader:
 
     def _constant(self, name: str, turned: bool) -> fx.Node:
         """A constant as a parameter or buffer: one for each of its two forms."""
-        leaf = _identifier(name) + ("_turned" if turned else "")
+        leaf = identifier(name) + ("_turned" if turned else "")
         holder = self.root.get_submodule("constants")
         while f"constants.{leaf}" in self.source.constants and self.source.constants[
             f"constants.{leaf}"
@@ -337,7 +338,7 @@ class _Reader:
         """Puts a node's module where its name says: `/layer1/conv/Conv` becomes
         `layer1.conv.Conv`.
         """
-        parts = [_identifier(p, digits=True) for p in re.split(r"[./]", name) if p] or ["node"]
+        parts = [identifier(p, digits=True) for p in re.split(r"[./]", name) if p] or ["node"]
         if parts[0] == "constants":
             parts[0] = "constants_"
         owner: nn.Module = self.root
@@ -348,16 +349,10 @@ class _Reader:
             if isinstance(owner, (Node, Foreign)):  # a node and a folder of one name
                 return self._enter_module(name.replace("/", "_").replace(".", "_"), module)
         leaf = parts[-1]
-        while hasattr(owner, leaf):
+        while leaf in owner._modules:
             leaf += "_"
         owner.add_module(leaf, module)
         return ".".join([*parts[:-1], leaf])
-
-
-def _identifier(name: str, digits: bool = False) -> str:
-    """`name` as a Python name; with `digits` it may begin with one, as names in a Sequential do."""
-    plain = re.sub(r"\W", "_", name) or "value"
-    return plain if digits or not plain[0].isdigit() else f"_{plain}"
 
 
 def _agrees(found: np.ndarray, expected: np.ndarray) -> bool:

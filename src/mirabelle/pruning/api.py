@@ -191,9 +191,9 @@ def prune(
             lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen))[0],
             criterion,
         )
+    model = check_network(model)
     if steps == 1 and train is None:
         return plan(model, x, settings)[0]
-    check_network(model)
     settings = replace(settings, least=least ** (1 / steps))
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
@@ -292,7 +292,7 @@ def plan(
     """`prune` in one cut, with what was found in the network and the channels that were removed of
     each group.
     """
-    check_network(model)
+    model = check_network(model)
     _check(model, settings)
     data, repair, criterion = settings.data, settings.repair, settings.criterion
     inputs = example_inputs(x)

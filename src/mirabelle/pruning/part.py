@@ -73,7 +73,7 @@ def prune_part(
     criterion: Any,
 ) -> nn.Module:
     """A copy of `model` in which the module at `part` is `cut(module, its inputs, its data)`."""
-    check_network(model)
+    model = check_network(model)
     names = [n for n, _ in model.named_modules() if n]
     if part not in names:
         raise InputError(

@@ -167,11 +167,10 @@ def quantize(
     first = next(stream)
     if isinstance(model, (str, Path)):
         model = network_of(model, first)
-    check_float32(check_network(model))
+    model = check_network(model)
+    check_float32(model)
     judge = (
-        None
-        if accuracy_drop is None or validation is None
-        else Judge(check_network(model), validation, metric)
+        None if accuracy_drop is None or validation is None else Judge(model, validation, metric)
     )
     if weight_bits is None:
         weight_bits = bits

@@ -108,7 +108,7 @@ def sparsify(
     A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for
     a sparsity that cannot be reached, before anything that takes long.
     """
-    check_network(model)
+    model = check_network(model)
     loss = loss_function(loss)
     if isinstance(data, Iterator):
         if rounds > 1:

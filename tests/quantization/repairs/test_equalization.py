@@ -213,3 +213,32 @@ def test_smoothing_saves_a_transformer_with_large_channels():
             for r in (None, "smooth-quant")
         )
     assert mended < 0.7 * plain
+
+
+@pytest.mark.parametrize(
+    ("norm", "count"),
+    [
+        (lambda x: torch.layer_norm(x, (6,)), 0),
+        (nn.LayerNorm(6, elementwise_affine=False), 0),
+        (nn.LayerNorm(6, bias=False), 1),
+        (nn.LayerNorm(6), 1),
+    ],
+)
+def test_a_normalization_without_a_scale_is_not_rescaled(norm, count):
+    """An addition makes its channels those of the layer on the other side, which alone would be
+    divided.
+    """
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(4, 6), "b": nn.Linear(4, 6), "fc": nn.Linear(6, 3)}
+    layers |= {"norm": norm} if isinstance(norm, nn.Module) else {}
+    model = Network(
+        lambda s, x: s.fc(torch.relu(getattr(s, "norm", norm)(s.a(x)) + s.b(x))), **layers
+    ).eval()
+    x = torch.randn(5, 4)
+    network = captured(model, Batch((x,), {}, None))
+    found = scalable(network.graph)
+    assert len(found) == count
+    for channels in found:
+        channels.scale(network, torch.rand(channels.count) * 4 + 0.2)
+    equalize(network, network, [Batch((x,), {}, None)])
+    torch.testing.assert_close(network(x), model(x))

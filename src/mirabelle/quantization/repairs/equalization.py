@@ -334,13 +334,13 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _affine(norm: Norm) -> list[fx.Node] | None:
-    """The nodes of a normalisation's scale and shift, as far as they are written down; None where
-    one that is written down is no parameter.
+    """The nodes of a normalisation's scale and, where there is one, its shift; None where it has no
+    scale, which alone can divide its channels, or one of the two is no parameter.
     """
-    start = 1 if norm.kind == "batch_norm" else 2
-    given = norm.node.args[start : start + 2]
-    found = [n for n in given if isinstance(n, fx.Node) and parameter_name(n) is not None]
-    return found if len(found) == len(given) else None
+    if norm.weight is None:
+        return None
+    found = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
+    return found if all(parameter_name(n) is not None for n in found) else None
 
 
 def scalable(graph: fx.Graph, clipped: bool = False) -> list[Channels]:

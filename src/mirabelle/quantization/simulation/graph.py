@@ -16,6 +16,7 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator
 from mirabelle.graph.nodes import argument, overload, setting, value_of
+from mirabelle.graph.plain import without_autocast
 from mirabelle.onnx_files.read import SOURCE, source_of
 from mirabelle.quantization.simulation.description import Quantization, describe
 from mirabelle.quantization.simulation.folding import (
@@ -31,11 +32,13 @@ from mirabelle.quantization.targets import TARGETS, Target
 
 def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     """Captured for any batch size, BatchNorm and paddings folded, rebuilt so that train() and
-    eval() work and the first batch is not kept alive.
+    eval() work and the first batch is not kept alive. What forward computes under autocast is in
+    the type of its weights: integers take its place.
     """
     graph_module = capture(check_network(model), first, dynamic_batch=True)
     network = fx.GraphModule(graph_module, graph_module.graph)
     _plain_signature(network)
+    without_autocast(network)
     _drop_dropout(network)
     fold_padding(network)
     fold_batchnorm(network)
