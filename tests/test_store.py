@@ -173,9 +173,7 @@ EDITS = {
     "target": lambda c: c["quantization"].update(target="abacus"),
     "tensors": lambda c: c["quantization"].update(tensors=3),
     "sites": lambda c: c["quantization"].update(sites=[[]]),
-    "a large example": lambda c: c["quantization"].update(
-        inputs=[["", [10**6, 10**6], "float32"]]
-    ),
+    "a large example": lambda c: c["quantization"].update(inputs=[["", [10**6, 10**6], "float32"]]),
     "a negative example": lambda c: c["quantization"].update(inputs=[["", [-1, 1], "float32"]]),
     "no type": lambda c: c["quantization"].update(inputs=[["", [1, 1, 8, 8], "load"]]),
     "large sizes": lambda c: c["float_sizes"].update({"0.weight": [10**6, 10**6, 3, 3]}),

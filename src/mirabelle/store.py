@@ -87,9 +87,7 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
             example = example_of(described["quantization"])
         model = network_of(model, example)
     sparse = described["sparse"]
-    tensors = _whole(
-        read_tensors(folder / "model.safetensors")[0], sparse, folder, _largest(model)
-    )
+    tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder, _largest(model))
     result = _in_saved_form(model, described, tensors, folder)
     if departs := difference(described["architecture"], architecture(result)):
         raise InputError(

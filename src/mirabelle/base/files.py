@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,17 +17,20 @@ from typing import Any
 from mirabelle.base.errors import InputError
 
 LARGEST_JSON = 2**26  # bytes: reports of large networks have a few million
+MARK = ".mirabelle-"  # in the names of temporary files and folders
 SEAL = "seal"  # the key of the checksum that a JSON file has of itself
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and takes its place,
-    on failure it is gone.
+    on failure it is gone. A process that was killed leaves a file that `is_temporary` tells.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.name}{MARK}", suffix=path.suffix, dir=path.parent
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -39,6 +43,26 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_folder(parent: Path, name: str) -> Path:
+    """A new folder in `parent` for what will be called `name`; see `is_temporary`."""
+    return Path(tempfile.mkdtemp(prefix=f".{name}{MARK}", dir=parent))
+
+
+def is_temporary(path: Path, name: str) -> bool:
+    """Whether `path` is called exactly as `atomic` and `temporary_folder` call what they make on
+    the way to `name`: what people and editors write beside it is not.
+    """
+    suffix = re.escape(Path(name).suffix)
+    pattern = rf"\.{re.escape(name)}{re.escape(MARK)}[a-z0-9_]{{8}}({suffix})?"
+    return re.fullmatch(pattern, path.name) is not None
+
+
+def check_file_name(name: str) -> None:
+    """`InputError` for a name that would lead out of its folder, or that no file can have."""
+    if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or len(name) > 200:
+        raise InputError("expected the name of a file, without a folder")
 
 
 def write_text(path: str | Path, text: str) -> None:
