@@ -180,6 +180,7 @@ EDITS = {
     "sizes that are text": lambda c: c["float_sizes"].update({"0.weight": "x"}),
     "another architecture": lambda c: c["architecture"].pop(),
     "no architecture": lambda c: c.pop("architecture"),
+    "no checksum of the weights": lambda c: c.pop("sha256"),
     "sparse weights": lambda c: c["sparse"].update(x={"block": 1, "shape": [10**9, 10**9]}),
     "graph form": lambda c: c.update(graph_form={"sizes": {}, "inputs": [], "cuts": []}),
 }

@@ -145,7 +145,12 @@ def _sound(folder: Path, what: str) -> Iterator[None]:
 
 
 def _check_numbers(described: Mapping[str, Any]) -> None:
-    """Raises where a number would make `load` ask for more than any network has."""
+    """Raises where something is missing, and where a number would make `load` ask for more than any
+    network has.
+    """
+    for name in ("architecture", "quantization", "graph_form", "float_sizes", "sparse", "sha256"):
+        if name not in described:
+            raise KeyError(name)
     for line in described["architecture"]:
         if not isinstance(line, str):
             raise TypeError(f"a line of the architecture is {shown(line)}")
