@@ -5,6 +5,7 @@ or, under a checksum, another result.
 import json
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ import mirabelle as mb
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError, RecipeError
 from mirabelle.base.files import SEAL, read_json, read_tensors, sealed
+from mirabelle.cli import main
 from mirabelle.onnx_files.read import network
 from mirabelle.pipeline.recipe import load_recipe
 from mirabelle.runtimes import load as open_file
@@ -144,6 +146,16 @@ def test_recipes(tmp_path_factory, change, draw, whole):
         load_recipe(path)
     except RecipeError as error:
         assert len(str(error)) < 2000
+
+
+REPORT = Path(__file__).parents[1] / "report" / "data" / "report_example.json"
+
+
+@given(draw=st.data())
+def test_reports(tmp_path_factory, draw):
+    path = tmp_path_factory.getbasetemp() / "report.json"
+    path.write_bytes(as_json(draw.draw(fields(read_json(REPORT)))))
+    assert main(["report", str(path), "--quiet"]) in (0, 1)
 
 
 @pytest.fixture(scope="module")
