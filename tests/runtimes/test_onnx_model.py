@@ -147,3 +147,14 @@ def test_all_tensors_are_seen(place):
     model.training_info.add().algorithm.initializer.add().CopyFrom(weight("x", name="trained"))
     found = {t.name for t in tensors(model)}
     assert {"w", "sparse", "of a function", "trained"} <= found
+
+
+@pytest.mark.parametrize("name", [b"product", b"x", b"w"])
+def test_names_that_are_no_text(place, name):
+    (place / "w.bin").write_bytes((place.parent / "secret").read_bytes())
+    path = file(place, weight("w.bin"))
+    content = path.read_bytes()
+    length = bytes([len(name)])
+    path.write_bytes(content.replace(length + name, length + b"\xff" * len(name)))
+    with pytest.raises(InputError, match="cannot be opened by onnx"):
+        read_model(path)

@@ -25,6 +25,7 @@ def read_model(path: str | Path, weights: bool = True) -> Any:
         raise InputError(f"{path} is not there")
     try:
         model = onnx.load(path, load_external_data=False)
+        _check_texts(model)
     except Exception as error:  # of protobuf, or of the file system
         raise unreadable(path, "onnx", error) from error
     if data_files(model, path) and weights:
@@ -33,6 +34,21 @@ def read_model(path: str | Path, weights: bool = True) -> Any:
         except Exception as error:
             raise unreadable(path, "onnx", error) from error
     return model
+
+
+def _check_texts(message: Any) -> None:
+    """`ValueError` for a name that is no text: protobuf gives its bytes without a word."""
+    if hasattr(message, "raw_data"):  # of a tensor the name alone: its fields would be copied
+        if not isinstance(message.name, str):
+            raise ValueError(f"the name of a tensor is no text: {message.name!r}")
+        return
+    for field, value in message.ListFields():
+        parts = value if hasattr(value, "append") or hasattr(value, "add") else [value]
+        if field.message_type is not None:
+            for part in parts:
+                _check_texts(part)
+        elif field.type == field.TYPE_STRING and not all(isinstance(p, str) for p in parts):
+            raise ValueError(f"{field.name} is no text: {parts[0]!r}")
 
 
 def data_files(model: Any, path: Path) -> list[Path]:
