@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-phones test-processors test-wheel test-oldest lint clean
+.PHONY: demo test fuzz test-phones test-processors test-wheel test-oldest lint clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
@@ -10,6 +10,10 @@ demo: .venv/demo
 test: .venv/dev lint
 	$(BIN)/python -m tests.processors --short
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+# Damaged files and odd arguments, drawn anew each time, for as long as it takes: an hour and more. `make test` has a short form of it.
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 14400 --hypothesis-profile=long tests/fuzz
 
 # The other kinds of processor, emulated where that can be done: half an hour. `make test` has a short form of it.
 test-processors: .venv/dev

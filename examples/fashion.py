@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import sys
 import tempfile
 import urllib.request
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +23,15 @@ from torch.utils.data import DataLoader, Dataset
 from examples.debian import unpacked
 from mirabelle.base.data import cache_folder
 from mirabelle.base.errors import InputError
-from mirabelle.base.files import atomic
+from mirabelle.base.files import atomic, sha256
 
 WEIGHTS = Path(__file__).parent / "weights" / "fashion_resnet.safetensors"
-OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+# The authors' repository and their server, which has no HTTPS; what comes is checked in any case.
+OFFICIAL = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+)
+LARGEST = 64_000_000  # bytes of one file, compressed or not: the largest has 47 million
 DEBIAN = "dataset-fashion-mnist"
 # SHA-256 of the uncompressed files: the two sources compress them differently.
 FILES = {
@@ -53,12 +60,21 @@ CLASSES = [
 
 
 def _sound(path: Path, name: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == FILES[name]
+    return path.is_file() and sha256(path) == FILES[name]
 
 
-def _from_official(name: str) -> bytes:
-    with urllib.request.urlopen(f"{OFFICIAL}/{name}.gz", timeout=15) as answer:
-        return gzip.decompress(answer.read())
+def _from_official(server: str, name: str) -> bytes:
+    with urllib.request.urlopen(f"{server}/{name}.gz", timeout=15) as answer:
+        return _unpacked(answer, f"{name} from {server}")
+
+
+def _unpacked(stream: IO[bytes], what: str) -> bytes:
+    """The content of a gzip stream, of which no more than `LARGEST` bytes are read or made."""
+    packed = stream.read(LARGEST + 1)
+    content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(LARGEST + 1)
+    if max(len(packed), len(content)) > LARGEST:
+        raise InputError(f"{what} has more than {LARGEST} bytes; it has been changed")
+    return content
 
 
 def _store(folder: Path, name: str, content: bytes, source: str) -> None:
@@ -81,12 +97,13 @@ def fetch(folder: Path | None = None) -> Path:
         return folder
     print(f"fetching Fashion-MNIST (31 MB) into {folder}", file=sys.stderr)
     failures = []
-    try:
-        for name in missing:
-            _store(folder, name, _from_official(name), OFFICIAL)
-        return folder
-    except (OSError, EOFError, InputError) as error:
-        failures.append(f"{OFFICIAL}: {error}")
+    for server in OFFICIAL:
+        try:
+            for name in missing:
+                _store(folder, name, _from_official(server, name), server)
+            return folder
+        except (OSError, EOFError, zlib.error, InputError) as error:
+            failures.append(f"{server}: {error}")
     installed = Path("/usr/share/datasets/fashion-mnist")
     try:
         with tempfile.TemporaryDirectory() as temporary:
@@ -96,9 +113,10 @@ def fetch(folder: Path | None = None) -> Path:
                 else unpacked(DEBIAN, Path(temporary)) / installed.relative_to("/")
             )
             for name in missing:
-                _store(folder, name, gzip.decompress((source / f"{name}.gz").read_bytes()), DEBIAN)
+                with open(source / f"{name}.gz", "rb") as file:
+                    _store(folder, name, _unpacked(file, name), DEBIAN)
             return folder
-    except (OSError, EOFError, InputError) as error:
+    except (OSError, EOFError, zlib.error, InputError) as error:
         failures.append(str(error))
     raise InputError(
         "Fashion-MNIST could not be fetched:\n  "

@@ -1,15 +1,23 @@
 """The commands on a tiny network; errors are one line and exit status 1."""
 
+import io
 import json
 import subprocess
 import sys
 
+import onnx
 import pytest
+import torch
+from rich.table import Table
+from torch import nn
 
 import mirabelle as mb
+from mirabelle.base import progress
 from mirabelle.base.errors import RecipeError
+from mirabelle.base.terminal import drawn
 from mirabelle.cli import COMMANDS, main
 from mirabelle.cli.table import summary
+from tests.pipeline.runs import ENVIRONMENT, HERE
 from tests.pipeline.test_recipe import written
 from tests.tiny import data, model
 
@@ -196,3 +204,76 @@ def test_errors(line, capsys):
     assert main(line) == 1
     seen = capsys.readouterr()
     assert seen.err.startswith("error: ") and "Traceback" not in seen.err
+
+
+def quantized_file(folder):
+    """An ONNX file, and the folder of its quantized form."""
+    source = mb.export(model(), folder / "float", inputs=torch.zeros(1, 1, 8, 8)).path
+    mb.save(mb.quantize(source, data()[1], samples=32), folder / "q")
+    return source, folder / "q"
+
+
+def test_an_onnx_file_is_exported_in_its_saved_form(tmp_path, capsys):
+    source, saved = quantized_file(tmp_path)
+    out = tmp_path / "out"
+    assert main(["export", str(source), "--load", str(saved), "--folder", str(out)]) == 0
+    kinds = {n.op_type for n in onnx.load(out / "model.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+    capsys.readouterr()
+    line = ["verify", str(source), "--load", str(saved), "--file", str(out / "model.onnx")]
+    assert main([*line, "--data", "tests.tiny:data", "--samples", "20", "--json"]) == 0
+
+
+def in_a_folder_with_a_trap(folder, *line):
+    """The command, called where an `onnxruntime.py` lies that says so when it is executed."""
+    (folder / "onnxruntime.py").write_text(f"open({str(folder / 'executed')!r}, 'w')\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(HERE / "src")}
+    call = [sys.executable, "-m", "mirabelle.cli", *line]
+    return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_nothing_in_the_working_folder_is_executed_unless_it_is_named(tmp_path):
+    path = mb.export(model(), tmp_path, inputs=torch.zeros(1, 1, 8, 8)).path
+    done = in_a_folder_with_a_trap(tmp_path, "measure", path.name)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_modules_of_the_working_folder_can_be_named_and_shadow_nothing(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    )
+    line = ["export", "mine:net", "--input", "1,1,8,8", "--folder", "out"]
+    done = in_a_folder_with_a_trap(tmp_path, *line)
+    assert done.returncode == 0 and (tmp_path / "out/model.onnx").is_file(), done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_no_machine_can_hold_is_refused(capsys):
+    assert main(["explain", "tests.tiny:model", "--input", "1,99999999999"]) == 2
+    assert "elements" in capsys.readouterr().err
+
+
+def test_brackets_and_colons_in_names_and_paths_are_shown_as_they_are(tmp_path, capsys):
+    folder = tmp_path / "[red]runs[bold] :smile:"
+    folder.mkdir()
+    assert main(["report", str(folder / "none.json")]) == 1
+    assert str(folder) in capsys.readouterr().err
+    net = nn.Sequential()
+    net.add_module("a[/red]:smile:[bold]b", nn.Conv2d(1, 4, 3))
+    net.add_module("last", nn.Conv2d(4, 2, 3))
+    assert "a[/red]:smile:[bold]b" in str(mb.explain(net, torch.zeros(1, 1, 8, 8)))
+    drawing = drawn(Table("[/x]"), "[/y] :smile:", most=100)
+    assert "[/x]" in drawing and "[/y] :smile:" in drawing
+
+
+def test_what_a_run_says_is_no_markup(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress.console, "file", out)
+    monkeypatch.setattr(progress.console, "_force_terminal", True)
+    progress.console.print("1/1 prune: [/home/me] :smile:", style="dim")
+    assert "[/home/me] :smile:" in out.getvalue()
+    with progress.bar("on [/onnx]", 2) as bar:
+        bar.note(file="[/x]")
+        bar.advance()

@@ -387,3 +387,10 @@ def test_a_file_that_lost_a_rounded_value_or_a_stored_tensor_is_refused():
     )
     with pytest.raises(CaptureError, match="stored tensors"):
         onnx_proto(lost, Batch((batches(count=1)[0],), {}, None))
+
+
+@pytest.mark.parametrize("option", [{"name": "../x"}, {"name": "/x"}, {"threads": 10**6}])
+def test_what_leads_elsewhere_or_never_ends(option, tmp_path):
+    with pytest.raises(InputError, match=f"{next(iter(option))} is"):
+        mb.export(build("conv1d"), tmp_path / "out", inputs=batches("conv1d", 1)[0], **option)
+    assert not list(tmp_path.iterdir())

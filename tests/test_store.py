@@ -4,6 +4,8 @@ is refused.
 
 import errno
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 import mirabelle as mb
 from mirabelle import store
 from mirabelle.base.errors import InputError
+from mirabelle.base.files import SEAL, sealed
 from tests.tiny import data, model
 from tests.wide_networks import WIDE
 
@@ -130,8 +133,13 @@ def test_damaged(networks, tmp_path):
         "{",
         "[]",
         "{}",
-        '{"format": 1}',
-        text.replace('"format": 1', '"format": 2'),
+        '{"format": 2}',
+        text.replace('"format": 2', '"format": 1'),
+        text.replace('"sparse": {}', '"sparse": {}, "sparse": {}'),
+        text.replace('"network": "', '"network": "other '),
+        "[" * 100_000,
+        '{"format": ' + "9" * 5000 + "}",
+        '{"format": NaN}',
         "\x00",
     ):
         described.write_text(bad)
@@ -145,16 +153,111 @@ def test_damaged(networks, tmp_path):
         mb.load(tmp_path / "nowhere", model())
 
 
-@pytest.mark.parametrize("part", [{}, [], {"bits": "x"}, {"tensors": 3}])
-def test_quantisation_that_makes_no_sense(networks, tmp_path, part):
-    mb.save(networks["quantised"], tmp_path)
-    content = json.loads((tmp_path / "model.json").read_text())
-    content["quantization"] = (
-        part if not isinstance(part, dict) or not part else {**content["quantization"], **part}
+def edited(folder: Path, change: Callable[[dict], object], seal: bool) -> None:
+    """Changes what `model.json` says; seal: as a stranger would, who can compute checksums."""
+    content = json.loads((folder / "model.json").read_text())
+    change(content)
+    content.pop(SEAL)
+    (folder / "model.json").write_text(
+        json.dumps(sealed(content) if seal else {**content, SEAL: "0" * 64})
     )
-    (tmp_path / "model.json").write_text(json.dumps(content))
-    with pytest.raises(InputError):
+
+
+EDITS = {
+    "no description": lambda c: c.update(quantization={}),
+    "a list": lambda c: c.update(quantization=[]),
+    "text for bits": lambda c: c["quantization"].update(bits="x"),
+    "bits without end": lambda c: c["quantization"].update(bits=1e11),
+    "bits of 300": lambda c: c["quantization"].update(weight_bits=300),
+    "precision": lambda c: c["quantization"].update(precision={"linear": 10**9}),
+    "target": lambda c: c["quantization"].update(target="abacus"),
+    "tensors": lambda c: c["quantization"].update(tensors=3),
+    "sites": lambda c: c["quantization"].update(sites=[[]]),
+    "a large example": lambda c: c["quantization"].update(inputs=[["", [10**6, 10**6], "float32"]]),
+    "a negative example": lambda c: c["quantization"].update(inputs=[["", [-1, 1], "float32"]]),
+    "no type": lambda c: c["quantization"].update(inputs=[["", [1, 1, 8, 8], "load"]]),
+    "large sizes": lambda c: c["float_sizes"].update({"0.weight": [10**6, 10**6, 3, 3]}),
+    "sizes that are text": lambda c: c["float_sizes"].update({"0.weight": "x"}),
+    "another architecture": lambda c: c["architecture"].pop(),
+    "no architecture": lambda c: c.pop("architecture"),
+    "no checksum of the weights": lambda c: c.pop("sha256"),
+    "sparse weights": lambda c: c["sparse"].update(x={"block": 1, "shape": [10**9, 10**9]}),
+    "graph form": lambda c: c.update(graph_form={"sizes": {}, "inputs": [], "cuts": []}),
+}
+
+
+@pytest.mark.parametrize("seal", [True, False])
+@pytest.mark.parametrize("name", EDITS)
+def test_descriptions_that_make_no_sense(networks, tmp_path, name, seal):
+    mb.save(networks["quantised"], tmp_path)
+    edited(tmp_path, EDITS[name], seal)
+    with pytest.raises(InputError, match=None if seal else "checksum"):
         mb.load(tmp_path, model())
+
+
+@pytest.mark.parametrize(
+    "change", [{"bits": 9}, {"weight_bits": 4}, {"target": "arm"}, {"samples": 31}]
+)
+def test_model_json_is_under_a_checksum(networks, tmp_path, change):
+    mb.save(networks["quantised"], tmp_path)
+    file = tmp_path / "model.json"
+    content = json.loads(file.read_text())
+    content["quantization"] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="checksum does not fit"):
+        mb.load(tmp_path, model())
+
+
+class Strided(nn.Module):
+    """The stride is an argument of the constructor; `calls` is what forward counts."""
+
+    def __init__(self, stride: int = 1):
+        super().__init__()
+        self.weight, self.stride, self.calls = nn.Parameter(torch.ones(4, 1, 3, 3)), stride, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return nn.functional.conv2d(x, self.weight, stride=self.stride).mean((2, 3))
+
+
+def strided() -> nn.Module:
+    result = model()
+    result[0].stride = (2, 2)
+    return result
+
+
+def otherwise_activated() -> nn.Module:
+    result = model()
+    result[2] = nn.GELU()
+    return result
+
+
+@pytest.mark.parametrize("name", ["original", "pruned", "quantised"])
+@pytest.mark.parametrize(
+    ("build", "words"), [(strided, "stride"), (otherwise_activated, "[Rr]e[Ll][Uu]|gelu")]
+)
+def test_networks_whose_tensors_fit_and_that_compute_something_else(
+    networks, tmp_path, name, build, words
+):
+    mb.save(networks[name], tmp_path)
+    with pytest.raises(InputError, match=rf"saved with.*({words}|conv2d)|other layers"):
+        mb.load(tmp_path, build())
+
+
+def test_hyperparameters_of_users_own_modules(tmp_path):
+    net = Strided()
+    net(example())
+    mb.save(net, tmp_path)
+    mb.load(tmp_path, Strided())
+    with pytest.raises(InputError, match=r"stride=1\)', this one has.*stride=2"):
+        mb.load(tmp_path, Strided(2))
+
+
+def test_dropout_may_differ(networks, tmp_path):
+    mb.save(networks["original"], tmp_path)
+    other = model()
+    other[8].p = 0.0
+    mb.load(tmp_path, other)
 
 
 def test_another_network(networks, tmp_path):

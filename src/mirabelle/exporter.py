@@ -15,7 +15,8 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.errors import InputError
-from mirabelle.base.options import OneOf, declared
+from mirabelle.base.files import check_file_name
+from mirabelle.base.options import Check, OneOf, declared
 from mirabelle.graph.capture import program
 from mirabelle.onnx_files.read import source_of
 from mirabelle.onnx_files.write import fold_pads, onnx_proto, save_onnx, write_onnx
@@ -24,7 +25,7 @@ from mirabelle.quantization.forms.pt2e import to_pt2e
 from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import RUNTIMES, load
-from mirabelle.runtimes.artifact import Artifact
+from mirabelle.runtimes.artifact import Artifact, check_threads
 
 
 @declared()
@@ -34,8 +35,8 @@ def export(
     *,
     runtime: Annotated[str, OneOf(RUNTIMES), Doc("what the file is for")] = "onnxruntime",
     inputs: Annotated[Any, Doc("example inputs; needed for networks")] = None,
-    threads: Annotated[int, Ge(1), Doc("with which the file is run")] = 1,
-    name: Annotated[str, Doc("of the file, without its suffix")] = "model",
+    threads: Annotated[int, Ge(1), Check(check_threads), Doc("with which the file is run")] = 1,
+    name: Annotated[str, Check(check_file_name), Doc("of the file, without its suffix")] = "model",
 ) -> Artifact:
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 

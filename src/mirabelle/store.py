@@ -4,6 +4,9 @@ pickle.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,29 @@ from torch import nn
 
 from mirabelle.base.checks import clone, load_state
 from mirabelle.base.compression_of_zeros import decode, encode
-from mirabelle.base.errors import InputError, did_you_mean
-from mirabelle.base.files import read_json, read_tensors, sha256, write_json, write_tensors
+from mirabelle.base.errors import InputError, MirabelleError, did_you_mean
+from mirabelle.base.files import (
+    read_json,
+    read_tensors,
+    sealed,
+    sha256,
+    unsealed,
+    write_json,
+    write_tensors,
+)
+from mirabelle.base.options import options_of, shown
 from mirabelle.channels.rewrite import FORM, rebuild_graph_form
 from mirabelle.channels.sizes import replace_tensors
+from mirabelle.graph.architecture import architecture, difference
 from mirabelle.onnx_files.read import network as network_of
+from mirabelle.quantization.api import quantize
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.graph import example_of, rebuild
 from mirabelle.quantization.simulation.notes import FLOAT_SIZES, float_sizes_of
 from mirabelle.sparsity import masks
 
-FORMAT = 1
+FORMAT = 2
+LARGEST_INPUT = 2**28  # elements of the example that a file may ask for
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -31,8 +46,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
     Of weights that `mb.sparsify` made sparse only those that are not zero are written
     (`base/compression_of_zeros.py`).
-    The weights are written first, the JSON with their checksum last: an interrupted save leaves no
-    folder that loads as something else.
+    The weights are written first, the JSON with the checksums of both last: an interrupted save
+    leaves no folder that loads as something else.
     """
     folder = Path(folder)
     described = quantization(model)
@@ -41,13 +56,14 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     content = {
         "format": FORMAT,
         "network": type(model).__name__ if described is None else "quantised",
+        "architecture": architecture(model),
         "quantization": None if described is None else described.to_dict(),
         "graph_form": getattr(model, "meta", {}).get(FORM),
         "float_sizes": None if described is None else float_sizes_of(model),
         "sparse": sparse,
         "sha256": sha256(folder / "model.safetensors"),
     }
-    write_json(folder / "model.json", content)
+    write_json(folder / "model.json", sealed(content))
     return folder
 
 
@@ -57,21 +73,27 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
     one.
 
     Raises `InputError` where the files are damaged or do not belong together, and where `model` is
-    another network.
+    another network: of other sizes, modules or hyperparameters, such as another stride.
     """
     folder = Path(folder)
     described = _description(folder)
-    # files from before there were sparse networks have none
-    sparse = described.get("sparse") or {}
-    tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder)
     if isinstance(model, (str, Path)):
         if described["quantization"] is None:
             raise InputError(
                 f"{folder} holds a float network; load it with the network that it was made "
                 f"from, not with {model}"
             )
-        model = network_of(model, example_of(described["quantization"]))
+        with _sound(folder, "no quantisation"):
+            example = example_of(described["quantization"])
+        model = network_of(model, example)
+    sparse = described["sparse"]
+    tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder, _largest(model))
     result = _in_saved_form(model, described, tensors, folder)
+    if departs := difference(described["architecture"], architecture(result)):
+        raise InputError(
+            f"{folder} holds another network: {departs}; load needs the network that was saved, "
+            "unpruned"
+        )
     _fill(result, tensors, type(model).__name__, folder)
     masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})
     return result.eval()
@@ -90,14 +112,12 @@ def _description(folder: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise InputError(
             f"{folder / 'model.json'} is of format "
-            f"{described.get('format') if isinstance(described, dict) else None!r}; this "
+            f"{shown(described.get('format') if isinstance(described, dict) else None)}; this "
             f"version reads format {FORMAT}"
         )
-    if not {"quantization", "float_sizes", "sha256"} <= described.keys():
-        raise InputError(
-            f"{folder / 'model.json'} lacks parts of its content; it was damaged or written by "
-            "something else"
-        )
+    described = unsealed(described, folder / "model.json")
+    with _sound(folder, "no network"):
+        _check_numbers(described)
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} holds no weights: there is no model.safetensors")
     if sha256(folder / "model.safetensors") != described["sha256"]:
@@ -108,6 +128,63 @@ def _description(folder: Path) -> dict[str, Any]:
     return described
 
 
+@contextmanager
+def _sound(folder: Path, what: str) -> Iterator[None]:
+    """What fails inside, because `model.json` says something that makes no sense, becomes an
+    `InputError`. A checksum tells of damage, not of what a stranger wrote.
+    """
+    try:
+        yield
+    except MirabelleError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder / 'model.json'} describes {what} ({type(error).__name__}: {error}); it was "
+            "damaged or written by something else"
+        ) from error
+
+
+def _check_numbers(described: Mapping[str, Any]) -> None:
+    """Raises where something is missing, and where a number would make `load` ask for more than any
+    network has.
+    """
+    for name in ("architecture", "quantization", "graph_form", "float_sizes", "sparse", "sha256"):
+        if name not in described:
+            raise KeyError(name)
+    for line in described["architecture"]:
+        if not isinstance(line, str):
+            raise TypeError(f"a line of the architecture is {shown(line)}")
+    for entry in described["sparse"].values():
+        _check_shape(entry["shape"])
+    form = described["graph_form"]
+    inputs = [] if form is None else list(form["inputs"])
+    if (found := described["quantization"]) is not None:
+        inputs += found["inputs"]
+        declared = options_of(quantize)
+        for name in ("bits", "weight_bits"):
+            if wrong := declared["bits"].refuse(found[name]):
+                raise ValueError(f"{name} is {shown(found[name])}{wrong}")
+        for name, bits in found["precision"].items():
+            if wrong := declared["bits"].refuse(bits):
+                raise ValueError(f"precision of {name} is {shown(bits)}{wrong}")
+    for _, shape, dtype in inputs:
+        _check_shape(shape)
+        if math.prod(shape) > LARGEST_INPUT:
+            raise ValueError(f"an input of {math.prod(shape)} elements")
+        if not isinstance(getattr(torch, dtype), torch.dtype):
+            raise ValueError(f"an input of type {dtype!r}")
+
+
+def _check_shape(shape: Any) -> None:
+    if not isinstance(shape, list) or any(type(s) is not int or s < 0 for s in shape):
+        raise ValueError(f"the shape {shown(shape)}")
+
+
+def _largest(model: nn.Module) -> int:
+    """The elements of the largest tensor of the original: nothing saved is larger."""
+    return max((t.numel() for t in model.state_dict().values()), default=0)
+
+
 def _in_saved_form(
     model: nn.Module, described: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Path
 ) -> nn.Module:
@@ -115,23 +192,22 @@ def _in_saved_form(
     saved.
     """
     result = clone(model)
-    form = described.get("graph_form")
-    known = (
-        form["sizes"]
-        if form
-        else described["float_sizes"] or {n: t.shape for n, t in tensors.items()}
-    )
-    _resize(result, {n: tuple(s) for n, s in known.items()})
+    form = described["graph_form"]
+    with _sound(folder, "no sizes"):
+        known = (
+            form["sizes"]
+            if form
+            else described["float_sizes"] or {n: list(t.shape) for n, t in tensors.items()}
+        )
+        for shape in known.values():
+            _check_shape(shape)
+        _resize(result, {n: tuple(s) for n, s in known.items()})
     if form:
-        result = rebuild_graph_form(result, form)
+        with _sound(folder, "no graph form"):
+            result = rebuild_graph_form(result, form)
     if described["quantization"] is not None:
-        try:
+        with _sound(folder, "no quantisation"):
             result = rebuild(result, described["quantization"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{folder / 'model.json'} describes no quantisation ({type(error).__name__}: "
-                f"{error}); it was damaged"
-            ) from error
         result.meta |= {FLOAT_SIZES: described["float_sizes"], FORM: form}
     return result
 
@@ -168,10 +244,15 @@ def _compact(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, dict]
     return tensors, sparse
 
 
-def _whole(tensors: dict[str, torch.Tensor], sparse: Any, folder: Path) -> dict[str, torch.Tensor]:
-    try:
+def _whole(
+    tensors: dict[str, torch.Tensor], sparse: Mapping[str, Any], folder: Path, most: int
+) -> dict[str, torch.Tensor]:
+    """All tensors, sparse ones decoded; none has more than `most` elements."""
+    with _sound(folder, "no sparse weights"):
         for name, entry in sparse.items():
             block, shape = entry["block"], entry["shape"]
+            if math.prod(shape) > most or not 0 < block <= max(1, most):
+                raise ValueError(f"{name} of shape {shape} in blocks of {block}")
             parts = {
                 p: tensors.pop(f"{name}/{p}")
                 for p in ("values", "gaps", "bits")
@@ -181,20 +262,6 @@ def _whole(tensors: dict[str, torch.Tensor], sparse: Any, folder: Path) -> dict[
                 tensors[name] = decode(parts, shape, block, f"{name} in {folder}")
             elif name not in tensors:
                 raise KeyError(name)
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ZeroDivisionError,
-        RuntimeError,
-    ) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{folder / 'model.json'} describes no sparse weights ({type(error).__name__}: "
-            f"{error}); it was damaged"
-        ) from error
     return tensors
 
 
@@ -211,6 +278,12 @@ def _resize(model: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
             raise InputError(
                 f"{name} is saved with sizes {sizes[name]}, {type(model).__name__} has "
                 f"{tuple(own[name].shape)}; it is another network"
+            )
+        if any(new > old for new, old in zip(sizes[name], own[name].shape)):
+            raise InputError(
+                f"{name} is saved with sizes {sizes[name]}, which are larger than the "
+                f"{tuple(own[name].shape)} of {type(model).__name__}; load needs the network that "
+                "was saved, unpruned"
             )
     new = {
         n: torch.zeros(s, dtype=own[n].dtype) for n, s in sizes.items() if tuple(own[n].shape) != s

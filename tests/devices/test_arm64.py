@@ -11,7 +11,7 @@ import torch
 
 import mirabelle as mb
 from mirabelle.base.errors import InputError
-from mirabelle.base.files import write_json
+from mirabelle.base.files import read_json, sha256, write_json
 from mirabelle.cli import main
 from mirabelle.devices import arm64, arm_setup
 from mirabelle.quantization import quantize
@@ -143,3 +143,14 @@ def test_files_for_arm_are_as_good_as_simulated(core, name, tmp_path):
     with torch.no_grad():
         exact, simulated = network(x).numpy(), q(x).numpy()
     assert sqnr(exact, given) > sqnr(exact, simulated) - 0.5
+
+
+def test_wheels_are_those_that_are_known(tmp_path):
+    wheel = tmp_path / "numpy-2.4.6-cp313-cp313-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl"
+    wheel.write_bytes(b"something else")
+    known = read_json(arm_setup.HASHES)
+    with pytest.raises(InputError, match=f"expected {known[wheel.name]}"):
+        arm_setup.checked(wheel, known)
+    assert arm_setup.checked(wheel, {}) == sha256(wheel)
+    assert arm_setup.checked(wheel, {wheel.name: sha256(wheel)}) == sha256(wheel)
+    assert all(len(h) == 64 and n.endswith(".whl") for n, h in known.items())

@@ -1,9 +1,19 @@
-"""How long the fuzzing suite looks: `FUZZ_PROFILE=long` for an hour, a short look else."""
+"""Profiles of hypothesis for this folder: `ci` is short and always draws the same; `long`, which
+`make fuzz` runs, draws others each time and keeps what failed in `.hypothesis`.
+"""
 
-import os
+from hypothesis import HealthCheck, settings
 
-from hypothesis import settings
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
-settings.register_profile("ci", max_examples=10, deadline=None)
-settings.register_profile("long", max_examples=1000, deadline=None)
-settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
+settings.register_profile(
+    "ci", settings.get_profile("ci"), max_examples=40, derandomize=True, database=None, **QUIET
+)
+settings.register_profile(
+    "long",
+    settings.get_profile("default"),
+    max_examples=5000,
+    derandomize=False,
+    print_blob=True,
+    **QUIET,
+)

@@ -72,7 +72,7 @@ def test_killed_in_every_step_and_resumed(whole, tmp_path):
         pattern = (
             "work/*/checkpoint.safetensors"
             if name == "distill"
-            else f"steps/.{number:02d}-{name}-*"
+            else f"steps/.{number:02d}-{name}.*"
         )
         child = command(
             path, out, "--resume", environment=slow if name == "distill" else ENVIRONMENT

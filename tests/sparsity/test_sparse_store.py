@@ -15,7 +15,7 @@ import mirabelle as mb
 from mirabelle.base.checks import clone
 from mirabelle.base.compression_of_zeros import decode, encode
 from mirabelle.base.errors import InputError
-from mirabelle.base.files import read_tensors, write_tensors
+from mirabelle.base.files import SEAL, read_tensors, sealed, sha256, write_tensors
 from mirabelle.sparsity import masks, share_of_zeros
 from mirabelle.sparsity.gradual import Gradual
 from tests.sparsity.nets import calibration, net
@@ -167,7 +167,7 @@ def test_damaged_files(tmp_path):
         {"nowhere.weight": {"block": 1, "shape": [2, 2]}},
         {"pointwise.weight": {"block": 0, "shape": [10, 12, 1, 1]}},
     ):
-        described.write_text(json.dumps({**json.loads(text), "sparse": sparse_part}))
+        described.write_text(described_by(text, sparse=sparse_part))
         with pytest.raises(InputError):
             mb.load(tmp_path, net())
 
@@ -177,12 +177,16 @@ def read_tensors_of(content, path):
     return read_tensors(path)
 
 
-def rewrite(folder, tensors, text):
-    from mirabelle.base.files import sha256
+def described_by(text, **changes):
+    """`model.json` with changes, under a checksum that fits."""
+    content = {k: v for k, v in json.loads(text).items() if k != SEAL}
+    return json.dumps(sealed({**content, **changes}))
 
+
+def rewrite(folder, tensors, text):
     write_tensors(folder / "model.safetensors", tensors)
     (folder / "model.json").write_text(
-        json.dumps({**json.loads(text), "sha256": sha256(folder / "model.safetensors")})
+        described_by(text, sha256=sha256(folder / "model.safetensors"))
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +16,21 @@ from typing import Any
 
 from mirabelle.base.errors import InputError
 
+LARGEST_JSON = 2**26  # bytes: reports of large networks have a few million
+MARK = ".mirabelle-"  # in the names of temporary files and folders
+SEAL = "seal"  # the key of the checksum that a JSON file has of itself
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and takes its place,
-    on failure it is gone.
+    on failure it is gone. A process that was killed leaves a file that `is_temporary` tells.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.name}{MARK}", suffix=path.suffix, dir=path.parent
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,6 +45,26 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_folder(parent: Path, name: str) -> Path:
+    """A new folder in `parent` for what will be called `name`; see `is_temporary`."""
+    return Path(tempfile.mkdtemp(prefix=f".{name}{MARK}", dir=parent))
+
+
+def is_temporary(path: Path, name: str) -> bool:
+    """Whether `path` is called exactly as `atomic` and `temporary_folder` call what they make on
+    the way to `name`: what people and editors write beside it is not.
+    """
+    suffix = re.escape(Path(name).suffix)
+    pattern = rf"\.{re.escape(name)}{re.escape(MARK)}[a-z0-9_]{{8}}({suffix})?"
+    return re.fullmatch(pattern, path.name) is not None
+
+
+def check_file_name(name: str) -> None:
+    """`InputError` for a name that would lead out of its folder, or that no file can have."""
+    if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or len(name) > 200:
+        raise InputError("expected the name of a file, without a folder")
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -50,15 +77,54 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, most: int = LARGEST_JSON) -> Any:
+    """The value in a JSON file of at most so many bytes. `InputError` for what is no JSON, for
+    numbers that JSON has none of, for keys that are there twice and for values nested too deep.
+    """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if path.stat().st_size > most:
+            raise InputError(f"{path} has {path.stat().st_size} bytes; at most {most} are read")
+        return json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number
+        )
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} is not there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; expected a file") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # also of integers with thousands of digits
         raise InputError(
             f"{path} is not JSON ({error}); it was damaged or written by something else"
         ) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with its own checksum, as it will be read back from JSON."""
+    plain = json.loads(json.dumps(content, allow_nan=False))
+    return {**plain, SEAL: content_hash(plain)}
+
+
+def unsealed(content: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """What was sealed; `InputError` where it was changed since."""
+    found = dict(content)
+    if found.pop(SEAL, None) != content_hash(found):
+        raise InputError(
+            f"{path} is not as it was written: its checksum does not fit; it was damaged or edited"
+        )
+    return found
 
 
 def write_tensors(

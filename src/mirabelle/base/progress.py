@@ -19,7 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(file=sys.stderr, soft_wrap=True)
+from mirabelle.base.interruption import check
+
+# What is said holds paths and names of layers, in which brackets and colons mean themselves.
+console = Console(file=sys.stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)
 _silent = False
 
 
@@ -41,6 +44,7 @@ class Bar:
         self._progress, self._task = progress, task
 
     def advance(self, steps: float = 1) -> None:
+        check()
         self._progress.advance(self._task, steps)
 
     def note(self, **figures: float | str) -> None:
@@ -62,12 +66,12 @@ def bar(description: str, total: float | None, show: bool = True) -> Iterator[Ba
     elsewhere.
     """
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     disable = _silent or not show or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
@@ -81,4 +85,4 @@ def track(items: Iterable, description: str, total: int | None = None) -> Iterat
     with bar(description, total) as b:
         for item in items:
             yield item
-            b.advance()
+            b.advance()  # where an interruption is looked for, too

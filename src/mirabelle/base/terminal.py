@@ -14,13 +14,16 @@ def width(most: int) -> int:
 
 
 def drawn(*parts: Any, most: int) -> str:
-    """rich's drawing of tables and texts, as wide as the terminal and at most `most` columns."""
+    """rich's drawing of tables and texts, as wide as the terminal and at most `most` columns.
+
+    Names and paths are shown as they are: nothing in them is markup.
+    """
     from rich.console import Console
 
     out = StringIO()
-    console = Console(file=out, width=width(most))
+    console = Console(file=out, width=width(most), markup=False, emoji=False, highlight=False)
     for part in parts:
-        console.print(part, markup=False)
+        console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from mirabelle.base.data import example_inputs, preserved
 from mirabelle.base.errors import CaptureError
-from mirabelle.base.terminal import plain, width
+from mirabelle.base.terminal import drawn, plain
 from mirabelle.channels.groups import Coupling, analyse
 
 
@@ -78,17 +76,12 @@ class Explanation:
             frozen.add_row(
                 f.parameter, "outputs" if f.role == "out" else "inputs", str(f.count), f.reason
             )
-        out = StringIO()
-        console = Console(file=out, width=width(140))
-        console.print(groups)
-        console.print(frozen)
-        for name, places in self.coupling.unknown.items():
-            console.print(
-                f"no rule for operator {name} (in {', '.join(sorted(set(places))[:4])}): the "
-                "channels that it touches are left alone",
-                markup=False,
-            )
-        return out.getvalue()
+        unknown = [
+            f"no rule for operator {name} (in {', '.join(sorted(set(places))[:4])}): the channels "
+            "that it touches are left alone"
+            for name, places in self.coupling.unknown.items()
+        ]
+        return drawn(groups, frozen, *unknown, most=140) + "\n"
 
 
 @preserved()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -17,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from mirabelle.base.errors import LimitError, MirabelleError, did_you_mean
+from mirabelle.base.interruption import interruptible
 from mirabelle.base.version import __version__
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "mirabelle setup-arm64 --runtimes onnxruntime mnn",
     ),
 }
+REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # module:callable
 COMMON = ("--quiet", "-q", "--verbose", "-v", "--debug", "--json")
 
 
@@ -107,7 +110,7 @@ def app() -> App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 an error that the user can mend, 2 a wrong command line, 3 a limit was
-    missed, 130 interrupted.
+    missed, 130 interrupted, 143 ended by SIGTERM.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     name = next((t for t in tokens if t not in COMMON), "--help")
@@ -119,21 +122,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         what = "option" if name.startswith("-") else "command"
         return _wrong(f"there is no {what} {name!r}{did_you_mean(name, COMMANDS)}")
+    try:
+        with interruptible():
+            return _called(name, tokens)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last finished step", file=sys.stderr)
+        return 130
+
+
+def _called(name: str, tokens: Sequence[str]) -> int:
     from cyclopts import CycloptsError
 
-    # `module:callable` names modules of the folder that the command is called in, as `python -m`
-    # does.
-    if os.getcwd() not in sys.path[:1]:
-        sys.path.insert(0, os.getcwd())
+    if name == "run" or any(REFERENCE.fullmatch(t.rpartition("=")[2]) for t in tokens):
+        _reach_modules()
     try:
         command, bound, _ = app().parse_args(tokens, exit_on_error=False, print_error=False)
         return _carried_out(lambda: command(*bound.args, **bound.kwargs), bound)
     except CycloptsError as error:
         said = " ".join(str(error).split()).rstrip(".")
         return _wrong(f"{said}; see `mirabelle {name} --help`")
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last finished step", file=sys.stderr)
-        return 130
+
+
+def _reach_modules() -> None:
+    """`module:callable` may name modules of the folder that the command is called in.
+
+    Only where one is named: other commands run nothing that lies there. The folder comes last, so
+    that a file in it never takes the place of an installed package, such as an `onnxruntime.py`.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _wrong(message: str) -> int:

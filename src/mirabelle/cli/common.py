@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mirabelle.base.options import options_of
+
+LARGEST_EXAMPLE = 2**28  # elements of what --input asks for
 
 
 def _flag(*names: str, text: str) -> Parameter:
@@ -50,7 +53,9 @@ def shape_of(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise ValueError(f"{text!r} is no shape; write it like 1,3,224,224")
+        raise ValueError(f"{text[:50]!r} is no shape; write it like 1,3,224,224")
+    if math.prod(shape) > LARGEST_EXAMPLE:
+        raise ValueError(f"{text[:50]!r} has more than {LARGEST_EXAMPLE} elements")
     return shape
 
 

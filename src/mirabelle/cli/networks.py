@@ -22,6 +22,8 @@ from mirabelle.cli.common import (
 )
 from mirabelle.exporter import export as export_verb
 from mirabelle.measurement.api import measure as measure_verb
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.graph import example_of
 from mirabelle.verification.api import verify as verify_verb
 
 Shape = tuple[int, ...]
@@ -114,9 +116,12 @@ def _write_page(path: str, title: str, seen: dict[str, Any]) -> None:
 
 
 def _loaded(model: str, load: str | None) -> Any:
+    """The network, or the path of an ONNX file; with `load` the network that was saved there."""
+    if load is None:
+        return Path(model) if model.endswith(".onnx") else network(model)
     from mirabelle import store
 
-    return store.load(load, network(model)) if load else network(model)
+    return store.load(load, Path(model) if model.endswith(".onnx") else network(model))
 
 
 def export(
@@ -129,14 +134,19 @@ def export(
         str | None,
         Parameter(help="a folder that mb.save wrote: the pruned or quantized form of the network"),
     ] = None,
-    input: Annotated[Shape | None, SHAPE] = None,
+    input: Annotated[
+        Shape | None, SHAPE, Parameter(help="of networks; quantized ones know their own")
+    ] = None,
     runtime: Annotated[str, described(export_verb, "runtime")] = default(export_verb, "runtime"),
     folder: Annotated[str, Parameter(help="where the file goes")] = ".",
     common: Common = Common(),  # noqa: B008
 ) -> int:
     """Write a network as a file for a runtime."""
-    source = Path(model) if model.endswith(".onnx") else _loaded(model, load)
-    artifact = mirabelle.export(source, folder, runtime=runtime, inputs=example(input))
+    source = _loaded(model, load)
+    inputs = example(input)
+    if inputs is None and (described := quantization(source)) is not None:
+        inputs = example_of(described.to_dict())
+    artifact = mirabelle.export(source, folder, runtime=runtime, inputs=inputs)
     found: dict[str, Any] = {
         "path": str(artifact.path),
         "bytes": artifact.bytes,
@@ -155,7 +165,9 @@ def export(
 
 
 def verify(
-    model: Annotated[str, Parameter(help="module:callable that builds the unpruned network")],
+    model: Annotated[
+        str, Parameter(help="module:callable of the unpruned network, or an .onnx file")
+    ],
     /,
     *,
     load: Annotated[str, Parameter(help="the folder with the quantized network")],

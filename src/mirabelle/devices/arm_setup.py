@@ -14,14 +14,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from mirabelle.base.data import cache_folder
 from mirabelle.base.errors import InputError
-from mirabelle.base.files import read_json, write_json
+from mirabelle.base.files import read_json, sha256, write_json
 from mirabelle.base.progress import bar
 
 EMULATOR = "qemu-aarch64"
@@ -41,6 +41,7 @@ PLATFORMS = [f"manylinux_2_{n}_aarch64" for n in (17, 24, 26, 27, 28, 31, 34, 35
     "manylinux2014_aarch64",
     "any",
 ]
+HASHES = Path(__file__).with_name("wheels.json")
 PLUGIN_VERSIONS = range(1, 8)
 
 
@@ -132,10 +133,10 @@ def set_up(runtimes: Sequence[str] | None = None) -> Setup:
         shown.advance()
         _plugin(compiler, emulator, root, python)
         shown.advance()
-        packages = _wheels(chosen, ".".join(re.findall(r"\d+", python.name)[:2]), shown.advance)
-    write_json(
-        folder() / "setup.json", {"python": str(python.relative_to(root)), "packages": packages}
-    )
+        version = ".".join(re.findall(r"\d+", python.name)[:2])
+        packages, wheels = _wheels(chosen, version, shown.advance)
+    known = {"python": str(python.relative_to(root)), "packages": packages, "wheels": wheels}
+    write_json(folder() / "setup.json", known)
     return Setup(root, python, folder() / "site", folder() / "count.so", emulator, packages)
 
 
@@ -285,12 +286,15 @@ def _plugin(compiler: str, emulator: str, root: Path, python: Path) -> None:
     )
 
 
-def _wheels(runtimes: Sequence[str], version: str, done) -> dict[str, str]:
+def _wheels(
+    runtimes: Sequence[str], version: str, done: Callable[[], None]
+) -> tuple[dict[str, str], dict[str, str]]:
     """The Arm wheels of each runtime and of NumPy, unpacked into `site`; the versions that are
-    there.
+    there, and the SHA-256 of each file that was fetched.
     """
     path = folder() / "setup.json"
     packages: dict[str, str] = read_json(path)["packages"] if path.is_file() else {}
+    seen: dict[str, str] = read_json(path).get("wheels", {}) if path.is_file() else {}
     site = folder() / "site"
     for package in dict.fromkeys(["numpy", *(w for r in runtimes for w in WHEELS[r])]):
         wanted = _installed(package)
@@ -317,12 +321,28 @@ def _wheels(runtimes: Sequence[str], version: str, done) -> dict[str, str]:
             command += ["--dest", temporary, package if wanted is None else f"{package}=={wanted}"]
             _run(command, f"fetching the Arm build of {package} for Python {version}")
             wheel = next(Path(temporary).glob("*.whl"))
+            seen[wheel.name] = checked(wheel, {**seen, **read_json(HASHES)})
             with zipfile.ZipFile(wheel) as file:
                 file.extractall(site)
             packages[package] = wheel.name.split("-")[1]
     for _ in runtimes:
         done()
-    return packages
+    return packages, seen
+
+
+def checked(wheel: Path, known: Mapping[str, str]) -> str:
+    """The SHA-256 of a wheel. `InputError` where another one is known for a file of its name.
+
+    Known are those of the versions that Mirabelle is tested with (`wheels.json`) and those that
+    were fetched before; of others pip itself compares what came with what the index says.
+    """
+    found = sha256(wheel)
+    if known.get(wheel.name, found) != found:
+        raise InputError(
+            f"{wheel.name} has SHA-256 {found}, expected {known[wheel.name]}; it is damaged or has "
+            "been changed: look at the package index that pip is set to"
+        )
+    return found
 
 
 def describe(found: Setup) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirabelle.base.errors import InputError
+from mirabelle.runtimes.onnx_model import read_model
 
 if TYPE_CHECKING:
     from mirabelle.runtimes.sparse import Choice
@@ -166,7 +167,7 @@ def break_even(
 
     mnn.version()
     points = check_sparsities(sparsities)
-    model = onnx.load(onnx_path)
+    model = read_model(onnx_path)
     layers = sparse_forms.weights(model)
     if not layers:
         raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirabelle.runtimes.artifact import Artifact, LayerTime
+from mirabelle.runtimes.onnx_model import read_model
 
 ONNX_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What a runtime may fuse behind a layer of weights.
@@ -33,9 +34,7 @@ def _onnx_names(path: Path, changed: float) -> dict[str, str]:
     """Every name of a node or of its output -> the name of the layer that it belongs to: the
     contraction that it follows, or the node itself.
     """
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_model(path, weights=False).graph
     makers = {o: n for n in graph.node for o in n.output}
 
     def own(node: Any) -> str:

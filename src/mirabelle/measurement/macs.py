@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirabelle.base.errors import InputError
+from mirabelle.runtimes.onnx_model import read_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -219,13 +220,10 @@ LIGHT |= {
 
 
 def _load(path: str | Path) -> Any:
-    import onnx
     import onnx.inliner
 
-    if not Path(path).is_file():
-        raise InputError(f"{path} is not there")
+    model = read_model(path, weights=False)
     try:
-        model = onnx.load(path, load_external_data=False)
         if not model.graph.output:
             raise InputError("it holds no graph")
         return onnx.inliner.inline_local_functions(model) if model.functions else model

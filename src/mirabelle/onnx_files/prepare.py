@@ -13,6 +13,8 @@ import onnx.version_converter
 from onnx import ModelProto
 
 from mirabelle.base.errors import InputError
+from mirabelle.runtimes.artifact import unreadable
+from mirabelle.runtimes.onnx_model import read_model
 
 OPSET = 17  # what files of an opset before per-channel scales are converted to
 
@@ -22,17 +24,10 @@ def prepared(path: str | Path) -> ModelProto:
     merged into convolutions by ONNX Runtime's own basic rules, every node with a name of its own,
     of an opset that has scales per channel. Raises `InputError` where it cannot be read or run.
     """
-    from mirabelle.runtimes.artifact import unreadable
-
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
-    try:
-        model = onnx.load(path)
-        if not model.graph.output:
-            raise ValueError("it holds no graph")
-    except Exception as error:
-        raise unreadable(path, "onnx", error) from error
+    model = read_model(path)
+    if not model.graph.output:
+        raise unreadable(path, "onnx", ValueError("it holds no graph"))
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)

@@ -14,6 +14,8 @@ from mirabelle.base.checks import clone
 from mirabelle.base.data import preserved
 from mirabelle.base.errors import CheckpointError, InputError, LimitError, RecipeError
 from mirabelle.base.files import atomic
+from mirabelle.base.interruption import check as check_interrupted
+from mirabelle.base.interruption import interruptible
 from mirabelle.base.progress import console
 from mirabelle.pipeline.facts import check_fit, depends, root_key
 from mirabelle.pipeline.recipe import Recipe, load_recipe
@@ -77,7 +79,7 @@ def run(
     workspace = Workspace(
         Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
     )
-    with workspace.lock():
+    with interruptible(), workspace.lock():
         workspace.sweep()
         state = State(recipe, loaders, example, [Stage("original", "original", model)])
         _, report = _steps(state, workspace, root_key(recipe, model, loaders))
@@ -144,9 +146,10 @@ def _cached(
     key: str,
     execute_into: Any,
 ) -> dict[str, Any]:
+    check_interrupted()
     record = workspace.finished(number, name, key)
     if record is not None:
-        console.print(f"[dim]{number}/{count} {name}: done before[/dim]")
+        console.print(f"{number}/{count} {name}: done before", style="dim")
         return record
     written = workspace.begin(number, name, key)
     begun = time.monotonic()
@@ -156,8 +159,9 @@ def _cached(
             outcome: Outcome = execute_into(written, work)
         except CheckpointError as error:
             console.print(
-                f"[yellow]{number}/{count} {name}: its checkpoint cannot be used, it starts "
-                f"from the beginning: {error}[/yellow]"
+                f"{number}/{count} {name}: its checkpoint cannot be used, it starts from the "
+                f"beginning: {error}",
+                style="yellow",
             )
             shutil.rmtree(work)
             outcome = execute_into(written, work)

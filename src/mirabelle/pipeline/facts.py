@@ -4,8 +4,6 @@ checks that network, data and metric fit together.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from mirabelle.base.checks import check_runs
 from mirabelle.base.data import Batch, batches, seed_epoch
 from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.base.files import content_hash, sha256, tensors_hash
-from mirabelle.base.names import load, resolve
+from mirabelle.base.names import resolve
 from mirabelle.distillation.features import FEATURE_LOSSES, Taps
 from mirabelle.distillation.losses import ANY_WIDTH, PROJECTED
 from mirabelle.distillation.teachers import Teachers, teacher_files
@@ -26,6 +24,7 @@ from mirabelle.measurement.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measurement.machine import versions
 from mirabelle.pipeline.declarations import OWN
 from mirabelle.pipeline.recipe import OPTIONS, Recipe, Step
+from mirabelle.pipeline.sources import PACKAGE, code_hash, files_hash
 from mirabelle.pruning.criteria import NEEDS_GRADIENTS
 from mirabelle.sources.callables import Loaders, build_model
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
@@ -180,7 +179,7 @@ def depends(step: Step) -> dict[str, Any]:
                 and ":" in name
             ):
                 found[name] = [
-                    _source(name),
+                    code_hash(name),
                     _weights_hash(build_model(name)) if key == "teacher" else None,
                 ]
             elif key == "teacher" and name is not None and name not in OWN:
@@ -207,21 +206,6 @@ def build_teachers(
     return found
 
 
-def _file_hash(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _source(reference: str) -> str | None:
-    """The hash of the file that defines a callable: the network may change while its weights do
-    not.
-    """
-    file = inspect.getsourcefile(inspect.unwrap(load(reference, "callable")))
-    return _file_hash(Path(file)) if file else None
-
-
 def _weights_hash(model: nn.Module) -> str:
     return tensors_hash(model.state_dict())
 
@@ -241,19 +225,18 @@ def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
 
 def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
     """The hash of everything that all steps depend on."""
-    package = Path(__file__).parents[1]
     parts = {
-        "model": [recipe.model, _source(recipe.model), _weights_hash(model)],
+        "model": [recipe.model, code_hash(recipe.model), _weights_hash(model)],
         "data": [
             recipe.data,
-            _source(recipe.data),
+            code_hash(recipe.data),
             *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in loaders.given),
         ],
         "seed": recipe.seed,
-        "metric": [recipe.metric, _source(recipe.metric) if ":" in recipe.metric else None],
-        "loss": [recipe.loss, _source(recipe.loss) if ":" in recipe.loss else None],
+        "metric": [recipe.metric, code_hash(recipe.metric) if ":" in recipe.metric else None],
+        "loss": [recipe.loss, code_hash(recipe.loss) if ":" in recipe.loss else None],
         "threads": torch.get_num_threads(),
-        "code": _file_hash(*package.rglob("*.py")),
+        "code": files_hash(*PACKAGE.rglob("*.py")),
         "versions": versions(
             "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN"
         ),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
@@ -18,6 +16,7 @@ from mirabelle.fitting.gradients import LOSSES
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.order import check_limits, check_order
+from mirabelle.pipeline.yaml_file import read_yaml
 
 LIMITS = ("accuracy_drop", "speedup", "size_ratio", "macs")
 OPTIONS: dict[str, dict[str, Any]] = {name: options.defaults for name, options in STEPS.items()}
@@ -127,40 +126,11 @@ class Recipe:
         }
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, which takes 1e-3 for text and the second of two equal keys for the only one."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe in a YAML file. Everything that can be known to be wrong without running it raises
     `RecipeError` with the place in the file.
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe at {path}") from None
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     try:
         return parse(content, str(path))
     except InputError as error:
@@ -177,7 +147,7 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
         if key not in content:
             raise RecipeError(f"the recipe has no {key!r}")
     if content["version"] != 1 or isinstance(content["version"], bool):
-        raise RecipeError(f"version is {content['version']!r}; this Mirabelle reads version 1")
+        raise RecipeError(f"version is {shown(content['version'])}; this Mirabelle reads version 1")
     given = {k: v for k, v in content.items() if k in plain}
     plain.check(given, recipe=True)
     steps = _steps(content["steps"])
@@ -190,7 +160,9 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
 def _known_keys(given: Mapping, known: Any, where: str) -> None:
     for key in given:
         if key not in known:
-            raise RecipeError(f"{where} has an unknown key {key!r}{did_you_mean(str(key), known)}")
+            raise RecipeError(
+                f"{where} has an unknown key {shown(key)}{did_you_mean(str(key), known)}"
+            )
 
 
 def _steps(content: Any) -> tuple[Step, ...]:
@@ -206,16 +178,16 @@ def _step(number: int, item: Any) -> Step:
         item = {item: {}}
     if not isinstance(item, dict) or len(item) != 1:
         raise RecipeError(
-            f"step {number} is {item!r}; expected one name with its options, such as "
+            f"step {number} is {shown(item)}; expected one name with its options, such as "
             "'prune: {macs: 0.5}'"
         )
     (name, options), where = next(iter(item.items())), f"step {number}"
     if name not in STEPS:
-        raise RecipeError(f"{where} is {name!r}{did_you_mean(str(name), STEPS)}")
+        raise RecipeError(f"{where} is {shown(name)}{did_you_mean(str(name), STEPS)}")
     where, known = f"{where} ({name})", STEPS[name]
     options = {} if options is None else options
     if not isinstance(options, dict):
-        raise RecipeError(f"{where} has options {options!r}; expected a mapping")
+        raise RecipeError(f"{where} has options {shown(options)}; expected a mapping")
     _known_keys(options, known, where)
     for key, value in options.items():
         if wrong := known[key].refuse(value, recipe=True):
@@ -232,7 +204,7 @@ def _step(number: int, item: Any) -> Step:
 def _limits(content: Any) -> Limits:
     if not isinstance(content, dict):
         raise RecipeError(
-            f"limits is {content!r}; expected a mapping such as {{accuracy_drop: 0.005}}"
+            f"limits is {shown(content)}; expected a mapping such as {{accuracy_drop: 0.005}}"
         )
     known = options_of(Limits)
     _known_keys(content, known, "limits")

@@ -29,7 +29,7 @@ from mirabelle.quantization.api import quantize
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
 from mirabelle.runtimes import RUNTIMES, load
-from mirabelle.runtimes.artifact import Artifact
+from mirabelle.runtimes.artifact import MOST_THREADS, Artifact
 from mirabelle.sources.callables import Loaders
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
@@ -288,7 +288,7 @@ def _scores_of_files(
 ) -> dict[str, np.ndarray]:
     metric = resolve(state.recipe.metric, METRICS, "metric")
     # accuracy is the same with any number of threads; latency is measured with those of the recipe
-    cores = machine()["cores"]
+    cores = min(machine()["cores"], MOST_THREADS)
     scores = {}
     for stage in state.stages:
         for runtime in state.runtimes:

@@ -5,6 +5,7 @@ it is needed.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,18 @@ import numpy as np
 
 from mirabelle.base.errors import InputError, MissingRuntimeError, choose
 from mirabelle.base.quiet import muffled
+
+# Runtimes start as many as they are asked for: hundreds on two cores take seconds for each call.
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+
+
+def check_threads(value: Any) -> None:
+    """`InputError` for a number of threads that no runtime can work with on this machine."""
+    if type(value) is not int or not 1 <= value <= MOST_THREADS:
+        raise InputError(
+            f"expected an integer between 1 and {MOST_THREADS}, as this machine has "
+            f"{os.cpu_count()} cores"
+        )
 
 
 class TensorSpec(NamedTuple):
@@ -178,8 +191,10 @@ class Artifact:
 
     def __post_init__(self):
         object.__setattr__(self, "path", Path(self.path))
-        if not isinstance(self.threads, int) or self.threads < 1:
-            raise InputError(f"threads is {self.threads!r}; expected an integer of at least 1")
+        try:
+            check_threads(self.threads)
+        except InputError as error:
+            raise InputError(f"threads is {self.threads!r}; {error}") from None
         adapter(self.runtime)
 
     def __reduce__(self):

@@ -32,6 +32,7 @@ from mirabelle.runtimes.artifact import (
     require,
     unreadable,
 )
+from mirabelle.runtimes.onnx_model import read_model
 
 WARM_UP = 5
 DTYPES = (
@@ -241,8 +242,8 @@ def profile(path: Path, threads: int, arrays: list[np.ndarray], runs: int) -> li
 
 def _described(onnx: Any, path: Path) -> str:
     """The note for the file: inputs and outputs as the ONNX file has them."""
+    model = read_model(path)
     try:
-        model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
         raise unreadable(path, "onnx", error) from error
@@ -292,7 +293,7 @@ def convert(onnx_path: Path, folder: Path, *options: str) -> Path:
     with tempfile.TemporaryDirectory() as temporary, atomic(target) as written:
         # External data is taken into the file: MNN looks for it in the current folder.
         source = Path(temporary) / "network.onnx"
-        onnx.save(onnx.load(onnx_path), source)
+        onnx.save(read_model(onnx_path), source)
         command = [
             "mnnconvert",
             "-f",

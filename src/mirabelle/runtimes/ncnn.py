@@ -25,6 +25,7 @@ from mirabelle.runtimes.artifact import (
     require,
     unreadable,
 )
+from mirabelle.runtimes.onnx_model import read_model
 
 SECONDS = 600  # what pnnx may take
 
@@ -97,10 +98,8 @@ def save(onnx_path: Path, folder: Path) -> Path:
     """
     onnx, pnnx = require("onnx", "ncnn"), require("pnnx", "ncnn")
     onnx_path = Path(onnx_path)
-    if not onnx_path.is_file():
-        raise InputError(f"{onnx_path} is not there")
+    proto = read_model(onnx_path)
     try:
-        proto = onnx.load(onnx_path)
         onnx.checker.check_model(proto)
     except Exception as error:
         raise unreadable(onnx_path, "ncnn", error) from error

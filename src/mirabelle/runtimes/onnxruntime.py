@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,10 +20,10 @@ from mirabelle.runtimes.artifact import (
     Session,
     TensorSpec,
     alone,
-    check_present,
     require,
     unreadable,
 )
+from mirabelle.runtimes.onnx_model import data_files, read_model
 
 TYPES = {"float": "float32", "double": "float64", "bool": "bool", "float16": "float16"} | {
     f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)
@@ -41,28 +41,7 @@ def files(path: Path) -> list[Path]:
     """The ONNX file and the files of external data that it names. These must lie in its folder or
     below.
     """
-    onnx = require("onnx", "onnxruntime")
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise unreadable(path, "onnx", error) from error
-    names = {
-        e.value: None
-        for t in onnx.external_data_helper._get_all_tensors(model)
-        for e in t.external_data
-        if e.key == "location"
-    }
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(
-                f"{path} keeps weights in {name!r}, outside of its own folder; save it again "
-                "with the data beside it"
-            )
-    found = [path, *(path.parent / name for name in names)]
-    check_present(found)
-    return found
+    return [path, *data_files(read_model(path, weights=False), path)]
 
 
 Providers = Sequence[tuple[str, Mapping[str, str]]]
@@ -102,6 +81,8 @@ def _spec(value: Any) -> TensorSpec:
 
 
 def open(path: Path, threads: int, providers: Providers = ON_CPU) -> Session:
+    if path.suffix == RUNTIME.suffix:  # ONNX Runtime follows external data wherever it leads
+        read_model(path, weights=False)
     session = _session(path, threads, providers)
     inputs = [_spec(v) for v in session.get_inputs()]
     return Session(

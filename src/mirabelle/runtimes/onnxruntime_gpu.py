@@ -16,7 +16,8 @@ from typing import Any
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import read_json, write_json
 from mirabelle.runtimes import onnxruntime as cpu
-from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, require, unreadable
+from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, require
+from mirabelle.runtimes.onnx_model import read_model
 from mirabelle.runtimes.tensorrt import LARGEST_BATCH, check
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -51,12 +52,7 @@ def options(path: Path, provider: str) -> list[list[Any]]:
     ]
     if provider == CUDA:
         return found
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # of protobuf, or of the file system
-        raise unreadable(path, "onnx", error) from error
+    model = read_model(path, weights=False)
     quantised = any(n.op_type == "QuantizeLinear" for n in model.graph.node)
     chosen = {
         "trt_int8_enable": str(int(quantised)),

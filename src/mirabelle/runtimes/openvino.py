@@ -23,6 +23,7 @@ from mirabelle.runtimes.artifact import (
     require,
     unreadable,
 )
+from mirabelle.runtimes.onnx_model import read_model
 from mirabelle.runtimes.signals import enough_signal_stack
 
 # A shape left open costs much of the speed, so every shape that is asked for is compiled; this many
@@ -184,12 +185,10 @@ def save(onnx_path: Path, folder: Path) -> Path:
     """Converts an ONNX file to OpenVINO's own .xml and .bin, weights as they are (not halved). The
     same file gives the same bytes.
     """
-    ov, onnx = package(), require("onnx", "openvino")
+    ov = package()
     onnx_path = Path(onnx_path)
-    if not onnx_path.is_file():
-        raise InputError(f"{onnx_path} is not there")
+    graph = read_model(onnx_path, weights=False).graph
     try:
-        graph = onnx.load(onnx_path, load_external_data=False).graph
         model = ov.convert_model(onnx_path)
     except Exception as error:
         raise unreadable(onnx_path, "openvino", error) from error

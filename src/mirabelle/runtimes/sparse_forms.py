@@ -13,6 +13,7 @@ import numpy as np
 from mirabelle.base.files import atomic
 from mirabelle.runtimes import mnn, mnnfile
 from mirabelle.runtimes.artifact import require
+from mirabelle.runtimes.onnx_model import read_model
 
 FORMS = {
     "dense": 0,
@@ -132,10 +133,9 @@ class Variants:
     """
 
     def __init__(self, onnx_path: Path, folder: Path):
-        onnx = require("onnx", "mnn")
         self.path = mnn.convert(onnx_path, folder, "--detectSparseSpeedUp")
         self.data = bytearray(self.path.read_bytes())
-        self.weights = weights(onnx.load(onnx_path))
+        self.weights = weights(read_model(onnx_path))
         self.matched = _matched(self.data, self.weights)
         self.operators = {weight.name: layer.name for layer, weight in self.matched}
 

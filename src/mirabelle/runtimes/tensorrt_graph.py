@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mirabelle.runtimes.onnx_model import read_model
+
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVES = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 
@@ -37,10 +39,9 @@ class Graph:
 
     @classmethod
     def read(cls, path: str | Path) -> Graph:
-        import onnx
         from onnx import numpy_helper
 
-        graph = onnx.load(path).graph
+        graph = read_model(path).graph
         constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         for node in graph.node:
             if (

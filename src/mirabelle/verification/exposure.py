@@ -20,6 +20,7 @@ from mirabelle.quantization.simulation.placement import Site
 from mirabelle.runtimes import RUNTIMES, load, ncnnfile
 from mirabelle.runtimes import flatbuffer as tflite
 from mirabelle.runtimes.artifact import Artifact, require
+from mirabelle.runtimes.onnx_model import read_model
 from mirabelle.runtimes.openvino import package
 
 
@@ -101,7 +102,7 @@ def _missing(artifact: Artifact, site: str) -> InputError:
 
 def _write_onnx(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
     onnx = require("onnx", "onnxruntime")
-    proto = onnx.load(artifact.path)
+    proto = read_model(artifact.path)
     types = {i.name: i.data_type for i in proto.graph.initializer}
     quantizers = {n.output[0]: n for n in proto.graph.node if n.op_type == "QuantizeLinear"}
     for site in sites:

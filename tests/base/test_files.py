@@ -1,0 +1,77 @@
+"""Files are whole or not there, and what is read from them is bounded."""
+
+import pytest
+
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import (
+    atomic,
+    check_file_name,
+    is_temporary,
+    read_json,
+    sealed,
+    temporary_folder,
+    unsealed,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "not JSON"),
+        ('{"a":' * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
+        ("NaN", "no number of JSON"),
+        ("[1, -Infinity]", "no number of JSON"),
+        ('{"a": 1, "a": 2}', "there twice"),
+        ('"\xff', "not JSON"),
+        ("", "not JSON"),
+        ("1" * 300, "at most 200 are read"),
+    ],
+)
+def test_what_is_no_json(tmp_path, text, words):
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="latin1")
+    with pytest.raises(InputError, match=words):
+        read_json(path, 200 if "200" in words else 2**20)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError, match="is not there"):
+        read_json(tmp_path / "none")
+    with pytest.raises(InputError, match="is a folder"):
+        read_json(tmp_path)
+
+
+def test_a_seal_tells_of_any_change():
+    content = sealed({"a": [1, 2.5, (3,)], "b": None})
+    assert unsealed(content, "x") == {"a": [1, 2.5, [3]], "b": None}
+    for wrong in ({**content, "b": 0}, {"a": 1}, {**content, "c": 1}, {**content, "a": [1, 2.5]}):
+        with pytest.raises(InputError, match="its checksum does not fit"):
+            unsealed(wrong, "x")
+
+
+def test_temporary_names(tmp_path):
+    with atomic(tmp_path / "model.json") as temporary:
+        assert is_temporary(temporary, "model.json") and temporary.suffix == ".json"
+        assert not is_temporary(temporary, "model.jso")
+        temporary.write_text("1")
+    folder = temporary_folder(tmp_path, "01-prune")
+    assert is_temporary(folder, "01-prune") and not is_temporary(folder, "01-prun")
+    for name in (
+        ".model.json.swp",
+        "model.json",
+        ".model.json.mirabelle-x",
+        ".model.json.abcdefgh",
+    ):
+        assert not is_temporary(tmp_path / name, "model.json")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/x", "", ".", "..", "a\\b", "a\0b", "x" * 300])
+def test_names_that_lead_elsewhere(name):
+    with pytest.raises(InputError, match="without a folder"):
+        check_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["model", "a.b", ".hidden", "größer", "a b", "[x]"])
+def test_names(name):
+    check_file_name(name)
