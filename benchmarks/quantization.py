@@ -132,6 +132,11 @@ def ours(**options: Any) -> Callable:
     return run
 
 
+def plain(**options: Any) -> Callable:
+    """Without what a call without options does by itself."""
+    return ours(**{"threshold": "mse", "repair": None, **options})
+
+
 def in_float(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
     return mb.export(model, folder, runtime=runtime, inputs=x[:1]).path
 
@@ -212,17 +217,18 @@ def nncf_ptq(preset: str) -> Callable:
 METHODS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "float": (in_float, RUNTIMES),
     "Mirabelle": (ours(), RUNTIMES),
-    "Mirabelle, fastest placement": (ours(placement="fastest"), RUNTIMES),
-    "Mirabelle, auto": (ours(repair="auto"), RUNTIMES),
-    "Mirabelle, bias": (ours(repair="bias"), RUNTIMES),
-    "Mirabelle, equalize, bias": (ours(repair=["equalize", "bias"]), RUNTIMES),
-    "Mirabelle, analytic bias": (ours(repair="bias-analytic"), RUNTIMES),
+    "Mirabelle, plain": (plain(), RUNTIMES),
+    "Mirabelle, fastest placement": (plain(placement="fastest"), RUNTIMES),
+    "Mirabelle, search": (plain(repair="search"), RUNTIMES),
+    "Mirabelle, bias": (plain(repair="bias"), RUNTIMES),
+    "Mirabelle, equalize, bias": (plain(repair=["equalize", "bias"]), RUNTIMES),
+    "Mirabelle, analytic bias": (plain(repair="bias-analytic"), RUNTIMES),
     "Mirabelle, activations, analytic bias, Laplace": (
-        ours(repair=["equalize-activations", "bias-analytic"], threshold="laplace"),
+        plain(repair=["equalize-activations", "bias-analytic"], threshold="laplace"),
         RUNTIMES,
     ),
-    "Mirabelle, absmax": (ours(threshold="absmax"), RUNTIMES),
-    "Mirabelle, learned rounding": (ours(repair="learned-rounding"), RUNTIMES),
+    "Mirabelle, absmax": (plain(threshold="absmax"), RUNTIMES),
+    "Mirabelle, learned rounding": (plain(repair="learned-rounding"), RUNTIMES),
     "ONNX Runtime, MinMax": (ort_static("MinMax"), RUNTIMES[:1]),
     "ONNX Runtime, MinMax, reduced range": (ort_static("MinMax", reduce_range=True), RUNTIMES[:1]),
     "ONNX Runtime, percentile": (ort_static("Percentile"), RUNTIMES[:1]),
@@ -231,7 +237,7 @@ METHODS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 }
 LATENCY_ONLY = (
     "float",
-    "Mirabelle",
+    "Mirabelle, plain",
     "Mirabelle, fastest placement",
     "ONNX Runtime, MinMax",
     "NNCF, performance",

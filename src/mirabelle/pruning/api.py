@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,13 +37,13 @@ from mirabelle.pruning.latency import latency_model, latency_share, until_measur
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut
 from mirabelle.pruning.rounds import in_steps
+from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.sparsity import masks
 from mirabelle.training.api import fit
 
 ALIGN = 8  # channels, where no runtime says
-BUDGETS = ("macs", "params", "latency")
 
 
 def _together(options: Mapping[str, Any]) -> None:
@@ -52,21 +52,16 @@ def _together(options: Mapping[str, Any]) -> None:
     train, data = options["train"], options["data"]
     if isinstance(train, Mapping) and data is None:
         raise InputError("train= needs data=, a loader of (inputs, targets)")
+    if train is not None and isinstance(data, Iterator):
+        raise InputError(
+            f"data is an iterator ({type(data).__name__}), which can be read only once; train= "
+            "needs a list, a DataLoader or any iterable"
+        )
     if options["part"] is not None and (options["steps"] > 1 or train is not None):
         raise InputError(
             "a part is cut in one step; give steps= and train= without part=, or train the "
             "network yourself between calls"
         )
-
-
-def chosen_budget(options: Mapping[str, Any]) -> tuple[str, float]:
-    """The one budget that is given, and the fraction that is kept."""
-    given = [n for n in BUDGETS if options[n] is not None]
-    if len(given) != 1:
-        raise InputError(
-            f"give exactly one budget, macs=, params= or latency=; got {', '.join(given) or 'none'}"
-        )
-    return given[0], float(options[given[0]])
 
 
 @declared(_together)
@@ -88,8 +83,10 @@ def prune(
     ] = None,
     runtime: Annotated[str, OneOf(RUNTIMES), Doc("where latency is measured")] = "onnxruntime",
     criterion: Annotated[
-        str | Callable, OneOf(CRITERIA, plugin=True), Doc("how much a channel matters")
-    ] = "taylor",
+        str | Callable | None,
+        OneOf(CRITERIA, plugin=True),
+        Doc("how much a channel matters; None is brain_surgeon, and l2 without data"),
+    ] = None,
     normalize: Annotated[
         str | None,
         OneOf(NORMALIZATIONS),
@@ -132,8 +129,10 @@ def prune(
         float, Gt(0), Le(1), Doc("the fraction of each group that always stays")
     ] = 0.1,
     repair: Annotated[
-        str | None, OneOf(REPAIRS), Doc("what is mended after the cut; None does nothing")
-    ] = "bn",
+        str | None,
+        OneOf(lambda: (AUTO, *REPAIRS)),
+        Doc("what is made up for after the cut; auto is least-squares; None does nothing"),
+    ] = AUTO,
     steps: Annotated[
         int, Ge(1), Doc("the number of cuts, each by the same factor, up to the budget")
     ] = 1,
@@ -161,6 +160,7 @@ def prune(
     corrected until it is within 3 % of what was asked, if five tries suffice.
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
     (C,) or (coupled layers, C) scores.
+    None takes what is best for the data: `brain_surgeon`, which needs no labels, or `l2` without.
     data, loss: labelled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
     align: None is 8. For a latency it is what the kernels of `runtime` compute together, or half
     of it, as measured.
@@ -181,6 +181,7 @@ def prune(
     it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
     settings = Settings.of(locals())
+    criterion, data = settings.criterion, settings.data
     if part is not None:
         return prune_part(
             model,
@@ -231,42 +232,6 @@ def _identity_of_training(train: Mapping[str, Any] | Callable | None, seed: int)
     if own.get("validation") is not None:
         own["validation"] = data_identity(own["validation"], seed)
     return own
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `prune` was asked for, of one cut. budget: `macs`, `params` or `latency`; fraction: how
-    much of it is kept. The rest as there.
-    """
-
-    budget: str
-    fraction: float
-    runtime: str
-    criterion: str | Callable
-    normalize: str | None
-    aggregate: str | None
-    data: Iterable | None
-    loss: str | Callable | None
-    batches: int
-    align: int | None
-    keep: Iterable[str]
-    allocation: str | None
-    least: float
-    repair: str | None
-    seed: int
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Settings:
-        """Those of `prune`'s arguments, by name."""
-        own = {f.name: options[f.name] for f in fields(cls) if f.name in options}
-        return cls(*chosen_budget(options), **own)
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this cut from others, as JSON."""
-        found = {k: function_identity(v) if callable(v) else v for k, v in vars(self).items()}
-        found["keep"] = sorted(self.keep)
-        once = self.data is None or isinstance(self.data, Iterator)
-        return found | {"data": None if once else data_identity(self.data, self.seed)}
 
 
 def settings_of(**options: Any) -> Settings:

@@ -13,7 +13,11 @@ from mirabelle.base.data import Batch, pieces
 from mirabelle.base.errors import InputError
 from mirabelle.channels.rewrite import FORM
 from mirabelle.quantization.calibration.histograms import Histogram
-from mirabelle.quantization.calibration.observation import activation_quantizer, observe
+from mirabelle.quantization.calibration.observation import (
+    activation_quantizer,
+    histograms_for,
+    observe,
+)
 from mirabelle.quantization.calibration.pair_sums import channel_axes
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
 from mirabelle.quantization.repairs.table import BEFORE, REPAIRS
@@ -86,11 +90,12 @@ class Prepared:
                 REPAIRS[name](network, network, shown)
         layers = contractions(network.graph, grids.keep)
         sites = place(network.graph, grids.keep, grids.target)
-        histograms, seen = observe(
-            network, sites, chain(shown, stream), samples, channel_axes(layers)
-        )
-        seen += sum(b.size for b in few) - sum(b.size for b in shown)
+        histograms = histograms_for(network, sites, channel_axes(layers))
+        left = sum(b.size for b in few) - sum(b.size for b in shown)
+        seen = observe(network, sites, chain(shown, stream), samples - left, histograms)
         rules = {} if grids.choose is not None else self._rules(network, sites, histograms, held)
+        if left:  # what rules were chosen by counts for thresholds as well
+            seen += observe(network, sites, held, left, histograms)
         form = getattr(self.model, "meta", {}).get(FORM)
         sizes = {n: list(t.shape) for n, t in self.model.state_dict().items()}
         return Calibrated(

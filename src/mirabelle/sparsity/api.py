@@ -45,6 +45,9 @@ def rows_of(block: Any) -> int:
     return sizes[0]
 
 
+AUTO, ROUNDS = "auto", 4
+
+
 @declared()
 def sparsify(
     model: nn.Module,
@@ -57,10 +60,10 @@ def sparsify(
         Doc("so many neighboring output channels share their zeros"),
     ] = None,
     criterion: Annotated[
-        str | Callable[[ScoredLayer], torch.Tensor],
+        str | Callable[[ScoredLayer], torch.Tensor] | None,
         OneOf(CRITERIA, plugin=True),
-        Doc("how much a weight matters"),
-    ] = "magnitude",
+        Doc("how much a weight matters; None is obs, and magnitude without data"),
+    ] = None,
     data: Annotated[Iterable | None, Doc("batches for the criterion and for the repair")] = None,
     loss: Annotated[
         str | Callable | None, OneOf(LOSSES), FromRun, Doc("of taylor; None is cross entropy")
@@ -69,8 +72,10 @@ def sparsify(
         int, Ge(1), Doc("batches of data for the criterion and for the repair")
     ] = 16,
     allocation: Annotated[
-        str, OneOf(ALLOCATIONS), Doc("how the zeros are spread over the layers")
-    ] = "lamp",
+        str | None,
+        OneOf(ALLOCATIONS),
+        Doc("how the zeros are spread over the layers; None is global for obs, lamp for others"),
+    ] = None,
     keep: Annotated[
         Iterable[str],
         Expected("a list of modules or parameters, such as [fc]"),
@@ -80,9 +85,15 @@ def sparsify(
         float, Ge(0), Le(1), Doc("the share of every layer that always stays")
     ] = 0.005,
     repair: Annotated[
-        str | None, OneOf(REPAIRS), Doc("what is mended after the cut; None does nothing")
-    ] = "bn",
-    rounds: Annotated[int, Ge(1), Doc("so many cuts, with scores and repair anew for each")] = 1,
+        str | None,
+        OneOf(lambda: (AUTO, *REPAIRS)),
+        Doc("what is made up for after the cut; auto is least-squares for obs, bn for others"),
+    ] = AUTO,
+    rounds: Annotated[
+        int | None,
+        Ge(1),
+        Doc("so many cuts, with scores and repair anew for each; None is 4 with least-squares"),
+    ] = None,
     seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
 ) -> nn.Module:
     """A copy of `model` in which the share `sparsity` of the weights of its linear layers and
@@ -110,13 +121,21 @@ def sparsify(
     """
     model = check_network(model)
     loss = loss_function(loss)
+    if criterion is None:
+        criterion = "magnitude" if data is None else "obs"
+    if allocation is None:
+        allocation = "global" if criterion == "obs" else "lamp"
+    if repair == AUTO:
+        repair = None if data is None else "least-squares" if criterion == "obs" else "bn"
     if isinstance(data, Iterator):
-        if rounds > 1:
+        if rounds is not None and rounds > 1:
             raise InputError(
                 f"data is an iterator ({type(data).__name__}), which can be read only once; "
                 f"rounds={rounds} read it several times"
             )
         data = list(islice(data, batches))
+    if rounds is None:
+        rounds = ROUNDS if repair == "least-squares" else 1
     seed_everything(seed)
     sparse = model
     for i in range(1, rounds + 1):

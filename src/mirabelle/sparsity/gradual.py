@@ -49,7 +49,12 @@ def _times(
 
 
 TIMES = options_of(_times)
-OPTIONS = options_of(sparsify).without("seed", "rounds").with_defaults(repair=None) | TIMES
+OPTIONS = (
+    options_of(sparsify)
+    .without("seed", "rounds")
+    .with_defaults(criterion="magnitude", allocation="lamp", repair=None)
+    | TIMES
+)
 
 
 class Gradual:

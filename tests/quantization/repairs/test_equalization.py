@@ -1,5 +1,7 @@
 """Channels that can be rescaled, equalised, enlarged and smoothed, against numbers by hand."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 from mirabelle.base.data import Batch
 from mirabelle.quantization import quantize
 from mirabelle.quantization.repairs.equalization import scalable
-from mirabelle.quantization.repairs.table import equalize, equalize_activations, smooth_quant
+from mirabelle.quantization.repairs.scaling import equalize, equalize_activations, smooth_quant
 from mirabelle.quantization.simulation.graph import captured
 from tests.quantization.repairs.networks import (
     TOKENS,
@@ -133,11 +135,27 @@ def test_enlarging_by_hand_where_channels_are_mixed():
     equalize_activations(
         network,
         network,
-        [Batch((torch.tensor([[0.5]]),), {}, None), Batch((torch.ones(2, 1),), {}, None)],
+        [Batch((torch.ones(1, 1),), {}, None), Batch((torch.ones(2, 1),), {}, None)],
     )
     assert network.get_parameter("a.weight").flatten().tolist() == [8.0, 0.5]
     assert network.get_parameter("a.bias").tolist() == [1.0, 4.0]
     assert network.get_parameter("b.weight").flatten().tolist() == [2.0, -1.0]
+
+
+def test_enlarging_leaves_room_for_what_was_not_seen():
+    """The second channel reaches 1.25 and 2.25, of a deviation of 0.5: ten times as many samples
+    are expected to reach 2.25 + 0.5 sqrt(6) / pi ln(10) = 3.148.
+    """
+    network = captured(
+        two_layers([[8.0], [2.0]], [[2.0, -2.0]]), Batch((torch.ones(2, 1),), {}, None)
+    )
+    bias = network.get_parameter("a.bias").tolist()
+    x = torch.tensor([[0.5], [1.0]])
+    most = 8 * 1.0 + bias[0]
+    reached = 2 * 1.0 + bias[1] + 0.5 * math.sqrt(6) / math.pi * math.log(10)
+    equalize_activations(network, network, [Batch((x,), {}, None)])
+    factor = math.sqrt(most / reached)
+    assert network.get_parameter("a.weight").flatten().tolist() == pytest.approx([8.0, 2 * factor])
 
 
 def test_enlarging_by_hand_through_relu6_to_a_depthwise_layer():
@@ -162,7 +180,8 @@ def test_enlarging_by_hand_through_relu6_to_a_depthwise_layer():
         assert torch.allclose(network(torch.full((1, 1, 2, 2), 3.0)), torch.tensor([[6.0, 2.25]]))
 
 
-def test_enlarging_saves_a_depthwise_network_with_unequal_channels():
+@pytest.mark.parametrize("target, ratio", [("x86-vnni", 0.4), ("x86", 0.5)])
+def test_enlarging_saves_a_depthwise_network_with_unequal_channels(target, ratio):
     torch.manual_seed(0)
     network = Network(
         lambda n, x: n.c(F.relu6(n.b(F.relu6(n.a(x))))).mean((2, 3)),
@@ -178,11 +197,13 @@ def test_enlarging_saves_a_depthwise_network_with_unequal_channels():
             network.a.bias.mul_(factors),
             network.b.weight.div_(factors.view(-1, 1, 1, 1)),
         )
-        plain, mended = (
-            relative(network(x[0]), quantize(network, x, repair=r)(x[0]))
+        plain, enlarged = (
+            relative(
+                network(x[0]), quantize(network, x, repair=r, target=target, threshold="mse")(x[0])
+            )
             for r in (None, "equalize-activations")
         )
-    assert mended < 0.4 * plain
+    assert enlarged < ratio * plain
 
 
 def test_smoothing_by_hand():

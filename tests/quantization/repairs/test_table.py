@@ -10,13 +10,9 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.quantization import quantization, quantize, rebuild
 from mirabelle.quantization.repairs import rounding
+from mirabelle.quantization.repairs.biases import clipped_normal, correct_bias_analytically
 from mirabelle.quantization.repairs.side_by_side import side_by_side
-from mirabelle.quantization.repairs.table import (
-    REPAIRS,
-    check_repairs,
-    clipped_normal,
-    correct_bias_analytically,
-)
+from mirabelle.quantization.repairs.table import REPAIRS, check_repairs
 from mirabelle.quantization.simulation.graph import captured
 from mirabelle.quantization.simulation.quantizers import WeightQuantizer
 from tests.quantization.repairs.networks import as_batches, behind_batchnorm, relative
@@ -169,7 +165,7 @@ def test_repairs_are_applied_in_a_sound_order():
     for given, said in (
         ("bais", "did you mean 'bias'"),
         (["bias", 3], "repair names 3"),
-        (["bias", "auto"], "'auto' chooses among all repairs and stands alone"),
+        (["bias", "auto"], "'auto' chooses repairs and stands alone"),
     ):
         with pytest.raises(InputError, match=said):
             check_repairs(given)

@@ -1,4 +1,4 @@
-"""Repairs that are chosen by trying them."""
+"""Repairs that are chosen by trying them; those that suit a network."""
 
 import math
 import sys
@@ -7,7 +7,7 @@ import torch
 
 from mirabelle.base.data import Batch
 from mirabelle.quantization import quantization, quantize
-from mirabelle.quantization.repairs.table import check_repairs
+from mirabelle.quantization.repairs.table import check_repairs, suitable
 from mirabelle.quantization.search.repairs import combinations
 from mirabelle.quantization.simulation.graph import captured
 from tests.quantization.repairs.networks import TOKENS, attention, relative
@@ -23,12 +23,9 @@ def test_combinations_are_those_that_can_change_the_network():
         assert combinations(network)[0] == () and all(
             check_repairs(c) == list(c) for c in combinations(network)
         )
-    assert ("bias-analytic",) in combinations(cnn) and not any(
-        "smooth-quant" in c for c in combinations(cnn)
-    )
-    assert ("smooth-quant", "bias") in combinations(transformer) and not any(
-        "bias-analytic" in c for c in combinations(transformer)
-    )
+    assert ("bias-means",) in combinations(cnn)
+    assert not any("smooth-quant" in c for c in combinations(cnn))
+    assert ("smooth-quant", "bias") in combinations(transformer)
 
 
 def test_the_repairs_that_come_nearest_on_samples_held_out_are_taken(monkeypatch):
@@ -44,7 +41,7 @@ def test_the_repairs_that_come_nearest_on_samples_held_out_are_taken(monkeypatch
         return 1.0 if described.repair == ("equalize-activations", "bias") else 2.0
 
     monkeypatch.setattr(sys.modules[combinations.__module__], "noise", noise)
-    q = quantize(network, data, repair="auto", samples=96)
+    q = quantize(network, data, repair="search", samples=96)
     assert (
         quantization(q).repair == ("equalize-activations", "bias") and quantization(q).samples == 96
     )
@@ -84,7 +81,7 @@ def test_what_repairs_are_judged_by_calibrated_none_of_them(monkeypatch):
 
     monkeypatch.setattr(sys.modules["mirabelle.quantization.prepared"], "observe", observed)
     monkeypatch.setattr(sys.modules[combinations.__module__], "noise", noise)
-    quantize(build("residual"), data, repair="auto", samples=64)
+    quantize(build("residual"), data, repair="search", samples=64)
     assert len(judged) == len(calibrated) - 1 > 1 and data.passes == 1
     assert (
         all(len(c) == 3 and len(j) == 1 and not c & j for c, j in zip(calibrated, judged))
@@ -97,12 +94,28 @@ def test_repairs_that_break_the_outputs_are_not_taken(monkeypatch):
     monkeypatch.setattr(sys.modules[combinations.__module__], "noise", lambda *_: next(errors))
     network, data = build("residual"), batches(count=2)
     wanted = combinations(captured(network, Batch((data[0],), {}, None)))[2]
-    assert quantization(quantize(network, data, repair="auto")).repair == wanted
+    assert quantization(quantize(network, data, repair="search")).repair == wanted
+
+
+def test_what_suits_a_network_is_taken_without_being_asked():
+    network, data = attention(), TOKENS
+    captured_one = captured(network, Batch((data[0],), {}, None))
+    assert suitable(captured_one) == ["smooth-quant", "bias-means"]
+    q, plain = (
+        quantize(network, data, target="x86-vnni", **o)
+        for o in ({}, {"repair": None, "threshold": "mse"})
+    )
+    assert quantization(q).repair == ("smooth-quant", "bias-means")
+    x = torch.cat(TOKENS)
+    with torch.no_grad():
+        assert relative(network(x), q(x)) < relative(network(x), plain(x))
+    cnn = captured(build("depthwise"), Batch((batches()[0],), {}, None))
+    assert suitable(cnn) == ["equalize-activations", "bias-means"]
 
 
 def test_automatic_repairs_come_no_further_than_none():
     network, data = attention(), TOKENS
-    q, plain = (quantize(network, data, repair=r, target="x86-vnni") for r in ("auto", None))
+    q, plain = (quantize(network, data, repair=r, target="x86-vnni") for r in ("search", None))
     x = torch.cat(TOKENS)
     with torch.no_grad():
         assert relative(network(x), q(x)) < relative(network(x), plain(x))
@@ -111,4 +124,4 @@ def test_automatic_repairs_come_no_further_than_none():
 
 def test_automatic_repairs_with_one_batch_and_with_an_iterator():
     network, data = build("residual"), batches(count=1)
-    assert quantization(quantize(network, iter(data), repair="auto")).samples == len(data[0])
+    assert quantization(quantize(network, iter(data), repair="search")).samples == len(data[0])

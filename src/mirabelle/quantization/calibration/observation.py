@@ -86,30 +86,32 @@ class _Observer(PixelByPixel):
         return value
 
 
+def histograms_for(
+    network: fx.GraphModule, sites: Iterable[Site], axes: Mapping[str, int]
+) -> dict[str, Histogram]:
+    """An empty one for every site, by node. axes: the dimension of channels that are looked at."""
+    rectified = {n.name for n in network.graph.nodes if gives_no_negatives(n)}
+    return {s.node: Histogram(axis=axes.get(s.node), rectified=s.node in rectified) for s in sites}
+
+
 def observe(
     network: fx.GraphModule,
-    sites: list[Site],
+    sites: Iterable[Site],
     data: Iterable[Batch],
     count: int,
-    axes: Mapping[str, int] | None = None,
-) -> tuple[dict[str, Histogram], int]:
-    """A histogram for every site, and how many samples there were; `count` of them are expected.
-    axes: for sites whose channels are looked at, their dimension.
+    histograms: Mapping[str, Histogram],
+) -> int:
+    """Adds what sites hold to their histograms, and says how many samples there were; `count` of
+    them are expected.
     """
-    rectified = {n.name for n in network.graph.nodes if gives_no_negatives(n)}
-    histograms = {
-        s.node: Histogram(axis=(axes or {}).get(s.node), rectified=s.node in rectified)
-        for s in sites
-    }
     observer = _Observer(network, histograms, {s.node: s.layer for s in sites})
     seen = 0
-
     with torch.no_grad(), bar("calibrating", count) as shown:
         for batch in data:
             _run(observer, batch)
             seen += batch.size
             shown.advance(batch.size)
-    return histograms, seen
+    return seen
 
 
 def _run(observer: _Observer, batch: Batch) -> None:

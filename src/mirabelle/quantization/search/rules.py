@@ -21,7 +21,8 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 # The first one is taken where outputs do not tell.
 RULES = ("mse", "laplace", "weighted-mse")
 HELD = 32  # samples
-CLEARLY = 0.5
+# Draws of noise for each sample: inputs of fewer than SMALL numbers cost little.
+PROBES, SMALL = 8, 2**17
 NUMBERS = 2**20  # of a batch: its activations are kept until gradients have come back
 
 
@@ -48,61 +49,53 @@ def best_rules(
     of one sign add up and others cancel. Sites that outputs do not depend on keep their first grid.
     """
     generator = torch.Generator().manual_seed(0)
-    errors = {name: [0.0] * len(found) for name, found in grids.items()}
+    errors: dict[str, list[torch.Tensor]] = {name: [] for name in grids}
     batches = list(pieces(data, NUMBERS))
     with bar("choosing thresholds", len(batches)) as shown:
         for batch in batches:
             run = _Kept(network, set(grids))
             with torch.enable_grad():
                 out = run.on(batch)
-                drawn = _drawn(out, generator)
-            if drawn is None:
-                break
-            back = torch.autograd.grad(drawn, list(run.kept.values()), allow_unused=True)
-            for (name, value), gradient in zip(run.kept.items(), back, strict=True):
-                if gradient is not None:
-                    found = _squared(value.detach(), gradient, grids[name])
-                    errors[name] = [a + b for a, b in zip(errors[name], found, strict=True)]
+            values = list(run.kept.values())
+            for left in reversed(range(max(1, min(PROBES, SMALL // max(1, batch.numbers))))):
+                with torch.enable_grad():
+                    drawn = _drawn(out, generator)
+                if drawn is None:
+                    return dict.fromkeys(grids, 0)
+                back = torch.autograd.grad(drawn, values, retain_graph=left > 0, allow_unused=True)
+                for (name, value), gradient in zip(run.kept.items(), back, strict=True):
+                    if gradient is not None:
+                        errors[name].append(_squared(value.detach(), gradient, grids[name]))
             shown.advance()
-    return {n: _least(e) for n, e in errors.items()}
+    return {n: _least(torch.cat(e, 1)) if e else 0 for n, e in errors.items()}
 
 
-def _least(errors: Sequence[float]) -> int:
-    """The grid with the least error, unless the first one's is hardly larger: 32 samples tell no
-    more.
+def _least(errors: torch.Tensor) -> int:
+    """The grid with the least mean error, of (grids, draws), if it is below the first one's by
+    more than the standard error of the difference.
     """
-    sound = [math.inf if math.isnan(e) else e for e in errors]
-    best = sound.index(min(sound))
-    return best if sound[best] < CLEARLY * sound[0] else 0
+    best = int(errors.mean(1).nan_to_num(math.inf).argmin())
+    gain = errors[0] - errors[best]
+    return best if float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5 else 0
 
 
 def _squared(
     value: torch.Tensor, gradient: torch.Tensor, grids: Sequence[ActivationQuantizer]
-) -> list[float]:
-    """(n J e)^2 of each grid, summed over the samples."""
-    dims = list(range(1, value.ndim))
+) -> torch.Tensor:
+    """(grids, samples): (n J e)^2 of each."""
 
     def along(x: torch.Tensor) -> torch.Tensor:
-        product = x * gradient
-        return product.sum(dims) if dims else product
+        return x.flatten(1).sum(1) if x.ndim < 3 else x.sum(list(range(1, x.ndim)))
 
+    value, gradient = (t if t.ndim > 1 else t.reshape(1, -1) for t in (value, gradient))
+    found = []
     with torch.no_grad():
-        exact = along(value)
-        return [
-            float(
-                (
-                    along(
-                        torch.fake_quantize_per_tensor_affine(
-                            value, float(q.scale), q.zero_point, q.low, q.high
-                        )
-                    )
-                    - exact
-                )
-                .square()
-                .sum()
-            )
-            for q in grids
-        ]
+        exact = along(value * gradient)
+        for q in grids:
+            scale, zero = float(q.scale), q.zero_point
+            steps = (value / scale).round_().clamp_(q.low - zero, q.high - zero).mul_(gradient)
+            found.append((along(steps) * scale - exact).square().double())
+    return torch.stack(found)
 
 
 def _drawn(outputs: Any, generator: torch.Generator) -> torch.Tensor | None:

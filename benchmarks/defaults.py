@@ -1,0 +1,140 @@
+"""Calls without options against the best preset of every peer: `python -m benchmarks.defaults`; one
+thread, resumable, for the processor that it runs on.
+
+Int8: `mb.quantize(model, data, target=...)` and nothing else, from 300 calibration images; ONNX
+Runtime's static quantizer and NNCF with all of their presets. Agreement with float's first class
+and the signal-to-noise ratio of the outputs on images that none of them saw, CPU-seconds and peak
+memory of a process of its own, and the time of a call, files in turn, float's = 1. Networks, images
+and what to install are those of `benchmarks/quantization.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import quantization as others
+from benchmarks.runs import carry_out, kept
+from mirabelle.measurement.accuracy import score
+from mirabelle.measurement.latency import alternate, speedup
+from mirabelle.measurement.machine import machine, versions
+from mirabelle.runtimes import load
+from mirabelle.runtimes.clipping import kernels_with_pairs
+
+RESULTS = Path(__file__).parent / "results" / "defaults.json"
+OURS = "Mirabelle"
+PEERS = (
+    "ONNX Runtime, MinMax",
+    "ONNX Runtime, MinMax, reduced range",
+    "ONNX Runtime, percentile",
+    "NNCF, performance",
+    "NNCF, mixed",
+)
+NETWORKS = ("fashion", "mobilenet_v2", "efficientnet_lite0")
+SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
+
+
+def methods_of(runtime: str) -> list[str]:
+    return [OURS, *(m for m in PEERS if runtime in others.METHODS[m][1])]
+
+
+def make(network: str, method: str, runtime: str) -> dict[str, Any]:
+    """Makes the file, in this process; what that took. float comes first, and once."""
+    model, x, _, _ = others.setting(network)
+    folder = others.folder_of(network, f"defaults {method}", runtime)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    others.METHODS[method][0](model, x, runtime, folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mb = peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return {"cpu_seconds": time.process_time() - start, "peak_mb": peak_mb}
+
+
+def file_of(network: str, method: str, runtime: str) -> Path:
+    folder = others.folder_of(network, f"defaults {method}", runtime)
+    return folder / f"model{SUFFIXES[runtime]}"
+
+
+def run(asked: dict[str, str]) -> dict[str, Any]:
+    """One network on one runtime: every method's file, made in a process of its own."""
+    network, runtime = asked["network"], asked["runtime"]
+    _, _, tests, _ = others.setting(network)
+    found: dict[str, dict[str, Any]] = {}
+    for method in ("float", *methods_of(runtime)):
+        words = [sys.executable, "-W", "ignore", "-m", "benchmarks.defaults", "--child"]
+        done = subprocess.run(
+            [*words, network, method, runtime], check=True, stdout=subprocess.PIPE, text=True
+        )
+        found[method] = json.loads(done.stdout.splitlines()[-1])
+    wanted = others.outputs(file_of(network, "float", runtime), runtime, tests)
+    for method in methods_of(runtime):
+        given = others.outputs(file_of(network, method, runtime), runtime, tests)
+        same = score((wanted.argmax(1) == given.argmax(1)).astype(float), "agreement")
+        found[method] |= {
+            "agreement": same.value,
+            "interval": [same.low, same.high],
+            "sqnr_db": others.sqnr(wanted, given),
+        }
+    one = tests[:1].numpy()
+    files = {m: load(file_of(network, m, runtime), runtime) for m in found}
+    times = alternate({m: lambda f=f: f(one) for m, f in files.items()}, 100, seconds=10, pin=True)
+    for method in found:
+        found[method]["to_float"] = 1 / speedup(times["float"], times[method]).value
+    pairs = kernels_with_pairs(runtime) is not None
+    return {"n": len(tests), "kernels_clip_pairs": pairs, "methods": found}
+
+
+def _cells(found: dict[str, Any]) -> str:
+    return (
+        f"{100 * found['agreement']:.1f} % | {found['sqnr_db']:.1f} dB | "
+        f"{found['cpu_seconds']:.0f} s | {found['peak_mb']:.0f} MB | {found['to_float']:.2f}"
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """Ours, and the peer's preset that keeps most agreement (then SQNR) on these very images."""
+    head = "agreement | SQNR | CPU | peak | call, float = 1"
+    lines = [
+        f"| network, n | runtime | Mirabelle: {head} | best preset of a peer | {head} |",
+        "|---" * 13 + "|",
+    ]
+    for r in results["runs"]:
+        ours = r["methods"][OURS]
+        peers = {m: r["methods"][m] for m in r["methods"] if m not in (OURS, "float")}
+        best = max(peers, key=lambda m: (peers[m]["agreement"], peers[m]["sqnr_db"]))
+        lines.append(
+            f"| {r['network']}, {r['n']} | {r['runtime']} | {_cells(ours)} | {best} | "
+            f"{_cells(peers[best])} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS, help="one network")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.child:
+        return print(json.dumps(make(*options.child)))
+    networks = [options.network] if options.network else list(NETWORKS)
+    asked = [{"network": n, "runtime": r} for n in networks for r in others.RUNTIMES]
+    names = versions("torch", "onnxruntime", "openvino", "nncf")
+    if not options.table:
+        carry_out(RESULTS, asked, run, {"machine": machine(), "versions": names})
+    results = kept(RESULTS)
+    print(table(results))
+    print(f"\n{results.get('machine', {}).get('cpu')}, one thread.")
+
+
+if __name__ == "__main__":
+    main()
