@@ -15,7 +15,7 @@ test: .venv/dev lint
 fuzz: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 14400 --hypothesis-profile=long tests/fuzz
 
-# The other kinds of processor, emulated where that can be done: half an hour. `make test` has a short form of it.
+# The other kinds of processor, emulated where that can be done: half an hour. `make test` does AVX2's in short.
 test-processors: .venv/dev
 	$(BIN)/python -m tests.processors
 

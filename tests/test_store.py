@@ -84,7 +84,7 @@ def test_modules_with_a_version_of_their_own(tmp_path):
         align=1,
         criterion="l1",
         steps=2,
-        train={"steps": 2},
+        train={"steps": 2, "lr": 1e-3},
         data=data()[0],
         checkpoint=tmp_path / "c",
     )
@@ -95,7 +95,7 @@ def test_modules_with_a_version_of_their_own(tmp_path):
         align=1,
         criterion="l1",
         steps=2,
-        train={"steps": 2},
+        train={"steps": 2, "lr": 1e-3},
         data=data()[0],
         checkpoint=tmp_path / "c",
     )

@@ -69,7 +69,8 @@ def wrong(kind: str) -> dict:
         ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
         ({"data": None}, "needs data="),
         ({"data": []}, "data yielded no batch"),
-        ({"data": iter(labelled())}, "read only once"),
+        ({"data": iter(labelled()), "repair": "bn"}, "read only once"),
+        ({"data": iter(labelled()), "train": {"epochs": 1}}, "read only once"),
         ({"data": iter([]), "repair": None}, "exhausted iterator"),
         ({"data": [x for x, _ in labelled()]}, "has no target"),
         (
@@ -79,7 +80,7 @@ def wrong(kind: str) -> dict:
         ({"data": [(image(), torch.zeros(3).long())], "loss": None}, "batch 0 of data.*batch"),
         (
             {"data": [(image() * float("nan"), torch.zeros(2).long())], "loss": None},
-            "not finite on batch 0",
+            "batch 0 of data is nan",
         ),
         (
             {"model": Net(lambda s, x: s.head(x.cumsum(1)), head=Head(3))},

@@ -48,7 +48,7 @@ def _needs_labels(step: Step) -> bool:
     ):
         return True
     if step.name == "prune":
-        return criterion in NEEDS_GRADIENTS or ":" in criterion
+        return criterion in NEEDS_GRADIENTS or ":" in (criterion or "")
     return step.name == "fit" or "labels" in (step.options.get("losses") or {})
 
 

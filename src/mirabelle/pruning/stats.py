@@ -152,7 +152,7 @@ def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor
                     known.append((network, few, as_tensor(few.run(network)).double()))
             network, few, expected = known[0]
             found = as_tensor(
-                torch.func.functional_call(network, changes, few.args, few.kwargs)
+                few.run(lambda *a, **k: torch.func.functional_call(network, changes, a, k))
             ).double()
             energy = (
                 (expected - expected.mean(0)).square().sum()

@@ -136,6 +136,7 @@ def sparsify(
         data = list(islice(data, batches))
     if rounds is None:
         rounds = ROUNDS if repair == "least-squares" else 1
+    _check_grows(model, _layers(model, keep, rows_of(block)), sparsity)
     seed_everything(seed)
     sparse = model
     for i in range(1, rounds + 1):
@@ -185,7 +186,6 @@ def cut(
     density, before = 1 - sparsity, masks.zeros(model)
     units = {layer.name: by_block((layer.weight != 0).double(), layer.block) for layer in layers}
     check_reachable(units, density, least)
-    _check_grows(units, sparsity, bool(before))
     score = resolve(criterion, CRITERIA, "criterion")
     scores = _scores(model, layers, score, criterion, data, loss, batches)
     for layer in layers:
@@ -207,12 +207,13 @@ def cut(
     return _mended(sparse, original, pruned, repair, data, batches)
 
 
-def _check_grows(units: dict[str, torch.Tensor], sparsity: float, has_zeros: bool) -> None:
-    """units: by layer, the weights of each unit that are not zero."""
-    present = 1 - sum(float((u > 0).sum()) for u in units.values()) / sum(
-        u.numel() for u in units.values()
-    )
-    if has_zeros and present > sparsity + 1e-9:
+def _check_grows(model: nn.Module, layers: Sequence[ScoredLayer], sparsity: float) -> None:
+    """`InputError` where an earlier call has made more zeros than are asked for now."""
+    if not masks.zeros(model):
+        return
+    units = [by_block((layer.weight != 0).double(), layer.block) > 0 for layer in layers]
+    present = 1 - sum(int(u.sum()) for u in units) / sum(u.numel() for u in units)
+    if present > sparsity + 1e-9:
         raise InputError(
             f"sparsity is {sparsity:g}, and {present:.4g} of the weights are zero already; "
             "zeros do not come back"

@@ -287,6 +287,8 @@ class _Walk:
         """The place of the channels behind an operator that moves data or averages over other
         dimensions; None where that cannot be told.
         """
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            return None  # several values, as of a split
         before, after = value_of(argument(node, 0)).shape, value_of(node).shape
         if name in ("permute", "transpose"):
             order = list(range(len(before)))

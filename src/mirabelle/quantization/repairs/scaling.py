@@ -112,13 +112,13 @@ def _peaks(
     network: fx.GraphModule, readers: Iterable[Reader], batches: Sequence[Batch]
 ) -> dict[fx.Node, torch.Tensor]:
     """By what the readers read, (samples, C): the largest absolute value of each channel in each
-    of the first WATCHED samples.
+    of the first WATCHED samples or so.
     """
     dims = {r.source: -1 if operator(r.node) == "linear" else 1 for r in readers}
     found: dict[fx.Node, list[torch.Tensor]] = {n: [] for n in dims}
     few: list[Batch] = []
-    while (left := WATCHED - sum(b.size for b in few)) > 0 and len(few) < len(batches):
-        few.append(batches[len(few)].head(left))
+    while sum(b.size for b in few) < WATCHED and len(few) < len(batches):
+        few.append(batches[len(few)])  # whole: a graph may be for batches of this size alone
 
     class Watcher(PixelByPixel):
         def run_node(self, n: fx.Node) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from mirabelle.base.data import Batch, pieces
+from mirabelle.base.data import Batch
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import operator
 from mirabelle.quantization.calibration.observation import PixelByPixel
@@ -23,7 +23,6 @@ RULES = ("mse", "laplace", "weighted-mse")
 HELD = 32  # samples
 # Draws of noise for each sample: inputs of fewer than SMALL numbers cost little.
 PROBES, SMALL = 8, 2**17
-NUMBERS = 2**20  # of a batch: its activations are kept until gradients have come back
 
 
 def held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -50,7 +49,7 @@ def best_rules(
     """
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in grids}
-    batches = list(pieces(data, NUMBERS))
+    batches = list(data)
     with bar("choosing thresholds", len(batches)) as shown:
         for batch in batches:
             run = _Kept(network, set(grids))
