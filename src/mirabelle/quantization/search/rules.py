@@ -45,7 +45,8 @@ def best_rules(
     What a grid makes of a value is off by e, and the outputs by J e in first order. For noise n of
     variance 1 the mean of (n J e)^2 is the squared error of the outputs (Hutchinson): one pass
     back with n gives J' n for all sites. The sum over a tensor comes before the square, so errors
-    of one sign add up and others cancel. Sites that outputs do not depend on keep their first grid.
+    of one sign add up and others cancel. Sites that outputs do not depend on, or only through nodes
+    that torch cannot derive, keep their first grid.
     """
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in grids}
@@ -118,6 +119,9 @@ class _Kept(PixelByPixel):
         self.names, self.kept = names, dict[str, torch.Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:
+        if getattr(n.target, "namespace", "aten") != "aten":  # no gradient goes back through it
+            with torch.no_grad():
+                return super().run_node(n)
         name = operator(n)
         plain = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
         overload = getattr(n.target, "_overloadname", "default")
