@@ -28,13 +28,13 @@ x = next(iter(test))[0][:1]
 small = mb.prune(
     network, x, macs=0.5, align=1, data=train, batches=1, repair="least-squares"
 )
-small = mb.distill(small, network, train, losses={"dist": 1.0}, steps=2)
+small = mb.distill(small, network, train, losses={"dist": 1.0}, steps=2, lr=1e-3)
 mb.save(small, "small")
 small = mb.load("small", model())
 q = mb.quantize(small, calibration, samples=32)
 file = mb.export(q, "int8", runtime="onnxruntime", inputs=x)
 mb.verify(q, file, test, samples=4)
-mb.fit(q, train, steps=1)
+mb.fit(q, train, steps=1, lr=1e-3)
 """
 
 TOKEN = """

@@ -59,6 +59,7 @@ HOMOGENEOUS = {
     "upsample_bilinear2d",
 }
 RESHAPES = {"flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze"}
+MOVES = {"permute", "transpose", "mean", *RESHAPES}
 NORMS = {"layer_norm", "batch_norm"}
 
 
@@ -287,8 +288,8 @@ class _Walk:
         """The place of the channels behind an operator that moves data or averages over other
         dimensions; None where that cannot be told.
         """
-        if not isinstance(node.meta.get("val"), torch.Tensor):
-            return None  # several values, as of a split
+        if name not in MOVES:
+            return None
         before, after = value_of(argument(node, 0)).shape, value_of(node).shape
         if name in ("permute", "transpose"):
             order = list(range(len(before)))
