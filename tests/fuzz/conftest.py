@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 settings.register_profile(
-    "ci", settings.get_profile("ci"), max_examples=40, derandomize=True, database=None, **QUIET
+    "ci", settings.get_profile("ci"), max_examples=15, derandomize=True, database=None, **QUIET
 )
 settings.register_profile(
     "long",

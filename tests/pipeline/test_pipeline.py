@@ -303,7 +303,7 @@ def test_changed_teacher_weights_redo_the_distillation(tmp_path, monkeypatch):
         ({"data": "tests.tiny:unlabelled_test"}, "no target"),
         ({"data": "tests.tiny:iterator"}, "iterator"),
         ({"data": "tests.tiny:empty"}, "train loader yielded no batch"),
-        ({"loss": "mse"}, "loss 'mse'"),
+        ({"loss": "mse", "steps": [{"prune": {"macs": 0.5, "criterion": "taylor"}}]}, "loss 'mse'"),
         ({"metric": "tests.tiny:nothing"}, "tests.tiny:nothing"),
         ({"steps": [{"prune": {"macs": 0.5, "keep": ["fc"]}}]}, "keep names 'fc'"),
         ({"steps": [{"distill": {"teacher": "tests.tiny:other_classes"}}]}, r"\(1, 5\)"),

@@ -12,7 +12,7 @@ STEPS = [
     {"prune": {"macs": 0.6, "align": 4, "criterion": "l1", "repair": None}},
     {"fit": {"epochs": 3, "lr": 0.01}},
 ]
-KILLS = 3
+KILLS = 2
 
 
 def ended(child, by: signal.Signals) -> int:

@@ -64,7 +64,14 @@ def test_the_reference_is_close_to_the_simulation(name):
 @pytest.mark.parametrize("name", ["residual", "depthwise", "conv1d"])
 def test_the_reference_takes_all_bits(name, options):
     q, x = (
-        quantize(build(name), batches(name, 2), target="x86-vnni", repair=None, **options),
+        quantize(
+            build(name),
+            batches(name, 2),
+            target="x86-vnni",
+            threshold="mse",
+            repair=None,
+            **options,
+        ),
         batches(name, 1, seed=5)[0],
     )
     _, result = IntegerReference(q).run(Batch((x,), {}, None))

@@ -38,12 +38,21 @@ class PixelByPixel(fx.Interpreter):
         self.extra_traceback = False
 
     def on(self, batch: Batch) -> Any:
-        """The outputs for a batch, on the network's device."""
+        """The outputs for a batch, on the network's device. `InputError` where it does not run."""
         module: Any = self.module
         placed = batch.to(device_of(module)).map(
             lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
         )
-        return self.run(*inputs_in_order(module.graph, placed))
+        try:
+            return self.run(*inputs_in_order(module.graph, placed))
+        except InputError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
+            raise InputError(
+                f"the network does not run on a calibration batch of shape {shapes}: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         # What was captured as a view of images that lay channel by channel may need a copy now.
@@ -108,23 +117,10 @@ def observe(
     seen = 0
     with torch.no_grad(), bar("calibrating", count) as shown:
         for batch in data:
-            _run(observer, batch)
+            observer.on(batch)
             seen += batch.size
             shown.advance(batch.size)
     return seen
-
-
-def _run(observer: _Observer, batch: Batch) -> None:
-    try:
-        observer.on(batch)
-    except InputError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
-        raise InputError(
-            f"the network does not run on a calibration batch of shape {shapes}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
 
 
 def activation_quantizer(
