@@ -16,13 +16,7 @@ from mirabelle.distillation import LOSSES
 from mirabelle.distillation.api import run
 from tests.tiny import Noisy, model, teacher
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def student() -> nn.Module:

@@ -18,13 +18,7 @@ from mirabelle.training.holdout import split
 from mirabelle.training.judge import diverges
 from tests.tiny import Noisy, model, teacher
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count: int, seed: int, noise: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,13 +19,7 @@ from mirabelle.training.api import LabelsObjective
 from mirabelle.training.optimizers import SCHEDULES, learning_rate
 from tests.tiny import Noisy, model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def linear(seed: int = 0) -> nn.Linear:

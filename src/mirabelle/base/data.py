@@ -126,12 +126,16 @@ def from_array(values: np.ndarray, place: str = "the array") -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def as_batch(item: Any, place: str = "the batch") -> Batch:
+def as_batch(item: Any, place: str = "the batch", squares: bool = False) -> Batch:
     """Reads what a loader yielded: inputs (a tensor, an array, a dict or a tuple of tensors) or the
-    pair (inputs, target).
+    pair (inputs, target), of finite numbers. squares: see `check_finite`.
     """
-    if isinstance(item, Batch):
-        return item
+    if not isinstance(item, Batch):
+        return check_finite(_read(item, place), place, squares)
+    return check_finite(item, place, squares) if squares else item
+
+
+def _read(item: Any, place: str) -> Batch:
     target = None
     if isinstance(item, (tuple, list)):
         if len(item) == 2:
@@ -167,7 +171,7 @@ def _filled(batch: Batch, place: str) -> Batch:
             f"{place} has no samples (inputs: {shapes or 'none'}); the first dimension of the "
             "first input that has one counts them"
         )
-    return check_finite(batch, place)
+    return batch
 
 
 def batches(
@@ -288,10 +292,9 @@ def example_inputs(x: Any) -> Batch:
     tuple of tensors; never labelled.
     """
     if isinstance(x, (tuple, list)) and not isinstance(x, Batch):
-        return _filled(
-            Batch(tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x)), {}, None),
-            "the example input",
-        )
+        tensors = tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x))
+        place = "the example input"
+        return check_finite(_filled(Batch(tensors, {}, None), place), place)
     return as_batch(x, "the example input")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class MirabelleError(Exception):
@@ -57,7 +57,7 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     return "; known: " + ", ".join(names) if names else ""
 
 
-def choose(name: object, table: dict, what: str):
+def choose(name: object, table: Mapping, what: str):
     """`table[name]`, or an `InputError` that names the near misses. `what` is the noun of the
     message.
     """

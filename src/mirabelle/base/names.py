@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mirabelle.base.errors import InputError, choose, did_you_mean
 
 
-def resolve(name: str | Callable, table: dict[str, Any], what: str) -> Any:
+def resolve(name: str | Callable, table: Mapping[str, Any], what: str) -> Any:
     """The function that `name` stands for; `InputError` with the near misses where there is
     none.
     """

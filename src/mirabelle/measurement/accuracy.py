@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mirabelle.base.checks import running, shell
-from mirabelle.base.data import Batch, batches, device_of
+from mirabelle.base.data import Batch, batches, device_of, length_of
 from mirabelle.base.errors import InputError, choose
 from mirabelle.base.progress import track
 
@@ -121,7 +121,7 @@ def sample_scores(
     `evaluate`.
     """
     function = choose(metric, METRICS, "metric") if isinstance(metric, str) else metric
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = length_of(loader)
     seen = track(batches(loader, labelled=True), what, total)
     name = metric_name(metric)
     return np.concatenate([_scores(predict, b, function, name, i) for i, b in enumerate(seen)])

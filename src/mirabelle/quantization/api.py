@@ -19,7 +19,7 @@ from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.onnx_files.read import network as network_of
-from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
+from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS, rules_for
 from mirabelle.quantization.prepared import Grids, prepared, repaired
 from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
 from mirabelle.quantization.search.fallback import Judge, within
@@ -156,8 +156,7 @@ def quantize(
         raise InputError(
             "this network is quantised already; quantise the float network it came from"
         )
-    rules = THRESHOLDS if symmetric else RANGES
-    choose = None if threshold == AUTO else resolve(threshold, rules, "threshold")
+    choose = None if threshold == AUTO else resolve(threshold, rules_for(symmetric), "threshold")
     goal = resolve_target(target)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     repairs = check_repairs(repair)

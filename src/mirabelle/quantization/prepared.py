@@ -19,7 +19,7 @@ from mirabelle.quantization.calibration.observation import (
     observe,
 )
 from mirabelle.quantization.calibration.pair_sums import channel_axes
-from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
+from mirabelle.quantization.calibration.thresholds import rules_for
 from mirabelle.quantization.repairs.table import BEFORE, REPAIRS
 from mirabelle.quantization.search.rules import RULES, held_out, rules_of
 from mirabelle.quantization.simulation.calibrated import Calibrated
@@ -56,9 +56,9 @@ class Grids:
     keep: tuple[str, ...]
 
     @property
-    def rules(self) -> dict[str, Callable]:
+    def rules(self) -> Mapping[str, Callable]:
         """The table that names of rules are of."""
-        return THRESHOLDS if self.symmetric else RANGES
+        return rules_for(self.symmetric)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, load_state
-from mirabelle.base.data import Batch, as_batch, check_finite, preserved, seed_epoch
+from mirabelle.base.data import Batch, as_batch, preserved, seed_epoch
 from mirabelle.base.progress import say
 from mirabelle.sparsity import masks
 from mirabelle.training.norms import is_frozen, norms, train_mode
@@ -194,4 +194,4 @@ def _again(loader: Iterable) -> Iterator[Batch]:
     while True:
         for i, item in enumerate(loader):
             place = f"batch {i} of the training loader"
-            yield check_finite(as_batch(item, place), place, squares=True)
+            yield as_batch(item, place, squares=True)

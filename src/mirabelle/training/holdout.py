@@ -9,15 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
-from mirabelle.base.data import (
-    Batch,
-    as_batch,
-    check_finite,
-    counted,
-    length_of,
-    preserved,
-    seed_epoch,
-)
+from mirabelle.base.data import Batch, as_batch, counted, length_of, preserved, seed_epoch
 from mirabelle.base.fingerprints import fingerprints
 
 SHARE = 0.1  # of the samples
@@ -103,7 +95,7 @@ def _of_dataset(loader: DataLoader, share: float, seed: int) -> tuple[Any, list[
     for i, item in enumerate(back):
         mine = held[i * loader.batch_size : (i + 1) * loader.batch_size]
         place = f"the samples {', '.join(map(str, mine))} of the training data"
-        batches.append(check_finite(as_batch(item, place), place, squares=True))
+        batches.append(as_batch(item, place, squares=True))
     return kept, batches
 
 
@@ -130,7 +122,7 @@ def _of_list(loader: Sequence[Any], share: float) -> tuple[Any, list[Batch]]:
 
 def _read(number: int, item: Any) -> Batch:
     place = f"batch {number} of the training loader"
-    return check_finite(as_batch(item, place), place, squares=True)
+    return as_batch(item, place, squares=True)
 
 
 def _divisible(batch: Batch) -> bool:

@@ -15,15 +15,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, load_state
-from mirabelle.base.data import (
-    Batch,
-    as_batch,
-    check_finite,
-    device_of,
-    length_of,
-    seed_epoch,
-    seed_everything,
-)
+from mirabelle.base.data import Batch, as_batch, device_of, length_of, seed_epoch, seed_everything
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.identity import data_identity, function_identity, network_identity
 from mirabelle.base.progress import Bar, bar
@@ -202,7 +194,7 @@ class Loop:
             if number % plan.accumulate == 0:
                 self._grow_sparser()
             place = f"batch {number} of the training loader"
-            self._backward(number, check_finite(as_batch(item, place), place, squares=True))
+            self._backward(number, as_batch(item, place, squares=True))
             if not plan.closes(number):
                 continue
             self._update()

@@ -15,7 +15,7 @@ from mirabelle.base.progress import bar
 from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
 from mirabelle.graph.nodes import optional_argument
 from mirabelle.quantization.calibration.histograms import Histogram
-from mirabelle.quantization.calibration.thresholds import RANGES, ROWS, THRESHOLDS
+from mirabelle.quantization.calibration.thresholds import ROWS, rules_for
 from mirabelle.quantization.simulation.graph import activation_grid
 from mirabelle.quantization.simulation.operators import (
     RECTIFIERS,
@@ -179,7 +179,7 @@ def weight_quantizer(
         found = ROWS[rule](rows, levels)
     else:
         choose, histograms = (
-            resolve(rule, THRESHOLDS if symmetric else RANGES, "weight threshold"),
+            resolve(rule, rules_for(symmetric), "weight threshold"),
             [Histogram() for _ in rows],
         )
         for row, histogram in zip(rows, histograms):

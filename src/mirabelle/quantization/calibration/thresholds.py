@@ -12,7 +12,7 @@ to high: 255 for a byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -335,6 +335,13 @@ RANGES: dict[str, Callable[[Histogram, int], tuple[float, float]]] = {
     "laplace": laplace_range,
     "gauss": gauss_range,
 }
+
+
+def rules_for(symmetric: bool) -> Mapping[str, Callable]:
+    """The table that names of rules are of: for grids around zero, or for affine ones."""
+    return THRESHOLDS if symmetric else RANGES
+
+
 # Rules that have a form of their own for the rows of a matrix (filters): (rows, levels) -> (rows,)
 # thresholds. The others look at a histogram of each row.
 ROWS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {

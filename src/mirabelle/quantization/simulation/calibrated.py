@@ -17,7 +17,7 @@ from mirabelle.quantization.calibration.observation import (
     weight_quantizer,
 )
 from mirabelle.quantization.calibration.pair_sums import limit_all
-from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS
+from mirabelle.quantization.calibration.thresholds import rules_for
 from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import insert, weight_keys
 from mirabelle.quantization.simulation.operators import layer_input, weight_name
@@ -82,7 +82,7 @@ class Calibrated:
         self, d: Quantization, sites: Sequence[Site]
     ) -> dict[str, ActivationQuantizer]:
         """By the name of each site that has a grid of its own."""
-        goal, rules = TARGETS[d.target], THRESHOLDS if d.symmetric else RANGES
+        goal, rules = TARGETS[d.target], rules_for(d.symmetric)
         return {
             s.node: activation_quantizer(
                 self.histograms[s.node],
