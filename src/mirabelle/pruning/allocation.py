@@ -204,7 +204,7 @@ def knapsack(
     are chosen by what each of them costs, so that costs may rise in steps, as where kernels compute
     channels in blocks.
     """
-    widths = {g.name: _widths(g, align, least) for g in coupling.groups}
+    widths = {g.name: widths_of(g, align, least) for g in coupling.groups}
     kept_sum = {
         g.name: np.concatenate(
             [[0.0], scores[g.name].sort(descending=True).values.double().cumsum(0).numpy()]
@@ -231,7 +231,7 @@ def knapsack(
     return max(found, key=importance)
 
 
-def _widths(group: Group, align: int, least: float) -> np.ndarray:
+def widths_of(group: Group, align: int, least: float) -> np.ndarray:
     """The widths that a group may have, in order."""
     low, high = _limits(group, align, least)
     block = step(group, align)

@@ -157,10 +157,18 @@ def _features(coupling: Coupling, kept: Kept, block: int, parts: Sequence[float]
 
 
 def latency_model(
-    model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1
+    model: nn.Module,
+    coupling: Coupling,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    form: str = "float",
+    write: Callable[[nn.Module, Batch, Path, str, int], Artifact] = write_artifact,
 ) -> LatencyModel:
     """Times the network's layers at `WIDTHS` and `UNEVEN` ones on `runtime` with a batch of one, or
     reads what was measured before on this machine.
+
+    write: makes the files that are timed, as `write_artifact` does; form: what they hold, such as
+    integers. What is measured of one form is not taken for another's.
     """
     adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
     known = {
@@ -171,6 +179,7 @@ def latency_model(
         ],
         "shapes": sorted(coupling.shapes.items()),
         "runtime": runtime,
+        "form": form,
         "version": adapter.version(),
         "threads": threads,
         "widths": (WIDTHS, UNEVEN),
@@ -197,7 +206,7 @@ def latency_model(
             with tempfile.TemporaryDirectory() as folder:
                 times.append(
                     _profile(
-                        write_artifact(
+                        write(
                             remove(model, coupling, removed),
                             coupling.inputs,
                             Path(folder),
