@@ -13,7 +13,10 @@ import numpy as np
 SWEEPS = 8  # of all menus at one price, at most
 BISECTIONS = 24  # of the price
 DOUBLINGS = 60  # of the price, until the budget holds
-EXCHANGES = 400  # single changes at the end, at most
+EXCHANGES = 400  # changes at the end, at most
+PAIRS = 64  # of changes, whose cost is looked at
+SLACK = 0.75  # of the smaller one: in a product of widths two changes may cost less than their sum
+MOST_MOVES = 3000  # of which pairs are made: more would take long
 
 Choice = dict[str, int]  # the entry that is taken of each menu
 
@@ -39,8 +42,8 @@ def least_loss(menus: Menus, budget: float, starts: Sequence[Choice] = ()) -> Ch
     At a price for the unit of cost each menu takes the entry whose loss and price together are
     least, given the others' entries, in turn until none changes; the price is bisected until the
     cost fits. Where costs add up each choice is exact, and what is found loses least of all choices
-    of its cost (Everett 1963, theorem 1). What the budget still holds is then spent by single
-    changes, the one that gains most for its cost first.
+    of its cost (Everett 1963, theorem 1). What the budget still holds is then spent by
+    changes of one menu, and of two at once, until none helps.
 
     starts: choices from which the search starts, besides the one that loses least.
     """
@@ -92,24 +95,66 @@ def _chosen_at(menus: Menus, price: float, choice: Choice) -> Choice:
 
 
 def _improved(menus: Menus, choice: Choice, budget: float) -> Choice:
-    """After single changes that lose less and fit, the one that gains most for its cost first."""
-    left = budget - menus.cost(choice)
+    """After changes of one menu or of two at once that lose less and fit: single ones first, the
+    one that gains most for its cost.
+    """
     for _ in range(EXCHANGES):
-        best: tuple[float, str, int] | None = None
-        for name, losses in menus.losses.items():
-            here = choice[name]
-            curve = menus.curve(choice, name)
-            gains, more = losses[here] - losses, curve - curve[here]
-            worth = np.where(
-                (gains > 1e-12 * abs(losses[here])) & (more <= left),
-                gains / np.maximum(more, 1e-12 * budget),
-                0.0,
-            )
-            entry = int(worth.argmax())
-            if worth[entry] > 0 and (best is None or worth[entry] > best[0]):
-                best = (float(worth[entry]), name, entry)
-        if best is None:
-            break
-        choice = {**choice, best[1]: best[2]}
         left = budget - menus.cost(choice)
+        moves = _moves(menus, choice)
+        changed = _single(moves, left, budget) or _pair(menus, choice, moves, left, budget)
+        if changed is None:
+            break
+        choice = {**choice, **changed}
     return choice
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Every entry that is not taken: its menu and place, and what it gains and costs more."""
+
+    names: list[str]
+    menus: np.ndarray
+    entries: np.ndarray
+    gains: np.ndarray
+    costs: np.ndarray
+
+    def choice(self, *moves: int) -> Choice:
+        return {self.names[self.menus[m]]: int(self.entries[m]) for m in moves}
+
+
+def _moves(menus: Menus, choice: Choice) -> _Moves:
+    names, found = list(menus.losses), []
+    for number, name in enumerate(names):
+        here, losses, curve = choice[name], menus.losses[name], menus.curve(choice, name)
+        rows = [np.full(len(losses), number), np.arange(len(losses))]
+        table = np.stack([*rows, losses[here] - losses, curve - curve[here]])
+        found.append(np.delete(table, here, 1))
+    menu, entry, gains, costs = np.concatenate(found, 1)
+    return _Moves(names, menu.astype(int), entry.astype(int), gains, costs)
+
+
+def _single(moves: _Moves, left: float, budget: float) -> Choice | None:
+    fits = (moves.gains > 1e-15) & (moves.costs <= left)
+    if not fits.any():
+        return None
+    worth = np.where(fits, moves.gains / np.maximum(moves.costs, 1e-12 * budget), -1.0)
+    return moves.choice(int(worth.argmax()))
+
+
+def _pair(menus: Menus, choice: Choice, moves: _Moves, left: float, budget: float) -> Choice | None:
+    """The two changes, of two menus, that gain most together. What they cost together is asked
+    again: in products of widths it is not the sum.
+    """
+    if len(moves.gains) > MOST_MOVES:
+        return None
+    gains = moves.gains[:, None] + moves.gains
+    slack = SLACK * np.minimum(np.abs(moves.costs[:, None]), np.abs(moves.costs))
+    fits = moves.costs[:, None] + moves.costs <= left + slack
+    fits &= (gains > 1e-12) & (moves.menus[:, None] < moves.menus)
+    places = np.argwhere(fits)
+    order = np.argsort(-gains[fits], kind="stable")[:PAIRS]
+    for one, other in places[order]:
+        changed = moves.choice(int(one), int(other))
+        if menus.cost({**choice, **changed}) <= budget:
+            return changed
+    return None

@@ -84,8 +84,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one operator for one sample, and what they shrink with. node: its name
-    in the graph. weight: the parameter that is its weight; '' where that is computed.
+    """Multiply-accumulates of one operator for one sample, and what they shrink with. node: its
+    name in the graph. weight: the parameter that is its weight; '' where that is computed.
     """
 
     macs: float

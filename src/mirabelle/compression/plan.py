@@ -123,7 +123,7 @@ class Table:
             kept, forms = self._kept(choice), self._forms(choice)
             found = np.zeros(len(losses[name]))
             for quantity, s in scale.items():
-                found += s * self._curve(self.prices[quantity], kept, forms, name)
+                found += s * self._curve(self.prices[quantity], kept, forms, name)[: len(found)]
             return found
 
         return Menus(losses, cost, curve)
@@ -171,25 +171,23 @@ class Table:
 
 def table(
     model: nn.Module,
-    inputs: Batch,
     data: Sequence[Batch],
     prices: Mapping[str, Prices],
     coupling: Coupling,
     align: int,
+    known: tuple[Mapping[str, torch.Tensor], Mapping[str, float]] | None = None,
 ) -> Table:
     """The table of a network. data: samples without labels. prices: by quantity; where they have
-    integers, what these lose is measured, too.
+    integers, what these lose is measured, too. known: scores and what integers lose, where they
+    were found before.
     """
     integers = any(INT8 in p.forms for p in prices.values())
     few = list(data)
-    return Table(
-        model,
-        coupling,
-        {g.name: widths_of(g, align, LEAST) for g in coupling.groups},
-        channel_scores(model, coupling, few),
-        integer_losses(model, few) if integers else {},
-        prices,
-    )
+    if known is None:
+        layers = integer_losses(model, few) if integers else {}
+        known = channel_scores(model, coupling, few), layers
+    widths = {g.name: widths_of(g, align, LEAST) for g in coupling.groups}
+    return Table(model, coupling, widths, *known, prices)
 
 
 def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:

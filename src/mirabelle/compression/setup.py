@@ -17,16 +17,14 @@ from mirabelle.base.identity import data_identity, function_identity, network_id
 from mirabelle.compression.clock import locked, timing
 from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import Goal
-from mirabelle.compression.losses import channel_scores, integer_losses
 from mirabelle.compression.parts import Parts
-from mirabelle.compression.plan import LEAST, Table, coupled
-from mirabelle.compression.prices import Prices, prices
+from mirabelle.compression.plan import Table, coupled, table
+from mirabelle.compression.prices import FLOAT, Prices, prices
 from mirabelle.compression.trial import STATISTICS, Setting, head
 from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.exporter import export
 from mirabelle.measurement.accuracy import predictor
-from mirabelle.pruning.allocation import widths_of
 from mirabelle.pruning.api import ALIGN
 from mirabelle.runtimes import RUNTIMES
 
@@ -72,12 +70,12 @@ def prepared(
                 q: prices(q, model, coupling, runtime, integers, parts.calibration)
                 for q in quantities
             }
-        table = _table(model, coupling, parts, known, integers, folder)
+        found = _table(model, coupling, parts, known, goal.quantity, folder)
     return Setting(
         model,
         parts,
         Judge(model, parts.validation, options["metric"], parts.labelled),
-        table,
+        found,
         goal,
         runtime,
         folder,
@@ -100,23 +98,21 @@ def _table(
     coupling: Any,
     parts: Parts,
     known: Mapping[str, Prices],
-    integers: bool,
+    quantity: str,
     folder: Path,
 ) -> Table:
     """The table of `folder` if it was written before, else a new one."""
-    first = next(iter(known.values())).forms["float"]
-    align = getattr(first, "align", ALIGN)
-    widths = {g.name: widths_of(g, align, LEAST) for g in coupling.groups}
-    data = head(parts.calibration, STATISTICS)
-    if (folder / TABLE).is_file():
-        scores, about = read_tensors(folder / TABLE)
-        if set(scores) != set(widths):
-            raise InputError(f"{folder / TABLE} is of another network; choose another folder")
-        return Table(model, coupling, widths, scores, json.loads(about["layers"]), known)
-    scores = channel_scores(model, coupling, data)
-    layers = integer_losses(model, data) if integers else {}
-    write_tensors(folder / TABLE, scores, {"layers": json.dumps(layers)})
-    return Table(model, coupling, widths, scores, layers, known)
+    path, groups = folder / TABLE, {g.name for g in coupling.groups}
+    align = getattr(known[quantity].forms[FLOAT], "align", ALIGN)
+    if path.is_file():
+        scores, about = read_tensors(path)
+        if set(scores) != groups:
+            raise InputError(f"{path} is of another network; choose another folder")
+        layers = json.loads(about["layers"])
+        return table(model, [], known, coupling, align, (scores, layers))
+    found = table(model, head(parts.calibration, STATISTICS), known, coupling, align)
+    write_tensors(path, found.scores, {"layers": json.dumps(dict(found.layers))})
+    return found
 
 
 def _losses(model: nn.Module, parts: Parts) -> dict[str, Mapping[str, float] | None]:
