@@ -26,6 +26,7 @@ from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact, check_threads
+from mirabelle.sources.networks import find
 
 
 @declared()
@@ -34,13 +35,16 @@ def export(
     folder: str | Path,
     *,
     runtime: Annotated[str, OneOf(RUNTIMES), Doc("what the file is for")] = "onnxruntime",
-    inputs: Annotated[Any, Doc("example inputs; needed for networks")] = None,
+    inputs: Annotated[
+        Any, Doc("example inputs; needed for networks that do not say their own")
+    ] = None,
     threads: Annotated[int, Ge(1), Check(check_threads), Doc("with which the file is run")] = 1,
     name: Annotated[str, Check(check_file_name), Doc("of the file, without its suffix")] = "model",
 ) -> Artifact:
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 
-    model: a network, float or quantized, or the path of an ONNX file.
+    model: a network, float or quantized, or a name of one (`sources.networks`): an ONNX file is
+    handed to the runtime as it is, where that reads such files.
     inputs: the batch size stays free where network and runtime allow it; files for LiteRT and
     ExecuTorch take that of the example.
     Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not
@@ -52,12 +56,11 @@ def export(
     adapter.version()
     folder = Path(folder)
     if isinstance(model, (str, Path)):
-        if adapter.save is None:
-            raise InputError(
-                f"files for {runtime} are made from networks, not from ONNX files such as "
-                f"{model}; give the network and inputs="
-            )
-        return _opened(adapter.save(Path(model), folder), runtime, threads)
+        found = find(model)
+        if found.file is not None and adapter.save is not None:
+            return _opened(adapter.save(found.file, folder), runtime, threads)
+        inputs = found.example if inputs is None else inputs
+        model = found.module(inputs)
     if inputs is None:
         raise InputError("export needs inputs=, an example of what the network takes")
     if quantization(model) is not None and not adapter.int8:

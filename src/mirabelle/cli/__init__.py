@@ -52,6 +52,21 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "mirabelle verify examples.fashion:resnet --load q --file out/model.onnx "
         "--data examples.fashion:data",
     ),
+    "prune": (
+        "techniques:prune",
+        "remove the least important channels of a network",
+        "mirabelle prune timm:resnet18 --data photos --macs 0.5 --folder out",
+    ),
+    "distill": (
+        "techniques:distill",
+        "train a network on what another says of the data",
+        "mirabelle distill timm:resnet18 --teacher timm:resnet50 --data photos --folder out",
+    ),
+    "quantize": (
+        "techniques:quantize",
+        "make a network compute with integers, and verify it on the runtime",
+        "mirabelle quantize net.onnx --data photos --size 224 --runtime openvino --folder out",
+    ),
     "report": (
         "recipes:report",
         "write the HTML of a report.json again",

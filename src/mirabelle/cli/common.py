@@ -79,6 +79,11 @@ def example(shape: tuple[int, ...] | None) -> Any:
     return None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+def weighted(model: str, weights: str | None) -> str:
+    """A network's name with the file of its weights behind it."""
+    return model if weights is None else f"{model}@{weights}"
+
+
 def network(reference: str) -> Any:
     from mirabelle.sources.callables import build_model
 

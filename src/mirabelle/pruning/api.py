@@ -40,6 +40,7 @@ from mirabelle.pruning.rounds import in_steps
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.sources.networks import module
 from mirabelle.sparsity import masks
 from mirabelle.training.api import fit
 
@@ -66,7 +67,7 @@ def _together(options: Mapping[str, Any]) -> None:
 
 @declared(_together)
 def prune(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     x: Any,
     *,
     macs: Annotated[
@@ -152,8 +153,8 @@ def prune(
 ) -> nn.Module:
     """A smaller copy of `model`, of the same class, without its least important channels.
 
-    model: the network, which stays as it is. x: example inputs. The signature says what each option
-    is; what it does not say:
+    model: the network, which stays as it is, or a name of one (`sources.networks`). x: example
+    inputs. The signature says what each option is; what it does not say:
 
     macs, params, latency: exactly one is given. With the first two the result has at most that. For
     a latency the network's own layers are timed on `runtime`. The cut is then measured and
@@ -180,6 +181,7 @@ def prune(
     is computed that takes long; `SurgeryError` where the network's forward has sizes written into
     it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
+    model = module(model, x)
     settings = Settings.of(locals())
     criterion, data = settings.criterion, settings.data
     if part is not None:

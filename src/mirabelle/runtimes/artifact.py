@@ -117,7 +117,8 @@ def require(package: str, extra: str) -> ModuleType:
             return importlib.import_module(package)
     except ImportError as error:
         raise MissingRuntimeError(
-            f"{package} is needed and cannot be imported ({error}); pip install mirabelle[{extra}]"
+            f"{package} is needed and cannot be imported ({error}); "
+            f"pip install 'mirabelle[{extra}]'"
         ) from error
 
 

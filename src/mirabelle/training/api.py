@@ -18,6 +18,7 @@ from mirabelle.base.identity import function_identity
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.accuracy import METRICS, as_tensor
+from mirabelle.sources.networks import for_data
 from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
 from mirabelle.training.loop import Loop, Trained
 from mirabelle.training.optimizers import OPTIMIZERS, SCHEDULES
@@ -44,7 +45,7 @@ def check_device(device: Any) -> None:
 
 @declared(_together)
 def train(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     loader: Iterable,
     objective: Objective,
     *,
@@ -160,7 +161,7 @@ def train(
             f"the training data is an iterator ({type(loader).__name__}), which can be read "
             "only once; give a list, a DataLoader or any iterable"
         )
-    model = clone(check_network(model))
+    model = clone(check_network(for_data(model, loader)))
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
             "the network has no parameter to train; all of them are frozen, or it has none"
@@ -173,7 +174,7 @@ def train(
 
 @declared(rest=train)
 def fit(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     loader: Iterable,
     loss: Annotated[
         str | Callable | None, OneOf(LOSSES), FromRun, Doc("a name, or (output, target) -> scalar")
