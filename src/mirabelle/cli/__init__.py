@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 # By name: where it is, what it does, an example.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "compress": (
+        "compress:compress",
+        "find the smallest network that holds your limits",
+        "mirabelle compress net.onnx --data photos --accuracy-drop 0.005 --minutes 60",
+    ),
     "run": (
         "recipes:run",
         "carry out a recipe and write its report",

@@ -26,11 +26,12 @@ from mirabelle.compression.result import Compressed
 from mirabelle.compression.search import Search, step_seconds
 from mirabelle.compression.setup import check_study, identity, prepared
 from mirabelle.compression.study import Study
-from mirabelle.compression.trial import Setting
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.runtimes import load as open_file
+from mirabelle.sources import networks
+from mirabelle.sources.data import from_any
 
 IDENTITY = "identity"
 
@@ -41,7 +42,7 @@ def _together(options: Mapping[str, Any]) -> None:
 
 @declared(_together)
 def compress(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     data: Any,
     *,
     accuracy_drop: Annotated[
@@ -87,10 +88,11 @@ def compress(
     """The smallest network that holds the limits: pruned, distilled and with integers, as one plan
     decides, written for `runtime` and measured there.
 
-    model: the network, which stays as it is; it is the teacher. data: an iterable of inputs or
-    (inputs, target), or a dict or object with `train` and some of `calibration`, `validation` and
-    `test`. What is not given is held back from `train`. Without labels accuracy is agreement with
-    the original's classes.
+    model: the network, which stays as it is and is the teacher; or its name, as in
+    `sources.networks.find`. data: an iterable of inputs or (inputs, target), a dict or object with
+    `train` and some of `calibration`, `validation` and `test`, or a name, as in
+    `sources.data.read`: a folder of pictures, a file of arrays. What is not given is held back from
+    `train`. Without labels accuracy is agreement with the original's outputs.
 
     For each layer there is a menu: its widths, float or integers. What an entry loses is predicted
     in squared error of the network's outputs, what it costs in milliseconds that the runtime's
@@ -108,20 +110,31 @@ def compress(
     """
     options = dict(locals())
     goal = Goal.of(options)
-    model = check_network(model)
-    if quantization(model) is not None:
+    network, data = _opened(model, data, seed)
+    if quantization(network) is not None:
         raise InputError("this network is quantized already; compress the float network")
-    check_float32(model)
+    check_float32(network)
     check_runs_here(runtime)
     options["keep"] = (keep,) if isinstance(keep, str) else tuple(keep)
     with preserved(), interruptible():
         given = parts(data, seed)
-        name = identity(model, given, goal, options, seed)
+        name = identity(network, given, goal, options, seed)
         where = Path("runs") / f"compress-{name[:8]}" if folder is None else Path(folder)
-        result = _searched(model, given, goal, options, where, name)
+        result = _searched(network, given, goal, options, where, name)
     if result.missed and check:
         raise LimitError(f"{'; '.join(result.missed)}. Everything is kept in {result.folder}")
     return result
+
+
+def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any]:
+    """The network and the data that are named, or that are given themselves."""
+    found = networks.find(model)
+    if isinstance(data, (str, Path)) or (isinstance(data, Mapping) and "folder" in data):
+        data = from_any(data, found.how, found.classes or None, seed).loaders
+    example = None
+    if found.model is None:
+        example = parts(data, seed).example
+    return check_network(found.module(example)).eval(), data
 
 
 def _searched(
@@ -136,6 +149,8 @@ def _searched(
             study = Study(folder, options["seed"])
             check_study(name, study.facts.get(IDENTITY), folder)
             study.learn(IDENTITY, name)
+        if clock.tick() <= 0 and _is_finished(folder, study):
+            return _result(model, goal, options["runtime"], study, folder)
         say_start(given, goal, folder, clock)
         setting = prepared(model, given, goal, options, folder)
         search = Search(setting, study, clock, seconds, step_seconds(setting))
@@ -147,7 +162,7 @@ def _searched(
             if not _is_finished(folder, study):
                 search.polish()
                 finish(search)
-        return _result(setting, study, folder)
+        return _result(model, goal, options["runtime"], study, folder)
     finally:
         clock.close()
 
@@ -168,16 +183,15 @@ def _is_finished(folder: Path, study: Study) -> bool:
         return False
 
 
-def _result(setting: Setting, study: Study, folder: Path) -> Compressed:
+def _result(model: nn.Module, goal: Goal, runtime: str, study: Study, folder: Path) -> Compressed:
     found = read_json(folder / "result.json")
     best, points = Point.of(found["best"]), study.points()
-    runtime = setting.runtime
     path = folder / runtime / file_of(folder, best, runtime).name
     return Compressed(
-        network_of(setting, best),
+        network_of(model, folder, best),
         open_file(path, runtime),
         best,
-        front(points, setting.goal.quantity),
+        front(points, goal.quantity),
         points,
         folder / "report.html",
         list(found["missed"]),

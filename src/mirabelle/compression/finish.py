@@ -56,7 +56,7 @@ def finish(search: Search) -> dict[str, Any]:
     best = goal.best(points, sure)
     chosen = _chosen(front(points, goal.quantity), best)
     tested = _tested(setting, chosen)
-    network = network_of(setting, best)
+    network = network_of(setting.model, setting.folder, best)
     verified = _verified(setting, network, tested[best.folder].artifact)
     missed = missed_of(goal, best, points, sure)
     report = report_of(setting, points, chosen, best, tested, network, verified, sure, missed)
@@ -69,8 +69,9 @@ def finish(search: Search) -> dict[str, Any]:
     return report
 
 
-def network_of(setting: Setting, point: Point) -> nn.Module:
-    return load(setting.folder / point.folder / "network", clone(setting.model))
+def network_of(model: nn.Module, folder: Path, point: Point) -> nn.Module:
+    """The network of a point. model: the original; folder: the study's."""
+    return load(folder / point.folder / "network", clone(model))
 
 
 def file_of(folder: Path, point: Point, runtime: str) -> Path:
@@ -130,7 +131,7 @@ def _help(goal: Goal, name: str, points: Sequence[Point]) -> str:
     """What would help where a limit binds."""
     if name != DROP:
         least = min(p.costs[name] for p in points)
-        return f"the least that was reached is {least:.3f}: raise it, or lower align by keep=[]"
+        return f"the least that was reached is {least:.3f}; raise the limit, or shorten keep"
     reached = [p for p in points if p.drop <= goal.limits[DROP]]
     if reached and goal.costs:
         quantity = goal.quantity

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from mirabelle.base.data import Batch, batches
+from mirabelle.base.data import Batch
 from mirabelle.base.names import resolve
 from mirabelle.measurement.accuracy import (
     METRICS,
@@ -16,32 +17,25 @@ from mirabelle.measurement.accuracy import (
     predictor,
     sample_scores,
 )
-from mirabelle.quantization.search.fallback import same_class
+from mirabelle.measurement.agreement import Answered, agreement
 
 
 class Judge:
-    """By the metric where the samples have labels, else by agreement with the original's classes.
+    """By the metric where the samples have labels, else by agreement with the original.
 
     scores: the original's, by sample.
     """
 
-    def __init__(self, model: Any, data: Iterable, metric: str | Callable, labelled: bool):
-        self.data, self.labelled, self.asked = data, labelled, metric
+    def __init__(self, model: nn.Module, data: Iterable, metric: str | Callable, labelled: bool):
+        self.data = data if labelled else Answered(data, model)
+        self.asked = metric
         self.metric = metric_name(metric) if labelled else "agreement"
-        self.function = resolve(metric, METRICS, "metric") if labelled else same_class
-        self.model = predictor(model)
-        self.scores = self.of(self.model)
+        self.function = resolve(metric, METRICS, "metric") if labelled else agreement
+        self.scores = self.of(predictor(model))
 
     def of(self, predict: Callable[[Batch], Any], what: str = "validating") -> np.ndarray:
         """(N,) the scores of what `predict` gives."""
-        if self.labelled:
-            return sample_scores(predict, self.data, self.function, what)
-        return np.concatenate(
-            [
-                same_class(predict(b), self.model(b)).cpu().numpy()
-                for b in batches(self.data, what="the validation data")
-            ]
-        )
+        return sample_scores(predict, self.data, self.function, what)
 
     def drop(self, scores: np.ndarray) -> tuple[float, float, float]:
         """(drop, low, high), as fractions, paired."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from mirabelle.compression.clock import locked, timing
 from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import Goal
 from mirabelle.compression.parts import Parts
-from mirabelle.compression.plan import Table, coupled, table
+from mirabelle.compression.plan import LEAST, Table, coupled, table
 from mirabelle.compression.prices import FLOAT, Prices, prices
 from mirabelle.compression.trial import STATISTICS, Setting, head
 from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.exporter import export
 from mirabelle.measurement.accuracy import predictor
+from mirabelle.pruning.allocation import widths_of
 from mirabelle.pruning.api import ALIGN
 from mirabelle.runtimes import RUNTIMES
 
@@ -70,7 +72,7 @@ def prepared(
                 q: prices(q, model, coupling, runtime, integers, parts.calibration)
                 for q in quantities
             }
-        found = _table(model, coupling, parts, known, goal.quantity, folder)
+        found = fine_enough(_table(model, coupling, parts, known, goal.quantity, folder), goal)
     return Setting(
         model,
         parts,
@@ -112,6 +114,20 @@ def _table(
         return table(model, [], known, coupling, align, (scores, layers))
     found = table(model, head(parts.calibration, STATISTICS), known, coupling, align)
     write_tensors(path, found.scores, {"layers": json.dumps(dict(found.layers))})
+    return found
+
+
+def fine_enough(found: Table, goal: Goal) -> Table:
+    """The table itself where its narrowest plan holds the limits of costs, else with finer widths:
+    layers of few channels have hardly any that are multiples of what kernels like.
+    """
+    step = ALIGN
+    while step > 1 and any(
+        found.plan({q: 0.0}).costs[q] > limit for q, limit in goal.costs.items()
+    ):
+        step //= 2
+        widths = {g.name: widths_of(g, step, LEAST) for g in found.coupling.groups}
+        found = replace(found, widths=widths)
     return found
 
 

@@ -126,7 +126,7 @@ class Judge:
             next(iter(batches(validation, 1, what="the validation data"))).target is not None
         )
         self.metric = metric_name(metric) if self.labelled else "agreement"
-        self.function = resolve(metric, METRICS, "metric") if self.labelled else same_class
+        self.function = resolve(metric, METRICS, "metric") if self.labelled else _same_class
         self.scores = self._scores(model)
 
     def _scores(self, network: nn.Module) -> np.ndarray:
@@ -134,7 +134,7 @@ class Judge:
             return sample_scores(predictor(network), self.validation, self.function, "validating")
         ours, theirs = predictor(network), predictor(self.model)
         return np.concatenate(
-            [same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
+            [_same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
         )
 
     def drop(self, network: nn.Module) -> tuple[float, float, float]:
@@ -142,7 +142,7 @@ class Judge:
         return paired_drop(self.scores, self._scores(network))
 
 
-def same_class(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _same_class(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(N,) the share of positions at which both say the same class (dimension 1)."""
     if output.ndim < 2:
         raise InputError(
