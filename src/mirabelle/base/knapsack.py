@@ -13,10 +13,10 @@ import numpy as np
 SWEEPS = 8  # of all menus at one price, at most
 BISECTIONS = 24  # of the price
 DOUBLINGS = 60  # of the price, until the budget holds
-EXCHANGES = 400  # changes at the end, at most
+EXCHANGES = 60  # changes at the end, at most
 PAIRS = 64  # of changes, whose cost is looked at
 SLACK = 0.75  # of the smaller one: in a product of widths two changes may cost less than their sum
-MOST_MOVES = 3000  # of which pairs are made: more would take long
+MOST_MOVES = 1200  # of which pairs are made: more would take long
 
 Choice = dict[str, int]  # the entry that is taken of each menu
 
@@ -45,12 +45,15 @@ def least_loss(menus: Menus, budget: float, starts: Sequence[Choice] = ()) -> Ch
     of its cost (Everett 1963, theorem 1). What the budget still holds is then spent by
     changes of one menu, and of two at once, until none helps.
 
-    starts: choices from which the search starts, besides the one that loses least.
+    starts: choices from which the search starts, besides the one that loses least; nothing that
+    loses more than one of these which fits is returned.
     """
     free = {name: int(losses.argmin()) for name, losses in menus.losses.items()}
     if menus.cost(free) <= budget:
         return free
-    found = [_improved(menus, _relaxed(menus, budget, start), budget) for start in (free, *starts)]
+    begun = [s for s in starts if menus.cost(s) <= budget]
+    begun += [_relaxed(menus, budget, start) for start in (free, *starts)]
+    found = [_improved(menus, choice, budget) for choice in begun]
     fits = [c for c in found if menus.cost(c) <= budget]
     return min(fits, key=menus.loss) if fits else min(found, key=menus.cost)
 

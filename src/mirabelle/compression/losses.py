@@ -4,9 +4,6 @@ their energy about the mean. No labels are needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
 import torch
 from torch import nn
 
@@ -71,15 +68,4 @@ def integer_losses(model: nn.Module, data: list[Batch]) -> dict[str, float]:
             with board.only(weight):
                 found[weight] = noise(network, few, wanted) / spread
             shown.advance()
-    return found
-
-
-def width_losses(
-    scores: Mapping[str, torch.Tensor], widths: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """(widths,) by group: what is lost with so many channels kept."""
-    found = {}
-    for name, w in widths.items():
-        lost = np.concatenate([[0.0], scores[name].sort().values.double().cumsum(0).numpy()])
-        found[name] = lost[len(lost) - 1 - w]
     return found

@@ -17,9 +17,9 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.channels.groups import Coupling, analyse
 from mirabelle.channels.surgery import remove
-from mirabelle.compression.losses import channel_scores, integer_losses, width_losses
+from mirabelle.compression.losses import channel_scores, integer_losses
 from mirabelle.compression.prices import FLOAT, INT8, Prices
-from mirabelle.pruning.allocation import widths_of
+from mirabelle.pruning.allocation import lost_with, widths_of
 from mirabelle.pruning.repair import REPAIRS, Cut
 
 TRIES = 12  # at weights of several limits
@@ -110,7 +110,7 @@ class Table:
         return [half | {LAYER + w: 0 for w in self.layers}]
 
     def _menus(self, weights: Mapping[str, float], mixed: bool) -> Menus:
-        losses = {GROUP + n: v for n, v in width_losses(self.scores, self.widths).items()}
+        losses = {GROUP + n: lost_with(self.scores[n], w) for n, w in self.widths.items()}
         for weight, lost in self.layers.items():
             losses[LAYER + weight] = np.array([lost, 0.0] if mixed else [lost])
         scale = {q: w / self.whole(q) for q, w in weights.items()}

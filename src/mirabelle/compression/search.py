@@ -26,7 +26,7 @@ from mirabelle.store import load
 STAGES = 3  # before training, after a short one, after a longer one
 FIRST = 1 / 60  # of the time, for the training of the first stage
 SEARCH, ALL = 0.65, 0.92  # of the time: until then new trials begin; until then trials are trained
-SHALLOW = 0.95  # of the cost of the uncut network: less is not worth a cut
+RATES = (3e-4, 6e-3)  # of learning: what students take that are close to their teachers
 LONGEST = 4  # of the longest stage of the search: training at the end
 POLISHED = 3  # trials, at most, that are trained longer at the end
 SEEN = 3  # trials that must show what training leaves before it is believed
@@ -62,7 +62,7 @@ class Search:
             "mixed": [False, True] if integers else [False],
             "integers": [False, True] if integers else [False],
             "losses": list(setting.losses),
-            "speed": [0.3, 1.0, 3.0],
+            "rate": RATES,
         }
 
     def begin(self) -> None:
@@ -71,7 +71,7 @@ class Search:
         low, high = space["share"]
         middle = (low * high) ** 0.5
         shares = [high, (high * middle) ** 0.5, middle]
-        usual = {"rounds": 1, "mixed": False, "integers": False, "speed": 1.0}
+        usual = {"rounds": 1, "mixed": False, "integers": False, "rate": USUAL_RATE}
         for share in shares:
             knobs = {"share": share, "losses": space["losses"][0], **usual}
             self.study.study.enqueue_trial(knobs, skip_if_exists=True)
@@ -101,7 +101,7 @@ class Search:
         for stage in range(STAGES):
             steps = 0 if stage == 0 else self.steps(trial, stage)
             if stage:
-                self._train(trial, steps)
+                trial.train(steps, float(knobs["rate"]))
             point = trial.judged(steps)
             self.study.add(point)
             score = goal.score(point, left_of(self.study.points()))
@@ -120,13 +120,6 @@ class Search:
     def _time_for(self, trial: Trial, stage: int) -> bool:
         seconds = self.seconds * FIRST * FACTOR**stage
         return self._left(ALL) > 1.5 * seconds
-
-    def _train(self, trial: Trial, steps: int) -> None:
-        """At the rate that a range test found for the first trial that trains, times `speed`."""
-        known = self.study.facts.get("rate")
-        trial.train(steps, None if known is None else known * trial.knobs["speed"])
-        if known is None:
-            self.study.learn("rate", trial.rate or USUAL_RATE)
 
     def steps(self, trial: Trial, stage: int) -> int:
         """So many fit into the time of a stage."""
@@ -148,7 +141,7 @@ class Search:
             trial = restored(self.setting, point, load)
             each = self.step * (0.3 + 0.7 * trial.costs["macs"])
             steps = max(1, round(seconds / each))
-            trial.train(steps, (point.knobs["rate"] or USUAL_RATE) / 2)
+            trial.train(steps, float(point.knobs["rate"]) / 2)
             found = trial.judged(steps)
             self.study.add(found)
             self._say(found)

@@ -43,9 +43,7 @@ class Setting:
     """What all trials of a study share.
 
     base: the original's file on the runtime. wanted: its outputs on a few samples of `few`.
-    losses: of distillation, by what they are called in the knobs. rate: a learning rate that was
-    found for this network; None until then. ratio: measured over predicted cost of what is planned
-    by, so far.
+    losses: of distillation, by what they are called in the knobs.
     """
 
     model: nn.Module
@@ -83,7 +81,7 @@ def head(data: list[Batch], count: int) -> list[Batch]:
 
 @dataclass
 class Trial:
-    """A network under way. steps: of training so far; rate: the learning rate of it."""
+    """A network under way. steps: of training so far."""
 
     setting: Setting
     number: int
@@ -92,7 +90,6 @@ class Trial:
     student: nn.Module
     steps: int = 0
     stage: int = 0
-    rate: float | None = None
     costs: dict[str, float] = field(default_factory=dict)
     milliseconds: float = 0.0
     seconds: float = 0.0
@@ -117,8 +114,8 @@ class Trial:
         found.seconds = time.monotonic() - started
         return found
 
-    def train(self, steps: int, rate: float | None) -> None:
-        """So many steps further. rate: the learning rate; None looks for one."""
+    def train(self, steps: int, rate: float) -> None:
+        """So many steps further, at this learning rate."""
         setting, started = self.setting, time.monotonic()
         trained = distill(
             self.student,
@@ -130,7 +127,7 @@ class Trial:
             seed=setting.seed + 1000 * self.number + self.stage,
             progress=f"trial {self.number}",
         )
-        self.student, self.rate = trained.model, float(trained.choices.get("lr", rate or 0.0))
+        self.student = trained.model
         self.history += [{k: float(v) for k, v in h.items()} for h in trained.history]
         self.steps, self.stage = self.steps + steps, self.stage + 1
         self.seconds += time.monotonic() - started
@@ -153,7 +150,7 @@ class Trial:
             setting.parts.train,
             losses=setting.losses[self.knobs["losses"]],
             steps=count,
-            lr=(self.rate or USUAL_RATE) / 10,
+            lr=float(self.knobs["rate"]) / 10,
             seed=setting.seed + 1000 * self.number + 500 + self.stage,
             progress=f"trial {self.number}, integers",
         ).model
@@ -178,7 +175,7 @@ class Trial:
             trial=self.number,
             stage=self.stage,
             steps=self.steps,
-            knobs={**self.knobs, "rate": self.rate},
+            knobs=dict(self.knobs),
             plan=self.plan.to_dict(),
             costs={**self.costs, "size": artifact.bytes / setting.base.bytes},
             milliseconds=self.milliseconds,
@@ -240,12 +237,11 @@ def restored(setting: Setting, point: Point, load: Any) -> Trial:
     return Trial(
         setting,
         point.trial,
-        {k: v for k, v in point.knobs.items() if k != "rate"},
+        dict(point.knobs),
         Plan.of(point.plan),
         student,
         point.steps,
         point.stage,
-        point.knobs["rate"],
         {q: point.costs[q] for q in ("latency", "macs")},
         point.milliseconds,
         point.seconds,
