@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.errors import MEANT, InputError, did_you_mean
 from mirabelle.base.options import options_of
 
 if TYPE_CHECKING:
@@ -37,17 +37,6 @@ WEIGHTS = Parameter(
 )
 
 
-ALIASES = {
-    "ort": "onnxruntime",
-    "onnx": "onnxruntime",
-    "tflite": "litert",
-    "tf": "litert",
-    "pte": "executorch",
-    "ov": "openvino",
-    "trt": "tensorrt",
-}
-
-
 # Kernels that take one kind of grid alone.
 TARGETS = {"ncnn": "symmetric", "tensorrt": "tensorrt", "onnxruntime-tensorrt": "tensorrt"}
 
@@ -60,10 +49,10 @@ def target_for(runtimes: Sequence[str]) -> str | None:
 def _runtime(type_: Any, tokens: Any) -> Any:
     from mirabelle.runtimes import RUNTIMES
 
-    names = [ALIASES.get(value.lower(), value) for value in (str(t.value) for t in tokens)]
+    names = [MEANT.get(value.lower(), value) for value in (str(t.value) for t in tokens)]
     for name in names:
         if name not in RUNTIMES:
-            near = did_you_mean(name, [*RUNTIMES, *ALIASES])
+            near = did_you_mean(name, RUNTIMES)
             raise ValueError(f"there is no runtime {name!r}{near}")
     return names if type_ is not str else names[0]
 
@@ -133,11 +122,13 @@ def input_of(text: str) -> InputSpec:
 
 
 def _is_shape(text: str) -> bool:
-    return text.replace("x", ",").replace(",", "").isdigit()
+    return text == "scalar" or text.replace("x", ",").replace(",", "").isdigit()
 
 
 def shape_of(text: str) -> tuple[int, ...]:
     """`1,3,224,224` or `1x3x224x224`."""
+    if text == "scalar":
+        return ()
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
