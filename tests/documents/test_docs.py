@@ -31,6 +31,8 @@ DOCUMENTS = [
         "docs/recipes.md",
         "docs/distillation.md",
         "docs/glossary.md",
+        "docs/data.md",
+        "docs/start.md",
     )
 ]
 RECIPES = ROOT / "docs" / "recipes.md"

@@ -1,5 +1,4 @@
-"""The command line: `mirabelle run | explain | measure | verify | export | report | schema |
-setup-arm64`.
+"""The command line: `mirabelle COMMAND`; the commands are in `COMMANDS`.
 
 The overview needs no import. cyclopts and a command's module are imported when the command is
 called.
@@ -45,6 +44,21 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "networks:measure",
         "size, MACs, latency, memory and accuracy of a network or an exported file",
         "mirabelle measure out/model.onnx --data examples.fashion:data",
+    ),
+    "compare": (
+        "compare:compare",
+        "two runs, or two files or networks of any runtime, side by side",
+        "mirabelle compare net.onnx out/openvino/model.xml --data photos",
+    ),
+    "init": (
+        "start:init",
+        "look at network and data, and write a commented recipe that runs",
+        "mirabelle init net.onnx --data photos --size 224",
+    ),
+    "doctor": (
+        "doctor:doctor",
+        "what is installed, and what each runtime can do on this machine",
+        "mirabelle doctor --check",
     ),
     "export": (
         "networks:export",

@@ -104,7 +104,7 @@ def _read(option: Option, tokens: list[str], many: bool) -> Any:
     if isinstance(value, (int, float)) and _only_text(option):
         value = tokens[0]
     if wrong := option.refuse(value, recipe=True):
-        raise ValueError(f"--{option.name.replace('_', '-')} is {shown(value)}{wrong}")
+        raise ValueError(f"got {shown(' '.join(tokens))}{wrong}")
     return value
 
 

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import options_of
-from mirabelle.cli.common import FLAG, Common, weighted
+from mirabelle.cli.common import DATA, FLAG, MODEL, RUNTIMES, WEIGHTS, Common, target_for, weighted
 from mirabelle.cli.options import closed, only_given, taking
 from mirabelle.cli.plans import dry_run
 from mirabelle.cli.recipes import carried_out
@@ -20,21 +20,6 @@ from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.recipe import Recipe, parse
 from mirabelle.sources.data import read
 
-MODEL = Parameter(
-    help="the trained network: module:callable, an .onnx or .pt2 file, timm:NAME, "
-    "torchvision:NAME, hf:ORG/NAME"
-)
-DATA = Parameter(
-    help="a folder of pictures (in folders of classes, or without labels), a .csv of paths and "
-    "labels, .npz, .npy, a folder of Hugging Face's datasets, or module:callable"
-)
-WEIGHTS = Parameter(
-    help="a file of the network's weights, such as .safetensors; none for an untrained network; "
-    "without it a named network's hub is asked"
-)
-RUNTIMES = Parameter(
-    consume_multiple=True, negative=(), help="what files are written for; one or several"
-)
 FOLDER = Parameter(help="where everything goes: the files, the network, report.html, recipe.yaml")
 DRY = Parameter(help="only say what would be done, and roughly how long it takes")
 RESUME = Parameter(help="take finished steps from the folder instead of doing them again")
@@ -78,6 +63,9 @@ def _recipe(
     own = only_given(options, STEPS[name])
     if "runtime" in STEPS[name] and runtimes[0] != STEPS[name].defaults["runtime"]:
         own["runtime"] = runtimes[0]
+    target = target_for(runtimes)
+    if name == "quantize" and target is not None and "target" not in own:
+        own["target"] = target
     pictures = only_given(options, _DATA)
     steps: list[Any] = [{name: own} if own else name, {"export": {"runtimes": runtimes}}]
     if name == "quantize":

@@ -174,7 +174,8 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
         raise InputError(
             f"input {spec.name!r} is {got} and holds no values; give at least one sample"
         )
-    return np.ascontiguousarray(array)
+    # NumPy would make an array of one number of a bare number.
+    return np.ascontiguousarray(array) if array.ndim else array
 
 
 @dataclass(frozen=True)

@@ -230,21 +230,24 @@ def _refuse_open(path: Path, specs: list[TensorSpec]) -> None:
 def open_sizes(name: str, specs: list[TensorSpec]) -> str:
     """What to say where a file leaves sizes open that have to be known."""
     said = ", ".join(f"{s.name} ({_shape(s)} {s.dtype})" for s in specs)
-    wanted = " ".join(
-        f"{s.name}:{','.join(str(v or ('1' if i == 0 else '?')) for i, v in enumerate(s.shape))}"
-        for s in specs
-        if s.shape is not None
-    )
+    wanted = " ".join(_asked(s) for s in specs if s.shape is not None)
     return (
         f"{name} leaves the sizes of its inputs open: {said}; say them as --input "
         f"{wanted or 'NAME:SIZES'} with numbers for ? (in Python inputs=), or give --data"
     )
 
 
+def _asked(spec: TensorSpec) -> str:
+    """`ids:1,?:int64`."""
+    sizes = [str(v or ("1" if i == 0 else "?")) for i, v in enumerate(spec.shape or ())]
+    kind = "" if spec.dtype == "float32" else f":{spec.dtype}"
+    return f"{spec.name}:{','.join(sizes) or 'scalar'}{kind}"
+
+
 def _shape(spec: TensorSpec) -> str:
     if spec.shape is None:
         return "any shape"
-    return "x".join("?" if s is None else str(s) for s in spec.shape)
+    return "x".join("?" if s is None else str(s) for s in spec.shape) or "scalar"
 
 
 def _of_built(built: packages.Built) -> Batch | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.errors import InputError, MissingRuntimeError, did_you_mean
 from mirabelle.base.files import read_json
 from mirabelle.base.progress import say
 from mirabelle.runtimes.artifact import require
@@ -135,6 +135,8 @@ def hugging_face(name: str, file: str | None) -> Built:
     """A network of Hugging Face's hub, ORG/NAME, or of a file of weights with `config.json` beside
     it. No code of the hub's is run (`trust_remote_code`), and no pickle read.
     """
+    with contextlib.suppress(MissingRuntimeError):  # it imports that, where it is installed
+        torchvision()
     package = require("transformers", "transformers")
     what = f"hf:{name}"
     if file is None:

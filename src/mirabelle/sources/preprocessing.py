@@ -251,6 +251,9 @@ def from_processor(config: Mapping[str, Any]) -> Preprocessing | None:
     if not height:
         height = width = shorter
     before = _sides(size)[2] if size is not None else 0
+    by_side = isinstance(size, Mapping) and "shortest_edge" in size
+    if crop is None and by_side:
+        before = int(before / float(config.get("crop_pct") or 1))
     normalize = config.get("do_normalize", True)
     # Values are multiplied by 1/255, or by 1/127.5 for some.
     scale = 255.0 * float(config.get("rescale_factor", 1 / 255))
@@ -263,7 +266,7 @@ def from_processor(config: Mapping[str, Any]) -> Preprocessing | None:
             mean=tuple(config["image_mean"]) if normalize and "image_mean" in config else (0.0,),
             std=tuple(config["image_std"]) if normalize and "image_std" in config else (1.0,),
             scale=scale,
-            resize="crop" if crop is not None else "stretch",
+            resize="crop" if crop is not None or by_side else "stretch",
             shorter=before or max(height, width),
             interpolation=kinds.get(config.get("resample", 2), "bilinear"),
             origin="preprocessor_config.json",
