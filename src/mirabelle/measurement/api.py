@@ -54,8 +54,10 @@ def _network(model: Any) -> tuple[Artifact | nn.Module, Batch | None]:
         return model, None
     from torch import nn
 
+    from mirabelle.base.checks import unwrapped
+
     if isinstance(model, nn.Module):
-        return model, None
+        return unwrapped(model), None  # type: ignore[return-value]
     raise InputError(
         f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or "
         "the path of an exported file"

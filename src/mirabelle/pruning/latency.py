@@ -46,6 +46,7 @@ from mirabelle.measurement.machine import machine
 from mirabelle.pruning.allocation import aligned
 from mirabelle.pruning.kernel_blocks import FORMAT, SECONDS, kernel_block, measured_before
 from mirabelle.runtimes import RUNTIMES, Artifact
+from mirabelle.runtimes.onnx_model import read_model
 
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
 # cuts in which each group has a width of its own, drawn between the least and the whole of
@@ -294,8 +295,6 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
     """(layers + 1,) milliseconds of each of `coupling.costs`, and of everything else. Where layers
     cannot be told apart in the file, by their work.
     """
-    import onnx
-
     arrays, named = one_sample(coupling.inputs)
     work = np.array([*(cost.macs for cost in coupling.costs), 0.0])
     if (
@@ -306,9 +305,7 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
             "network"
         ].p50_ms
         return total * work / max(1.0, work.sum())
-    graph = onnx.load(
-        artifact.files[0].parent.parent / "model.onnx", load_external_data=False
-    ).graph
+    graph = read_model(artifact.files[0].parent.parent / "model.onnx", weights=False).graph
     owner, count = _owners(graph)
     told_apart = count == len(coupling.costs)
     found = np.zeros((ROUNDS, len(work)))

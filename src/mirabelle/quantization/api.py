@@ -18,6 +18,8 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.measurement.accuracy import METRICS
+from mirabelle.onnx_files.source import source_of
+from mirabelle.onnx_files.write_back import check_opset
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS, rules_for
 from mirabelle.quantization.prepared import Grids, prepared, repaired
 from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
@@ -165,7 +167,9 @@ def quantize(
         check_runs_here(runtime)
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
-    model = check_network(module(model, first))
+    model = check_network(module(model, first, fold=True))
+    if (source := source_of(model)) is not None:
+        check_opset(source, 13, "scales per channel")
     check_float32(model)
     judge = (
         None if accuracy_drop is None or validation is None else Judge(model, validation, metric)

@@ -14,12 +14,12 @@ from torch import nn
 from mirabelle.base.checks import unwrapped
 from mirabelle.base.data import Batch, batches, example_inputs
 from mirabelle.base.errors import InputError, did_you_mean
-from mirabelle.onnx_files.read import network as network_of_file
 from mirabelle.runtimes import RUNTIMES, TensorSpec, runtime_of
 from mirabelle.runtimes.onnx_model import read_model
 from mirabelle.sources import packages, weights
 from mirabelle.sources.callables import build_model
 from mirabelle.sources.exported import read_program
+from mirabelle.sources.onnx_networks import onnx_network
 from mirabelle.sources.preprocessing import Preprocessing, from_shape
 
 PACKAGES = {
@@ -51,8 +51,10 @@ class Found:
     how: Preprocessing | None = None
     classes: tuple[str, ...] = ()
 
-    def module(self, inputs: Any = None) -> nn.Module:
-        """The network. inputs: an example; by default the one that is known."""
+    def module(self, inputs: Any = None, fold: bool = False) -> nn.Module:
+        """The network. inputs: an example; by default the one that is known. fold: the constants
+        and batch norms of an ONNX file are merged first (`sources/onnx_networks.py`).
+        """
         if self.model is not None:
             return self.model
         assert self.file is not None
@@ -60,7 +62,7 @@ class Found:
         if batch is None:
             _refuse_open(self.file, file_inputs(self.file))
         assert batch is not None
-        return network_of_file(self.file, batch)
+        return onnx_network(self.file, batch, fold)
 
 
 def find(named: Any) -> Found:
@@ -84,11 +86,28 @@ def find(named: Any) -> Found:
     return _named(name, file or None)
 
 
-def module(named: Any, inputs: Any = None) -> nn.Module:
-    """The network that `named` stands for. inputs: an example of what it takes, for ONNX files."""
+def module(named: Any, inputs: Any = None, fold: bool = False) -> nn.Module:
+    """The network that `named` stands for. inputs: an example of what it takes, for ONNX files;
+    fold: see `Found.module`.
+    """
     if isinstance(named, nn.Module):
         return named
-    return find(named).module(inputs)
+    return find(named).module(inputs, fold)
+
+
+def with_example(named: Any, inputs: Any = None, data: Any = None) -> tuple[nn.Module, Any]:
+    """The network that `named` stands for, and an example of what it takes: the one given, else the
+    first batch of `data` where there is one that can be read again, else the one that it knows.
+    """
+    if isinstance(named, nn.Module):
+        if inputs is None:
+            raise InputError("give inputs, an example of what the network takes")
+        return named, inputs
+    found = find(named)
+    if inputs is None and data is not None and not isinstance(data, Iterator):
+        inputs = next(batches(data, 1, what="data"))._replace(target=None)
+    inputs = found.example if inputs is None else inputs
+    return found.module(inputs), inputs
 
 
 def for_data(named: Any, data: Iterable | None) -> nn.Module:
