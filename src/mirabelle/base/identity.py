@@ -24,6 +24,7 @@ from torch import fx, nn
 
 from mirabelle.base.data import Batch, as_batch, length_of, preserved, seed_epoch
 from mirabelle.base.files import content_hash, tensors_hash
+from mirabelle.base.structures import leaves
 
 _PLAIN = (str, int, float, complex, bool, bytes, type(None))
 _TORCH = ("torch", "builtins", "numpy")  # their versions are known otherwise
@@ -250,7 +251,9 @@ def _first(loader: Any, seed: int) -> Batch:
 
 def _named(batch: Batch) -> dict[str, torch.Tensor]:
     named = {str(i): t for i, t in enumerate(batch.args)} | batch.kwargs
-    return named | ({"target": t} if isinstance(t := batch.target, torch.Tensor) else {})
+    if isinstance(batch.target, torch.Tensor):
+        return named | {"target": batch.target}
+    return named | {f"target {i}": t for i, t in enumerate(leaves(batch.target))}
 
 
 def _content(batch: Batch) -> str:

@@ -18,11 +18,11 @@ from mirabelle.base.names import resolve
 from mirabelle.distillation.api import run as run_distillation
 from mirabelle.exporter import export
 from mirabelle.fitting.gradients import LOSSES
-from mirabelle.measurement.accuracy import METRICS, sample_scores
+from mirabelle.measurement.accuracy import METRICS, Scores, in_form_of, predictor, scores_of
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
-from mirabelle.pipeline.facts import build_teachers
+from mirabelle.pipeline.facts import build_teachers, loss_in
 from mirabelle.pipeline.recipe import Recipe
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
@@ -93,13 +93,12 @@ class Outcome:
 
 
 def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
-    loss = resolve(state.recipe.loss, LOSSES, "loss")
     return Outcome(
         model=prune(
             state.model,
             state.inputs,
             data=state.loaders.train,
-            loss=loss,
+            loss=loss_in(state.recipe),
             seed=state.recipe.seed,
             checkpoint=work,
             **options,
@@ -108,10 +107,13 @@ def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -
 
 
 def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
-    loss = resolve(state.recipe.loss, LOSSES, "loss")
     return Outcome(
         model=sparsify(
-            state.model, data=state.loaders.train, loss=loss, seed=state.recipe.seed, **options
+            state.model,
+            data=state.loaders.train,
+            loss=loss_in(state.recipe),
+            seed=state.recipe.seed,
+            **options,
         )
     )
 
@@ -122,7 +124,7 @@ def _trained(trained: Trained) -> Outcome:
 
 
 def _fit(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
-    loss = resolve(state.recipe.loss, LOSSES, "loss")
+    loss = loss_in(state.recipe)
     options = with_loss(options, loss)
     return _trained(
         train(
@@ -270,14 +272,12 @@ def measure_all(state: State, folder: Path) -> Outcome:
     return Outcome({"bytes": sizes}, _timings(state, artifacts))
 
 
-def _scores_in_pytorch(state: State) -> dict[str, np.ndarray]:
-    from mirabelle.measurement.accuracy import predictor
-
+def _scores_in_pytorch(state: State) -> dict[str, Scores]:
     metric = resolve(state.recipe.metric, METRICS, "metric")
     scores = {}
     for stage in state.stages:
         seed_loaders(state)  # the same samples in the same order for each stage
-        scores[f"{stage.name}/pytorch"] = sample_scores(
+        scores[f"{stage.name}/pytorch"] = scores_of(
             predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch"
         )
     return scores
@@ -285,16 +285,17 @@ def _scores_in_pytorch(state: State) -> dict[str, np.ndarray]:
 
 def _scores_of_files(
     state: State, artifacts: Mapping[tuple[str, str], Artifact]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Scores]:
     metric = resolve(state.recipe.metric, METRICS, "metric")
     # accuracy is the same with any number of threads; latency is measured with those of the recipe
     cores = min(machine()["cores"], MOST_THREADS)
+    example = predictor(state.stages[0].model)(state.example)
     scores = {}
     for stage in state.stages:
         for runtime in state.runtimes:
             seed_loaders(state)
-            scores[f"{stage.name}/{runtime}"] = sample_scores(
-                artifacts[stage.name, runtime].with_threads(cores).predict,
+            scores[f"{stage.name}/{runtime}"] = scores_of(
+                in_form_of(example, artifacts[stage.name, runtime].with_threads(cores).predict),
                 state.loaders.test,
                 metric,
                 f"{stage.label} on {runtime}",
@@ -348,13 +349,14 @@ def _timings(state: State, artifacts: Mapping[tuple[str, str], Artifact]) -> dic
     }
 
 
-def _write_scores(folder: Path, scores: dict[str, np.ndarray]) -> None:
+def _write_scores(folder: Path, scores: dict[str, Scores]) -> None:
     # One .npy a file: the bytes of an .npz hold the time of day.
     for name, values in scores.items():
         path = folder / "scores" / f"{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, values, allow_pickle=False)
+        np.save(path, values.to_array(), allow_pickle=False)
 
 
-def read_scores(folder: Path, stage: str, runtime: str) -> np.ndarray:
-    return np.load(folder / "scores" / stage / f"{runtime}.npy", allow_pickle=False)
+def read_scores(folder: Path, stage: str, runtime: str, metric: str) -> Scores:
+    found = np.load(folder / "scores" / stage / f"{runtime}.npy", allow_pickle=False)
+    return replace(Scores.from_array(found, resolve(metric, METRICS, "metric")), metric=metric)

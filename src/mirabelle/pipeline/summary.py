@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mirabelle.base.version import __version__
-from mirabelle.measurement.accuracy import paired_drop, score
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pipeline.steps import Stage, State, read_scores
@@ -87,13 +87,14 @@ def _stage(
     original = state.stages[0].name
     for runtime in runtimes:
         key = f"{stage.name}/{runtime}"
-        scores = read_scores(folder, stage.name, runtime)
-        drop, low, high = paired_drop(read_scores(folder, original, runtime), scores)
+        scores = read_scores(folder, stage.name, runtime, state.recipe.metric)
+        before = read_scores(folder, original, runtime, state.recipe.metric)
+        drop, *interval = map(finite, before.drop(scores))
         found[runtime] = {
             "bytes": measured["facts"]["bytes"].get(key),
-            "accuracy": vars(score(scores, state.recipe.metric)),
+            "accuracy": {k: finite(v) for k, v in vars(scores.score()).items()},
             "accuracy_drop": drop,
-            "accuracy_drop_interval": [low, high],
+            "accuracy_drop_interval": interval,
             "latency": measured["timings"].get("latency", {}).get(key),
             "speedup": measured["timings"].get("speedup", {}).get(key),
             "peak_memory": measured["timings"].get("memory", {}).get(key),
@@ -105,6 +106,11 @@ def _stage(
         "macs": count_macs(stage.model, state.inputs),
         "runtimes": found,
     }
+
+
+def finite(value: Any) -> Any:
+    """None for the ends of an interval that is open, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parameters(model: nn.Module) -> int:

@@ -234,7 +234,10 @@ def _order_ends(model: Any, graph: Any, batch: Any) -> None:
         given[k] for k in (*(f"args_{i}" for i in range(len(batch.args))), *batch.kwargs)
     ]
     produced = {m.name.decode(): m.tensorIndex for m in signature.outputs}
-    graph.outputs = [produced[k] for k in sorted(produced, key=lambda k: int(k.rpartition("_")[2]))]
+    if all(name.rpartition("_")[2].isdigit() for name in produced):
+        names = sorted(produced, key=lambda k: int(k.rpartition("_")[2]))
+        graph.outputs = [produced[k] for k in names]
+    # Outputs that have names, as those of a dict, stay in the converter's own order.
 
 
 def _name(model: Any, graph: Any, sites: Sequence[_Site]) -> None:
