@@ -19,6 +19,7 @@ from torch import nn
 
 from mirabelle.base import structures
 from mirabelle.base.errors import InputError
+from mirabelle.base.interruption import check as check_interrupted
 
 LABELS = "labels"  # the target, in the dicts of Hugging Face's loaders
 MOST_BATCHES = 10**6  # of an epoch whose loader does not say how long it is
@@ -134,6 +135,7 @@ def as_batch(item: Any, place: str = "the batch", squares: bool = False) -> Batc
     pair (inputs, target), of finite numbers. The `labels` of a dict, as Hugging Face's loaders give
     them, are its target. squares: see `check_finite`.
     """
+    check_interrupted()  # every loop over data comes by here, with a bar or without
     if not isinstance(item, Batch):
         return check_finite(_read(item, place), place, squares)
     return check_finite(item, place, squares) if squares else item

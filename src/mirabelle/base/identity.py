@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils.data import DataLoader
 
 from mirabelle.base.data import Batch, as_batch, length_of, preserved, seed_epoch
+from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, tensors_hash
 from mirabelle.base.structures import leaves
 
@@ -152,6 +154,8 @@ def _code(function: FunctionType, seen: set[int]) -> Any:
             read[name] = _code(inner, seen) if same else [inner.__module__, inner.__qualname__]
         elif _is_plain(value) or isinstance(value, (torch.Tensor, nn.Module)):
             read[name] = _value(value, seen)
+        elif _is_loader(value):
+            read[name] = _value(value, seen)
     given = [*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
     return [_executed(function.__code__), read, [_value(v, seen) for v in given]]
 
@@ -203,7 +207,24 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, torch.dtype, torch.device))
 
 
+def _is_loader(value: Any) -> bool:
+    """Whether code that reads this value trains on it: a loader, or a list of batches. Other lists
+    are state, which code changes.
+    """
+    if isinstance(value, DataLoader):
+        return True
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    try:
+        as_batch(value[0])
+    except InputError:
+        return False
+    return True
+
+
 def _value(value: Any, seen: set[int]) -> Any:
+    if isinstance(value, DataLoader):
+        return data_identity(value, 0)
     if isinstance(value, torch.Tensor):
         return tensors_hash({"": value})
     if isinstance(value, np.ndarray):

@@ -25,7 +25,9 @@ def run(
         str | None, Parameter(help="where everything goes; runs/<recipe's name> by default")
     ] = None,
     check: Annotated[
-        bool, FLAG, Parameter(help="only check the recipe, the network and the data")
+        bool,
+        FLAG,
+        Parameter(help="only check recipe, network and data, and convert to every runtime"),
     ] = False,
     common: Common = Common(),  # noqa: B008
 ) -> int:
@@ -34,19 +36,15 @@ def run(
 
     loaded = load_recipe(recipe)
     if check:
-        from mirabelle.pipeline.facts import check_fit
-        from mirabelle.sources.callables import build_data, build_model
-
-        check_fit(loaded, build_model(loaded.model), build_data(loaded.data))
-        steps = [s.name for s in loaded.steps]
-        text = f"{recipe} is sound: {', '.join(steps)}"
-        return say({"recipe": recipe, "steps": steps}, common.json, text)
+        return _check(recipe, loaded, common)
     from mirabelle.cli.table import summary
     from mirabelle.pipeline.api import run as carry_out
 
     finished = carry_out(loaded, resume=resume, folder=folder, check=False)
     page = (finished.folder / "report.html").resolve()
-    found: dict[str, Any] = {k: finished.report[k] for k in ("stages", "result", "limits")}
+    found: dict[str, Any] = {
+        k: finished.report[k] for k in ("stages", "result", "limits", "advice", "failed", "stopped")
+    }
     found |= {"folder": str(finished.folder.resolve()), "report": str(page)}
     say(found, common.json, f"{summary(finished.report)}\nreport: {page}")
     for warning in finished.warnings:
@@ -54,6 +52,27 @@ def run(
     if finished.missed:
         raise LimitError(finished.shortfall())
     return 0
+
+
+def _check(recipe: str, loaded: Any, common: Common) -> int:
+    """What `run --check` does."""
+    from mirabelle.base.errors import RecipeError
+    from mirabelle.pipeline.dry import failures, listed
+    from mirabelle.pipeline.facts import check_fit
+    from mirabelle.sources.callables import build_data, build_model
+
+    model, loaders = build_model(loaded.model), build_data(loaded.data)
+    found = failures(loaded, model, loaders, check_fit(loaded, model, loaders))
+    if any(found.values()):
+        raise RecipeError(
+            f"{recipe}: {len(found) - list(found.values()).count(None)} of {len(found)} runtimes "
+            f"cannot have files of this network: {listed(found)}"
+        )
+    steps = [s.name for s in loaded.steps]
+    text = f"{recipe} is sound: {', '.join(steps)}"
+    if found:
+        text += f"; files can be made for {', '.join(found)}"
+    return say({"recipe": recipe, "steps": steps, "runtimes": list(found)}, common.json, text)
 
 
 def report(

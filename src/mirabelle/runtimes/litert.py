@@ -5,7 +5,6 @@ litert-torch; int8 ones keep our own grids.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, warn
 from mirabelle.base.files import atomic
 from mirabelle.base.quiet import silenced
 from mirabelle.runtimes import flatbuffer as tflite
@@ -369,10 +368,7 @@ def _without_zeros(model: Any, graph: Any) -> None:
     if tflite_sparse.encode(model, graph) and (
         reasons := tflite_sparse.reasons_for_dense(model, graph)
     ):
-        warnings.warn(
-            f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}",
-            stacklevel=2,
-        )
+        warn(f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}")
 
 
 RUNTIME = Runtime(

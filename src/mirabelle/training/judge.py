@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.data import Batch, preserved, samples
+from mirabelle.base.errors import warn
 from mirabelle.base.names import resolve
 from mirabelle.base.progress import say
 from mirabelle.fitting.gradients import evaluated
@@ -109,11 +109,10 @@ def outcome(judge: Judge, state: State, total: int, before: float | None) -> dic
         best = max if judge.higher else min
         tried = f"{best(found):.4g}" if found else "not finite"
         why = f"; {state.choices['stopped']}" if "stopped" in state.choices else ""
-        warnings.warn(
+        warn(
             f"training made the network worse on data that it did not see ({what.split(',')[0]}"
             f", at best {tried} on the way), so the network is returned as it was{why}; give more "
-            "data, or an lr of your own",
-            stacklevel=2,
+            "data, or an lr of your own"
         )
     say(f"{what}; {kept}")
     return {"after": after, "kept": kept}

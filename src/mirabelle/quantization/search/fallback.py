@@ -124,7 +124,7 @@ class Judge:
         if self.labelled:
             return scores_of(predictor(network), self.validation, self.given, "validating")
         ours, theirs = predictor(network), predictor(self.model)
-        same = [_same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
+        same = [same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
         return Scores.of_samples(np.concatenate(same), "agreement")
 
     def drop(self, network: nn.Module) -> tuple[float, float, float]:
@@ -132,7 +132,7 @@ class Judge:
         return self.scores.drop(self._scores(network))
 
 
-def _same_class(output: Any, target: Any) -> torch.Tensor:
+def same_class(output: Any, target: Any) -> torch.Tensor:
     """(N,) the share of positions at which both say the same class (dimension 1)."""
     output = as_tensor(output)
     if output.ndim < 2:
