@@ -28,7 +28,7 @@ from mirabelle.compression.losses import output_loss
 from mirabelle.compression.plan import Plan, cut, table
 from mirabelle.compression.prices import FLOAT, INT8, prices
 from mirabelle.graph.artifacts import time_in_turn
-from mirabelle.measurement.accuracy import paired_drop, predictor, sample_scores
+from mirabelle.measurement.accuracy import predictor, scores_of
 from mirabelle.measurement.latency import speedup
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.quantization.api import quantize
@@ -130,14 +130,14 @@ def search(asked: dict[str, Any]) -> dict[str, Any] | None:
     }
     one = next(batches(data.test)).head(1)._replace(target=None)
     times = time_in_turn(files, one, 15.0)
-    scores = {n: sample_scores(f.predict, data.test) for n, f in files.items()}
+    scores = {n: scores_of(f.predict, data.test) for n, f in files.items()}
     figures = {
         n: {
             "milliseconds": times[n].p50_ms,
             "speedup": speedup(times["original"], times[n]).value,
             "bytes": files[n].bytes,
-            "accuracy": float(scores[n].mean()),
-            "drop": paired_drop(scores["original"], scores[n]),
+            "accuracy": scores[n].value,
+            "drop": scores["original"].drop(scores[n]),
         }
         for n in files
     }
@@ -145,9 +145,9 @@ def search(asked: dict[str, Any]) -> dict[str, Any] | None:
     report = read_json(found.folder / "report.json")
     return {
         "files": figures,
-        "n": len(scores["original"]),
+        "n": scores["original"].n,
         "faster than the recipe": [over.value, over.low, over.high],
-        "more lost than the recipe": list(paired_drop(scores["recipe"], scores["compress"])),
+        "more lost than the recipe": list(scores["recipe"].drop(scores["compress"])),
         "trials": report["search"]["trials"],
         "seconds": read_json(found.folder / "clock.json")["seconds"],
         "knobs": dict(found.best.knobs),

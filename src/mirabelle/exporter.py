@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone
@@ -159,9 +160,30 @@ def to_program(
     model = check_network(model)
     check_runs(model, inputs, "the example input")
     if (quantized := _quantized(model)) is None:
-        return program(clone(model).eval(), inputs), []
+        return flat_outputs(program(clone(model).eval(), inputs), inputs), []
     network, sites = to_pt2e(quantized, outputs)
-    return program(network, inputs), sites
+    return flat_outputs(program(network, inputs), inputs), sites
+
+
+def flat_outputs(captured: torch.export.ExportedProgram, inputs: Batch) -> Any:
+    """The program with its outputs as a plain tuple of tensors, in order: converters know no dicts
+    and no dataclasses. One that gives a tensor, or such a tuple, is returned as it is.
+    """
+    form = captured.call_spec.out_spec
+    assert form is not None
+    plain = pytree.tree_structure((0,) * form.num_leaves)
+    if (form.num_leaves == 1 and form.is_leaf()) or form == plain:
+        return captured
+    module = captured.module(check_guards=False)
+    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    end = graph.output_node()
+    given = [a for a in pytree.tree_leaves(end.args[0]) if isinstance(a, fx.Node)]
+    end.args = (tuple(given),)
+    codegen: Any = graph._codegen
+    spec = pytree.tree_structure((0,) * len(given))
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=spec)
+    module.recompile()  # type: ignore[operator]
+    return program(module, inputs)
 
 
 def _quantized(model: nn.Module) -> fx.GraphModule | None:

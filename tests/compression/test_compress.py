@@ -16,7 +16,7 @@ from mirabelle.base.data import batches
 from mirabelle.compression import finish, trial
 from mirabelle.compression.api import compress
 from mirabelle.compression.study import Study
-from mirabelle.measurement.accuracy import paired_drop, sample_scores
+from mirabelle.measurement.accuracy import scores_of
 from mirabelle.measurement.macs import count_macs
 from tests import tiny
 
@@ -76,8 +76,8 @@ def test_the_test_data_are_judged_by_something_else_too(searched):
     model, _, found = searched
     test = tiny.data()[2]
     with torch.no_grad():
-        original = sample_scores(lambda b: model.eval()(b.args[0]), test)
-    drop, _, _ = paired_drop(original, sample_scores(found.artifact.predict, test))
+        original = scores_of(lambda b: model.eval()(b.args[0]), test)
+    drop, _, _ = original.drop(scores_of(found.artifact.predict, test))
     assert found.numbers["stages"][1]["runtimes"]["onnxruntime"]["accuracy_drop"] == (
         pytest.approx(drop, abs=1e-9)
     )

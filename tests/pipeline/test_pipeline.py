@@ -16,7 +16,7 @@ import torch
 
 from mirabelle.base.errors import InputError, LimitError, RecipeError
 from mirabelle.cli import main
-from mirabelle.pipeline import run, steps
+from mirabelle.pipeline import measuring, run
 from mirabelle.store import load
 from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
 
@@ -27,7 +27,7 @@ def quick():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "LATENCY_SECONDS", 0.2)
+        patch.setattr(measuring, "LATENCY_SECONDS", 0.2)
         yield
     torch.set_num_threads(threads)
 

@@ -16,7 +16,7 @@ import mirabelle as mb
 from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.cli import main
 from mirabelle.measurement.breakeven import Limits, crossing, zeroed
-from mirabelle.pipeline import recipe, run, steps
+from mirabelle.pipeline import measuring, recipe, run
 from mirabelle.runtimes import RUNTIMES, mnn, sparse, sparse_forms
 from tests.sparsity.test_sparse_store import still_zero, zeros
 
@@ -28,7 +28,7 @@ except ImportError as missing:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(steps, "LATENCY_SECONDS", 0.1)
+    monkeypatch.setattr(measuring, "LATENCY_SECONDS", 0.1)
     monkeypatch.setattr(sparse, "SECONDS", 0.1)
     monkeypatch.setattr(sparse, "ROUNDS", 2)
 

@@ -17,14 +17,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from mirabelle.base import structures
 from mirabelle.base.errors import InputError
+from mirabelle.base.interruption import check as check_interrupted
 
+LABELS = "labels"  # the target, in the dicts of Hugging Face's loaders
 MOST_BATCHES = 10**6  # of an epoch whose loader does not say how long it is
 
 
 class Batch(NamedTuple):
     """One batch: `model(*args, **kwargs)` runs it. `target` is None where the loader yields inputs
-    alone.
+    alone; else it may be a tensor, a dict, a list with an entry for each sample, a tuple of heads.
     """
 
     args: tuple[torch.Tensor, ...]
@@ -83,8 +86,9 @@ class Batch(NamedTuple):
         """Its samples from `start` to `stop`, with their targets; inputs without a dimension belong
         to all of them.
         """
+        stop = min(stop, self.size)
         return self.map(lambda t: t[start:stop] if t.ndim else t)._replace(
-            target=None if self.target is None else self.target[start:stop]
+            target=structures.part(self.target, start, stop, self.size)
         )
 
     def head(self, count: int) -> Batch:
@@ -128,8 +132,10 @@ def from_array(values: np.ndarray, place: str = "the array") -> torch.Tensor:
 
 def as_batch(item: Any, place: str = "the batch", squares: bool = False) -> Batch:
     """Reads what a loader yielded: inputs (a tensor, an array, a dict or a tuple of tensors) or the
-    pair (inputs, target), of finite numbers. squares: see `check_finite`.
+    pair (inputs, target), of finite numbers. The `labels` of a dict, as Hugging Face's loaders give
+    them, are its target. squares: see `check_finite`.
     """
+    check_interrupted()  # every loop over data comes by here, with a bar or without
     if not isinstance(item, Batch):
         return check_finite(_read(item, place), place, squares)
     return check_finite(item, place, squares) if squares else item
@@ -147,8 +153,12 @@ def _read(item: Any, place: str) -> Batch:
                 f"{place} is a {type(item).__name__} of {len(item)} parts; expected inputs or "
                 "the pair (inputs, target)"
             )
+    if target is None and isinstance(item, Mapping) and LABELS in item:
+        target, item = item[LABELS], {k: v for k, v in item.items() if k != LABELS}
     if isinstance(target, np.ndarray):
         target = from_array(target, f"the target of {place}")
+    elif not isinstance(target, torch.Tensor):
+        target = structures.with_tensors(target)
     if isinstance(item, Mapping):
         return _filled(
             Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
@@ -236,8 +246,7 @@ def check_finite(batch: Batch, place: str, squares: bool = False) -> Batch:
     """
     named = [(f"input {i}", t) for i, t in enumerate(batch.args)]
     named += [(f"input {k!r}", t) for k, t in batch.kwargs.items()]
-    if isinstance(batch.target, torch.Tensor):
-        named.append(("the target", batch.target))
+    named += [("the target", t) for t in structures.leaves(batch.target)]
     for name, tensor in named:
         if tensor.is_meta or not tensor.numel():
             continue

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
+from types import FrameType
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# Decorators of these stand between a caller and the package.
+BETWEEN = ("contextlib.py", os.path.join("torch", "utils", "_contextlib.py"))
 
 
 class MirabelleError(Exception):
@@ -55,6 +63,23 @@ MEANT = {
     "ov": "openvino",
     "trt": "tensorrt",
 }
+
+
+class MirabelleWarning(UserWarning):
+    """What came out otherwise than the caller would think; the result is sound."""
+
+
+def warn(text: str) -> None:
+    """Warns at the line outside of this package that led here."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and _is_inside(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, MirabelleWarning, stacklevel=level)
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith(PACKAGE) or file.endswith(BETWEEN)
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:

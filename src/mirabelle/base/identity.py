@@ -14,16 +14,19 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils.data import DataLoader
 
 from mirabelle.base.data import Batch, as_batch, length_of, preserved, seed_epoch
+from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, tensors_hash
+from mirabelle.base.structures import leaves
 
 _PLAIN = (str, int, float, complex, bool, bytes, type(None))
 _TORCH = ("torch", "builtins", "numpy")  # their versions are known otherwise
@@ -88,7 +91,7 @@ def _class(kind: type, seen: set[int]) -> tuple[list[Any], set[str]]:
     return [found, [a for a in attributes if a[0] not in assigned]], assigned
 
 
-def function_identity(function: str | Callable | None) -> Any:
+def function_identity(function: Any) -> Any:
     """A name as it is; a callable by its name, its code, and what it has been given."""
     if function is None or isinstance(function, str):
         return function
@@ -151,6 +154,8 @@ def _code(function: FunctionType, seen: set[int]) -> Any:
             read[name] = _code(inner, seen) if same else [inner.__module__, inner.__qualname__]
         elif _is_plain(value) or isinstance(value, (torch.Tensor, nn.Module)):
             read[name] = _value(value, seen)
+        elif _is_loader(value):
+            read[name] = _value(value, seen)
     given = [*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
     return [_executed(function.__code__), read, [_value(v, seen) for v in given]]
 
@@ -202,7 +207,24 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, torch.dtype, torch.device))
 
 
+def _is_loader(value: Any) -> bool:
+    """Whether code that reads this value trains on it: a loader, or a list of batches. Other lists
+    are state, which code changes.
+    """
+    if isinstance(value, DataLoader):
+        return True
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    try:
+        as_batch(value[0])
+    except InputError:
+        return False
+    return True
+
+
 def _value(value: Any, seen: set[int]) -> Any:
+    if isinstance(value, DataLoader):
+        return data_identity(value, 0)
     if isinstance(value, torch.Tensor):
         return tensors_hash({"": value})
     if isinstance(value, np.ndarray):
@@ -250,7 +272,9 @@ def _first(loader: Any, seed: int) -> Batch:
 
 def _named(batch: Batch) -> dict[str, torch.Tensor]:
     named = {str(i): t for i, t in enumerate(batch.args)} | batch.kwargs
-    return named | ({"target": t} if isinstance(t := batch.target, torch.Tensor) else {})
+    if isinstance(batch.target, torch.Tensor):
+        return named | {"target": batch.target}
+    return named | {f"target {i}": t for i, t in enumerate(leaves(batch.target))}
 
 
 def _content(batch: Batch) -> str:

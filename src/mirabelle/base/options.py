@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -225,10 +227,39 @@ class Options(Mapping[str, Option]):
         } | ({"required": needed} if needed else {})
 
 
+class _Brief(reprlib.Repr):
+    """A repr that looks at no more of a value than it shows: one that holds itself, or a bomb of
+    aliases, would never end. What people wrote is shown as they wrote it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 200, 200
+        self.maxlist = self.maxtuple = self.maxdict = 20
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, (str, list, tuple, dict)) or (isinstance(x, int) and abs(x) < 10**50):
+            return super().repr1(x, level)
+        return repr(x) if isinstance(x, (float, bool, type(None))) else f"a {type(x).__name__}"
+
+    def repr_dict(self, x: dict, level: int) -> str:
+        """In the order that it was written in; reprlib sorts."""
+        if level <= 0:
+            return "{...}" if x else "{}"
+        parts = [
+            f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}"
+            for k, v in itertools.islice(x.items(), self.maxdict)
+        ]
+        return "{" + ", ".join([*parts, *["..."] * (len(x) > self.maxdict)]) + "}"
+
+
+_brief = _Brief()
+
+
 def shown(value: Any) -> str:
     """A value in a message: what people write as they wrote it, other objects by their type."""
     if isinstance(value, (*PLAIN, list, tuple, dict, Path)):
-        text = repr(str(value) if isinstance(value, Path) else value)
+        text = _brief.repr(str(value) if isinstance(value, Path) else value)
         return text if len(text) <= 100 else f"{text[:97]}..."
     return f"a {type(value).__name__}"
 

@@ -5,7 +5,6 @@ with its reason.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import CaptureError, InputError, did_you_mean
+from mirabelle.base.errors import CaptureError, InputError, did_you_mean, warn
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import FIXED, Parameter
 from mirabelle.channels.parameters import first_names, read_parameters
@@ -251,11 +250,10 @@ def _training_graph(
     try:
         graph_module = capture(model, inputs, training=True)
     except (CaptureError, InputError) as error:
-        warnings.warn(
+        warn(
             f"{unread[0]} and {len(unread) - 1} parameters more are not read in evaluation, and "
             f"training cannot be captured ({error}); they stay as they are: "
-            "if training reads them, train without them, or keep= the layers before them",
-            stacklevel=3,
+            "if training reads them, train without them, or keep= the layers before them"
         )
         return None
     return graph_module, read_parameters(graph_module, model)

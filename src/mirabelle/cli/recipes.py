@@ -28,7 +28,9 @@ def run(
         str | None, Parameter(help="where everything goes; runs/<recipe's name> by default")
     ] = None,
     check: Annotated[
-        bool, FLAG, Parameter(help="only check the recipe, the network and the data")
+        bool,
+        FLAG,
+        Parameter(help="only check recipe, network and data, and convert to every runtime"),
     ] = False,
     dry_run: Annotated[
         bool, FLAG, Parameter(help="only say what would be done, and roughly how long it takes")
@@ -44,14 +46,7 @@ def run(
 
         return said(loaded, Path(folder or Path("runs") / Path(recipe).stem), common)
     if check:
-        from mirabelle.pipeline.facts import check_fit
-        from mirabelle.pipeline.inputs import check as opened
-
-        named = opened(loaded)
-        check_fit(named.recipe, named.model, named.loaders)
-        steps = [s.name for s in loaded.steps]
-        text = f"{recipe} is sound: {', '.join(steps)}"
-        return say({"recipe": recipe, "steps": steps}, common.json, text)
+        return _check(recipe, loaded, common)
     return carried_out(loaded, resume, folder, common)
 
 
@@ -72,7 +67,9 @@ def carried_out(
     if content is not None:
         write_recipe(finished.folder / "recipe.yaml", content)
     page = (finished.folder / "report.html").resolve()
-    found: dict[str, Any] = {k: finished.report[k] for k in ("stages", "result", "limits")}
+    found: dict[str, Any] = {
+        k: finished.report[k] for k in ("stages", "result", "limits", "advice", "failed", "stopped")
+    }
     files = [str(p.resolve()) for p in finished.files]
     found |= {"folder": str(finished.folder.resolve()), "report": str(page), "files": files}
     found["verification"] = finished.report.get("verification", [])
@@ -93,6 +90,28 @@ def write_recipe(path: Path, content: dict[str, Any]) -> None:
 
     said = "# What `mirabelle run` does again, from the folder that the command was called in.\n"
     write_text(path, said + yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+
+
+def _check(recipe: str, loaded: Any, common: Common) -> int:
+    """What `run --check` does."""
+    from mirabelle.base.errors import RecipeError
+    from mirabelle.pipeline.dry import failures, listed
+    from mirabelle.pipeline.facts import check_fit
+    from mirabelle.pipeline.inputs import check as opened
+
+    named = opened(loaded)
+    example = check_fit(named.recipe, named.model, named.loaders)
+    found = failures(named.recipe, named.model, named.loaders, example)
+    if any(found.values()):
+        raise RecipeError(
+            f"{recipe}: {len(found) - list(found.values()).count(None)} of {len(found)} runtimes "
+            f"cannot have files of this network: {listed(found)}"
+        )
+    steps = [s.name for s in loaded.steps]
+    text = f"{recipe} is sound: {', '.join(steps)}"
+    if found:
+        text += f"; files can be made for {', '.join(found)}"
+    return say({"recipe": recipe, "steps": steps, "runtimes": list(found)}, common.json, text)
 
 
 def report(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from mirabelle.base.terminal import drawn, plain
+from mirabelle.report.sections.headline import is_share
+from mirabelle.report.units import change
 
 
 def summary(report: dict[str, Any]) -> str:
     """The table of stages, what was gained, and each limit."""
-    metric = report["recipe"]["metric"].rpartition(":")[2]
+    metric = _metric(report)
     table = Table(
         box=None if plain() else box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True
     )
@@ -46,14 +49,31 @@ def accuracy(seen: dict[str, Any]) -> str:
 
 
 def _gained(report: dict[str, Any]) -> list[str]:
+    """The best file and what it gains, and what else is to be said."""
     result = report["result"]
-    if result["speedup"] is None:
-        return []
-    return [
-        f"on {result['runtime']}: {result['speedup']:.2f} times faster, "
-        f"{result['size_ratio']:.1f} times smaller,",
-        f"{report['recipe']['metric'].rpartition(':')[2]}: {points(result['accuracy_drop'])}",
-    ]
+    said = []
+    if result["speedup"] is not None:
+        which = f"best: {result['label']} on " if result.get("label") else "on "
+        said = [
+            f"{which}{result['runtime']}: {_times(result['speedup'], 'faster', 'slower')}, "
+            f"{_times(result['size_ratio'], 'smaller', 'larger')},",
+            change(result["accuracy_drop"], is_share(report), _metric(report)),
+        ]
+        if result.get("file"):
+            said.append(f"file: {result['file']}")
+        if result.get("why"):
+            said += wrap(f"why: {result['why']}", 78)
+    for text in report.get("advice") or []:
+        said += wrap(f"note: {text}", 78)
+    return said
+
+
+def _times(value: float, better: str, worse: str) -> str:
+    return f"{value:.2f} times {better}" if value >= 1 else f"{1 / value:.2f} times {worse}"
+
+
+def _metric(report: dict[str, Any]) -> str:
+    return report["recipe"]["metric"].rpartition(":")[2]
 
 
 def points(drop: float) -> str:

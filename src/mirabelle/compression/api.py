@@ -26,6 +26,7 @@ from mirabelle.compression.result import Compressed
 from mirabelle.compression.search import Search, step_seconds
 from mirabelle.compression.setup import check_study, identity, prepared
 from mirabelle.compression.study import Study
+from mirabelle.measurement.accumulator import Accumulator
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import RUNTIMES, check_runs_here
@@ -70,7 +71,9 @@ def compress(
     ] = "onnxruntime",
     minutes: Annotated[float, Gt(0), Doc("how long the search takes")] = 30.0,
     metric: Annotated[
-        str | Callable, OneOf(METRICS, plugin=True), Doc("the score of each sample")
+        str | Callable | Accumulator,
+        OneOf(METRICS, plugin=True),
+        Doc("the score of each sample, or an accumulator"),
     ] = "top1",
     keep: Annotated[
         Iterable[str],

@@ -22,6 +22,7 @@ from mirabelle.compression.page import report_of
 from mirabelle.compression.search import Search
 from mirabelle.compression.trial import Setting
 from mirabelle.graph.artifacts import time_in_turn
+from mirabelle.measurement.accuracy import Scores
 from mirabelle.measurement.latency import Latency
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.report import write
@@ -37,13 +38,13 @@ VERIFIED = 64  # samples
 
 @dataclass(frozen=True)
 class Tested:
-    """One network in the end. latency: timed in turn with all others. scores: by test sample.
+    """One network in the end. latency: timed in turn with all others. scores: on test data.
     drop, interval: on test data, paired.
     """
 
     artifact: Artifact
     latency: Latency
-    scores: np.ndarray
+    scores: Scores
     drop: float
     interval: tuple[float, float]
 
@@ -101,7 +102,7 @@ def _tested(setting: Setting, chosen: Sequence[Point]) -> dict[str, Tested]:
     judge = Judge(setting.model, test, setting.judge.asked, labelled)
     found = {}
     for name, file in files.items():
-        scores = judge.of(file.predict, "testing")
+        scores = judge.of_file(file, "testing")
         drop, low, high = judge.drop(scores)
         found[name] = Tested(file, times[name], scores, drop, (low, high))
     return found

@@ -5,38 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from mirabelle.base.data import Batch
-from mirabelle.base.names import resolve
+from mirabelle.base.data import Batch, batches
 from mirabelle.measurement.accuracy import (
-    METRICS,
+    Metric,
+    Scores,
+    in_form_of,
     metric_name,
-    paired_drop,
     predictor,
-    sample_scores,
+    scores_of,
 )
 from mirabelle.measurement.agreement import Answered, agreement
+from mirabelle.runtimes import Artifact
 
 
 class Judge:
     """By the metric where the samples have labels, else by agreement with the original.
 
-    scores: the original's, by sample.
+    scores: the original's.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable, metric: str | Callable, labelled: bool):
+    def __init__(self, model: nn.Module, data: Iterable, metric: Metric, labelled: bool):
         self.data = data if labelled else Answered(data, model)
         self.asked = metric
-        self.metric = metric_name(metric) if labelled else "agreement"
-        self.function = resolve(metric, METRICS, "metric") if labelled else agreement
-        self.scores = self.of(predictor(model))
+        self.function = metric if labelled else agreement
+        self.metric = metric_name(self.function)
+        run = predictor(model)
+        first = next(batches(data, 1, what="the validation data"))
+        self.example = run(first.head(1))
+        self.scores = self.of(run)
 
-    def of(self, predict: Callable[[Batch], Any], what: str = "validating") -> np.ndarray:
-        """(N,) the scores of what `predict` gives."""
-        return sample_scores(predict, self.data, self.function, what)
+    def of(self, predict: Callable[[Batch], Any], what: str = "validating") -> Scores:
+        """What the metric says of what `predict` gives."""
+        return scores_of(predict, self.data, self.function, what)
 
-    def drop(self, scores: np.ndarray) -> tuple[float, float, float]:
-        """(drop, low, high), as fractions, paired."""
-        return paired_drop(self.scores, scores)
+    def of_file(self, file: Artifact, what: str = "validating") -> Scores:
+        """What the metric says of a file, whose outputs are given in the network's own form."""
+        return self.of(in_form_of(self.example, file.predict), what)
+
+    def drop(self, scores: Scores) -> tuple[float, float, float]:
+        """(drop, low, high), paired; of a metric that is a mean as fractions."""
+        return self.scores.drop(scores)

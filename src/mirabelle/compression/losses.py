@@ -10,7 +10,7 @@ from torch import nn
 from mirabelle.base.data import Batch
 from mirabelle.base.progress import bar
 from mirabelle.channels.groups import Coupling
-from mirabelle.measurement.accuracy import predictor
+from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.pruning.criteria import group_scores
 from mirabelle.pruning.stats import collect
 from mirabelle.quantization.api import quantize
@@ -61,7 +61,7 @@ def integer_losses(model: nn.Module, data: list[Batch]) -> dict[str, float]:
         if sum(b.size for b in few) >= FEW:
             break
     with board.only(None):
-        wanted = [predictor(network)(b).double() for b in few]
+        wanted = [as_tensor(predictor(network)(b)).double() for b in few]
     spread, found = energy(wanted), {}
     with bar("what integers lose, by layer", len(board.needs)) as shown:
         for weight in board.needs:

@@ -14,7 +14,6 @@ from mirabelle.compression.front import Point, front
 from mirabelle.compression.limits import DROP, Goal
 from mirabelle.compression.prices import FLOAT, INT8
 from mirabelle.compression.trial import Setting
-from mirabelle.measurement.accuracy import score
 from mirabelle.measurement.latency import speedup
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters
@@ -103,7 +102,7 @@ def _stage(
     latency = {"p50_ms": found.latency.p50_ms, "p95_ms": found.latency.p95_ms}
     figures = {
         "bytes": found.artifact.bytes,
-        "accuracy": vars(score(found.scores, setting.judge.metric)),
+        "accuracy": vars(found.scores.score()),
         "accuracy_drop": found.drop,
         "accuracy_drop_interval": list(found.interval),
         "latency": latency | {"runs": found.latency.runs, "threads": 1, "batch": 1},
@@ -176,7 +175,7 @@ def front_of(
                 "knobs": dict(p.knobs),
                 "test": None
                 if test is None or p not in chosen
-                else {"drop": test.drop, "interval": list(test.interval), "n": len(test.scores)},
+                else {"drop": test.drop, "interval": list(test.interval), "n": test.scores.n},
             }
         )
     return found

@@ -25,7 +25,7 @@ from mirabelle.compression.trial import STATISTICS, Setting, head
 from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.exporter import export
-from mirabelle.measurement.accuracy import predictor
+from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.pruning.allocation import widths_of
 from mirabelle.pruning.api import ALIGN
 from mirabelle.runtimes import RUNTIMES
@@ -84,7 +84,7 @@ def prepared(
         options["seed"],
         base,
         few,
-        [predict(b) for b in few],
+        [as_tensor(predict(b)) for b in few],
         _losses(model, parts),
     )
 

@@ -165,7 +165,7 @@ class Trial:
         artifact = export(network, folder, runtime=setting.runtime, inputs=inputs.args or inputs)
         if not self.costs:
             self._measure(artifact)
-        scores = setting.judge.of(artifact.predict, f"trial {self.number}, validating")
+        scores = setting.judge.of_file(artifact, f"trial {self.number}, validating")
         drop, low, high = setting.judge.drop(scores)
         save(self.student, folder / "student")
         save(network, folder / "network")
@@ -183,8 +183,8 @@ class Trial:
             macs=round(self.costs["macs"] * _macs(setting)),
             drop=drop,
             interval=(low, high),
-            accuracy=float(scores.mean()),
-            n=len(scores),
+            accuracy=scores.value,
+            n=scores.n,
             folder=str(folder.relative_to(setting.folder)),
             loss=loss,
             seconds=self.seconds,

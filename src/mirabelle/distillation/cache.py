@@ -9,7 +9,6 @@ augmentation needs to be remembered, or can be remembered wrongly.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError
+from mirabelle.base.errors import InputError, warn
 from mirabelle.base.files import content_hash, write_json
 from mirabelle.base.fingerprints import fingerprints
 from mirabelle.distillation.outputs import Encoding, Index, Segment, read_segment, write_segment
@@ -58,10 +57,9 @@ class Remembering:
                 else "draw augmentation from torch's, NumPy's or Python's generator, or from the "
                 "DataLoader's own"
             )
-            warnings.warn(
+            warn(
                 f"no input has come back by epoch {views.epoch}, so the cache saves nothing: "
-                f"the data differs each time; {remedy}",
-                stacklevel=2,
+                f"the data differs each time; {remedy}"
             )
         return taught
 
@@ -115,10 +113,9 @@ class Cache:
             try:
                 self._open(read_segment(path))
             except InputError as error:
-                warnings.warn(
+                warn(
                     f"{error}; it is removed from the cache, and the teacher runs again for "
-                    "what it held",
-                    stacklevel=2,
+                    "what it held"
                 )
                 path.unlink(missing_ok=True)
 
@@ -221,10 +218,7 @@ class Cache:
         # the whole; single elements by more.
         if said.shape == says.shape and float((said - says).norm()) <= 1e-2 * float(says.norm()):
             return
-        warnings.warn(
-            f"the teacher no longer says what {self.folder} holds; the cache is made anew",
-            stacklevel=2,
-        )
+        warn(f"the teacher no longer says what {self.folder} holds; the cache is made anew")
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
         self._segments, self._index, self._known = [], Index(), set()

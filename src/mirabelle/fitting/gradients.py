@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from mirabelle.base import structures
 from mirabelle.base.checks import clone, running
-from mirabelle.base.data import batches
+from mirabelle.base.data import Batch, batches, device_of
 from mirabelle.base.errors import InputError, choose
 from mirabelle.base.progress import track
 from mirabelle.measurement.accuracy import as_tensor
 
+# Modules that training mode makes random, or that then learn statistics.
+STILL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
-def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean cross entropy of classes: integers of any width, or probabilities (N, C, ...).
+
+def cross_entropy(output: Any, target: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy of classes: integers of any width, or probabilities (N, C, ...). Of
+    several outputs the first one counts.
 
     Raises `InputError` for integers that are no class; -100 is left out, as torch does.
     """
+    output = _one(output, target, "cross_entropy")
     if target.is_floating_point():
         return nn.functional.cross_entropy(output, target)
     try:
@@ -35,16 +44,28 @@ def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         ) from error
 
 
-def binary_cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def binary_cross_entropy(output: Any, target: torch.Tensor) -> torch.Tensor:
     """The mean cross entropy of independent yes/no outputs; targets of the same shape."""
+    output = _one(output, target, "binary_cross_entropy")
     _check_same_shape("binary_cross_entropy", output, target)
     return nn.functional.binary_cross_entropy_with_logits(output, target.to(output.dtype))
 
 
-def mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def mse(output: Any, target: torch.Tensor) -> torch.Tensor:
     """The mean squared difference; targets may be integers."""
+    output = _one(output, target, "mse")
     _check_same_shape("mse", output, target)
     return nn.functional.mse_loss(output, target.to(output.dtype))
+
+
+def _one(output: Any, target: Any, loss: str) -> torch.Tensor:
+    """The first of the outputs, for targets that are a tensor."""
+    if not isinstance(target, torch.Tensor):
+        raise InputError(
+            f"{loss} needs a tensor of targets, got a {type(target).__name__}; give loss=, a "
+            "callable (output, target) -> scalar, or step=, a callable (network, batch) -> scalar"
+        )
+    return as_tensor(output)
 
 
 def _check_same_shape(loss: str, output: torch.Tensor, target: torch.Tensor) -> None:
@@ -63,10 +84,37 @@ LOSSES: dict[str, Callable] = {
 }
 
 
-def loss_function(loss: str | Callable | None) -> Callable:
-    """That of a name of `LOSSES`; a callable (output, target) -> scalar as it is; None is cross
-    entropy.
+@dataclass(frozen=True)
+class StepLoss:
+    """A loss of the network and the batch: `step(network, batch)` gives a scalar, or a dict of
+    scalars that are summed, as detectors do in training mode.
     """
+
+    step: Callable[[nn.Module, Batch], Any]
+
+    def __call__(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        found = self.step(network, batch)
+        parts = list(found.values()) if isinstance(found, Mapping) else [found]
+        if not parts or not all(isinstance(p, torch.Tensor) and p.numel() == 1 for p in parts):
+            given = [tuple(p.shape) if hasattr(p, "shape") else type(p).__name__ for p in parts]
+            raise InputError(
+                f"step returned {given[0] if len(given) == 1 else given}; expected the loss, a "
+                "tensor of one number, or a dict of such"
+            )
+        return torch.stack([p.reshape(()) for p in parts]).sum()
+
+
+Loss = str | Callable | StepLoss | None
+
+
+def loss_function(loss: Loss, step: Callable | None = None) -> Callable:
+    """That of a name of `LOSSES`; a callable (output, target) -> scalar as it is, which gets all
+    that the network gives; None is cross entropy. step: takes its place.
+    """
+    if step is not None:
+        if loss is not None:
+            raise InputError("loss= and step= both compute the loss; give one of them")
+        return StepLoss(step)
     if isinstance(loss, str):
         return choose(loss, LOSSES, "loss")
     if loss is not None and not callable(loss):
@@ -77,12 +125,33 @@ def loss_function(loss: str | Callable | None) -> Callable:
     return loss or LOSSES["cross_entropy"]
 
 
+def loss_of(function: Callable, network: nn.Module, batch: Batch) -> torch.Tensor:
+    """The loss of a batch; of a `StepLoss`, or of the network's outputs and the targets."""
+    if isinstance(function, StepLoss):
+        return function(network, batch)
+    target = structures.mapped(batch.target, lambda t: t.to(device_of(network)))
+    return function(batch.run(network), target)
+
+
+@contextmanager
+def evaluated(network: nn.Module, function: Callable) -> Iterator[None]:
+    """Inside, the network runs as for evaluation; for a `StepLoss` as for training, since only so
+    some networks compute a loss, but for what is random or counts: dropout and BatchNorm.
+    """
+    modes = {m: m.training for m in network.modules()}
+    network.eval()
+    if isinstance(function, StepLoss):
+        for module in modes:
+            module.training = not isinstance(module, STILL)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def loss_gradients(
-    model: nn.Module,
-    data: Iterable,
-    loss: str | Callable | None,
-    count: int,
-    by_sample: bool = False,
+    model: nn.Module, data: Iterable, loss: Loss, count: int, by_sample: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
     """For each of `count` labelled batches the gradient of the loss (`loss_function`) by parameter;
     parameters that it does not reach are left out.
@@ -93,17 +162,22 @@ def loss_gradients(
     `InputError` for gradients that are not finite.
     """
     model, function = clone(model).eval(), loss_function(loss)
+    labelled = not isinstance(function, StepLoss)
     trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     device = next(iter(trained.values())).device
     for p in trained.values():
         p.requires_grad_(True)
     for i, batch in enumerate(
-        track(batches(data, count, labelled=True, what="data"), "gradients", count)
+        track(batches(data, count, labelled=labelled, what="data"), "gradients", count)
     ):
         for part in batch.split(1) if by_sample else [batch]:
             part = part.to(device)
-            with torch.enable_grad(), running(part, f"batch {i} of data"):
-                value = function(as_tensor(part.run(model)), part.target.to(device))
+            with (
+                torch.enable_grad(),
+                running(part, f"batch {i} of data"),
+                evaluated(model, function),
+            ):
+                value = loss_of(function, model, part)
                 grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
             found = {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
             if bad := [n for n, g in found.items() if not bool(torch.isfinite(g).all())]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, warn
 from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.graph.any_batch import open_batch
@@ -88,10 +87,9 @@ def capture(
             return opened
     found = _finished(_traced(model, inputs, free=False), model, inputs)
     if branch is not None:
-        warnings.warn(
+        warn(
             f"what {type(model).__name__} computes depends on the number of samples{branch}; what "
-            f"is captured is what it computes for {inputs.size}, as in the example",
-            stacklevel=3,
+            f"is captured is what it computes for {inputs.size}, as in the example"
         )
     return found
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from mirabelle.base.data import Batch, batches, length_of
-from mirabelle.measurement.accuracy import predictor
+from mirabelle.measurement.accuracy import as_tensor, predictor
 
 METRIC = "mirabelle.measurement.agreement:agreement"
 
 
-def agreement(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def agreement(output: Any, target: Any) -> torch.Tensor:
     """(N,): of classes, (N, C), 1 where the largest of both is the same; of other outputs
     1 - |output - target|² / |target|² of each sample, which is 1 where they are equal.
     """
+    output, target = as_tensor(output), as_tensor(target)
     if output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point():
         return (output.argmax(1) == target.argmax(1)).float()
     if not output.is_floating_point():

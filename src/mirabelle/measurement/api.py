@@ -20,6 +20,7 @@ from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import Expected, OneOf, declared
+from mirabelle.measurement.accumulator import Accumulator
 from mirabelle.measurement.elsewhere import elsewhere
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.layers import LayerRow, advice, compare_layers
@@ -188,7 +189,9 @@ def measure(
     model: Artifact | nn.Module | str | Path,
     loader: Iterable | None = None,
     metric: Annotated[
-        str | Callable, OneOf(_metrics, plugin=True), Doc("the score of each sample")
+        str | Callable | Accumulator,
+        OneOf(_metrics, plugin=True),
+        Doc("what is measured on the loader's samples"),
     ] = "top1",
     *,
     inputs: Annotated[
@@ -271,7 +274,9 @@ def measure(
     )
 
 
-def _score(network: Artifact | nn.Module, loader: Iterable, metric: str | Callable) -> Score:
+def _score(
+    network: Artifact | nn.Module, loader: Iterable, metric: str | Callable | Accumulator
+) -> Score:
     from mirabelle.measurement.accuracy import evaluate, predictor
     from mirabelle.runtimes import Artifact
 

@@ -17,11 +17,16 @@ from mirabelle.base.files import atomic
 from mirabelle.base.interruption import check as check_interrupted
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.progress import console
+from mirabelle.measurement.macs import count_macs
 from mirabelle.pipeline.facts import check_fit, depends, root_key
+from mirabelle.pipeline.grids import grids_of
 from mirabelle.pipeline.inputs import check as opened
 from mirabelle.pipeline.inputs import check_pictures, described
-from mirabelle.pipeline.recipe import Recipe, load_recipe
-from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
+from mirabelle.pipeline.looks import Looks, hold_back, hopeless, said
+from mirabelle.pipeline.measuring import measure_all
+from mirabelle.pipeline.recipe import Recipe, Step, load_recipe
+from mirabelle.pipeline.state import Outcome, Stage, State
+from mirabelle.pipeline.steps import LABELS, execute
 from mirabelle.pipeline.summary import missed, summarise
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
@@ -35,7 +40,7 @@ class Run:
     `model/` and a folder for each runtime.
 
     missed, warnings: a sentence for each limit that was missed, those that stop a run and those
-    that only warn.
+    that only warn; for each runtime that has no file, and why a run stopped early, among `missed`.
     """
 
     report: dict[str, Any]
@@ -68,13 +73,19 @@ def run(
     resume: bool = False,
     folder: str | Path | None = None,
     check: bool = True,
+    stop_early: bool = True,
 ) -> Run:
     """Carries out a recipe and writes its report.
 
     recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all
     are done anew. folder: `runs/<recipe's name>` by default.
     check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has
-    been written.
+    been written. stop_early: leave out the steps behind one after which such a limit cannot be met
+    any more; what is there is measured and reported.
+
+    After each step it is said what accuracy is left: on the validation data, else on a tenth of the
+    training data, at most 512 samples, that no step sees. These also choose the file that is
+    recommended, over all stages and runtimes. The test data give the last figures alone.
 
     Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the
     metric, before the first step.
@@ -89,11 +100,14 @@ def run(
     workspace = Workspace(
         Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
     )
+    key = root_key(recipe, model, loaders)
+    held = hold_back(recipe, loaders)
+    looks = Looks(recipe, held, model, held is not loaders)
     with interruptible(), workspace.lock():
         workspace.sweep()
         original = Stage("original", "original", model)
-        state = State(recipe, loaders, example, [original], file=named.found.file)
-        _, report = _steps(state, workspace, root_key(recipe, model, loaders))
+        state = State(recipe, held, example, [original], looks, source=named.found.file)
+        report = _steps(state, workspace, key, stop_early)
         report["data"] = described(named, doubts)
         write(report, workspace.folder)
         _collect(state, workspace.folder)
@@ -103,11 +117,15 @@ def run(
     return finished
 
 
-def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], dict[str, Any]]:
-    records = []
+def _steps(state: State, workspace: Workspace, key: str, stop_early: bool) -> dict[str, Any]:
+    """The report, after all steps, or all until no limit can be met any more."""
+    records: list[dict[str, Any]] = []
     steps = state.recipe.steps
     for number, step in enumerate(steps, 1):
-        key = chain(key, step=step.name, options=dict(step.options), references=depends(step))
+        references = depends(step)
+        if step.name == "quantize":
+            references["grids"] = [[w.runtimes, w.options] for w in grids_of(steps)]
+        key = chain(key, step=step.name, options=dict(step.options), references=references)
         record = _cached(
             state,
             workspace,
@@ -117,22 +135,18 @@ def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], di
             key,
             lambda folder, work, s=step: execute(s.name, state, s.options, folder, work),
         )
-        path = workspace.path(number, step.name, key)
-        if (path / "model").is_dir():
-            # From the disk even when it was just made: a resumed run sees the same.
-            state.saved = path / "model"
-            name = (
-                step.name
-                if all(s.name != step.name for s in state.stages)
-                else f"{step.name}{number}"
-            )
-            state.stages.append(
-                Stage(name, LABELS[step.name], load(path / "model", clone(state.stages[0].model)))
-            )
-        if step.name == "export":
-            state.exported, state.threads = path, step.options.get("threads", 1)
-            state.runtimes = list(step.options.get("runtimes", ["onnxruntime"]))
         records.append(record)
+        _take(state, workspace.path(number, step.name, key), step, number, record["facts"])
+        if stop_early and number < len(steps):
+            state.stopped = hopeless(
+                state.recipe,
+                list(steps[number:]),
+                record["facts"].get("look"),
+                _share_of_macs(state),
+            )
+        if state.stopped:
+            console.print(f"stopped after step {number}: {state.stopped}", style="yellow")
+            break
     key = chain(key, step="measure")
     number = len(steps) + 1
     measured = _cached(
@@ -144,9 +158,38 @@ def _steps(state: State, workspace: Workspace, key: str) -> tuple[list[dict], di
         key,
         lambda folder, work: measure_all(state, folder),
     )
-    return records, summarise(
-        state, [*records, measured], measured, workspace.path(number, "measure", key)
-    )
+    folder = workspace.path(number, "measure", key)
+    return summarise(state, [*records, measured], measured, folder, workspace.folder)
+
+
+def _take(state: State, path: Path, step: Step, number: int, facts: dict[str, Any]) -> None:
+    """What a step has left in its folder becomes the state of the next one."""
+    if (path / "model").is_dir():
+        # From the disk even when it was just made: a resumed run sees the same.
+        state.saved = path / "model"
+        taken = any(s.name == step.name for s in state.stages)
+        name = f"{step.name}{number}" if taken else step.name
+        original = state.stages[0].model
+        others: dict[str, Any] = {}
+        if step.name == "quantize":
+            for i, way in enumerate(grids_of(state.recipe.steps)[1:], 1):
+                other = load(path / "grids" / str(i), clone(original))
+                others |= dict.fromkeys(way.runtimes, other)
+        model = load(path / "model", clone(original))
+        state.stages.append(Stage(name, LABELS[step.name], model, others))
+    if step.name == "export":
+        state.exported, state.threads = path, step.options.get("threads", 1)
+        state.failed = dict(facts.get("failed", {}))
+        asked = step.options.get("runtimes", ["onnxruntime"])
+        state.runtimes = [r for r in asked if r not in state.failed]
+
+
+def _share_of_macs(state: State) -> float | None:
+    """What is left of the original's, where a limit asks for it."""
+    if state.recipe.limits.macs is None or len(state.stages) < 2:
+        return None
+    first, last = (count_macs(s.model, state.inputs) for s in (state.stages[0], state.stages[-1]))
+    return last / first
 
 
 def _cached(
@@ -161,7 +204,7 @@ def _cached(
     check_interrupted()
     record = workspace.finished(number, name, key)
     if record is not None:
-        console.print(f"{number}/{count} {name}: done before", style="dim")
+        console.print(_line(f"{number}/{count} {name}: done before", record), style="dim")
         return record
     written = workspace.begin(number, name, key)
     begun = time.monotonic()
@@ -183,8 +226,14 @@ def _cached(
         )
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    console.print(f"{number}/{count} {name}: {seconds:.1f} s")
+    console.print(_line(f"{number}/{count} {name}: {seconds:.1f} s", record))
     return record
+
+
+def _line(text: str, record: dict[str, Any]) -> str:
+    """With what accuracy is left after the step."""
+    left = said(record["facts"].get("look"))
+    return f"{text}; {left}" if left else text
 
 
 def _collect(state: State, folder: Path) -> None:
@@ -196,8 +245,6 @@ def _collect(state: State, folder: Path) -> None:
         ):  # in the order in which `mb.save` writes them
             with atomic(folder / "model" / name) as temporary:
                 shutil.copyfile(state.saved / name, temporary)
-    if state.exported is None:
-        return
     last = state.stages[-1].name
     for runtime in state.runtimes:
         for source in RUNTIMES[runtime].files(state.artifact(last, runtime).path):

@@ -11,7 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError, RecipeError, did_you_mean
-from mirabelle.base.options import Check, OneOf, options_of, shown
+from mirabelle.base.names import load
+from mirabelle.base.options import Check, Expected, OneOf, options_of, shown
 from mirabelle.fitting.gradients import LOSSES
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.pipeline.declarations import STEPS
@@ -76,6 +77,11 @@ class Step:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _check_step(value: str | None) -> None:
+    if value is not None:
+        load(value, "it")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe as it was written; `load_recipe` has checked every key and value."""
@@ -92,11 +98,19 @@ class Recipe:
     ]
     steps: tuple[Step, ...]
     metric: Annotated[
-        str, OneOf(METRICS, plugin=True), Doc("(output, target) -> a score for each sample")
+        str,
+        OneOf(METRICS, plugin=True),
+        Doc("(output, target) -> a score for each sample, or what has update and compute"),
     ] = "top1"
     loss: Annotated[str, OneOf(LOSSES, plugin=True), Doc("(output, target) -> scalar")] = (
         "cross_entropy"
     )
+    step: Annotated[
+        str | None,
+        Check(_check_step),
+        Expected("'module:callable'"),
+        Doc("module:callable (network, batch) -> scalar, in place of loss"),
+    ] = None
     seed: Annotated[int, Ge(0), Lt(2**32), Doc("of everything that is random")] = 0
     limits: Limits = Limits()
     version: int = 1
@@ -110,6 +124,7 @@ class Recipe:
             "data": self.data if isinstance(self.data, str) else dict(self.data),
             "metric": self.metric,
             "loss": self.loss,
+            **({"step": self.step} if self.step is not None else {}),
             "seed": self.seed,
             "limits": limits,
             "steps": [{s.name: dict(s.options)} for s in self.steps],

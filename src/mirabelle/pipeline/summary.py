@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mirabelle.base.version import __version__
-from mirabelle.measurement.accuracy import paired_drop, score
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters
-from mirabelle.pipeline.steps import Stage, State, read_scores
+from mirabelle.pipeline.measuring import read_scores
+from mirabelle.pipeline.recommend import advice, gains, recommended
+from mirabelle.pipeline.state import Stage, State
+from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
 
-TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms")
+TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms", "advice")
 CLOCKED = ("fallback", "timing")  # parts of the quantisation that hold milliseconds
 
 
 def summarise(
-    state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path
+    state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path, home: Path
 ) -> dict[str, Any]:
-    """The report: every number of the run. folder: where the measured scores are."""
+    """The report: every number of the run. folder: where the measured scores are. home: that of
+    the run.
+    """
     runtimes = state.runtimes or ["pytorch"]
     first, last = state.stages[0], state.stages[-1]
     stages = [_stage(state, s, runtimes, measured, folder) for s in state.stages]
@@ -54,6 +59,7 @@ def summarise(
             for name, f, t in facts
             if "history" in f
         ],
+        "looks": [{"step": name, **f["look"]} for name, f, _ in facts if f.get("look")],
         "verification": next((f["verification"] for _, f, _ in facts if "verification" in f), []),
         "profile": measured["timings"].get("profile", {}),
         "timings": {name: t.get("wall") for name, _, t in facts},
@@ -75,9 +81,34 @@ def summarise(
         }
         if "sparse" in runtimes:
             report["forms"] = choice(state.artifact(last.name, "sparse").path).to_dict()
-    report["result"] = _result(stages, runtimes, first.name, last.name, folder)
-    report["limits"] = _limits(state, report["result"])
-    return report
+    return report | _verdict(state, report["stages"], measured["facts"].get("looks", {}), home)
+
+
+def _verdict(
+    state: State, stages: list[dict[str, Any]], looks: dict[str, Any], home: Path
+) -> dict[str, Any]:
+    """Which file is the best, what it gains, which limits it meets, and what else is to be said."""
+    runtimes = state.runtimes or ["pytorch"]
+    place, runtime, why = recommended(stages, runtimes, looks, dict(state.recipe.limits.items()))
+    result = _result(stages, place, runtime, why)
+    if state.runtimes:
+        result["file"] = _where(state, place, runtime, home)
+    quantized = next((s.name for s in state.stages if quantization(s.model) is not None), None)
+    return {
+        "result": result,
+        "limits": _limits(state, result),
+        "advice": advice(stages, runtimes, quantized, (place, runtime)),
+        "failed": state.failed,
+        "stopped": state.stopped,
+    }
+
+
+def _where(state: State, place: int, runtime: str, home: Path) -> str:
+    """The path of a file from the run's folder; those of the last stage are copied to its top."""
+    file = state.file(state.stages[place].name, runtime)
+    if place == len(state.stages) - 1:
+        return f"{runtime}/{file.name}"
+    return file.relative_to(home).as_posix()
 
 
 def _stage(
@@ -87,13 +118,15 @@ def _stage(
     original = state.stages[0].name
     for runtime in runtimes:
         key = f"{stage.name}/{runtime}"
-        scores = read_scores(folder, stage.name, runtime)
-        drop, low, high = paired_drop(read_scores(folder, original, runtime), scores)
+        scores = read_scores(folder, stage.name, runtime, state.recipe.metric)
+        before = read_scores(folder, original, runtime, state.recipe.metric)
+        drop, *interval = map(finite, before.drop(scores))
         found[runtime] = {
             "bytes": measured["facts"]["bytes"].get(key),
-            "accuracy": vars(score(scores, state.recipe.metric)),
+            "accuracy": {k: finite(v) for k, v in vars(scores.score()).items()},
             "accuracy_drop": drop,
-            "accuracy_drop_interval": [low, high],
+            "accuracy_drop_interval": interval,
+            "look": measured["facts"].get("looks", {}).get(key),
             "latency": measured["timings"].get("latency", {}).get(key),
             "speedup": measured["timings"].get("speedup", {}).get(key),
             "peak_memory": measured["timings"].get("memory", {}).get(key),
@@ -105,6 +138,11 @@ def _stage(
         "macs": count_macs(stage.model, state.inputs),
         "runtimes": found,
     }
+
+
+def finite(value: Any) -> Any:
+    """None for the ends of an interval that is open, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parameters(model: nn.Module) -> int:
@@ -127,25 +165,17 @@ def _channels(first: Stage, last: Stage) -> list[dict[str, Any]]:
     ]
 
 
-def _result(
-    stages: list[dict], runtimes: list[str], first: str, last: str, folder: Path
-) -> dict[str, Any]:
-    """The last stage against the first, on the runtime on which the last one is fastest."""
-    before, after = stages[0], stages[-1]
-    timed = [r for r in runtimes if after["runtimes"][r]["latency"]]
-    best = (
-        min(timed, key=lambda r: after["runtimes"][r]["latency"]["p50_ms"])
-        if timed
-        else runtimes[0]
-    )
-    a, b = before["runtimes"][best], after["runtimes"][best]
+def _result(stages: list[dict], place: int, runtime: str, why: str) -> dict[str, Any]:
+    """The recommended file against the original on the same runtime."""
+    after = stages[place]["runtimes"][runtime]
     return {
-        "runtime": best,
-        "accuracy_drop": b["accuracy_drop"],
-        "accuracy_drop_interval": b["accuracy_drop_interval"],
-        "speedup": b["speedup"]["value"] if b["speedup"] else None,
-        "size_ratio": a["bytes"] / b["bytes"] if a["bytes"] and b["bytes"] else None,
-        "macs_ratio": after["macs"] / before["macs"],
+        "stage": stages[place]["name"],
+        "label": stages[place]["label"],
+        "runtime": runtime,
+        "why": why,
+        "accuracy_drop": after["accuracy_drop"],
+        "accuracy_drop_interval": after["accuracy_drop_interval"],
+        **gains(stages, place, runtime),
     }
 
 
@@ -171,8 +201,13 @@ def _limits(state: State, result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def missed(report: dict[str, Any], on_fail: str) -> list[str]:
-    """One sentence for each limit with this `on_fail` that was not met: which, and by how much."""
+    """One sentence for each limit with this `on_fail` that was not met: which, and by how much. Of
+    what stops a run: also why it ended early, and runtimes without a file.
+    """
     said = []
+    if on_fail == "stop":
+        said += [report["stopped"]] if report.get("stopped") else []
+        said += [f"{r} has no file: {why}" for r, why in report.get("failed", {}).items()]
     for limit in report["limits"]:
         if not limit["met"] and limit["on_fail"] == on_fail:
             value = "not measured" if limit["value"] is None else f"{limit['value']:.4g}"

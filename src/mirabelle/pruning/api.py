@@ -107,6 +107,9 @@ def prune(
         FromRun,
         Doc("of criteria that need gradients; None is cross entropy"),
     ] = None,
+    step: Annotated[
+        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
+    ] = None,
     batches: Annotated[
         int, Ge(1), Doc("batches of data for the criterion and for the repair")
     ] = 16,
@@ -139,7 +142,7 @@ def prune(
     ] = 1,
     train: Annotated[
         Mapping[str, Any] | Callable[[nn.Module], nn.Module] | None,
-        OptionsOf(lambda: options_of(fit).without("loss"), except_in_recipes=("sparsify",)),
+        OptionsOf(lambda: options_of(fit).without("loss", "step"), except_in_recipes=("sparsify",)),
         Expected(
             "options of training (mb.fit), such as {'epochs': 1}, or a callable that returns "
             "the trained network"
@@ -184,6 +187,8 @@ def prune(
     it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
     network, x = with_example(model, x, data)
+    if step is not None:
+        loss = loss_function(loss, step)
     settings = Settings.of(locals())
     criterion, data = settings.criterion, settings.data
     if part is not None:
@@ -210,7 +215,7 @@ def prune(
                 )
             return check_network(trained, "what train returned")
         options = {"seed": seed, "checkpoint": folder, **train}
-        return fit(small, data, loss or "cross_entropy", **options)  # type: ignore[arg-type]
+        return fit(small, data, loss, **options)  # type: ignore[arg-type]
 
     return in_steps(
         network,

@@ -17,6 +17,7 @@ from mirabelle.base.data import samples as first_samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
+from mirabelle.measurement.accumulator import Accumulator
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.onnx_files.source import source_of
 from mirabelle.onnx_files.write_back import check_opset
@@ -113,7 +114,10 @@ def quantize(
         Iterable | None, Doc("the data that accuracy_drop is measured on")
     ] = None,
     metric: Annotated[
-        str | Callable, OneOf(METRICS, plugin=True), FromRun, Doc("the score of accuracy_drop")
+        str | Callable | Accumulator,
+        OneOf(METRICS, plugin=True),
+        FromRun,
+        Doc("the score of accuracy_drop"),
     ] = "top1",
     fallback: Annotated[
         Literal["float", 16], Doc("what layers fall back to: float, or 16 for bits")

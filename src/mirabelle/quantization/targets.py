@@ -56,6 +56,22 @@ TARGETS: dict[str, Target] = {
     "symmetric": Target("symmetric", activations="int8", unsigned=False),
 }
 
+# Where nobody names a target: phones have Arm's kernels, whatever this machine is.
+OF_RUNTIME = {
+    "openvino": "openvino",
+    "onnxruntime-mobile": "arm",
+    "litert": "arm",
+    "executorch": "arm",
+    "ncnn": "symmetric",
+    "tensorrt": "tensorrt",
+    "onnxruntime-tensorrt": "tensorrt",
+}
+
+
+def target_of(runtime: str) -> str:
+    """The target that suits a runtime; of those that run here, `auto` becomes this machine's."""
+    return resolve_target(OF_RUNTIME.get(runtime, "auto")).name
+
 
 def resolve_target(name: str = "auto") -> Target:
     """A target by name; `auto` is this machine's, of whose kernels ONNX Runtime's are asked whether

@@ -114,3 +114,12 @@ def span(values: Any) -> str:
     if not known or min(known) == max(known):
         return digits(known[0]) if known else DASH
     return f"{digits(min(known))} … {digits(max(known))}"
+
+
+def change(drop: float, share: bool, of: str = "") -> str:
+    """`0.63 points of top1 gained`, `0.012 of MeanAP lost`, `nothing of top1 lost`."""
+    name = f" of {of}" if of else ""
+    figure = f"{100 * abs(drop):.2f} points" if share else f"{abs(drop):.3g}"
+    if float(figure.split()[0]) == 0:
+        return f"nothing{name} lost"
+    return f"{figure}{name} {'lost' if drop > 0 else 'gained'}"

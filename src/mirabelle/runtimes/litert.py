@@ -5,7 +5,6 @@ litert-torch; int8 ones keep our own grids.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, warn
 from mirabelle.base.files import atomic
 from mirabelle.base.quiet import silenced
 from mirabelle.runtimes import flatbuffer as tflite
@@ -234,7 +233,10 @@ def _order_ends(model: Any, graph: Any, batch: Any) -> None:
         given[k] for k in (*(f"args_{i}" for i in range(len(batch.args))), *batch.kwargs)
     ]
     produced = {m.name.decode(): m.tensorIndex for m in signature.outputs}
-    graph.outputs = [produced[k] for k in sorted(produced, key=lambda k: int(k.rpartition("_")[2]))]
+    if all(name.rpartition("_")[2].isdigit() for name in produced):
+        names = sorted(produced, key=lambda k: int(k.rpartition("_")[2]))
+        graph.outputs = [produced[k] for k in names]
+    # Outputs that have names, as those of a dict, stay in the converter's own order.
 
 
 def _name(model: Any, graph: Any, sites: Sequence[_Site]) -> None:
@@ -366,10 +368,7 @@ def _without_zeros(model: Any, graph: Any) -> None:
     if tflite_sparse.encode(model, graph) and (
         reasons := tflite_sparse.reasons_for_dense(model, graph)
     ):
-        warnings.warn(
-            f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}",
-            stacklevel=2,
-        )
+        warn(f"XNNPACK will run this sparse network densely, also on Arm: {'; '.join(reasons)}")
 
 
 RUNTIME = Runtime(

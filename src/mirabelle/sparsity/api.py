@@ -70,6 +70,9 @@ def sparsify(
     loss: Annotated[
         str | Callable | None, OneOf(LOSSES), FromRun, Doc("of taylor; None is cross entropy")
     ] = None,
+    step: Annotated[
+        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
+    ] = None,
     batches: Annotated[
         int, Ge(1), Doc("batches of data for the criterion and for the repair")
     ] = 16,
@@ -122,7 +125,7 @@ def sparsify(
     a sparsity that cannot be reached, before anything that takes long.
     """
     model = check_network(for_data(model, data))
-    loss = loss_function(loss)
+    loss = loss_function(loss, step)
     if criterion is None:
         criterion = "magnitude" if data is None else "obs"
     if allocation is None:

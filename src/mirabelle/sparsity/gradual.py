@@ -51,7 +51,7 @@ def _times(
 TIMES = options_of(_times)
 OPTIONS = (
     options_of(sparsify)
-    .without("seed", "rounds")
+    .without("seed", "rounds", "step")
     .with_defaults(criterion="magnitude", allocation="lamp", repair=None)
     | TIMES
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,9 @@ from mirabelle.base.data import Batch, batches, check_finite, device_of
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import function_identity
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
-from mirabelle.fitting.gradients import LOSSES, loss_function
-from mirabelle.measurement.accuracy import METRICS, as_tensor
+from mirabelle.fitting.gradients import LOSSES, Loss, StepLoss, evaluated, loss_function, loss_of
+from mirabelle.measurement.accumulator import Accumulator
+from mirabelle.measurement.accuracy import METRICS
 from mirabelle.onnx_files.source import source_of
 from mirabelle.sources.networks import for_data
 from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
@@ -104,7 +106,10 @@ def train(
     ] = None,
     validation: Annotated[Iterable | None, Doc("labeled batches, scored after each epoch")] = None,
     metric: Annotated[
-        str | Callable, OneOf(METRICS, plugin=True), FromRun, Doc("the score on validation")
+        str | Callable | Accumulator,
+        OneOf(METRICS, plugin=True),
+        FromRun,
+        Doc("the score on validation"),
     ] = "top1",
     patience: Annotated[
         int | None,
@@ -200,8 +205,15 @@ def fit(
     model: nn.Module | str | Path,
     loader: Iterable,
     loss: Annotated[
-        str | Callable | None, OneOf(LOSSES), FromRun, Doc("a name, or (output, target) -> scalar")
-    ] = "cross_entropy",
+        str | Callable | None,
+        OneOf(LOSSES),
+        FromRun,
+        Doc("a name, or (output, target) -> scalar; None is cross entropy"),
+    ] = None,
+    *,
+    step: Annotated[
+        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
+    ] = None,
     **options: Any,
 ) -> nn.Module:
     """Trains a copy of `model` on labeled batches and returns it. Training a quantized network is
@@ -209,13 +221,18 @@ def fit(
 
     model: a network, or a name of one (`sources.networks`); the batch norms that an ONNX file has
     merged stay merged.
-    loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar.
+    loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar. It gets
+    what the network gives and the targets as they are: dicts, lists, several heads.
+    step: for networks that compute their loss themselves: (network, batch) -> scalar, or a dict of
+    scalars, which are summed. `batch` has `args`, `kwargs` and `target`. Held-back data are scored
+    with it too, in training mode with BatchNorm and dropout as in evaluation.
     options: those that `mirabelle.training.train` declares.
     """
-    return train(model, loader, LabelsObjective(loss), **with_loss(options, loss)).model
+    function = loss_function(loss, step)
+    return train(model, loader, LabelsObjective(function), **with_loss(options, function)).model
 
 
-def with_loss(options: Mapping[str, Any], loss: str | Callable | None) -> dict[str, Any]:
+def with_loss(options: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
     """The options of `train`, with the loss that the criterion of a gradual sparsity looks at,
     unless it has its own.
     """
@@ -228,18 +245,21 @@ def with_loss(options: Mapping[str, Any], loss: str | Callable | None) -> dict[s
 
 
 class LabelsObjective:
-    """The objective of `fit`: a loss between outputs and targets."""
+    """The objective of `fit`: a loss between outputs and targets, or a `StepLoss`."""
 
-    def __init__(self, loss: str | Callable | None):
+    def __init__(self, loss: Loss):
         self.function = loss_function(loss)
         names = [n for n, f in LOSSES.items() if f is self.function]
-        self.identity = {"loss": function_identity(names[0] if names else self.function)}
+        known = self.function.step if isinstance(self.function, StepLoss) else self.function
+        self.identity = {"loss": function_identity(names[0] if names else known)}
+
+    def evaluated(self, network: nn.Module) -> AbstractContextManager[None]:
+        return evaluated(network, self.function)
 
     def __call__(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        if batch.target is None:
+        if batch.target is None and not isinstance(self.function, StepLoss):
             raise InputError(
                 "the training loader yields no targets; mb.fit needs (inputs, target), "
                 "mb.distill does not"
             )
-        output = as_tensor(batch.run(network))
-        return {"loss": self.function(output, batch.target)}
+        return {"loss": loss_of(self.function, network, batch)}

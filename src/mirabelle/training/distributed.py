@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mirabelle.base import structures
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 
@@ -61,7 +62,7 @@ def share(batch: Batch, world: World) -> tuple[Batch, float]:
             "drop_last=True"
         )
     cut = batch.map(lambda t: t[world.rank :: world.size])
-    target = batch.target[world.rank :: world.size] if batch.target is not None else None
+    target = structures.select(batch.target, list(range(world.rank, n, world.size)), n)
     return cut._replace(target=target), mine * world.size / n
 
 

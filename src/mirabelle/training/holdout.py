@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
+from mirabelle.base import structures
 from mirabelle.base.data import Batch, as_batch, counted, length_of, preserved, seed_epoch
+from mirabelle.base.errors import InputError
 from mirabelle.base.fingerprints import fingerprints
 
 SHARE = 0.1  # of the samples
@@ -127,10 +129,12 @@ def _read(number: int, item: Any) -> Batch:
 
 def _divisible(batch: Batch) -> bool:
     """Whether a batch can be cut: it has enough samples, one row of all that it holds for each."""
-    target = batch.target
     rows = [len(t) == batch.size for t in batch.tensors if t.ndim]
-    ours = target is None or (isinstance(target, torch.Tensor) and len(target) == batch.size)
-    return batch.size >= 3 and all(rows) and ours
+    try:
+        structures.part(batch.target, 0, 1, batch.size)
+    except InputError:
+        return False
+    return batch.size >= 3 and all(rows)
 
 
 class _Unheld:
@@ -161,8 +165,8 @@ class _Unheld:
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:
-    target = batch.target
-    return batch.map(lambda t: t[rows])._replace(target=None if target is None else target[rows])
+    target = structures.select(batch.target, rows, batch.size)
+    return batch.map(lambda t: t[rows])._replace(target=target)
 
 
 def _of_stream(loader: Any, share: float, limit: int | None, most: int) -> tuple[Any, list[Batch]]:

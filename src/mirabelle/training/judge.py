@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,8 +10,12 @@ import torch
 from torch import nn
 
 from mirabelle.base.data import Batch, preserved, samples
+from mirabelle.base.errors import warn
+from mirabelle.base.names import resolve
 from mirabelle.base.progress import say
-from mirabelle.measurement.accuracy import evaluate, metric_name, predictor
+from mirabelle.fitting.gradients import evaluated
+from mirabelle.measurement.accumulator import is_higher_better, metric_name
+from mirabelle.measurement.accuracy import METRICS, Metric, predictor, scores_of
 from mirabelle.training.state import Objective, State, placed
 
 FEW = 256  # samples of validation for a quick look
@@ -35,13 +38,16 @@ class Judge:
         objective: Objective,
         held: list[Batch],
         validation: Iterable | None,
-        metric: str | Callable,
+        metric: Metric,
         autocast: Callable[[], torch.autocast],
         where: torch.device,
     ):
         self.objective, self.held, self.autocast = objective, held, autocast
         self.validation, self.metric, self.where = validation, metric, where
         self.few: list[Batch] = []
+        self.higher = validation is not None and is_higher_better(
+            resolve(metric, METRICS, "metric") if isinstance(metric, str) else metric
+        )
         self.name = "held_out" if validation is None else f"validation_{metric_name(metric)}"
 
     def __bool__(self) -> bool:
@@ -49,24 +55,21 @@ class Judge:
 
     def score(self, model: nn.Module) -> float:
         if self.validation is not None:
-            return evaluate(predictor(model), self.validation, self.metric, "validating").value
+            found = (predictor(model), self.validation, self.metric, "validating")
+            return scores_of(*found, intervals=False).rank
         return -self.loss(model)
 
     def loss(self, model: nn.Module) -> float:
         """The mean of the objective over samples that are not trained on, in eval mode."""
         batches = self.held or self._few()
-        modes = {m: m.training for m in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad(), self.autocast():
-                sums = [
-                    float(torch.stack([p.float() for p in parts.values()]).sum()) * batch.size
-                    for batch in batches
-                    for parts in [self.objective(model, batch)]
-                ]
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        # For one that computes its loss itself, the objective knows how it is evaluated.
+        scored = getattr(self.objective, "evaluated", lambda m: evaluated(m, self.objective))
+        with scored(model), torch.no_grad(), self.autocast():
+            sums = [
+                float(torch.stack([p.float() for p in parts.values()]).sum()) * batch.size
+                for batch in batches
+                for parts in [self.objective(model, batch)]
+            ]
         return sum(sums) / sum(b.size for b in batches)
 
     def _few(self) -> list[Batch]:
@@ -78,8 +81,8 @@ class Judge:
         return self.few
 
     def figure(self, score: float) -> float:
-        """As it is shown: the loss where it is one."""
-        return score if self.validation is not None else -score
+        """As it is shown: a loss, or a metric of which less is better, as itself."""
+        return score if self.higher else -score
 
 
 def diverges(start: float, losses: list[float]) -> bool:
@@ -103,14 +106,13 @@ def outcome(judge: Judge, state: State, total: int, before: float | None) -> dic
     if state.best.done == 0:
         kept = "the network as it was"
         found = [c for c in state.checks[1:] if math.isfinite(c)]
-        best = min if judge.validation is None else max
+        best = max if judge.higher else min
         tried = f"{best(found):.4g}" if found else "not finite"
         why = f"; {state.choices['stopped']}" if "stopped" in state.choices else ""
-        warnings.warn(
+        warn(
             f"training made the network worse on data that it did not see ({what.split(',')[0]}"
             f", at best {tried} on the way), so the network is returned as it was{why}; give more "
-            "data, or an lr of your own",
-            stacklevel=2,
+            "data, or an lr of your own"
         )
     say(f"{what}; {kept}")
     return {"after": after, "kept": kept}

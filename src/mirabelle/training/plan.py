@@ -13,6 +13,7 @@ from torch import nn
 
 from mirabelle.base.data import counted, preserved
 from mirabelle.base.errors import InputError
+from mirabelle.measurement.accumulator import Accumulator
 from mirabelle.training.optimizers import SCHEDULES, learning_rate
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -37,7 +38,7 @@ class Settings:
     holdout: float | None
     batchnorm: str | None
     validation: Iterable | None
-    metric: str | Callable
+    metric: str | Callable | Accumulator
     patience: int | None
     checkpoint: str | Path | None
     checkpoint_seconds: float

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mirabelle.base import structures
 from mirabelle.base.data import Batch
 from mirabelle.training.optimizers import OPTIMIZERS, parameter_groups
 from mirabelle.training.plan import Settings
@@ -101,5 +102,5 @@ def placed(batch: Batch, device: torch.device) -> Batch:
     def move(t: torch.Tensor) -> torch.Tensor:
         return t.to(device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(device)
 
-    target = batch.target.to(device) if isinstance(batch.target, torch.Tensor) else batch.target
+    target = structures.mapped(batch.target, lambda t: t.to(device))
     return batch.map(move)._replace(target=target)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +16,8 @@ from torch import fx, nn
 
 from mirabelle.base.data import Batch, batches
 from mirabelle.base.errors import InputError
-from mirabelle.base.names import resolve
 from mirabelle.base.progress import bar
-from mirabelle.measurement.accuracy import (
-    METRICS,
-    as_tensor,
-    metric_name,
-    paired_drop,
-    predictor,
-    sample_scores,
-)
+from mirabelle.measurement.accuracy import Metric, Scores, as_tensor, predictor, scores_of
 from mirabelle.quantization.search.timing import milliseconds
 from mirabelle.quantization.simulation.description import (
     Fallback,
@@ -83,9 +76,8 @@ class Switchboard:
 
 def noise(network: nn.Module, data: Iterable[Batch], wanted: Iterable[torch.Tensor]) -> float:
     """The squared error of the network's outputs for the batches."""
-    return sum(
-        float((predictor(network)(b).double() - w).square().sum()) for b, w in zip(data, wanted)
-    )
+    found = (as_tensor(predictor(network)(b)).double() for b in data)
+    return sum(float((f - w).square().sum()) for f, w in zip(found, wanted))
 
 
 def sensitivities(
@@ -103,7 +95,7 @@ def sensitivities(
         if sum(b.size for b in few) >= FEW:
             break
     with board.only(None):
-        wanted = [predictor(network)(b).double() for b in few]
+        wanted = [as_tensor(predictor(network)(b)).double() for b in few]
     signal = sum(float(w.square().sum()) for w in wanted)
     found: dict[str, float | None] = {}
     with bar("sensitivity of layers", len(board.needs)) as shown:
@@ -120,40 +112,36 @@ class Judge:
     they have labels, else by agreement with its classes.
     """
 
-    def __init__(self, model: nn.Module, validation: Iterable, metric: str | Callable):
-        self.model, self.validation = model, validation
+    def __init__(self, model: nn.Module, validation: Iterable, metric: Metric):
+        self.model, self.validation, self.given = model, validation, metric
         self.labelled = (
             next(iter(batches(validation, 1, what="the validation data"))).target is not None
         )
-        self.metric = metric_name(metric) if self.labelled else "agreement"
-        self.function = resolve(metric, METRICS, "metric") if self.labelled else _same_class
         self.scores = self._scores(model)
+        self.metric = self.scores.metric
 
-    def _scores(self, network: nn.Module) -> np.ndarray:
+    def _scores(self, network: nn.Module) -> Scores:
         if self.labelled:
-            return sample_scores(predictor(network), self.validation, self.function, "validating")
+            return scores_of(predictor(network), self.validation, self.given, "validating")
         ours, theirs = predictor(network), predictor(self.model)
-        return np.concatenate(
-            [_same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
-        )
+        same = [same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
+        return Scores.of_samples(np.concatenate(same), "agreement")
 
     def drop(self, network: nn.Module) -> tuple[float, float, float]:
         """(drop, low, high), as fractions, paired."""
-        return paired_drop(self.scores, self._scores(network))
+        return self.scores.drop(self._scores(network))
 
 
-def _same_class(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def same_class(output: Any, target: Any) -> torch.Tensor:
     """(N,) the share of positions at which both say the same class (dimension 1)."""
+    output = as_tensor(output)
     if output.ndim < 2:
         raise InputError(
             "agreement compares classes and needs outputs (N, classes, ...), got "
             f"{tuple(output.shape)}; give labels and a metric"
         )
     return (
-        (as_tensor(output).argmax(1) == as_tensor(target).argmax(1))
-        .double()
-        .reshape(len(output), -1)
-        .mean(1)
+        (output.argmax(1) == as_tensor(target).argmax(1)).double().reshape(len(output), -1).mean(1)
     )
 
 
@@ -208,7 +196,7 @@ def within(
     record = Fallback(
         limit,
         judge.metric,
-        len(judge.scores),
+        judge.scores.n,
         drop,
         (low, high),
         tried.drop([])[0],

@@ -11,7 +11,7 @@ from torch import fx
 
 from mirabelle.base.data import Batch
 from mirabelle.base.progress import bar
-from mirabelle.measurement.accuracy import predictor
+from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.quantization.repairs.equalization import scalable
 from mirabelle.quantization.search.fallback import FEW, noise
 
@@ -41,7 +41,7 @@ def best_repairs(
     while cut > 1 and sum(b.size for b in data[cut:]) < min(FEW, sum(b.size for b in data) / 4):
         cut -= 1
     few = data[cut:] or data
-    wanted = [predictor(network)(b).double() for b in few]
+    wanted = [as_tensor(predictor(network)(b)).double() for b in few]
     tried = combinations(network)
     errors = []
     with bar("choosing repairs", len(tried)) as shown:

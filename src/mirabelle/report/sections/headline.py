@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mirabelle.report import units
-from mirabelle.report.parts import child, items, metric_name, runtime_name
+from mirabelle.report.parts import child, items, metric_name, runtime_name, texts
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
@@ -43,8 +43,10 @@ def factor(value: Any, better: str, worse: str) -> str | None:
     return f"{units.times(n)} {better}" if n >= 1 else f"{units.times(1 / n)} {worse}"
 
 
-def loss(report: dict, result: dict) -> tuple[str, str, str] | None:
-    """The accuracy lost: (a clause, the bare figure, its interval); None where unknown."""
+def loss(report: dict, result: dict) -> tuple[str, str, str, str] | None:
+    """The accuracy lost, or gained: (a clause, the bare figure, its interval, which of the two);
+    None where unknown. Of a metric where less is better a rise is a loss.
+    """
     drop = number(result.get("accuracy_drop"))
     if drop is None:
         return None
@@ -58,7 +60,10 @@ def loss(report: dict, result: dict) -> tuple[str, str, str] | None:
         clause = f"and {'loses' if drop > 0 else 'gains'} {show(abs(drop))} {what}"
         if low is not None and high is not None and low <= 0 <= high:
             clause += ", a difference within the noise of the test"
-    return clause, show(drop), units.interval(low, high, show)
+    if drop < 0 and show(abs(drop)) != show(0):
+        ends = (None, None) if low is None or high is None else (-high, -low)
+        return clause, show(-drop), units.interval(*ends, show), "gained"
+    return clause, show(drop), units.interval(low, high, show), "lost"
 
 
 def headline(report: dict) -> str:
@@ -70,10 +75,11 @@ def headline(report: dict) -> str:
     )
     lost = loss(report, result)
     changes = " and ".join(c for c in (fast, small) if c)
+    network = f"the {result['label']} network" if result.get("label") else "the network"
     where = (
-        f"On {runtime_name(result['runtime'])} the network"
+        f"On {runtime_name(result['runtime'])} {network}"
         if result.get("runtime")
-        else "The network"
+        else network[0].upper() + network[1:]
     )
     if changes:
         sentence = f"{where} is {changes}{', ' + lost[0] if lost else ''}."
@@ -97,7 +103,7 @@ def headline(report: dict) -> str:
         cards.append(
             (
                 lost[1],
-                f"{unit}{metric_name(report)} lost",
+                f"{unit}{metric_name(report)} {lost[3]}",
                 f"95{NBSP}% interval {lost[2]}" if lost[2] else "interval unknown",
             )
         )
@@ -112,7 +118,21 @@ def headline(report: dict) -> str:
         (element("p", escape(sentence), class_="headline") if sentence else "")
         + (element("div", big, class_="big") if big else "")
         + (element("ul", limits, class_="limits") if limits else "")
+        + "".join(element("p", escape(s), class_="note") for s in remarks(report))
     )
+
+
+def remarks(report: dict) -> list[str]:
+    """Which file it is and why, what is slower than one would think, and what went wrong."""
+    result = child(report, "result")
+    said = []
+    if result.get("file") and result.get("why"):
+        said.append(f"The file is {result['file']}: {result['why']}.")
+    said += [f"{text[0].upper()}{text[1:]}." for text in texts(report.get("advice")) if text]
+    if report.get("stopped"):
+        said.append(f"The run stopped before its last step: {report['stopped']}.")
+    said += [f"{runtime_name(r)} has no file: {w}" for r, w in child(report, "failed").items()]
+    return said
 
 
 def limit(row: dict, share: bool) -> str:

@@ -81,13 +81,15 @@ def before_after(report: dict) -> str:
     """
     stages = items(report, "stages")
     runtimes = list(dict.fromkeys(r for s in stages for r in child(s, "runtimes")))
-    best = child(report, "result").get("runtime")
+    best = child(report, "result")
+    last = str(stages[-1].get("name")) if stages else ""
+    is_last = best.get("stage", last) == last
     tables = "".join(
         element("h3", escape(runtime_name(r)))
         + table(
             HEAD,
             [stage_row(s, child(child(s, "runtimes"), r)) for s in stages],
-            mark_last=r == best,
+            mark_last=is_last and r == best.get("runtime"),
         )
         for r in runtimes
     )
