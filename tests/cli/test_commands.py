@@ -1,5 +1,6 @@
 """Commands as people call them: a file of a network and a folder of pictures, in a fresh folder."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import mirabelle as mb
+from mirabelle.base import progress
 from mirabelle.cli import main
 from tests.sources.pictures import Colors, folder
 
@@ -211,3 +214,17 @@ def always(output, target):
 def test_python_m_mirabelle(tmp_path):
     done = called("--version", folder=tmp_path)
     assert done.returncode == 0 and mb.__version__ in done.stdout
+
+
+@pytest.mark.filterwarnings("default")
+def test_damaged_pictures_are_a_line(fresh, capsys, monkeypatch):
+    said = Console(file=io.StringIO(), width=10**4)
+    monkeypatch.setattr(progress, "console", said)
+    folder(fresh / "own", 8)
+    (fresh / "own" / "red" / "0.png").write_bytes(b"no picture")
+    line = ["measure", "net.onnx", "--data", "own", *PICTURES, "--as-part", "test", "--runs", "2"]
+    assert main(line) == 0
+    assert "n = 23" in capsys.readouterr().out
+    lines = said.file.getvalue().splitlines()  # pyright: ignore
+    (warned,) = [text for text in lines if "left out" in text]
+    assert warned.startswith("warning: left out, 1 so far: own/red/0.png is no whole picture")

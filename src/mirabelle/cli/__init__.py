@@ -13,7 +13,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mirabelle.base.errors import LimitError, MirabelleError, did_you_mean
@@ -195,7 +195,7 @@ def _wrong(message: str) -> int:
 def _carried_out(command: Callable[[], Any], bound: inspect.BoundArguments) -> int:
     common = bound.arguments.get("common")
     try:
-        with _silence() if common is not None and common.quiet else nullcontext():
+        with _silence() if common is not None and common.quiet else _plain_warnings():
             return command() or 0
     except LimitError as error:
         print(f"limit missed: {error}", file=sys.stderr)
@@ -205,6 +205,24 @@ def _carried_out(command: Callable[[], Any], bound: inspect.BoundArguments) -> i
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings are a line, without the place in the code that a log would want."""
+    from mirabelle.base import progress
+
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning):
+                progress.console.print(f"warning: {message}", style="yellow")
+            else:
+                before(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def run(
 ) -> Trained:
     """`distill` with its history."""
     lesson, teacher = Lesson.of(options), _networks(teacher)
-    student = check_network(for_data(student, data), "student")
+    student = check_network(for_data(student, data, "student"), "student")
     if lesson.head is not None:
         check_network(lesson.head, "head")
     options_given, options = options, _for_training(options, lesson, data, _is_saved(teacher))

@@ -65,7 +65,7 @@ class Found:
         return onnx_network(self.file, batch, fold)
 
 
-def find(named: Any) -> Found:
+def find(named: Any, argument: str = "model") -> Found:
     """What `named` stands for: `FORMS`. A file of weights may stand behind an @, as in
     `timm:mobilenetv3_small_100@weights.safetensors`.
 
@@ -73,14 +73,14 @@ def find(named: Any) -> Found:
     not installed.
     """
     if isinstance(named, torch.export.ExportedProgram):
-        raise InputError("model is an ExportedProgram; give its .module(), or the .pt2 file")
+        raise InputError(f"{argument} is an ExportedProgram; give its .module(), or the .pt2 file")
     if isinstance(named, Found):
         return named
     if not isinstance(named, (str, Path)):
         model = unwrapped(named)
         if isinstance(model, nn.Module):
             return Found(type(model).__name__, model)
-        raise InputError(f"model is a {type(named).__name__}; expected {FORMS}")
+        raise InputError(f"{argument} is a {type(named).__name__}; expected {FORMS}")
     text = str(named)
     name, _, file = text.partition("@") if not Path(text).exists() else (text, "", "")
     return _named(name, file or None)
@@ -110,13 +110,13 @@ def with_example(named: Any, inputs: Any = None, data: Any = None) -> tuple[nn.M
     return found.module(inputs), inputs
 
 
-def for_data(named: Any, data: Iterable | None) -> nn.Module:
+def for_data(named: Any, data: Iterable | None, argument: str = "model") -> nn.Module:
     """The network that `named` stands for, for batches of `data`, of which an ONNX file whose sizes
     are open needs one.
     """
     if isinstance(named, nn.Module):
         return named
-    found = find(named)
+    found = find(named, argument)
     if found.model is not None or found.example is not None or data is None:
         return found.module()
     if isinstance(data, Iterator):
