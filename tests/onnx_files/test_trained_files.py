@@ -170,3 +170,19 @@ def test_a_file_is_exported_under_another_name(tmp_path):
     moved = mb.export(tmp_path / "big.onnx", tmp_path / "out", name="third")
     x = images()
     assert np.array_equal(moved(x.numpy()), run(path, x=x)[0])
+
+
+def test_a_network_that_was_read_is_quantized_as_well_as_its_path(tmp_path):
+    """A recipe reads the file once for all its steps: batch norms are folded by quantization."""
+    path = residual(tmp_path / "net.onnx", unknown=False)
+    data, unseen = [images(32, 1)], images(64, 2)
+    expected = run(path, x=unseen)[0]
+    read = network(path, example_inputs(data[0]), fold=False)
+    errors = []
+    for model in (path, read):
+        q = mb.quantize(model, data)
+        file = mb.export(q, tmp_path / "out", inputs=data[0]).path
+        kinds = [n.op_type for n in onnx.load(file).graph.node]
+        assert "BatchNormalization" not in kinds and kinds.count("QuantizeLinear") > 5
+        errors.append(float(np.square(run(file, x=unseen)[0] - expected).sum()))
+    assert errors[1] < 1.1 * errors[0] < 0.05 * float(np.square(expected).sum())
