@@ -40,7 +40,7 @@ def options_drawn(known: Options, most: int = 3) -> st.SearchStrategy[dict[str, 
 
 def value(option: Option) -> st.SearchStrategy[Any]:
     """Any value, as often one that is declared as one that is not."""
-    odd = [v for v in ODD if not (option.name in LONG and type(v) is int and v > 9)]
+    odd = [v for v in ODD if not (option.name in LONG and isinstance(v, int) and v > 9)]
     return st.one_of(inside(option), inside(option), edges(option), st.sampled_from(odd))
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
 import mirabelle as mb
@@ -130,7 +131,7 @@ CALLS = {
 def _content(loader: Any) -> list[bytes]:
     if not isinstance(loader, (list, tuple)):
         return []
-    flat = torch.utils._pytree.tree_leaves(loader)
+    flat = pytree.tree_leaves(loader)
     return [
         np.asarray(v).tobytes() for v in flat if isinstance(v, (torch.Tensor, np.ndarray))
         and np.asarray(v).dtype.kind in "biuf"

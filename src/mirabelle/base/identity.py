@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -91,8 +91,8 @@ def _class(kind: type, seen: set[int]) -> tuple[list[Any], set[str]]:
     return [found, [a for a in attributes if a[0] not in assigned]], assigned
 
 
-def function_identity(function: str | Callable | None) -> Any:
-    """A name as it is; a callable by its name, its code, and what it has been given."""
+def function_identity(function: Any) -> Any:
+    """A name as it is; a callable or a metric by its name, its code, and what it was given."""
     if function is None or isinstance(function, str):
         return function
     return content_hash(_callable(function, set()))
