@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz test-phones test-processors test-wheel test-oldest lint clean
+.PHONY: demo test fuzz mutants test-phones test-processors test-wheel test-oldest lint clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
@@ -14,6 +14,10 @@ test: .venv/dev lint
 # Damaged files and odd arguments, drawn anew each time, for as long as it takes: an hour and more. `make test` has a short form of it.
 fuzz: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 14400 --hypothesis-profile=long tests/fuzz
+
+# Small changes of the code that the tests have to notice: 60 of them, ten minutes.
+mutants: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
 
 # The other kinds of processor, emulated where that can be done: half an hour. `make test` does AVX2's in short.
 test-processors: .venv/dev

@@ -37,7 +37,7 @@ def whole(tmp_path_factory) -> Path:
     """An uninterrupted run, in a process of its own as those that are killed."""
     folder = tmp_path_factory.mktemp("whole")
     child = command(recipe(folder), folder / "out")
-    said = child.communicate(timeout=100)[0]
+    said = child.communicate(timeout=300)[0]
     assert child.returncode == 0, said
     return folder / "out"
 
@@ -92,7 +92,7 @@ def test_killed_in_every_step_and_resumed(whole, tmp_path):
         assert set(finished(out)) == set(NAMES[: number - 1])
         assert not (out / "report.json").exists()
     child = command(path, out, "--resume")
-    said = child.communicate(timeout=100)[0]
+    said = child.communicate(timeout=300)[0]
     assert child.returncode == 0, said
     assert said.count("done before") == 5
     assert results(out) == results(whole)
@@ -114,7 +114,7 @@ def test_damaged_checkpoint_starts_the_step_again(whole, tmp_path):
     (out / "work" / step.name).mkdir(parents=True)
     (out / "work" / step.name / "checkpoint.safetensors").write_bytes(b"half of a file")
     child = command(recipe(tmp_path), out, "--resume")
-    said = child.communicate(timeout=100)[0]
+    said = child.communicate(timeout=300)[0]
     assert child.returncode == 0 and "2/5 distill: its checkpoint cannot be used" in said, said
     assert results(out) == results(whole)
 

@@ -20,6 +20,7 @@ from torch import nn
 from mirabelle.base import structures
 from mirabelle.base.errors import InputError
 from mirabelle.base.interruption import check as check_interrupted
+from mirabelle.base.reading import items
 
 LABELS = "labels"  # the target, in the dicts of Hugging Face's loaders
 MOST_BATCHES = 10**6  # of an epoch whose loader does not say how long it is
@@ -198,7 +199,7 @@ def batches(
             "of (inputs, target)"
         )
     found = False
-    for i, item in enumerate(islice(iter(loader), limit)):
+    for i, item in enumerate(islice(items(loader, what), limit)):
         batch = as_batch(item, f"batch {i} of {what}")
         if labelled and batch.target is None:
             raise InputError(

@@ -92,7 +92,7 @@ def _class(kind: type, seen: set[int]) -> tuple[list[Any], set[str]]:
 
 
 def function_identity(function: Any) -> Any:
-    """A name as it is; a callable by its name, its code, and what it has been given."""
+    """A name as it is; a callable or a metric by its name, its code, and what it was given."""
     if function is None or isinstance(function, str):
         return function
     return content_hash(_callable(function, set()))

@@ -217,6 +217,11 @@ def _for_training(
 ) -> dict[str, Any]:
     """Those of `train`. saved: the teacher is a file of saved outputs."""
     own = {k: v for k, v in options.items() if k in options_of(train)}
+    if own.pop("extra", None) is not None:
+        raise InputError(
+            "extra is for mb.fit and train; mb.distill trains modules of its own beside the "
+            "student: put yours into the student"
+        )
     if saved and type(data) is not list:
         own.setdefault("holdout", 0.0)  # else other samples draw the augmentation that was saved
     if not isinstance(own.get("sparsify"), Mapping):

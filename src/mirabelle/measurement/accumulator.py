@@ -13,6 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 from mirabelle.base.errors import InputError
 
 
+class NoFigureError(InputError):
+    """These samples have no figure: they lack something that the metric counts."""
+
+
 @runtime_checkable
 class Accumulator(Protocol):
     """`update(output, target)` takes a batch; `compute()` gives the figure of all batches so far:
@@ -87,10 +91,10 @@ def figure(computed: Any, name: str) -> float:
 
 
 def sound_figure(computed: Any, name: str) -> float:
-    """The number that `compute` gave; `InputError` where it is none."""
+    """The number that `compute` gave; `NoFigureError` where it is none."""
     value = figure(computed, name)
     if not math.isfinite(value):
-        raise InputError(
+        raise NoFigureError(
             f"{name} is {value} on these data; look whether they have what it counts, such as "
             "samples of every class"
         )

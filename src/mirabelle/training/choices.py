@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone, load_state
+from mirabelle.base.checks import clone, load_state, running
 from mirabelle.base.data import Batch, as_batch, preserved, seed_epoch
 from mirabelle.base.progress import say
+from mirabelle.base.reading import items
 from mirabelle.sparsity import masks
 from mirabelle.training.norms import is_frozen, norms, train_mode
 from mirabelle.training.optimizers import OPTIMIZERS, parameter_groups
@@ -154,8 +155,11 @@ class RangeTest:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             batch = placed(batch, self.where)
-            with torch.autocast(
-                self.where.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+            with (
+                torch.autocast(
+                    self.where.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+                ),
+                running(batch, "a training batch, or its loss on it"),
             ):
                 parts = trial(batch.args, batch.kwargs, batch.target)
             torch.stack([p.float() for p in parts.values()]).sum().backward()
@@ -192,6 +196,6 @@ def best_rate(
 def _again(loader: Iterable) -> Iterator[Batch]:
     """The batches of a loader, again and again."""
     while True:
-        for i, item in enumerate(loader):
+        for i, item in enumerate(items(loader, "the training loader")):
             place = f"batch {i} of the training loader"
             yield as_batch(item, place, squares=True)

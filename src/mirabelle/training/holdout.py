@@ -13,6 +13,7 @@ from mirabelle.base import structures
 from mirabelle.base.data import Batch, as_batch, counted, length_of, preserved, seed_epoch
 from mirabelle.base.errors import InputError
 from mirabelle.base.fingerprints import fingerprints
+from mirabelle.base.reading import items
 
 SHARE = 0.1  # of the samples
 FEWEST = 20  # samples, of which some can be held back
@@ -94,7 +95,7 @@ def _of_dataset(loader: DataLoader, share: float, seed: int, most: int) -> tuple
     )
     back = DataLoader(Subset(loader.dataset, held), **common)
     batches = []
-    for i, item in enumerate(back):
+    for i, item in enumerate(items(back, "the training loader, on samples that are held back,")):
         mine = held[i * loader.batch_size : (i + 1) * loader.batch_size]
         place = f"the samples {', '.join(map(str, mine))} of the training data"
         batches.append(as_batch(item, place, squares=True))
@@ -173,7 +174,7 @@ def _of_stream(loader: Any, share: float, limit: int | None, most: int) -> tuple
     """Half of each of the first batches."""
     length = counted(loader, limit)
     held, keys = [], set()
-    for i, item in enumerate(loader):
+    for i, item in enumerate(items(loader, "the training loader")):
         batch = _read(i, item)
         if i == 0 and not _count(length * batch.size, share, most):
             break

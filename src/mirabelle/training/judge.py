@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirabelle.base.checks import running
 from mirabelle.base.data import Batch, preserved, samples
 from mirabelle.base.errors import warn
 from mirabelle.base.names import resolve
@@ -68,9 +69,13 @@ class Judge:
             sums = [
                 float(torch.stack([p.float() for p in parts.values()]).sum()) * batch.size
                 for batch in batches
-                for parts in [self.objective(model, batch)]
+                for parts in [self._parts(model, batch)]
             ]
         return sum(sums) / sum(b.size for b in batches)
+
+    def _parts(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        with running(batch, "held-back samples, or its loss on them"):
+            return self.objective(model, batch)
 
     def _few(self) -> list[Batch]:
         """The first samples that are validated with, for many quick looks."""

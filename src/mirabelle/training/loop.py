@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone, load_state
+from mirabelle.base.checks import clone, load_state, running
 from mirabelle.base.data import Batch, as_batch, device_of, length_of, seed_epoch, seed_everything
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.identity import data_identity, function_identity, network_identity
 from mirabelle.base.progress import Bar, bar
+from mirabelle.base.reading import items
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.gradual import Gradual
 from mirabelle.training import distributed
@@ -185,7 +186,7 @@ class Loop:
             state.totals = {}
         number = -1
         bound = plan.length if length_of(self.loader) is None else None
-        for number, item in enumerate(islice(iter(self.loader), bound)):
+        for number, item in enumerate(islice(items(self.loader, "the training loader"), bound)):
             if number < skip:
                 if number == skip - 1 and self.generators is not None:
                     # Before the next batch is read: reading it may draw, for augmentation.
@@ -244,7 +245,8 @@ class Loop:
         batch = placed(batch, self.where)
         alone = self.plan.closes(number) or self.world.size == 1
         with nullcontext() if alone else self.wrapped.no_sync():  # type: ignore[operator]
-            with self._autocast():
+            place = f"batch {number} of the training loader, or its loss on it"
+            with self._autocast(), running(batch, place):
                 parts = self.wrapped(batch.args, batch.kwargs, batch.target)
             loss = torch.stack([p.float() for p in parts.values()]).sum()
             state.scaler.scale(loss * share / self.plan.together(number)).backward()
