@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from mirabelle.base.errors import InputError, LimitError, RecipeError
+from mirabelle.base.files import tensors_hash
 from mirabelle.cli import main
 from mirabelle.pipeline import run, steps
 from mirabelle.store import load
 from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
+from tests.tiny import model as tiny_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,6 +64,20 @@ def test_leaves_everything(whole):
     assert (whole / "onnxruntime" / "model.onnx").read_bytes() == (
         finished(whole)["export"] / "quantize/onnxruntime/model.onnx"
     ).read_bytes()
+
+
+def test_a_finished_run_is_certified(whole, tmp_path):
+    out = copied(whole, tmp_path)
+    assert main(["certify", str(out)]) == 0 and main(["certify", "--check", str(out)]) == 0
+    found = json.loads((out / "certificate.json").read_text())
+    weights = found["inputs"]["model"][2]
+    assert weights == tensors_hash(tiny_model().state_dict()) and len(found["files"]) > 15
+    file = out / "onnxruntime" / "model.onnx"
+    whole_file = bytearray(file.read_bytes())
+    whole_file[len(whole_file) // 2] ^= 1
+    file.unlink()  # the copy may share its bytes with the run
+    file.write_bytes(whole_file)
+    assert main(["certify", "--check", str(out)]) == 4
 
 
 def test_killed_in_every_step_and_resumed(whole, tmp_path):

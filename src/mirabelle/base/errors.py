@@ -46,6 +46,10 @@ class LimitError(MirabelleError):
     """A run finished its steps and missed a limit of its recipe; the artefacts are kept."""
 
 
+class CertificateError(MirabelleError):
+    """A run's folder that is not, byte for byte, what its certificate says."""
+
+
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     """A clause that names the nearest known names, or all of them where none is near: `; did you
     mean 'taylor'?`.

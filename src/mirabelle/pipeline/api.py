@@ -13,11 +13,11 @@ from typing import Any
 from mirabelle.base.checks import clone
 from mirabelle.base.data import preserved
 from mirabelle.base.errors import CheckpointError, InputError, LimitError, RecipeError
-from mirabelle.base.files import atomic
+from mirabelle.base.files import atomic, content_hash
 from mirabelle.base.interruption import check as check_interrupted
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.progress import console
-from mirabelle.pipeline.facts import check_fit, depends, root_key
+from mirabelle.pipeline.facts import check_fit, depends, root_facts
 from mirabelle.pipeline.recipe import Recipe, load_recipe
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
 from mirabelle.pipeline.summary import missed, summarise
@@ -82,7 +82,9 @@ def run(
     with interruptible(), workspace.lock():
         workspace.sweep()
         state = State(recipe, loaders, example, [Stage("original", "original", model)])
-        _, report = _steps(state, workspace, root_key(recipe, model, loaders))
+        inputs = root_facts(recipe, model, loaders)
+        _, report = _steps(state, workspace, content_hash(inputs))
+        report["inputs"] = inputs
         write(report, workspace.folder)
         _collect(state, workspace.folder)
     finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))
