@@ -84,7 +84,7 @@ def run(
         state = State(recipe, loaders, example, [Stage("original", "original", model)])
         inputs = root_facts(recipe, model, loaders)
         _, report = _steps(state, workspace, content_hash(inputs))
-        report["inputs"] = inputs
+        report |= {"inputs": inputs, "files": _delivered(state)}
         write(report, workspace.folder)
         _collect(state, workspace.folder)
     finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))
@@ -175,6 +175,15 @@ def _cached(
         shutil.rmtree(written, ignore_errors=True)
     console.print(f"{number}/{count} {name}: {seconds:.1f} s")
     return record
+
+
+def _delivered(state: State) -> dict[str, list[str]]:
+    """By folder, the files of the last stage that `_collect` puts into the run's folder."""
+    found = {} if state.saved is None else {"model": ["model.safetensors", "model.json"]}
+    for runtime in state.runtimes:
+        path = state.artifact(state.stages[-1].name, runtime).path
+        found[runtime] = [f.name for f in RUNTIMES[runtime].files(path)]
+    return found
 
 
 def _collect(state: State, folder: Path) -> None:

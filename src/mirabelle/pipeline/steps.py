@@ -23,6 +23,7 @@ from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
 from mirabelle.pipeline.facts import build_teachers
+from mirabelle.pipeline.profiles import profiles
 from mirabelle.pipeline.recipe import Recipe
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
@@ -232,7 +233,7 @@ LABELS = {
     "sparsify": "sparsified",
     "fit": "fine-tuned",
     "distill": "distilled",
-    "quantize": "quantised",
+    "quantize": "quantized",
 }
 
 
@@ -337,14 +338,7 @@ def _timings(state: State, artifacts: Mapping[tuple[str, str], Artifact]) -> dic
             for s in dict.fromkeys(ends.values())
             for r in state.runtimes
         },
-        "profile": {
-            r: {
-                end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])]
-                for end, s in ends.items()
-            }
-            for r in state.runtimes
-            if RUNTIMES[r].profile is not None
-        },
+        "profile": profiles(artifacts, arrays, ends, state.runtimes),
     }
 
 
