@@ -7,6 +7,7 @@ from typing import Any
 from mirabelle.report import charts, svg, units
 from mirabelle.report.parts import (
     Cell,
+    child,
     items,
     legend,
     metric_name,
@@ -15,6 +16,7 @@ from mirabelle.report.parts import (
     table,
     titled,
 )
+from mirabelle.report.sections.headline import is_share
 from mirabelle.report.sections.stages import show_axis
 from mirabelle.report.units import number
 
@@ -28,14 +30,24 @@ HEADS = {
     "measured_loss": "loss, measured",
     "predicted_bytes": "bytes, predicted",
     "measured_bytes": "bytes, measured",
+    "before": "channels before",
+    "after": "channels after",
+    "form": "computed in",
+    "cost_before": "cost before",
+    "cost_after": "cost after, predicted",
+    "loss_of_channels": "loss by channels, predicted",
+    "loss_of_integers": "loss by integers, predicted",
 }
+ENDS = ("predicted", "measured")
+QUANTITIES = {"loss": "squared error of the outputs", "latency": "milliseconds", "size": "bytes"}
 
 
 def front(report: dict) -> str:
     """Accuracy against milliseconds with every trial a point, the points of the front in a table,
     and the plan of the best one. Drawn from `report["front"]`, a list of points {name, accuracy,
-    interval, milliseconds, bytes, on_front, plan}; the one with `best`, or else the fastest of the
-    front that has a plan, is the best.
+    interval, milliseconds, bytes, on_front, plan}; where a point has a `drop`, the interval is that
+    of the drop. The one with `best`, or else the fastest of the front that has a plan, is the best.
+    `report["search"]` may hold the best one's plan, and what was predicted and measured of it.
     """
     points = items(report, "front")
     known = [p for p in points if _at(p) is not None]
@@ -54,13 +66,18 @@ def front(report: dict) -> str:
         f"Every point is a network that was made and measured: {len(points)} trials. None is "
         "both faster and more accurate than one of the front."
     )
-    best = _best(on)
+    searched = items(child(report, "search"), "plan")
+    best = _best(known, on, bool(searched))
     return section(
         "The front",
         note,
         names + chart,
-        table(("network", "accuracy", "latency", "file size"), [_row(p, report) for p in on]),
-        _plan(best) if best else "",
+        table(
+            ("network", "accuracy", "latency", "file size", "drop", "drop on the test data"),
+            [_row(p, report) for p in on],
+        ),
+        _foretold(child(report, "search")),
+        _plan(best, items(best, "plan") or searched) if best else "",
     )
 
 
@@ -71,18 +88,22 @@ def _at(point: dict) -> tuple[float, float] | None:
 
 def _ends(point: dict) -> tuple[float | None, float | None]:
     ends = point.get("interval")
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    return number(low), number(high)
+    low, high = map(number, ends) if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    drop, accuracy = number(point.get("drop")), number(point.get("accuracy"))
+    if low is None or high is None or drop is None or accuracy is None:
+        return low, high
+    return accuracy + drop - high, accuracy + drop - low  # the original's less the drop's ends
 
 
 def _drawn(point: dict, named: bool, report: dict) -> dict:
     """A point of the plot, which says of itself what it is."""
     x, y = _at(point) or (0.0, 0.0)
-    low, high = _ends(point)
+    low, high = _ends(point) if named else (None, None)  # of all trials they would hide the front
     name = str(point.get("name") or "")
     figures = [show_axis(report)(y), units.milliseconds(x)]
     figures += [units.size(point["bytes"])] if number(point.get("bytes")) is not None else []
-    label = svg.short(name, 14) if named else ""
+    figures += [f"{k} {v}" for k, v in child(point, "knobs").items()]
+    label = svg.short(name, 20) if named else ""
     title = f"{name}: {', '.join(figures)}"
     return {"label": label, "x": x, "y": y, "low": low, "high": high, "title": title}
 
@@ -94,19 +115,49 @@ def _row(point: dict, report: dict) -> list[Cell]:
         (show(number(point["accuracy"]) or 0.0), units.interval(low, high, show)),
         (units.milliseconds(point["milliseconds"]), ""),
         (units.size(point.get("bytes")), ""),
+        _drop(point, report),
+        _drop(child(point, "test"), report),
     ]
 
 
-def _best(on: list[dict]) -> dict | None:
+def _drop(found: dict, report: dict) -> Cell:
+    """A drop of the metric with its interval, in points where it is a share."""
+    n, ends = number(found.get("drop")), units.numbers(found.get("interval"))
+    if n is None:
+        return "", ""
+    show = units.points if is_share(report) else units.digits
+    return show(n), units.interval(ends[0], ends[1], show) if len(ends) == 2 else ""
+
+
+def _best(known: list[dict], on: list[dict], searched: bool) -> dict | None:
+    """The point whose plan is shown."""
     planned = [p for p in on if items(p, "plan")]
-    return next((p for p in planned if p.get("best")), planned[0] if planned else None)
+    marked = [p for p in known if p.get("best") and (searched or items(p, "plan"))]
+    return next(iter([*marked, *planned]), None)
 
 
-def _plan(point: dict) -> str:
+def _foretold(search: dict) -> str:
+    """What was predicted of the best network beside what was measured, as shares of the original's;
+    nothing where the search does not say.
+    """
+    predicted, measured = ({**child(search, k), **child(child(search, k), "costs")} for k in ENDS)
+    keys = [k for k in predicted if number(predicted[k]) is not None and k in measured]
+    rows: list[list[Cell]] = [
+        [
+            (QUANTITIES.get(k) or k, ""),
+            (units.digits(predicted[k]), ""),
+            (units.digits(measured[k]), ""),
+        ]
+        for k in keys
+    ]
+    head = ("share of the original's", "predicted", "measured")
+    return titled("Predicted and measured", table(head, rows)) if rows else ""
+
+
+def _plan(point: dict, plan: list[dict]) -> str:
     """The plan layer by layer, predicted beside measured. Keys that have no name here are columns,
     too.
     """
-    plan = items(point, "plan")
     keys = list(dict.fromkeys(k for row in plan for k in row))
     keys = [k for k in HEADS if k in keys] + [k for k in keys if k not in HEADS]
     if "layer" not in keys:
