@@ -35,7 +35,7 @@ def screen(run: Path) -> Path:
         sys.exit("no Chromium is installed: apt-get install chromium")
     target = DOCS / "report.png"
     line = [browser, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
-    line += ["--window-size=1280,2300", f"--screenshot={target}"]
+    line += ["--window-size=1280,1500", f"--screenshot={target}"]
     subprocess.run([*line, (run / "report.html").resolve().as_uri()], check=True)
     return target
 

@@ -18,6 +18,7 @@ from mirabelle.base.errors import InputError, LimitError, RecipeError
 from mirabelle.base.files import tensors_hash
 from mirabelle.cli import main
 from mirabelle.pipeline import run, steps
+from mirabelle.quantization.search.rules import RULES
 from mirabelle.store import load
 from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
 from tests.tiny import model as tiny_model
@@ -61,6 +62,18 @@ def test_leaves_everything(whole):
     assert [s["name"] for s in report["stages"]] == ["original", "prune", "distill", "quantize"]
     assert report["stages"][1]["macs"] <= 0.5 * report["stages"][0]["macs"]
     assert len(report["training"][0]["history"]) == 3
+    rows = {r["layer"]: r for r in report["profile"]["onnxruntime"]["layers"]}
+    layers = {c["layer"] for c in report["channels"]}
+    assert layers == {"0", "3", "9"} == {n for n in rows if not n.startswith("(")}
+    assert all("advice" in r and r["int8"] for n, r in rows.items() if n in layers)
+    macs = [c["macs"] for c in report["channels"]]
+    stages = [s["macs"] for s in report["stages"]]
+    assert [sum(m[i] for m in macs) for i in (0, 1)] == [stages[0], stages[2]]
+    assert report["verification"][0]["tolerance"] == 1
+    values = [t for t in report["quantization"]["tensors"] if t["kind"] == "activation"]
+    assert all(t["chosen"] and t["rule"] in RULES for t in values)
+    for folder, names in report["files"].items():
+        assert all((whole / folder / name).is_file() for name in names)
     assert (whole / "onnxruntime" / "model.onnx").read_bytes() == (
         finished(whole)["export"] / "quantize/onnxruntime/model.onnx"
     ).read_bytes()

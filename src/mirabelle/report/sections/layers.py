@@ -31,7 +31,9 @@ def layers(report: dict) -> str:
     names: list[str] = []
     for found in sources:
         names = merged(names, list(dict.fromkeys(found)))
-    names = [n for n in names if n not in ("", "None")]
+    names = sorted(
+        (n for n in names if n not in ("", "None")), key=lambda n: n.startswith("(")
+    )  # what is no layer of weights comes last
     known = [
         *_sizes(items(report, "channels")),
         *(_milliseconds(r, rows) for r, rows in times.items()),
@@ -158,21 +160,29 @@ def why(tensor: dict) -> str:
     reach = max((abs(e) for e in ends), default=0.0)
     parts = []
     if reach and most:
-        parts.append(f"at {reach / most:.2f} of the largest" if reach < most else "clips nothing")
+        share = reach / most
+        parts.append(f"at {share:.2f} of the largest" if share < 0.995 else "clips nothing")
     after, before = number(tensor.get("sqnr_db")), number(child(tensor, "unclipped").get("sqnr_db"))
-    if after is not None and before is not None:
+    if after is not None and before is not None and abs(after - before) >= 0.05:
         parts.append(f"{after - before:+.1f} dB".replace("-", "−"))
     return ", ".join(parts)
 
 
 def _advice(times: dict[str, list[dict]]) -> Column:
+    """What to do about a layer; nothing for one that is faster by the call's own latency."""
+    said = {
+        (str(row.get("layer")), runtime): f"{runtime_name(runtime)}: {row['advice']}"
+        for runtime, rows in times.items()
+        for row in rows
+        if row.get("advice") and not (row.get("int8") and faster(row))
+    }
+
     def cell(name: str) -> Cell:
-        said = [
-            f"{runtime_name(runtime)}: {row['advice']}"
-            for runtime, rows in times.items()
-            for row in rows
-            if row.get("layer") == name and row.get("advice")
-        ]
-        return "; ".join(said), ""
+        return "; ".join(said[name, r] for r in times if (name, r) in said), ""
 
     return "advice", cell, True
+
+
+def faster(row: dict) -> bool:
+    one, other = number(row.get("before_ms")), number(row.get("after_ms"))
+    return one is not None and other is not None and other <= one
