@@ -12,6 +12,8 @@ from mirabelle.base.options import REQUIRED, Option, options_of
 from mirabelle.cli import COMMANDS, main
 from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.recipe import Limits, Recipe
+from mirabelle.report.sections import downloads
+from mirabelle.runtimes import RUNTIMES
 
 VERBS: dict[str, Callable] = {
     name: getattr(mb, name)
@@ -48,6 +50,12 @@ def table(options: Iterable[Option]) -> str:
 def options_of_verb(name: str) -> str:
     """The table of a verb's options; `{{ options prune }}` on a page."""
     return table(options_of(VERBS[name]).values())
+
+
+def on_android(runtime: str) -> str:
+    """The Kotlin of a report's downloads; `{{ android litert }}` on a page."""
+    name = f"model{RUNTIMES[runtime].suffix}"
+    return f"```kotlin\n{downloads.on_android(runtime, name, ['1', '3', '224', '224'])}\n```"
 
 
 def recipe_page() -> str:

@@ -55,7 +55,8 @@ import java.nio.ByteOrder
 import org.tensorflow.lite.Interpreter
 
 val bytes = assets.open("{name}").readBytes()
-val network = Interpreter(ByteBuffer.allocateDirect(bytes.size).apply {{ put(bytes); rewind() }})
+val model = ByteBuffer.allocateDirect(bytes.size).order(ByteOrder.nativeOrder())
+val network = Interpreter(model.apply {{ put(bytes); rewind() }})
 
 fun run(pixels: FloatArray): FloatArray {{
     val input = ByteBuffer.allocateDirect(4 * pixels.size).order(ByteOrder.nativeOrder())
@@ -137,6 +138,11 @@ def _python(report: dict, files: dict[str, list[str]]) -> list[str]:
     return blocks
 
 
+def on_android(runtime: str, name: str, shape: list[str]) -> str:
+    """Kotlin that opens a file of the app's assets and runs it."""
+    return ON_ANDROID[runtime].format(name=name, shape=", ".join(shape))
+
+
 def _android(report: dict, files: dict[str, list[str]]) -> list[str]:
     inputs = child(report, "network").get("inputs")
     first = inputs[0] if isinstance(inputs, list) and inputs else {}
@@ -146,8 +152,8 @@ def _android(report: dict, files: dict[str, list[str]]) -> list[str]:
         _code(
             f"The file on Android, {runtime_name(runtime)}",
             "Kotlin; put the file into src/main/assets",
-            text.format(name=files[runtime][0], shape=", ".join(shape)),
+            on_android(runtime, files[runtime][0], shape),
         )
-        for runtime, text in ON_ANDROID.items()
+        for runtime in ON_ANDROID
         if files.get(runtime)
     ]
