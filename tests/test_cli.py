@@ -60,8 +60,11 @@ def test_help_takes_no_time_and_neither_torch_nor_pydantic(line):
         (["measure", "x", "--threads", "two"], "--threads"),
         (["--versoin"], "there is no option"),
         (["run"], "RECIPE"),
-        (["explain", "tests.tiny:model"], "--input"),
         (["explain", "tests.tiny:model", "--input", "1,a"], "'1,a' is no shape"),
+        (["explain", "tests.tiny:model", "--input", "x:1,8:int33"], "did you mean 'int32'"),
+        (["export", "tests.tiny:model", "--runtime", "openvin"], "did you mean 'openvino'"),
+        (["quantize", "a.onnx", "--data", "p", "--size", "big"], "got 'big'; expected pixels"),
+        (["prune", "a.onnx", "--data", "p", "--macs", "2"], "--macs: got '2'"),
         (["report", "a.json", "b.json"], "b.json"),
     ],
 )

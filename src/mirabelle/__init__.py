@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     )
     from mirabelle.base.version import __version__
     from mirabelle.channels.explain import explain
+    from mirabelle.compression.api import compress
+    from mirabelle.compression.result import Compressed
     from mirabelle.distillation.api import distill
     from mirabelle.exporter import export
     from mirabelle.measurement.api import measure
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from mirabelle.verification.api import Verification, verify
 
 _HOME = {
+    "compress": "compression.api",
     "distill": "distillation.api",
     "explain": "channels.explain",
     "export": "exporter",
@@ -51,6 +54,7 @@ _HOME = {
     "sparsify": "sparsity.api",
     "verify": "verification.api",
     "Artifact": "runtimes.artifact",
+    "Compressed": "compression.result",
     "Measurement": "measurement.result",
     "Run": "pipeline.api",
     "Verification": "verification.api",
@@ -72,6 +76,7 @@ _HOME = {
 _ROOMS = (
     "base",
     "channels",
+    "compression",
     "devices",
     "distillation",
     "fitting",
@@ -110,6 +115,7 @@ __all__ = [
     "Artifact",
     "CaptureError",
     "CheckpointError",
+    "Compressed",
     "InputError",
     "LimitError",
     "Measurement",
@@ -120,6 +126,7 @@ __all__ = [
     "SurgeryError",
     "Verification",
     "__version__",
+    "compress",
     "distill",
     "explain",
     "export",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +17,32 @@ from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch, example_inputs
-from mirabelle.base.errors import InputError
+from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.files import check_file_name
 from mirabelle.base.options import Check, OneOf, declared
 from mirabelle.graph.capture import program
-from mirabelle.onnx_files.read import source_of
-from mirabelle.onnx_files.write import fold_pads, onnx_proto, save_onnx, write_onnx
+from mirabelle.graph.proof import tensors
+from mirabelle.onnx_files.source import NAMES, source_of
+from mirabelle.onnx_files.write import OPSET, fold_pads, onnx_proto, save_onnx, write_onnx
+from mirabelle.onnx_files.write_back import written
 from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e
 from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact, check_threads
+from mirabelle.runtimes.onnx_model import data_files, read_model
+from mirabelle.sources.networks import find
+
+# How far a file may be from the network that it was written from: of the largest value, and of
+# SMALL where that is smaller, as the Sigmoid of ONNX Runtime is exact to 1e-7.
+DIFFERENCE, SMALL = 1e-3, 1e-3
+
+
+def check_optional_name(name: str | None) -> None:
+    """`InputError` for what no file can be called."""
+    if name is not None:
+        check_file_name(name)
 
 
 @declared()
@@ -34,13 +51,22 @@ def export(
     folder: str | Path,
     *,
     runtime: Annotated[str, OneOf(RUNTIMES), Doc("what the file is for")] = "onnxruntime",
-    inputs: Annotated[Any, Doc("example inputs; needed for networks")] = None,
+    inputs: Annotated[
+        Any, Doc("example inputs; needed for networks that do not say their own")
+    ] = None,
     threads: Annotated[int, Ge(1), Check(check_threads), Doc("with which the file is run")] = 1,
-    name: Annotated[str, Check(check_file_name), Doc("of the file, without its suffix")] = "model",
+    name: Annotated[
+        str | None,
+        Check(check_optional_name),
+        Doc("of the file, without its suffix; None is model, or that of the ONNX file given"),
+    ] = None,
 ) -> Artifact:
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 
-    model: a network, float or quantized, or the path of an ONNX file.
+    model: a network, float or quantized, or a name of one (`sources.networks`): an ONNX file is
+    handed to the runtime as it is, where that reads such files. A network that was read from an
+    ONNX file (`mb.prune("net.onnx", ...)`) is written as that file, with its own weights in it:
+    names, opset, open sizes, metadata and unknown operators stay. It is then compared on `inputs`.
     inputs: the batch size stays free where network and runtime allow it; files for LiteRT and
     ExecuTorch take that of the example.
     Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not
@@ -52,29 +78,65 @@ def export(
     adapter.version()
     folder = Path(folder)
     if isinstance(model, (str, Path)):
-        if adapter.save is None:
-            raise InputError(
-                f"files for {runtime} are made from networks, not from ONNX files such as "
-                f"{model}; give the network and inputs="
-            )
-        return _opened(adapter.save(Path(model), folder), runtime, threads)
-    if inputs is None:
+        found = find(model)
+        if found.file is not None and adapter.save is not None:
+            with _called(found.file, name) as file:
+                return _opened(adapter.save(file, folder), runtime, threads)
+        inputs = found.example if inputs is None else inputs
+        model = found.module(inputs)
+    name = name or "model"
+    if inputs is None and source_of(model) is None:
         raise InputError("export needs inputs=, an example of what the network takes")
     if quantization(model) is not None and not adapter.int8:
         raise InputError(
             f"{runtime} does not run quantised networks; export the float network, or choose "
             "another runtime"
         )
+    example = None if inputs is None else example_inputs(inputs)
     if adapter.convert is not None:
-        captured, sites = to_program(model, example_inputs(inputs))
+        _check_convertible(model, example, runtime)
+        captured, sites = to_program(model, example)  # type: ignore[arg-type]
         return _opened(
             adapter.convert(captured, sites, folder / f"{name}{adapter.suffix}"), runtime, threads
         )
     assert adapter.save is not None
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / f"{name}.onnx"
-        to_onnx(model, example_inputs(inputs), source)
+        to_onnx(model, example, source)
         return _opened(adapter.save(source, folder), runtime, threads)
+
+
+@contextmanager
+def _called(file: Path, name: str | None) -> Iterator[Path]:
+    """An ONNX file under another name, with the data beside it."""
+    if name is None or name == file.stem:
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        held = Path(temporary) / f"{name}.onnx"
+        for data in data_files(read_model(file, weights=False), file):
+            copy = held.parent / data.relative_to(file.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(data, copy)
+        shutil.copyfile(file, held)
+        yield held
+
+
+def _check_convertible(model: nn.Module, example: Batch | None, runtime: str) -> None:
+    """`InputError` for networks of ONNX files that a converter of torch's graphs cannot take."""
+    if example is None:
+        raise InputError(
+            f"files for {runtime} are made for inputs of one size, which this network of an ONNX "
+            "file does not say; give inputs=, an example of what it takes"
+        )
+    source = source_of(model)
+    if source is not None and source.outside:
+        names = [f"{name} ({why})" for name, why in list(source.outside.items())[:4]]
+        raise InputError(
+            f"files for {runtime} are made from torch's operators, and {len(source.outside)} nodes "
+            f"of the ONNX file have none: {'; '.join(names)}; export it for a runtime that reads "
+            "ONNX, such as onnxruntime or openvino"
+        )
 
 
 def _opened(path: Path, runtime: str, threads: int) -> Artifact:
@@ -108,7 +170,7 @@ def _quantized(model: nn.Module) -> fx.GraphModule | None:
     return model if is_quantized and isinstance(model, fx.GraphModule) else None
 
 
-def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
+def to_onnx(model: nn.Module, inputs: Batch | None, path: str | Path) -> list[str]:
     """Writes an ONNX file: float, or in Q/DQ form for a quantised network; the same network gives
     the same bytes.
 
@@ -117,13 +179,44 @@ def to_onnx(model: nn.Module, inputs: Batch, path: str | Path) -> list[str]:
     among them) are left out. Returns the names of the sites in order.
     """
     model = check_network(model)
-    check_runs(model, inputs, "the example input")
+    if inputs is not None:
+        check_runs(model, inputs, "the example input")
     quantized = _quantized(model)
     if quantized is not None and source_of(quantized) is not None:
         proto, sites = spliced(quantized)
         fold_pads(proto)
         save_onnx(proto, path)
         return sites
+    if isinstance(model, fx.GraphModule) and source_of(model) is not None:
+        save_onnx(written(model), path)
+        if inputs is not None:
+            _check_same(model, inputs, Path(path))
+        return []
+    assert inputs is not None
     network, sites = (model, []) if quantized is None else with_integers(quantized)
-    write_onnx(onnx_proto(network, inputs), path)
+    names = getattr(model, "meta", {}).get(NAMES)
+    if names is not None:
+        warnings.warn(
+            "this network has other sizes than its ONNX file in places that are computed there, so "
+            f"that the file is written anew: of opset {OPSET}, with the names of its inputs and "
+            "outputs and its metadata, but other nodes",
+            stacklevel=3,
+        )
+    write_onnx(onnx_proto(network, inputs), path, names)
     return sites
+
+
+def _check_same(model: nn.Module, inputs: Batch, path: Path) -> None:
+    """`MirabelleError` where an ONNX file that was given other weights is not the network."""
+    expected = tensors(check_runs(model, inputs, "the example input"))
+    found = load(path, "onnxruntime", torch.get_num_threads()).predict(inputs)
+    for i, (value, other) in enumerate(
+        zip(expected, found if isinstance(found, tuple) else (found,), strict=True)
+    ):
+        scale = max(float(value.abs().max()) if value.numel() else 0.0, SMALL)
+        away = torch.as_tensor(other) - value.cpu()
+        if away.numel() and float(away.abs().max()) > DIFFERENCE * scale:
+            raise MirabelleError(
+                f"output {i} of the ONNX file that was written differs from the network's by "
+                f"{float(away.abs().max()):.3g}, and its values reach {scale:.3g}; report this file"
+            )

@@ -15,6 +15,7 @@ from torch import nn
 
 from mirabelle.base.checks import clone, load_state
 from mirabelle.base.compression_of_zeros import decode, encode
+from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError, did_you_mean
 from mirabelle.base.files import (
     read_json,
@@ -26,17 +27,20 @@ from mirabelle.base.files import (
     write_tensors,
 )
 from mirabelle.base.options import options_of, shown
+from mirabelle.channels.onnx_numbers import renew
 from mirabelle.channels.rewrite import FORM, rebuild_graph_form
 from mirabelle.channels.sizes import replace_tensors
 from mirabelle.graph.architecture import architecture, difference
 from mirabelle.onnx_files.read import network as network_of
+from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.api import quantize
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.graph import example_of, rebuild
 from mirabelle.quantization.simulation.notes import FLOAT_SIZES, float_sizes_of
 from mirabelle.sparsity import masks
 
-FORMAT = 2
+FORMAT = 3
+NEEDED = tuple("architecture quantization graph_form onnx_form float_sizes sparse sha256".split())
 LARGEST_INPUT = 2**28  # elements of the example that a file may ask for
 
 
@@ -59,6 +63,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "architecture": architecture(model),
         "quantization": None if described is None else described.to_dict(),
         "graph_form": getattr(model, "meta", {}).get(FORM),
+        "onnx_form": getattr(model, "meta", {}).get(ONNX_FORM),
         "float_sizes": None if described is None else float_sizes_of(model),
         "sparse": sparse,
         "sha256": sha256(folder / "model.safetensors"),
@@ -78,14 +83,7 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
     folder = Path(folder)
     described = _description(folder)
     if isinstance(model, (str, Path)):
-        if described["quantization"] is None:
-            raise InputError(
-                f"{folder} holds a float network; load it with the network that it was made "
-                f"from, not with {model}"
-            )
-        with _sound(folder, "no quantisation"):
-            example = example_of(described["quantization"])
-        model = network_of(model, example)
+        model = _of_file(model, described, folder)
     sparse = described["sparse"]
     tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder, _largest(model))
     result = _in_saved_form(model, described, tensors, folder)
@@ -97,6 +95,28 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
     _fill(result, tensors, type(model).__name__, folder)
     masks.mark(result, {name: entry["block"] for name, entry in sparse.items()})
     return result.eval()
+
+
+def _of_file(path: str | Path, described: dict[str, Any], folder: Path) -> nn.Module:
+    """The network of the ONNX file that the saved one came from, read as it was."""
+    form = described["onnx_form"]
+    if described["quantization"] is None and form is None:
+        raise InputError(
+            f"{folder} holds a float network that came from no ONNX file; load it with the network "
+            f"that it was made from, not with {path}"
+        )
+    if form is None:
+        with _sound(folder, "no quantisation"):
+            example = example_of(described["quantization"] or {})
+        return network_of(path, example)
+    with _sound(folder, "no inputs of an ONNX file"):
+        example = _zeros(form["inputs"])
+    return network_of(path, example, fold=False)
+
+
+def _zeros(inputs: list[Any]) -> Batch:
+    named = [(n, torch.zeros(shape, dtype=getattr(torch, t))) for n, shape, t in inputs]
+    return Batch(tuple(t for n, t in named if not n), {n: t for n, t in named if n}, None)
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -148,7 +168,7 @@ def _check_numbers(described: Mapping[str, Any]) -> None:
     """Raises where something is missing, and where a number would make `load` ask for more than any
     network has.
     """
-    for name in ("architecture", "quantization", "graph_form", "float_sizes", "sparse", "sha256"):
+    for name in NEEDED:
         if name not in described:
             raise KeyError(name)
     for line in described["architecture"]:
@@ -158,6 +178,11 @@ def _check_numbers(described: Mapping[str, Any]) -> None:
         _check_shape(entry["shape"])
     form = described["graph_form"]
     inputs = [] if form is None else list(form["inputs"])
+    if (form := described["onnx_form"]) is not None:
+        inputs += form["inputs"]
+        for numbers in (v for found in form["numbers"].values() for v in found.values()):
+            if not all(type(v) is int for v in numbers):
+                raise ValueError(f"numbers of a node: {shown(numbers)}")
     if (found := described["quantization"]) is not None:
         inputs += found["inputs"]
         declared = options_of(quantize)
@@ -202,13 +227,20 @@ def _in_saved_form(
         for shape in known.values():
             _check_shape(shape)
         _resize(result, {n: tuple(s) for n, s in known.items()})
+    if described["onnx_form"] is not None:
+        with _sound(folder, "no numbers of an ONNX file"):
+            renew(result, described["onnx_form"])
     if form:
         with _sound(folder, "no graph form"):
             result = rebuild_graph_form(result, form)
     if described["quantization"] is not None:
         with _sound(folder, "no quantisation"):
             result = rebuild(result, described["quantization"])
-        result.meta |= {FLOAT_SIZES: described["float_sizes"], FORM: form}
+        result.meta |= {
+            FLOAT_SIZES: described["float_sizes"],
+            FORM: form,
+            ONNX_FORM: described["onnx_form"],
+        }
     return result
 
 

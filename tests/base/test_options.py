@@ -11,7 +11,8 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from mirabelle.base.errors import InputError
+import mirabelle as mb
+from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.base.options import (
     Check,
     Expected,
@@ -174,3 +175,9 @@ def test_importing_mirabelle_takes_neither_torch_nor_pydantic():
     code = "import sys, mirabelle; print({'torch', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_people_call_otherwise_is_understood():
+    assert did_you_mean("tflite", ["litert", "mnn"]) == "; did you mean 'litert'?"
+    with pytest.raises(InputError, match="did you mean 'onnxruntime'"):
+        mb.export("net.onnx", "x", runtime="ort")

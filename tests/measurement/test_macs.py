@@ -5,7 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from mirabelle.base.errors import InputError
@@ -246,3 +246,25 @@ def test_macs_by_module_add_up_and_are_of_one_sample():
     found = macs_by_module(net, torch.zeros(5, 1, 4, 4))
     assert found == {"inner": 288, "inner.0": 288, "fc": 96}
     assert found["inner"] + found["fc"] == count_macs(net, torch.zeros(1, 1, 4, 4))
+
+
+def conv_of_constant_nodes(folder):
+    """A convolution whose weight is a node, on pictures of open size."""
+    weight = np.ones((8, 3, 3, 3), np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight)),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+    ]
+    sides = (
+        ("x", TensorProto.FLOAT, ["N", 3, "H", "W"]),
+        ("y", TensorProto.FLOAT, ["N", 8, None, None]),
+    )
+    return save(folder / "a.onnx", nodes, [sides[0]], [sides[1]])
+
+
+def test_weights_in_nodes_and_sizes_that_are_said(tmp_path):
+    path = conv_of_constant_nodes(tmp_path)
+    assert count_onnx_parameters(path) == 216
+    assert count_onnx_macs(path) == (0, ["Conv (conv)"])
+    # 14 * 14 places, 8 filters of 27 weights; per sample of two
+    assert count_onnx_macs(path, {"x": (2, 3, 16, 16)}) == (14 * 14 * 8 * 27, [])

@@ -105,3 +105,18 @@ def test_measure_refuses(exported, tmp_path):
     with pytest.raises(InputError, match="not there"):
         measure(tmp_path / "none.onnx", inputs=torch.randn(1, 3, 12, 12))
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_wrapped_networks_are_measured_as_what_they_wrap(exported):
+    """torch.compile's and DataParallel's wrappers would compile in the time, or scatter."""
+    model, _ = exported
+    x = torch.randn(1, 3, 12, 12)
+    plain = measure(model, inputs=x, runs=2)
+    for wrapped in (torch.compile(model), torch.nn.DataParallel(model)):
+        found = measure(wrapped, inputs=x, runs=2, baseline=wrapped)
+        assert found.name == plain.name == found.baseline
+        assert (found.macs, found.parameters, found.bytes) == (
+            plain.macs,
+            plain.parameters,
+            plain.bytes,
+        )

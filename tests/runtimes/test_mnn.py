@@ -265,3 +265,16 @@ def test_stored_weights_by_hand():
 def test_flatbuffers_that_are_no_mnn_file():
     with pytest.raises(Exception):  # noqa: B017  whatever struct says; files are opened by MNN first
         mnnfile.sparse_layers(bytearray(b"xx"))
+
+
+def test_files_of_open_sizes_are_opened(tmp_path):
+    """MNN holds no array for a size that is open, and cannot be asked for its type."""
+    from tests.measurement.test_macs import conv_of_constant_nodes
+
+    artifact = mb.export(conv_of_constant_nodes(tmp_path), tmp_path / "mnn", runtime="mnn")
+    assert artifact.inputs[0].shape == (None, 3, None, None)
+    for side in (8, 11):
+        x = np.random.default_rng(side).normal(size=(1, 3, side, side)).astype(np.float32)
+        expected = x[:, :, : side - 2, : side - 2].shape
+        assert artifact(x).shape == (1, 8, *expected[2:])
+        assert artifact(x)[0, 0, 0, 0] == pytest.approx(x[0, :, :3, :3].sum(), abs=1e-4)

@@ -244,9 +244,9 @@ def test_a_runtime_that_is_not_installed(net, monkeypatch, tmp_path):
     packages = ("ai_edge_litert", "executorch", "ncnn")
     for name in [*packages, *(m for m in sys.modules if m.split(".")[0] in packages)]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{net.runtime}\]"):
+    with pytest.raises(MissingRuntimeError, match=rf"pip install 'mirabelle\[{net.runtime}\]'"):
         load(net.path, net.runtime)
-    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{net.runtime}\]"):
+    with pytest.raises(MissingRuntimeError, match=rf"pip install 'mirabelle\[{net.runtime}\]'"):
         mb.export(nn.Linear(2, 2), tmp_path, runtime=net.runtime, inputs=torch.zeros(1, 2))
 
 

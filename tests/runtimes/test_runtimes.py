@@ -313,7 +313,7 @@ def test_the_runtime_that_is_not_installed(net, monkeypatch):
     runtime = choice(net.path).runtime if net.runtime == "sparse" else net.runtime
     package = {"mnn": "MNN", "onnxruntime-mobile": "onnxruntime"}.get(runtime, runtime)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingRuntimeError, match=rf"pip install mirabelle\[{package.lower()}\]"):
+    with pytest.raises(MissingRuntimeError, match=rf"pip install 'mirabelle\[{package.lower()}\]'"):
         load(net.path, net.runtime)
 
 

@@ -318,7 +318,7 @@ def test_files_that_break_rules_are_refused_before_anything_is_built(tmp_path):
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(MissingRuntimeError, match=r"pip install mirabelle\[tensorrt\]"):
+    with pytest.raises(MissingRuntimeError, match=r"pip install 'mirabelle\[tensorrt\]'"):
         tensorrt.version()
 
 

@@ -50,11 +50,24 @@ class CertificateError(MirabelleError):
     """A run's folder that is not, byte for byte, what its certificate says."""
 
 
+# What people write for what is called otherwise here.
+MEANT = {
+    "ort": "onnxruntime",
+    "onnx": "onnxruntime",
+    "tflite": "litert",
+    "pte": "executorch",
+    "ov": "openvino",
+    "trt": "tensorrt",
+}
+
+
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     """A clause that names the nearest known names, or all of them where none is near: `; did you
     mean 'taylor'?`.
     """
     names = sorted(str(k) for k in known)
+    if MEANT.get(name.lower()) in names:
+        return f"; did you mean {MEANT[name.lower()]!r}?"
     near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
     if near:
         return "; did you mean " + " or ".join(repr(n) for n in near) + "?"

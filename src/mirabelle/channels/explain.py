@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,9 +11,10 @@ from rich.table import Table
 from torch import nn
 
 from mirabelle.base.data import example_inputs, preserved
-from mirabelle.base.errors import CaptureError
+from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.base.terminal import drawn, plain
 from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.sources.networks import find
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,18 @@ class Explanation:
 
 
 @preserved()
-def explain(model: nn.Module, x: Any, keep: Any = ()) -> Explanation:
-    """The channel groups of `model`, and what cannot be pruned and why. x: example inputs.
+def explain(model: nn.Module | str | Path, x: Any = None, keep: Any = ()) -> Explanation:
+    """The channel groups of `model`, and what cannot be pruned and why. x: example inputs; a file
+    or a name (`sources.networks`) may know its own.
 
     A network that cannot be captured is explained, not refused; wrong arguments raise `InputError`.
     """
+    found = find(model)
+    x = found.example if x is None else x
+    network = found.module(x)
+    if x is None:
+        raise InputError("explain needs x, an example of what the network takes")
     try:
-        return Explanation(analyse(model, example_inputs(x), keep))
+        return Explanation(analyse(network, example_inputs(x), keep))
     except CaptureError as error:
         return Explanation(None, str(error))

@@ -27,11 +27,12 @@ Rule = Callable[..., Any]
 @dataclass(frozen=True)
 class Work:
     """Multiply-accumulates of one operator for the whole example. vectors: labels of the dimensions
-    in proportion to which they shrink, and whether the operator sums over them.
+    in proportion to which they shrink, and whether the operator sums over them. node: the operator.
     """
 
     macs: int
     vectors: tuple[tuple[torch.Tensor, bool], ...]
+    node: fx.Node
 
 
 class Flow:
@@ -56,6 +57,7 @@ class Flow:
         self.values: dict[fx.Node, Any] = {}
         self._rules = rules
         for node in graph_module.graph.nodes:
+            self.node = node  # whose rule is at work
             self.values[node] = self._run(node)
         if training is not None:
             self._follow_training(*training)
@@ -149,11 +151,10 @@ class Flow:
                     weight.along(dim), f"{self.place(node)}: the size of its kernel"
                 )
 
-    def work(self, macs: int, *vectors: torch.Tensor, summed: Sequence[torch.Tensor] = ()) -> None:
-        found = [*((v, False) for v in vectors), *((v, True) for v in summed)]
-        self.works.append(
-            Work(macs, tuple((v, over) for v, over in found if bool((v != FIXED).any())))
-        )
+    def work(self, macs: int, *labels: torch.Tensor, summed: Sequence[torch.Tensor] = ()) -> None:
+        found = [*((v, False) for v in labels), *((v, True) for v in summed)]
+        vectors = tuple((v, over) for v, over in found if bool((v != FIXED).any()))
+        self.works.append(Work(macs, vectors, self.node))
 
     def _follow_training(
         self, graph_module: fx.GraphModule, parameters: dict[str, Parameter]

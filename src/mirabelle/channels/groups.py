@@ -24,7 +24,8 @@ from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import FIXED, Parameter
 from mirabelle.channels.parameters import first_names, read_parameters
 from mirabelle.channels.rules import RULES
-from mirabelle.graph.capture import capture, check_capturable
+from mirabelle.graph.capture import capture, check_capturable, parameter_name
+from mirabelle.graph.nodes import optional_argument
 from mirabelle.graph.proof import FLIPPED, difference
 from mirabelle.measurement.macs import count_macs
 
@@ -83,10 +84,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one operator for one sample, and what they shrink with."""
+    """Multiply-accumulates of one operator for one sample, and what they shrink with. node: its
+    name in the graph. weight: the parameter that is its weight; '' where that is computed.
+    """
 
     macs: float
     sides: tuple[Side, ...]
+    node: str = ""
+    weight: str = ""
 
     def left(self, kept: Mapping[str, Any], channels: Mapping[str, int]) -> Any:
         """Those that stay with `kept[group]` channels; an array of them where that of one group is
@@ -289,7 +294,9 @@ def _costs(flow: Flow, groups: list[Group], roots: torch.Tensor, samples: int) -
                         summed,
                     )
                 )
-        costs.append(Cost(work.macs / samples, tuple(sides)))
+        node = work.node
+        weight = parameter_name(optional_argument(node, 1)) or ""
+        costs.append(Cost(work.macs / samples, tuple(sides), node.name, weight))
     return costs
 
 

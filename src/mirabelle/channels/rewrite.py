@@ -25,6 +25,7 @@ from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
 from mirabelle.channels.sizes import mend_sizes
 from mirabelle.graph.capture import capture, make_concrete, operator, parameter_name, parameter_uses
+from mirabelle.onnx_files.source import NAMES, ONNX_FORM, SOURCE, source_of
 
 FORM = "graph_form"  # the key of a graph form's `meta` under which it says how it was made
 Gone = Mapping[tuple[str, int], torch.Tensor]
@@ -81,6 +82,9 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.train(model.training)
+    if (source := source_of(model)) is not None:  # too much of the file has other sizes now
+        graph_module.meta.pop(SOURCE, None)
+        graph_module.meta |= {NAMES: source, ONNX_FORM: model.meta.get(ONNX_FORM)}  # type: ignore[operator]
     graph_module.meta[FORM] = cut_again(
         getattr(model, "meta", {}).get(FORM) or _whole(model, inputs), gone
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirabelle.base.checks import check_runs, clone, shell
@@ -15,10 +15,12 @@ from mirabelle.base.errors import CaptureError, InputError, SurgeryError
 from mirabelle.base.quiet import muffled
 from mirabelle.channels.groups import Coupling
 from mirabelle.channels.masking import Cutting, MaskedReference
+from mirabelle.channels.onnx_numbers import cut_file
 from mirabelle.channels.rewrite import FORM, Gone, cut_again, graph_form
 from mirabelle.channels.sizes import replace_tensors
 from mirabelle.graph.capture import inputs_in_order
 from mirabelle.graph.proof import FLIPPED, check_comparable, difference, random_like, tensors
+from mirabelle.onnx_files.source import source_of
 
 
 def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -36,6 +38,10 @@ def remove(model: nn.Module, coupling: Coupling, removed: Mapping[str, torch.Ten
     for make in (_in_place, graph_form):
         try:
             small = make(model, coupling.inputs, gone)
+            if make is _in_place and isinstance(small, fx.GraphModule) and source_of(small):
+                assert coupling.graph_module is not None and coupling.flow is not None
+                cutting = Cutting(coupling.flow, gone)
+                cut_file(small, coupling.graph_module, cutting)
             problem = _first_difference(coupling, gone, proofs, small) or _other_batch(
                 model, small, coupling.inputs, proofs[0][1]
             )

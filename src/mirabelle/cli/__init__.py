@@ -1,5 +1,4 @@
-"""The command line: `mirabelle run | explain | measure | verify | export | report | certify |
-schema | setup-arm64`.
+"""The command line: `mirabelle COMMAND`; the commands are in `COMMANDS`.
 
 The overview needs no import. cyclopts and a command's module are imported when the command is
 called.
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
 
 # By name: where it is, what it does, an example.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "compress": (
+        "compress:compress",
+        "find the smallest network that holds your limits",
+        "mirabelle compress net.onnx --data photos --accuracy-drop 0.005 --minutes 60",
+    ),
     "run": (
         "recipes:run",
         "carry out a recipe and write its report",
@@ -41,6 +45,21 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "size, MACs, latency, memory and accuracy of a network or an exported file",
         "mirabelle measure out/model.onnx --data examples.fashion:data",
     ),
+    "compare": (
+        "compare:compare",
+        "two runs, or two files or networks of any runtime, side by side",
+        "mirabelle compare net.onnx out/openvino/model.xml --data photos",
+    ),
+    "init": (
+        "start:init",
+        "look at network and data, and write a commented recipe that runs",
+        "mirabelle init net.onnx --data photos --size 224",
+    ),
+    "doctor": (
+        "doctor:doctor",
+        "what is installed, and what each runtime can do on this machine",
+        "mirabelle doctor --check",
+    ),
     "export": (
         "networks:export",
         "write a network as a file for a runtime",
@@ -51,6 +70,21 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "compare an exported file with the quantized network it came from, layer by layer",
         "mirabelle verify examples.fashion:resnet --load q --file out/model.onnx "
         "--data examples.fashion:data",
+    ),
+    "prune": (
+        "techniques:prune",
+        "remove the least important channels of a network",
+        "mirabelle prune timm:resnet18 --data photos --macs 0.5 --folder out",
+    ),
+    "distill": (
+        "techniques:distill",
+        "train a network on what another says of the data",
+        "mirabelle distill timm:resnet18 --teacher timm:resnet50 --data photos --folder out",
+    ),
+    "quantize": (
+        "techniques:quantize",
+        "make a network compute with integers, and verify it on the runtime",
+        "mirabelle quantize net.onnx --data photos --size 224 --runtime openvino --folder out",
     ),
     "report": (
         "recipes:report",

@@ -4,15 +4,68 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
+from mirabelle.base.errors import MEANT, InputError, did_you_mean
 from mirabelle.base.options import options_of
 
+if TYPE_CHECKING:
+    from mirabelle.sources.data import Data
+    from mirabelle.sources.networks import Found
+
 LARGEST_EXAMPLE = 2**28  # elements of what --input asks for
+TYPES = (
+    *("float32", "float16", "float64", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+MODEL = Parameter(
+    help="the trained network: module:callable, an .onnx or .pt2 file, timm:NAME, "
+    "torchvision:NAME, hf:ORG/NAME"
+)
+DATA = Parameter(
+    help="a folder of pictures (in folders of classes, or without labels), a .csv of paths and "
+    "labels, .npz, .npy, a folder of Hugging Face's datasets, or module:callable"
+)
+WEIGHTS = Parameter(
+    help="a file of the network's weights, such as .safetensors; none for an untrained network; "
+    "without it a named network's hub is asked"
+)
+
+
+# Kernels that take one kind of grid alone.
+TARGETS = {"ncnn": "symmetric", "tensorrt": "tensorrt", "onnxruntime-tensorrt": "tensorrt"}
+
+
+def target_for(runtimes: Sequence[str]) -> str | None:
+    """The target that the first of these runtimes insists on; None where none does."""
+    return next((TARGETS[r] for r in runtimes if r in TARGETS), None)
+
+
+def _runtime(type_: Any, tokens: Any) -> Any:
+    from mirabelle.runtimes import RUNTIMES
+
+    names = [MEANT.get(value.lower(), value) for value in (str(t.value) for t in tokens)]
+    for name in names:
+        if name not in RUNTIMES:
+            near = did_you_mean(name, RUNTIMES)
+            raise ValueError(f"there is no runtime {name!r}{near}")
+    return names if type_ is not str else names[0]
+
+
+RUNTIME = Parameter(converter=_runtime, n_tokens=1)
+RUNTIMES = Parameter(
+    converter=_runtime,
+    n_tokens=-1,
+    consume_multiple=True,
+    negative=(),
+    metavar="NAME...",
+    help="what files are written for, one or several; ort and tflite are understood",
+)
 
 
 def _flag(*names: str, text: str) -> Parameter:
@@ -46,8 +99,36 @@ def default(verb: Callable, name: str) -> Any:
     return options_of(verb)[name].default
 
 
+class InputSpec(NamedTuple):
+    """What `--input` says of one input: name and dtype where they are said."""
+
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def input_of(text: str) -> InputSpec:
+    """`1,3,224,224` or `1x3x224x224`, with a name before it and a type behind it:
+    `ids:1,2048:int32`.
+    """
+    parts = text.split(":")
+    name = parts.pop(0) if len(parts) > 1 and not _is_shape(parts[0]) else None
+    dtype = parts.pop() if len(parts) > 1 else "float32"
+    if len(parts) != 1:
+        raise ValueError(f"{text[:80]!r} is no input; write it like name:1,2048:int32")
+    if dtype not in TYPES:
+        raise ValueError(f"{dtype[:20]!r} is no type of numbers{did_you_mean(dtype, TYPES)}")
+    return InputSpec(name, shape_of(parts[0]), dtype)
+
+
+def _is_shape(text: str) -> bool:
+    return text == "scalar" or text.replace("x", ",").replace(",", "").isdigit()
+
+
 def shape_of(text: str) -> tuple[int, ...]:
     """`1,3,224,224` or `1x3x224x224`."""
+    if text == "scalar":
+        return ()
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
@@ -59,37 +140,121 @@ def shape_of(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _shape(type_: Any, tokens: Any) -> tuple[int, ...]:
-    return shape_of(tokens[0].value)
+def _inputs(type_: Any, tokens: Any) -> tuple[InputSpec, ...]:
+    return tuple(input_of(t.value) for t in tokens)
 
 
-SHAPE = Parameter(
-    converter=_shape,
-    n_tokens=1,
+INPUT = Parameter(
+    converter=_inputs,
+    n_tokens=-1,
+    consume_multiple=True,
     negative=(),
-    metavar="SHAPE",
-    help="shape of an example input, such as 1,3,224,224",
+    metavar="SHAPE...",
+    help="shape of an example input, such as 1,3,224,224, with its name and type where there are "
+    "several: ids:1,128:int64 mask:1,128:int64",
 )
 
 
-def example(shape: tuple[int, ...] | None) -> Any:
-    """Normal numbers of a shape, always the same."""
+def example(specs: tuple[InputSpec, ...] | None) -> Any:
+    """Normal numbers of these shapes, always the same; zeros where they count something. By name
+    where names are said.
+    """
     import torch
 
-    return None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if not specs:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for spec in specs:
+        kind = getattr(torch, spec.dtype)
+        values = torch.randn(spec.shape, generator=generator) if kind.is_floating_point else None
+        made.append(torch.zeros(spec.shape, dtype=kind) if values is None else values.to(kind))
+    if all(s.name for s in specs):
+        return {s.name: v for s, v in zip(specs, made)}
+    return made[0] if len(made) == 1 else tuple(made)
 
 
-def network(reference: str) -> Any:
-    from mirabelle.sources.callables import build_model
+def example_for(network: Any, specs: tuple[InputSpec, ...] | None) -> Any:
+    """The example as `network` takes it: a file's inputs have names, and a network with one input
+    is called with it.
+    """
+    found = example(specs)
+    if not isinstance(found, dict):
+        return found
+    names = _names(network)
+    if names is None or set(found) == set(names):
+        return found
+    if len(found) == 1 and len(names) == 1:
+        raise InputError(
+            f"--input names {next(iter(found))!r}, and the input is called {names[0]!r}"
+        )
+    raise InputError(f"--input names {', '.join(found)}; the inputs are {', '.join(names)}")
 
-    return build_model(reference)
+
+def _names(network: Any) -> list[str] | None:
+    """Of the inputs of a file; None for a network, which says itself what it lacks."""
+    from mirabelle.runtimes import Artifact
+
+    return [s.name for s in network.inputs] if isinstance(network, Artifact) else None
 
 
-def network_or_file(reference: str, threads: int = 1) -> Any:
+def as_file(network: Any, inputs: Any) -> Any:
+    """Inputs as a file takes them, or a network."""
+    from mirabelle.base.data import Batch
+    from mirabelle.runtimes import Artifact
+
+    if inputs is None or not isinstance(network, Artifact):
+        return inputs
+    batch = inputs if isinstance(inputs, Batch) else None
+    tensors = batch.tensors if batch is not None else _listed(inputs)
+    if isinstance(inputs, Mapping):
+        return {n: t.numpy() for n, t in inputs.items()}
+    arrays = tuple(t.numpy() for t in tensors)
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _listed(inputs: Any) -> list[Any]:
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+
+
+def weighted(model: str, weights: str | None) -> str:
+    """A network's name with the file of its weights behind it."""
+    return model if weights is None else f"{model}@{weights}"
+
+
+def network_or_file(reference: str, threads: int = 1) -> tuple[Any, Found]:
+    """A file of a runtime, opened, or a network; and what is known of it."""
     from mirabelle.runtimes import load, runtime_of
+    from mirabelle.sources.networks import Found, find
+    from mirabelle.sources.preprocessing import from_shape
 
     runtime = runtime_of(reference)
-    return network(reference) if runtime is None else load(reference, runtime, threads)
+    if runtime is None:
+        found = find(reference)
+        return found.module(), found
+    file = load(reference, runtime, threads)
+    if reference.endswith(".onnx"):
+        return file, find(reference)
+    how = None
+    if len(file.inputs) == 1:
+        spec = file.inputs[0]
+        how = from_shape(spec.shape, spec.dtype, f"{Path(reference).name}, its input")
+    return file, Found(reference, how=how)
+
+
+def read_data(name: str, found: Found, options: Mapping[str, Any]) -> Data:
+    """The data that a command names, brought to a network; what was taken is said."""
+    from mirabelle.base.progress import console
+    from mirabelle.sources.data import read
+
+    data = read(name, known=found.how, classes=found.classes or None, **options)
+    if data.table is not None:
+        console.print(str(data), style="dim")
+    if data.how is not None:
+        console.print(f"pictures: {data.how}", style="dim")
+    return data
 
 
 def say(found: Any, as_json: bool, text: str | None = None) -> int:

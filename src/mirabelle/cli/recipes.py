@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from mirabelle.base.errors import InputError, LimitError
 from mirabelle.cli.common import FLAG, Common, say
+
+if TYPE_CHECKING:
+    from mirabelle.pipeline.recipe import Recipe
 
 
 def run(
@@ -27,33 +30,69 @@ def run(
     check: Annotated[
         bool, FLAG, Parameter(help="only check the recipe, the network and the data")
     ] = False,
+    dry_run: Annotated[
+        bool, FLAG, Parameter(help="only say what would be done, and roughly how long it takes")
+    ] = False,
     common: Common = Common(),  # noqa: B008
 ) -> int:
     """Carry out a recipe and write its report."""
     from mirabelle.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    if dry_run:
+        from mirabelle.cli.plans import dry_run as said
+
+        return said(loaded, Path(folder or Path("runs") / Path(recipe).stem), common)
     if check:
         from mirabelle.pipeline.facts import check_fit
-        from mirabelle.sources.callables import build_data, build_model
+        from mirabelle.pipeline.inputs import check as opened
 
-        check_fit(loaded, build_model(loaded.model), build_data(loaded.data))
+        named = opened(loaded)
+        check_fit(named.recipe, named.model, named.loaders)
         steps = [s.name for s in loaded.steps]
         text = f"{recipe} is sound: {', '.join(steps)}"
         return say({"recipe": recipe, "steps": steps}, common.json, text)
+    return carried_out(loaded, resume, folder, common)
+
+
+def carried_out(
+    recipe: Recipe,
+    resume: bool,
+    folder: str | None,
+    common: Common,
+    content: dict[str, Any] | None = None,
+) -> int:
+    """Carries out a recipe and prints its table. content: the recipe, to be written beside the
+    report so that it can be changed and run again.
+    """
     from mirabelle.cli.table import summary
     from mirabelle.pipeline.api import run as carry_out
 
-    finished = carry_out(loaded, resume=resume, folder=folder, check=False)
+    finished = carry_out(recipe, resume=resume, folder=folder, check=False)
+    if content is not None:
+        write_recipe(finished.folder / "recipe.yaml", content)
     page = (finished.folder / "report.html").resolve()
     found: dict[str, Any] = {k: finished.report[k] for k in ("stages", "result", "limits")}
-    found |= {"folder": str(finished.folder.resolve()), "report": str(page)}
-    say(found, common.json, f"{summary(finished.report)}\nreport: {page}")
+    files = [str(p.resolve()) for p in finished.files]
+    found |= {"folder": str(finished.folder.resolve()), "report": str(page), "files": files}
+    found["verification"] = finished.report.get("verification", [])
+    written = "".join(f"\nfile: {f}" for f in files)
+    say(found, common.json, f"{summary(finished.report)}{written}\nreport: {page}")
     for warning in finished.warnings:
         print(f"warning: limit missed: {warning}", file=sys.stderr)
     if finished.missed:
         raise LimitError(finished.shortfall())
     return 0
+
+
+def write_recipe(path: Path, content: dict[str, Any]) -> None:
+    """Writes a recipe as YAML."""
+    import yaml
+
+    from mirabelle.base.files import write_text
+
+    said = "# What `mirabelle run` does again, from the folder that the command was called in.\n"
+    write_text(path, said + yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
 
 
 def report(

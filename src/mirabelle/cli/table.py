@@ -52,8 +52,13 @@ def _gained(report: dict[str, Any]) -> list[str]:
     return [
         f"on {result['runtime']}: {result['speedup']:.2f} times faster, "
         f"{result['size_ratio']:.1f} times smaller,",
-        f"{100 * result['accuracy_drop']:+.2f} points of {report['recipe']['metric']} lost",
+        f"{report['recipe']['metric'].rpartition(':')[2]}: {points(result['accuracy_drop'])}",
     ]
+
+
+def points(drop: float) -> str:
+    """`0.12 points lost`, `0.63 points gained`."""
+    return f"{abs(100 * drop):.2f} points {'gained' if drop < 0 else 'lost'}"
 
 
 def _limit(limit: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from mirabelle.distillation.outputs import PRECISIONS, Encoding
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 from mirabelle.fitting.gradients import LOSSES as LABEL_LOSSES
+from mirabelle.sources.networks import for_data, module
 from mirabelle.training.api import train, with_loss
 from mirabelle.training.loop import Trained
 from mirabelle.training.plan import autocast_type
@@ -43,7 +44,7 @@ def _together(options: Mapping[str, Any]) -> None:
 
 @declared(_together, rest=train)
 def distill(
-    student: nn.Module,
+    student: nn.Module | str | Path,
     teacher: Teacher | Sequence[Teacher],
     data: Iterable,
     *,
@@ -101,8 +102,9 @@ def distill(
     """Trains a copy of `student` on what `teacher` says of `data`, and returns it. No labels are
     needed.
 
-    teacher: a network, the path of an .onnx file, the path of a .safetensors file written by
-    `save_outputs`, or a list of these: an ensemble.
+    student: a network, or a name of one (`sources.networks`).
+    teacher: a network, a name of one, the path of an .onnx file, that of a .safetensors file
+    written by `save_outputs`, or a list of these: an ensemble.
     options: those that `mirabelle.training.train` declares. The signature says what the others are;
     what it does not say:
 
@@ -148,11 +150,14 @@ class Lesson:
 
 @declared(rest=distill)
 def run(
-    student: nn.Module, teacher: Teacher | Sequence[Teacher], data: Iterable, **options: Any
+    student: nn.Module | str | Path,
+    teacher: Teacher | Sequence[Teacher],
+    data: Iterable,
+    **options: Any,
 ) -> Trained:
     """`distill` with its history."""
-    lesson = Lesson.of(options)
-    student = check_network(student, "student")
+    lesson, teacher = Lesson.of(options), _networks(teacher)
+    student = check_network(for_data(student, data), "student")
     if lesson.head is not None:
         check_network(lesson.head, "head")
     options_given, options = options, _for_training(options, lesson, data, _is_saved(teacher))
@@ -190,6 +195,15 @@ def run(
         objective.close()
         if kept is not None:
             kept.flush()
+
+
+def _networks(teacher: Any) -> Any:
+    """The teachers, with networks in the place of their names; ONNX files answer as they are."""
+    if isinstance(teacher, (list, tuple)):
+        return [_networks(t) for t in teacher]
+    if isinstance(teacher, (str, Path)) and (":" in str(teacher) or Path(teacher).suffix == ".pt2"):
+        return module(teacher)
+    return teacher
 
 
 def _is_saved(teacher: Any) -> bool:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import fx, nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
 from mirabelle.graph.capture import program
 from mirabelle.measurement.latency import Latency, alternate
-from mirabelle.onnx_files.write import onnx_proto, write_onnx
+from mirabelle.onnx_files.source import source_of
+from mirabelle.onnx_files.write import fold_pads, onnx_proto, save_onnx, write_onnx
+from mirabelle.onnx_files.write_back import written
 from mirabelle.runtimes import RUNTIMES, Artifact
 
 ROUNDS = 400
@@ -44,7 +46,12 @@ def write_artifact(
         )
     assert adapter.save is not None
     source = folder / "model.onnx"
-    write_onnx(onnx_proto(network, one), source)
+    if isinstance(network, fx.GraphModule) and source_of(network) is not None:
+        proto = written(network)
+        fold_pads(proto)
+        save_onnx(proto, source)
+    else:
+        write_onnx(onnx_proto(network, one), source)
     return Artifact(adapter.save(source, folder / runtime), runtime, threads)
 
 

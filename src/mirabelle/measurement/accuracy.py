@@ -13,7 +13,8 @@ import torch
 
 from mirabelle.base.checks import running, shell
 from mirabelle.base.data import Batch, batches, device_of, length_of
-from mirabelle.base.errors import InputError, choose
+from mirabelle.base.errors import InputError
+from mirabelle.base.names import resolve
 from mirabelle.base.progress import track
 
 
@@ -120,7 +121,7 @@ def sample_scores(
     """The metric of every sample of a labelled loader, (N,) float64, in the loader's order; see
     `evaluate`.
     """
-    function = choose(metric, METRICS, "metric") if isinstance(metric, str) else metric
+    function = resolve(metric, METRICS, "metric")
     total = length_of(loader)
     seen = track(batches(loader, labelled=True), what, total)
     name = metric_name(metric)

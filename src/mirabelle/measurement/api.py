@@ -40,27 +40,45 @@ if TYPE_CHECKING:
 DEVICES = ("here", "arm64", "adb")
 
 
-def _network(model: Any) -> Artifact | nn.Module:
-    """The artifact of a path, or what was given if it can be measured."""
-    from mirabelle.runtimes import RUNTIMES, Artifact, load, runtime_of
+def _network(model: Any) -> tuple[Artifact | nn.Module, Batch | None]:
+    """The artifact of a path, or what was given if it can be measured; and an example, where a name
+    knows its own.
+    """
+    from mirabelle.runtimes import Artifact, load, runtime_of
 
     if isinstance(model, (str, Path)):
-        if (runtime := runtime_of(model)) is None:
-            known = dict.fromkeys(r.suffix for r in RUNTIMES.values())
-            raise InputError(
-                f"{model} ends in {Path(model).suffix!r}; expected one of {', '.join(known)}"
-            )
-        return load(model, runtime)
+        if (runtime := runtime_of(model)) is not None:
+            return load(model, runtime), None
+        return _named(str(model))
     if isinstance(model, Artifact):
-        return model
+        return model, None
     from torch import nn
 
+    from mirabelle.base.checks import unwrapped
+
     if isinstance(model, nn.Module):
-        return model
+        return unwrapped(model), None  # type: ignore[return-value]
     raise InputError(
         f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or "
         "the path of an exported file"
     )
+
+
+def _named(name: str) -> tuple[nn.Module, Batch | None]:
+    """The network of a name, and its example; `InputError` for a file that is neither one nor a
+    runtime's.
+    """
+    from mirabelle.runtimes import RUNTIMES
+    from mirabelle.sources.networks import find
+
+    if ":" not in name and Path(name).suffix != ".pt2" and not Path(name).exists():
+        known = dict.fromkeys([*(r.suffix for r in RUNTIMES.values()), ".pt2"])
+        raise InputError(
+            f"{name} ends in {Path(name).suffix!r}; expected one of {', '.join(known)}, "
+            "module:callable or a name such as timm:resnet18"
+        )
+    found = find(name)
+    return found.module(), found.example
 
 
 def _example(
@@ -78,7 +96,7 @@ def _example(
             and isinstance(network, Artifact)
             and all(spec.shape is not None for spec in network.inputs)
         ):
-            inputs = tuple(_made_up(spec) for spec in network.inputs)
+            inputs = tuple(_made_up(network, spec) for spec in network.inputs)
         if inputs is None:
             raise InputError("nothing to run the network on: give a loader or inputs=")
         return example_inputs(inputs), None, False
@@ -91,10 +109,15 @@ def _example(
     return example._replace(target=None), loader, first.target is not None
 
 
-def _made_up(spec: Any) -> np.ndarray:
-    """One sample of the shape that a file says, sizes left open as 1: normal numbers, or zeros
-    where they count something.
+def _made_up(network: Artifact, spec: Any) -> np.ndarray:
+    """One sample of the shape that a file says: normal numbers, or zeros where they count
+    something. `InputError` where it leaves more open than the batch: times of other sizes would say
+    nothing.
     """
+    if None in spec.shape[1:]:
+        from mirabelle.sources.networks import open_sizes
+
+        raise InputError(open_sizes(network.path.name, network.inputs))
     shape = [s or 1 for s in spec.shape]
     if spec.dtype.startswith("float"):
         return np.random.default_rng(0).normal(size=shape).astype(spec.dtype)
@@ -204,10 +227,12 @@ def measure(
     """
     from mirabelle.runtimes import Artifact
 
-    network = _network(model)
+    network, known = _network(model)
     if break_even is not False:
         _check_break_even(network, break_even)
-    other = None if baseline is None else _network(baseline)
+    other = None if baseline is None else _network(baseline)[0]
+    if loader is None and inputs is None:
+        inputs = known
     batch, loader, labelled = _example(network, loader, inputs)
     is_file = isinstance(network, Artifact)
     if device != "here":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -254,12 +254,46 @@ def _load(path: str | Path) -> Any:
     try:
         if not model.graph.output:
             raise InputError("it holds no graph")
-        return onnx.inliner.inline_local_functions(model) if model.functions else model
+        model = onnx.inliner.inline_local_functions(model) if model.functions else model
+        return _with_constants(model)
     except Exception as error:
         raise InputError(
             f"{path} is not a whole ONNX file ({error}); it was damaged or written by something "
             "else"
         ) from error
+
+
+def _with_constants(model: Any) -> Any:
+    """Constants that are nodes of the graph, as some exporters write weights, among its others."""
+    graph = model.graph
+    found = {}
+    for node in graph.node:
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].t.dims:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+            found[node.output[0]] = node
+    for node in found.values():
+        graph.node.remove(node)
+    return model
+
+
+def _sized(model: Any, sizes: Mapping[str, Sequence[int]]) -> int:
+    """Makes the inputs as large as is said, and forgets what else is open; returns the batch."""
+    graph = model.graph
+    for value in [*graph.value_info, *graph.output]:
+        for d in value.type.tensor_type.shape.dim:
+            if not d.dim_value:
+                d.ClearField("value")
+    batch = 1
+    for value in reversed(graph.input):
+        if (size := sizes.get(value.name)) is not None:
+            shape = value.type.tensor_type.shape
+            del shape.dim[:]
+            for length in size:
+                shape.dim.add().dim_value = int(length)
+            batch = int(size[0]) if len(size) else batch
+    return max(1, batch)
 
 
 def _batch_one(model: Any) -> int:
@@ -284,17 +318,20 @@ def _batch_one(model: Any) -> int:
     return max(1, fixed[0]) if fixed else 1
 
 
-def count_onnx_macs(path: str | Path) -> OnnxMacs:
+def count_onnx_macs(path: str | Path, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxMacs:
     """Multiply-accumulates of one sample of an ONNX file, as `count_macs` defines them; an open
-    batch is taken as 1, a fixed one divides.
+    batch is taken as 1, a fixed one divides. sizes: the shapes of its inputs by name, for a file
+    that leaves more open; the first dimension divides.
 
     See `onnx_macs_by_value`.
     """
-    found, uncounted, batch = onnx_macs_by_value(path)
+    found, uncounted, batch = onnx_macs_by_value(path, sizes)
     return OnnxMacs(-(-sum(found.values()) // batch), uncounted)
 
 
-def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int]:
+def onnx_macs_by_value(
+    path: str | Path, sizes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[dict[str, int], list[str], int]:
     """The multiply-accumulates of a whole batch by the name of what they compute, the operators
     that could not be counted, and the batch.
 
@@ -305,7 +342,7 @@ def onnx_macs_by_value(path: str | Path) -> tuple[dict[str, int], list[str], int
     from onnx import shape_inference
 
     model = _load(path)
-    batch = _batch_one(model)
+    batch = _batch_one(model) if sizes is None else _sized(model, sizes)
     try:
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
     except shape_inference.InferenceError:  # what the file says of its own shapes may do

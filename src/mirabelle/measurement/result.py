@@ -91,8 +91,7 @@ class Measurement:
         macs = (
             None
             if self.macs is None
-            else f"{self.macs / 1e6:.2f} M per sample"
-            + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
+            else f"{self.macs / 1e6:.2f} M per sample" + _without(self.uncounted)
         )
         rows = {
             "network": self.name,
@@ -143,3 +142,11 @@ def _layer_table(rows: Sequence[LayerRow]) -> Any:
         times = (f"{r.before_ms:.3f}", f"{r.after_ms:.3f}")
         table.add_row(r.layer, *times, flags[r.int8], ", ".join(r.operators))
     return table
+
+
+def _without(uncounted: list[str]) -> str:
+    """What the MACs leave out: the first three by name."""
+    if not uncounted:
+        return ""
+    more = len(uncounted) - 3
+    return f", without {', '.join(uncounted[:3])}{f' and {more} more' if more > 0 else ''}"

@@ -43,5 +43,7 @@ def counts(
         )
     if network.path.suffix != ".onnx":
         return network.bytes, None, None, []
-    macs, uncounted = count_onnx_macs(network.path)
+    arrays = network.arrays(*batch.args, **batch.kwargs)
+    sizes = {spec.name: a.shape for spec, a in zip(network.inputs, arrays)}
+    macs, uncounted = count_onnx_macs(network.path, sizes)
     return network.bytes, count_onnx_parameters(network.path), macs, uncounted

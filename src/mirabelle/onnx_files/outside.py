@@ -147,5 +147,20 @@ def _(inputs: list[torch.Tensor], key: str) -> list[torch.Tensor]:
     return [torch.empty([size(d) for d in dims], dtype=dtype) for dtype, dims in NODES[key].outputs]
 
 
+def _backward(ctx: Any, gradients: list[torch.Tensor]) -> tuple[list[None], None]:
+    return [None] * ctx.count, None  # gradients stop where ONNX Runtime computes
+
+
+def _setup(ctx: Any, inputs: tuple[list[torch.Tensor], str], output: Any) -> None:
+    ctx.count = len(inputs[0])  # torch calls these by name
+
+
+onnx_node.register_autograd(_backward, setup_context=_setup)
+
+
 def constant(tensor: TensorProto) -> np.ndarray:
     return np.array(numpy_helper.to_array(tensor))
+
+
+def is_floating(tensor: TensorProto) -> bool:
+    return helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f"

@@ -25,11 +25,7 @@ def prepared(path: str | Path) -> ModelProto:
     of an opset that has scales per channel. Raises `InputError` where it cannot be read or run.
     """
     path = Path(path)
-    model = read_model(path)
-    if not model.graph.output:
-        raise unreadable(path, "onnx", ValueError("it holds no graph"))
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = _opened(path)
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if version < 13:
         try:
@@ -47,14 +43,39 @@ def prepared(path: str | Path) -> ModelProto:
         kept = [i for i in model.graph.input if i.name not in free]
         del model.graph.input[:]
         model.graph.input.extend(kept)
+    name_nodes(model)
+    return model
+
+
+def as_it_is(path: str | Path) -> tuple[ModelProto, frozenset[int]]:
+    """The file with nothing changed but functions, which are inlined, and the names of nodes that
+    have none or another's; and the indices of these nodes. Raises `InputError` where it cannot be
+    read.
+    """
+    model = _opened(Path(path))
+    return model, name_nodes(model)
+
+
+def _opened(path: Path) -> ModelProto:
+    model = read_model(path)
+    if not model.graph.output:
+        raise unreadable(path, "onnx", ValueError("it holds no graph"))
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def name_nodes(model: ModelProto) -> frozenset[int]:
+    """Gives every node a name of its own, in place; the indices of those that had none."""
     taken: set[str] = set()
+    renamed = set()
     for i, node in enumerate(model.graph.node):
         base = node.name or f"{node.op_type}_{i}"
         while base in taken:
             base = f"{base}_{i}"
+        if node.name != base and not node.name:
+            renamed.add(i)
         node.name = base
         taken.add(base)
-    return model
+    return frozenset(renamed)
 
 
 def _simplified(model: ModelProto, path: Path) -> ModelProto:

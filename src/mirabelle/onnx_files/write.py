@@ -17,6 +17,7 @@ from mirabelle.base.errors import CaptureError
 from mirabelle.base.files import atomic
 from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.onnx_files.qdq import META, translations, write_integers
+from mirabelle.onnx_files.source import Source
 
 OPSET = 20
 # where torch's exporter notes the modules that a node was called in
@@ -135,9 +136,10 @@ def _register_constants(model: Any) -> None:
                 model.graph.register_initializer(value)
 
 
-def write_onnx(proto: Any, path: str | Path) -> None:
+def write_onnx(proto: Any, path: str | Path, names: Source | None = None) -> None:
     """Means as the pools that runtimes have kernels for, without doc strings and metadata (source
-    paths among them), checked, whole or not at all.
+    paths among them), checked, whole or not at all. names: a file whose names of inputs and outputs
+    and whose metadata it gets.
     """
     _pool_for_means(proto)
     fold_pads(proto)
@@ -145,7 +147,23 @@ def write_onnx(proto: Any, path: str | Path) -> None:
     _own_zero_points(proto)
     _name_nodes(proto)
     _strip(proto)
+    if names is not None:
+        _take_names(proto, names)
     save_onnx(proto, path)
+
+
+def _take_names(proto: Any, names: Source) -> None:
+    graph, other = proto.graph, names.proto.graph
+    new = dict(zip((v.name for v in graph.input), names.inputs))
+    new |= dict(zip((v.name for v in graph.output), (v.name for v in other.output)))
+    taken = {n for node in graph.node for n in (*node.input, *node.output)} - new.keys()
+    new |= {n: f"{n}_" for n in taken & set(new.values())}
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = new.get(value.name, value.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [new.get(n, n) for n in values]
+    proto.metadata_props.extend(names.proto.metadata_props)
 
 
 def save_onnx(proto: Any, path: str | Path) -> None:

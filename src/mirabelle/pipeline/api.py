@@ -12,19 +12,20 @@ from typing import Any
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import preserved
-from mirabelle.base.errors import CheckpointError, InputError, LimitError, RecipeError
+from mirabelle.base.errors import CheckpointError, LimitError
 from mirabelle.base.files import atomic, content_hash
 from mirabelle.base.interruption import check as check_interrupted
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.progress import console
 from mirabelle.pipeline.facts import check_fit, depends, root_facts
+from mirabelle.pipeline.inputs import check as opened
+from mirabelle.pipeline.inputs import check_pictures, described
 from mirabelle.pipeline.recipe import Recipe, load_recipe
 from mirabelle.pipeline.steps import LABELS, Outcome, Stage, State, execute, measure_all
 from mirabelle.pipeline.summary import missed, summarise
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
 from mirabelle.runtimes import RUNTIMES
-from mirabelle.sources.callables import build_data, build_model
 from mirabelle.store import load
 
 
@@ -41,6 +42,15 @@ class Run:
     folder: Path
     missed: list[str]
     warnings: list[str]
+
+    @property
+    def files(self) -> list[Path]:
+        """The exported files of the result, one for each runtime."""
+        return [
+            f
+            for name, runtime in RUNTIMES.items()
+            for f in sorted((self.folder / name).glob(f"*{runtime.suffix}"))
+        ]
 
     def shortfall(self) -> str:
         """Which limits were missed that stop a run, by how much, and where the files are; empty
@@ -70,21 +80,23 @@ def run(
     metric, before the first step.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    try:
-        model = build_model(recipe.model)
-        loaders = build_data(recipe.data)
-    except InputError as error:
-        raise RecipeError(f"{recipe.path}: {error}") from error
+    named = opened(recipe)
+    recipe, model, loaders = named.recipe, named.model, named.loaders
     example = check_fit(recipe, model, loaders)
+    doubts = check_pictures(named)
+    for doubt in doubts:
+        console.print(f"warning: {doubt}", style="yellow")
     workspace = Workspace(
         Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
     )
     with interruptible(), workspace.lock():
         workspace.sweep()
-        state = State(recipe, loaders, example, [Stage("original", "original", model)])
+        original = Stage("original", "original", model)
+        state = State(recipe, loaders, example, [original], file=named.found.file)
         inputs = root_facts(recipe, model, loaders)
         _, report = _steps(state, workspace, content_hash(inputs))
         report |= {"inputs": inputs, "files": _delivered(state)}
+        report["data"] = described(named, doubts)
         write(report, workspace.folder)
         _collect(state, workspace.folder)
     finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))

@@ -23,10 +23,12 @@ from mirabelle.fitting.gradients import LOSSES
 from mirabelle.measurement.accuracy import METRICS, as_tensor, sample_scores
 from mirabelle.measurement.machine import versions
 from mirabelle.pipeline.declarations import OWN
+from mirabelle.pipeline.inputs import data_key, network_key
 from mirabelle.pipeline.recipe import OPTIONS, Recipe, Step
 from mirabelle.pipeline.sources import PACKAGE, code_hash, files_hash
 from mirabelle.pruning.criteria import NEEDS_GRADIENTS
-from mirabelle.sources.callables import Loaders, build_model
+from mirabelle.sources.callables import Loaders
+from mirabelle.sources.networks import identity, module
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
 
 
@@ -178,9 +180,10 @@ def depends(step: Step) -> dict[str, Any]:
                 and isinstance(name, str)
                 and ":" in name
             ):
+                code = identity(name)[0] if key == "teacher" else name
                 found[name] = [
-                    code_hash(name),
-                    _weights_hash(build_model(name)) if key == "teacher" else None,
+                    None if code is None else code_hash(code),
+                    _weights_hash(module(name)) if key == "teacher" else None,
                 ]
             elif key == "teacher" and name is not None and name not in OWN:
                 found[name] = sorted(sha256(f) for f in teacher_files(Path(name)))
@@ -202,7 +205,7 @@ def build_teachers(
         else names
     ):
         own = {"original": original, "float": before}.get(name)
-        found.append(own if own is not None else build_model(name) if ":" in name else Path(name))
+        found.append(own if own is not None else module(name) if ":" in name else Path(name))
     return found
 
 
@@ -226,10 +229,9 @@ def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
 def root_facts(recipe: Recipe, model: nn.Module, loaders: Loaders) -> dict[str, Any]:
     """Everything that all steps depend on, by name or as SHA-256; a run's report keeps it."""
     return {
-        "model": [recipe.model, code_hash(recipe.model), _weights_hash(model)],
+        "model": [*network_key(recipe), _weights_hash(model)],
         "data": [
-            recipe.data,
-            code_hash(recipe.data),
+            *data_key(recipe),
             *(_batch_hash(getattr(loaders, n), n, recipe.seed) for n in loaders.given),
         ],
         "seed": recipe.seed,

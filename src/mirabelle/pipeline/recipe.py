@@ -17,6 +17,8 @@ from mirabelle.measurement.accuracy import METRICS
 from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.order import check_limits, check_order
 from mirabelle.pipeline.yaml_file import read_yaml
+from mirabelle.sources.data import check_named as check_data
+from mirabelle.sources.networks import check_named as check_network
 
 LIMITS = ("accuracy_drop", "speedup", "size_ratio", "macs")
 OPTIONS: dict[str, dict[str, Any]] = {name: options.defaults for name, options in STEPS.items()}
@@ -74,31 +76,19 @@ class Step:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _check_reference(value: str) -> None:
-    if ":" not in value and not value.endswith(".onnx"):
-        raise InputError("expected 'module:callable'")
-
-
-def _check_model(value: str) -> None:
-    _check_reference(value)
-    if value.endswith(".onnx"):
-        raise InputError(
-            "ONNX files cannot be pruned or trained yet: give 'module:callable' that builds the "
-            "PyTorch network"
-        )
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A recipe as it was written; `load_recipe` has checked every key and value."""
 
     model: Annotated[
-        str, Check(_check_model), Doc("module:callable that returns the trained network")
+        str,
+        Check(check_network),
+        Doc("the trained network: module:callable, .onnx, .pt2, timm:, torchvision: or hf:NAME"),
     ]
     data: Annotated[
-        str,
-        Check(_check_reference),
-        Doc("module:callable that returns the train, calibration and test loaders"),
+        str | Mapping[str, Any],
+        Check(check_data),
+        Doc("a folder of pictures, .csv, .npz, .npy, module:callable; or {folder: ..., size: ...}"),
     ]
     steps: tuple[Step, ...]
     metric: Annotated[
@@ -117,7 +107,7 @@ class Recipe:
         return {
             "version": self.version,
             "model": self.model,
-            "data": self.data,
+            "data": self.data if isinstance(self.data, str) else dict(self.data),
             "metric": self.metric,
             "loss": self.loss,
             "seed": self.seed,

@@ -53,7 +53,7 @@ class Stage:
 @dataclass
 class State:
     """What steps pass on. saved: where the last network that a step changed is. exported: where the
-    export step put the files of each stage.
+    export step put the files of each stage. file: the ONNX file that the original came from.
     """
 
     recipe: Recipe
@@ -64,6 +64,7 @@ class State:
     exported: Path | None = None
     runtimes: list[str] = field(default_factory=list)
     threads: int = 1
+    file: Path | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -75,11 +76,11 @@ class State:
 
     def artifact(self, stage: str, runtime: str) -> Artifact:
         assert self.exported is not None
-        return load(
-            self.exported / stage / runtime / f"model{RUNTIMES[runtime].suffix}",
-            runtime,
-            self.threads,
-        )
+        folder, suffix = self.exported / stage / runtime, RUNTIMES[runtime].suffix
+        path = folder / f"model{suffix}"
+        if not path.is_file():  # a file that was handed on keeps its name
+            path = next(iter(sorted(folder.glob(f"*{suffix}"))), path)
+        return load(path, runtime, self.threads)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,9 @@ def _quantize(state: State, options: Mapping[str, Any], folder: Path, work: Path
 def _export(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
     for stage in state.stages:
         for runtime in options.get("runtimes", ["onnxruntime"]):
-            export(stage.model, folder / stage.name / runtime, runtime=runtime, inputs=state.inputs)
+            # The original as it is: what was read from its file and written again is another.
+            model = state.file if stage is state.stages[0] and state.file else stage.model
+            export(model, folder / stage.name / runtime, runtime=runtime, inputs=state.inputs)
     return Outcome()
 
 

@@ -40,6 +40,7 @@ from mirabelle.pruning.rounds import in_steps
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.sources.networks import with_example
 from mirabelle.sparsity import masks
 from mirabelle.training.api import fit
 
@@ -66,8 +67,8 @@ def _together(options: Mapping[str, Any]) -> None:
 
 @declared(_together)
 def prune(
-    model: nn.Module,
-    x: Any,
+    model: nn.Module | str | Path,
+    x: Any = None,
     *,
     macs: Annotated[
         float | None, Gt(0), Le(1), Doc("the fraction of multiply-accumulates that is kept")
@@ -152,7 +153,9 @@ def prune(
 ) -> nn.Module:
     """A smaller copy of `model`, of the same class, without its least important channels.
 
-    model: the network, which stays as it is. x: example inputs. The signature says what each option
+    model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX file
+    `export` then writes that file with smaller constants. x: example inputs; without them a name
+    takes the first batch of `data`, or what it knows itself. The signature says what each option
     is; what it does not say:
 
     macs, params, latency: exactly one is given. With the first two the result has at most that. For
@@ -180,11 +183,12 @@ def prune(
     is computed that takes long; `SurgeryError` where the network's forward has sizes written into
     it. Channels that cannot be pruned are left alone (`mb.explain` names them).
     """
+    network, x = with_example(model, x, data)
     settings = Settings.of(locals())
     criterion, data = settings.criterion, settings.data
     if part is not None:
         return prune_part(
-            model,
+            network,
             x,
             part,
             data,
@@ -192,9 +196,9 @@ def prune(
             lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen))[0],
             criterion,
         )
-    model = check_network(model)
+    network = check_network(network)
     if steps == 1 and train is None:
-        return plan(model, x, settings)[0]
+        return plan(network, x, settings)[0]
     settings = replace(settings, least=least ** (1 / steps))
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
@@ -209,13 +213,13 @@ def prune(
         return fit(small, data, loss or "cross_entropy", **options)  # type: ignore[arg-type]
 
     return in_steps(
-        model,
+        network,
         example_inputs(x),
         settings.fraction,
         steps,
         lambda small, share: plan(small, x, replace(settings, fraction=share)),
         None if train is None else tune,
-        _share(model, x, settings),
+        _share(network, x, settings),
         keep,
         checkpoint,
         {}

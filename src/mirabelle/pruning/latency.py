@@ -46,6 +46,7 @@ from mirabelle.measurement.machine import machine
 from mirabelle.pruning.allocation import aligned
 from mirabelle.pruning.kernel_blocks import FORMAT, SECONDS, kernel_block, measured_before
 from mirabelle.runtimes import RUNTIMES, Artifact
+from mirabelle.runtimes.onnx_model import read_model
 
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
 # cuts in which each group has a width of its own, drawn between the least and the whole of
@@ -157,10 +158,18 @@ def _features(coupling: Coupling, kept: Kept, block: int, parts: Sequence[float]
 
 
 def latency_model(
-    model: nn.Module, coupling: Coupling, runtime: str = "onnxruntime", threads: int = 1
+    model: nn.Module,
+    coupling: Coupling,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    form: str = "float",
+    write: Callable[[nn.Module, Batch, Path, str, int], Artifact] = write_artifact,
 ) -> LatencyModel:
     """Times the network's layers at `WIDTHS` and `UNEVEN` ones on `runtime` with a batch of one, or
     reads what was measured before on this machine.
+
+    write: makes the files that are timed, as `write_artifact` does; form: what they hold, such as
+    integers. What is measured of one form is not taken for another's.
     """
     adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
     known = {
@@ -171,6 +180,7 @@ def latency_model(
         ],
         "shapes": sorted(coupling.shapes.items()),
         "runtime": runtime,
+        "form": form,
         "version": adapter.version(),
         "threads": threads,
         "widths": (WIDTHS, UNEVEN),
@@ -197,7 +207,7 @@ def latency_model(
             with tempfile.TemporaryDirectory() as folder:
                 times.append(
                     _profile(
-                        write_artifact(
+                        write(
                             remove(model, coupling, removed),
                             coupling.inputs,
                             Path(folder),
@@ -285,8 +295,6 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
     """(layers + 1,) milliseconds of each of `coupling.costs`, and of everything else. Where layers
     cannot be told apart in the file, by their work.
     """
-    import onnx
-
     arrays, named = one_sample(coupling.inputs)
     work = np.array([*(cost.macs for cost in coupling.costs), 0.0])
     if (
@@ -297,9 +305,7 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
             "network"
         ].p50_ms
         return total * work / max(1.0, work.sum())
-    graph = onnx.load(
-        artifact.files[0].parent.parent / "model.onnx", load_external_data=False
-    ).graph
+    graph = read_model(artifact.files[0].parent.parent / "model.onnx", weights=False).graph
     owner, count = _owners(graph)
     told_apart = count == len(coupling.costs)
     found = np.zeros((ROUNDS, len(work)))

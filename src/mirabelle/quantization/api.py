@@ -18,7 +18,8 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.measurement.accuracy import METRICS
-from mirabelle.onnx_files.read import network as network_of
+from mirabelle.onnx_files.source import source_of
+from mirabelle.onnx_files.write_back import check_opset
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS, rules_for
 from mirabelle.quantization.prepared import Grids, prepared, repaired
 from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
@@ -29,6 +30,7 @@ from mirabelle.quantization.simulation.calibrated import adopt_weights
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
 from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.sources.networks import module
 
 PLACEMENTS = {"all": None, "fastest": None}
 
@@ -126,9 +128,10 @@ def quantize(
     """A network that computes with integers of `bits` bits, simulated in float: weights per output
     channel, activations per tensor.
 
-    model: a network, or the path of an ONNX file; then `export` writes that file with integers in
-    it. data: the calibration set, with or without targets, read in one pass. Its memory does not
-    grow with `samples`. The signature says what each option is; what it does not say:
+    model: a network, or a name of one (`sources.networks`). Of an ONNX file `export` writes that
+    file with integers in it. data: the calibration set, with or without targets, read in one pass.
+    Its memory does not grow with `samples`. The signature says what each option is; what it does
+    not say:
 
     threshold, weight_threshold: a name of `THRESHOLDS`, `"package.module:function"` or a callable
     (histogram, levels) -> threshold.
@@ -164,9 +167,9 @@ def quantize(
         check_runs_here(runtime)
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
-    if isinstance(model, (str, Path)):
-        model = network_of(model, first)
-    model = check_network(model)
+    model = check_network(module(model, first, fold=True))
+    if (source := source_of(model)) is not None:
+        check_opset(source, 13, "scales per channel")
     check_float32(model)
     judge = (
         None if accuracy_drop is None or validation is None else Judge(model, validation, metric)

@@ -12,6 +12,7 @@ from torch import fx, nn
 from mirabelle.base.data import Batch, pieces
 from mirabelle.base.errors import InputError
 from mirabelle.channels.rewrite import FORM
+from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.observation import (
     activation_quantizer,
@@ -96,7 +97,7 @@ class Prepared:
         rules = {} if grids.choose is not None else self._rules(network, sites, histograms, held)
         if left:  # what rules were chosen by counts for thresholds as well
             seen += observe(network, sites, held, left, histograms)
-        form = getattr(self.model, "meta", {}).get(FORM)
+        meta: Mapping = getattr(self.model, "meta", {})
         sizes = {n: list(t.shape) for n, t in self.model.state_dict().items()}
         return Calibrated(
             network,
@@ -104,7 +105,12 @@ class Prepared:
             self._description(seen, repairs, rules),
             grids.choose or grids.rules[RULES[0]],
             grids.weight_threshold,
-            {"histograms": histograms, FORM: form, "float_sizes": sizes},
+            {
+                "histograms": histograms,
+                FORM: meta.get(FORM),
+                ONNX_FORM: meta.get(ONNX_FORM),
+                "float_sizes": sizes,
+            },
             masks.blocks(self.model),
         ), few
 

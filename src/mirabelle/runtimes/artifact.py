@@ -117,7 +117,8 @@ def require(package: str, extra: str) -> ModuleType:
             return importlib.import_module(package)
     except ImportError as error:
         raise MissingRuntimeError(
-            f"{package} is needed and cannot be imported ({error}); pip install mirabelle[{extra}]"
+            f"{package} is needed and cannot be imported ({error}); "
+            f"pip install 'mirabelle[{extra}]'"
         ) from error
 
 
@@ -173,7 +174,8 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
         raise InputError(
             f"input {spec.name!r} is {got} and holds no values; give at least one sample"
         )
-    return np.ascontiguousarray(array)
+    # NumPy would make an array of one number of a bare number.
+    return np.ascontiguousarray(array) if array.ndim else array
 
 
 @dataclass(frozen=True)

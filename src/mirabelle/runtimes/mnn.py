@@ -88,13 +88,17 @@ def _specs(path: Path, interpreter: Any, session: Any) -> tuple[list[TensorSpec]
         return inputs, outputs
     found = (interpreter.getSessionInputAll(session), interpreter.getSessionOutputAll(session))
     inputs, outputs = (
-        [
-            TensorSpec(n, tuple(t.getShape()), t.getNumpyData().dtype.name)
-            for n, t in tensors.items()
-        ]
-        for tensors in found
+        [TensorSpec(n, *_shape_and_type(t)) for n, t in tensors.items()] for tensors in found
     )
     return inputs, outputs
+
+
+def _shape_and_type(tensor: Any) -> tuple[tuple[int | None, ...], str]:
+    """A size that is left open is negative in MNN, and there is no array of it to ask for its
+    type.
+    """
+    shape = tuple(None if s < 0 else s for s in tensor.getShape())
+    return shape, "float32" if None in shape else tensor.getNumpyData().dtype.name
 
 
 def _as_stored(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
@@ -123,13 +127,13 @@ class _Runner:
         self.session = _session(self.interpreter, path, threads)
         self.inputs, self.outputs = _specs(path, self.interpreter, self.session)
         self.tensors = self.interpreter.getSessionInputAll(self.session)
-        self.kinds = {n: t.getNumpyData().dtype for n, t in self.tensors.items()}
-        if sorted(self.kinds) != sorted(s.name for s in self.inputs):
+        self.kinds: dict[str, np.dtype] = {}  # once the sizes are known
+        if sorted(self.tensors) != sorted(s.name for s in self.inputs):
             raise unreadable(
                 path,
                 "mnn",
                 Exception(
-                    f"its inputs are {sorted(self.kinds)}, those it was written with "
+                    f"its inputs are {sorted(self.tensors)}, those it was written with "
                     f"{[s.name for s in self.inputs]}"
                 ),
             )
@@ -164,6 +168,7 @@ class _Runner:
                         f"{', '.join(map(str, shapes))}: {why}"
                     )
             self.shapes = shapes
+            self.kinds = {n: t.getNumpyData().dtype for n, t in self.tensors.items()}
         for spec, array in zip(self.inputs, arrays):
             self.tensors[spec.name].copyFrom(
                 self._tensor(_as_stored(array, self.kinds[spec.name], spec.name))

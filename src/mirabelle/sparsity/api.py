@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +22,7 @@ from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_b
 from mirabelle.fitting.gradients import LOSSES, loss_function, loss_gradients
 from mirabelle.fitting.gram import gram_matrices, has_rows
 from mirabelle.fitting.least_squares import reconstruct
+from mirabelle.sources.networks import for_data
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.allocation import ALLOCATIONS, check_reachable
 from mirabelle.sparsity.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_INPUTS
@@ -50,7 +52,7 @@ AUTO, ROUNDS = "auto", 4
 
 @declared()
 def sparsify(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     *,
     sparsity: Annotated[float, Gt(0), Lt(1), Doc("the share of the weights that become zero")],
     block: Annotated[
@@ -119,7 +121,7 @@ def sparsify(
     A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for
     a sparsity that cannot be reached, before anything that takes long.
     """
-    model = check_network(model)
+    model = check_network(for_data(model, data))
     loss = loss_function(loss)
     if criterion is None:
         criterion = "magnitude" if data is None else "obs"

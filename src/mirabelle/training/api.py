@@ -11,18 +11,20 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 from typing_extensions import Doc
 
-from mirabelle.base.checks import check_network, check_runs, clone
+from mirabelle.base.checks import check_network, check_runs, clone, running
 from mirabelle.base.data import Batch, batches, check_finite, device_of
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import function_identity
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.accuracy import METRICS, as_tensor
+from mirabelle.onnx_files.source import source_of
+from mirabelle.sources.networks import for_data
 from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
 from mirabelle.training.loop import Loop, Trained
 from mirabelle.training.optimizers import OPTIMIZERS, SCHEDULES
 from mirabelle.training.plan import PRECISIONS, Settings
-from mirabelle.training.state import Objective
+from mirabelle.training.state import Objective, placed
 
 
 def _together(options: Mapping[str, Any]) -> None:
@@ -44,7 +46,7 @@ def check_device(device: Any) -> None:
 
 @declared(_together)
 def train(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     loader: Iterable,
     objective: Objective,
     *,
@@ -160,7 +162,7 @@ def train(
             f"the training data is an iterator ({type(loader).__name__}), which can be read "
             "only once; give a list, a DataLoader or any iterable"
         )
-    model = clone(check_network(model))
+    model = clone(check_network(for_data(model, loader)))
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
             "the network has no parameter to train; all of them are frozen, or it has none"
@@ -168,12 +170,34 @@ def train(
     first = next(batches(loader, what="the training loader"))
     check_finite(first, "batch 0 of the training loader", squares=True)
     check_runs(model, first.head(2).to(device_of(model)), "the first training batch")
+    check_reached(model, objective, first.head(2))
     return Loop(model, loader, objective, settings, first.size).run()
+
+
+def check_reached(model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """`InputError` where a network of an ONNX file runs so much outside torch that no gradient of
+    the loss comes to a weight.
+    """
+    if (source := source_of(model)) is None or not source.outside:
+        return
+    probe, batch = clone(model).eval(), placed(batch, device_of(model))
+    with torch.enable_grad(), running(batch, "the first training batch"):
+        loss = torch.stack([p.float() for p in objective(probe, batch).values()]).sum()
+        if loss.requires_grad:
+            loss.backward()
+    if any(p.grad is not None and bool(p.grad.any()) for p in probe.parameters()):
+        return
+    names = [f"{name} ({why})" for name, why in list(source.outside.items())[-4:]]
+    raise InputError(
+        "no gradient of the loss comes to a weight of the ONNX file: between them stand nodes that "
+        f"run outside torch, the last of them {'; '.join(names)}; train the network that the file "
+        "was written from, or quantize the file without training"
+    )
 
 
 @declared(rest=train)
 def fit(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     loader: Iterable,
     loss: Annotated[
         str | Callable | None, OneOf(LOSSES), FromRun, Doc("a name, or (output, target) -> scalar")
@@ -183,6 +207,8 @@ def fit(
     """Trains a copy of `model` on labeled batches and returns it. Training a quantized network is
     quantization-aware training.
 
+    model: a network, or a name of one (`sources.networks`); the batch norms that an ONNX file has
+    merged stay merged.
     loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar.
     options: those that `mirabelle.training.train` declares.
     """

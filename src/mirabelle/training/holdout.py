@@ -18,30 +18,30 @@ MOST = 512  # samples: more tell little more, and each score would cost more
 
 
 def split(
-    loader: Any, share: float, seed: int, limit: int | None = None
+    loader: Any, share: float, seed: int, limit: int | None = None, most: int = MOST
 ) -> tuple[Any, list[Batch]]:
     """A loader of what is trained on, and the batches that are held back: about `share` of the
-    samples, at most `MOST`. Nothing is held back of too few samples, or where a sampler of the
+    samples, at most `most`. Nothing is held back of too few samples, or where a sampler of the
     user's own decides what belongs together.
 
     limit: the batches that are read of a loader without a length. The generators are left as they
     were. A loader is read again for this; iterators cannot be.
     """
     if hasattr(loader, "underlying"):
-        loader.underlying, held = split(loader.underlying, share, seed, limit)
+        loader.underlying, held = split(loader.underlying, share, seed, limit, most)
         return loader, held
     with preserved(loader):
         seed_epoch(loader, seed)
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            return _of_dataset(loader, share, seed)
+            return _of_dataset(loader, share, seed, most)
         if type(loader) is list or type(loader) is tuple:  # other classes may read otherwise
-            return _of_list(loader, share)
-        return _of_stream(loader, share, limit)
+            return _of_list(loader, share, most)
+        return _of_stream(loader, share, limit, most)
 
 
-def _count(samples: int, share: float) -> int:
+def _count(samples: int, share: float, most: int) -> int:
     """How many of the samples are held back."""
-    return 0 if samples < FEWEST else min(MOST, max(4, round(share * samples)))
+    return 0 if samples < FEWEST else min(most, max(4, round(share * samples)))
 
 
 class _Without:
@@ -60,12 +60,12 @@ class _Without:
         return getattr(self.inner, name)
 
 
-def _of_dataset(loader: DataLoader, share: float, seed: int) -> tuple[Any, list[Batch]]:
+def _of_dataset(loader: DataLoader, share: float, seed: int, most: int) -> tuple[Any, list[Batch]]:
     """By index, so that augmented samples are held back too."""
     if type(loader.batch_sampler) is not BatchSampler or not loader.batch_size:
         return loader, []
     indices = [i for i in loader.sampler]
-    count = _count(len(indices), share)
+    count = _count(len(indices), share, most)
     if not count or len(set(indices)) < len(indices):
         return loader, []  # samples that are drawn twice would make epochs of many lengths
     if (len(indices) - count) % loader.batch_size == 1:
@@ -99,10 +99,10 @@ def _of_dataset(loader: DataLoader, share: float, seed: int) -> tuple[Any, list[
     return kept, batches
 
 
-def _of_list(loader: Sequence[Any], share: float) -> tuple[Any, list[Batch]]:
+def _of_list(loader: Sequence[Any], share: float, most: int) -> tuple[Any, list[Batch]]:
     """Whole batches of many, else some samples of each."""
     found = [_read(i, item) for i, item in enumerate(loader)]
-    count = _count(sum(b.size for b in found), share)
+    count = _count(sum(b.size for b in found), share, most)
     if not count or len(found) < 2:
         return loader, []
     whole = max(1, round(count / max(1, found[0].size)))
@@ -165,19 +165,19 @@ def _rows(batch: Batch, rows: list[int]) -> Batch:
     return batch.map(lambda t: t[rows])._replace(target=None if target is None else target[rows])
 
 
-def _of_stream(loader: Any, share: float, limit: int | None) -> tuple[Any, list[Batch]]:
+def _of_stream(loader: Any, share: float, limit: int | None, most: int) -> tuple[Any, list[Batch]]:
     """Half of each of the first batches."""
     length = counted(loader, limit)
     held, keys = [], set()
     for i, item in enumerate(loader):
         batch = _read(i, item)
-        if i == 0 and not _count(length * batch.size, share):
+        if i == 0 and not _count(length * batch.size, share, most):
             break
         if i >= min(length, math.ceil(2 * share * length)) or not _divisible(batch):
             break
         part = batch.part(batch.size - batch.size // 2, batch.size)
         held.append(part)
         keys |= {(a, b) for a, b in fingerprints(part).tolist()}
-        if len(keys) >= MOST:
+        if len(keys) >= most:
             break
     return (_Unheld(loader, keys), held) if held else (loader, [])

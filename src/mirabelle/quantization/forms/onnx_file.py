@@ -16,7 +16,8 @@ from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import get_tensor, module_path, parameter_name
 from mirabelle.graph.nodes import argument, called, optional_argument, target_name
 from mirabelle.onnx_files.qdq import Stored
-from mirabelle.onnx_files.read import Source, source_of
+from mirabelle.onnx_files.source import Source, source_of
+from mirabelle.onnx_files.write_back import WriteBack, check_opset, inner_names, put_tensors
 from mirabelle.quantization.forms.qdq import (
     check_exportable,
     is_contraction_of_quantized,
@@ -30,8 +31,9 @@ from mirabelle.quantization.targets import TARGETS
 class _Splicer:
     def __init__(self, model: fx.GraphModule, source: Source):
         self.model, self.source = model, source
-        self.proto = ModelProto()
-        self.proto.CopyFrom(source.proto)
+        back = WriteBack(source)
+        put_tensors(back, model, self.quantized())
+        self.proto = back.proto
         self.nodes: list[NodeProto] = list(self.proto.graph.node)
         self.outputs = {o.name for o in self.proto.graph.output}
         self.before: dict[
@@ -39,6 +41,17 @@ class _Splicer:
         ] = {}  # nodes to put in front of the one with this index
         self.after: dict[int, list[NodeProto]] = {}
         self.written: set[str] = set()
+
+    def quantized(self) -> set[str]:
+        """The weights and biases that become integers, which the file holds in another form."""
+        layers = [n for n in self.model.graph.nodes if is_contraction_of_quantized(n, self.model)]
+        found = {target_name(argument(argument(n, 1), 0)) for n in layers}
+        return found | {
+            name
+            for n in layers
+            if (name := parameter_name(optional_argument(n, 2)))
+            and stored_bias(self.model, n) is not None
+        }
 
     def constant(self, name: str, value: np.ndarray) -> str:
         if name not in self.written:
@@ -134,7 +147,8 @@ class _Splicer:
         i = self.index(node)
         assert i is not None
         weight = argument(argument(node, 1), 0)
-        turned = self.source.constants[target_name(weight)][1]
+        readers = self.source.readers[target_name(weight)]
+        turned = next(r.turned for r in readers if r.node == i)
         self.nodes[i].input[1] = self.dequantized(
             i, weight.name, stored_weight(self.model, node), turned
         )
@@ -179,19 +193,6 @@ class _Splicer:
             )
         return result
 
-    def other_constants(self) -> None:
-        """What repair or training changed besides the quantised layers."""
-        tensors = {t.name: t for t in self.proto.graph.initializer}
-        for node in self.model.graph.nodes:
-            if node.op == "get_attr" and str(node.target) in self.source.constants:
-                name, turned = self.source.constants[str(node.target)]
-                value = get_tensor(self.model, str(node.target)).detach().numpy()
-                value = value.T if turned else value
-                if not np.array_equal(value, numpy_helper.to_array(tensors[name])):
-                    tensors[name].CopyFrom(
-                        numpy_helper.from_array(np.ascontiguousarray(value), name)
-                    )
-
     def assemble(self) -> ModelProto:
         graph = self.proto.graph
         ordered = list(self.after.get(-1, []))
@@ -216,9 +217,7 @@ def _read(graph: Any) -> set[str]:
     found = {o.name for o in graph.output}
     for node in graph.node:
         found |= set(node.input)
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                found |= _read(inner)
+        found |= inner_names(node)
     return found
 
 
@@ -231,6 +230,7 @@ def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
     described = check_exportable(model)
     source = source_of(model)
     assert source is not None
+    check_opset(source, 13, "scales per channel")
     splicer = _Splicer(model, source)
     splicer.drop_folded()
     values, sites = splicer.values(), []
@@ -242,5 +242,4 @@ def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
     for node in model.graph.nodes:
         if is_contraction_of_quantized(node, model):
             splicer.layer(node, TARGETS[described.target].biases)
-    splicer.other_constants()
     return splicer.assemble(), sites

@@ -16,7 +16,7 @@ from mirabelle.graph.artifacts import one_sample, time_in_turn, write_artifact
 from mirabelle.graph.capture import sample_elements
 from mirabelle.measurement.latency import speedup
 from mirabelle.measurement.layers import BETWEEN, LayerRow, compare_layers
-from mirabelle.onnx_files.read import source_of
+from mirabelle.onnx_files.source import source_of
 from mirabelle.onnx_files.write import fold_pads, save_onnx
 from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e

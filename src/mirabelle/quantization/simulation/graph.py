@@ -17,7 +17,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator
 from mirabelle.graph.nodes import argument, overload, setting, value_of
 from mirabelle.graph.plain import without_autocast
-from mirabelle.onnx_files.read import SOURCE, source_of
+from mirabelle.onnx_files.source import SOURCE, source_of
 from mirabelle.quantization.simulation.description import Quantization, describe
 from mirabelle.quantization.simulation.folding import (
     drop_unused_tensors,

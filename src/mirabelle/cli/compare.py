@@ -1,0 +1,203 @@
+"""`mirabelle compare A B`: two runs, or two files or networks of any runtime, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+from rich import box
+from rich.table import Table
+
+import mirabelle
+from mirabelle.base.data import Batch, batches, samples
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import read_json
+from mirabelle.base.options import options_of
+from mirabelle.base.terminal import drawn, plain
+from mirabelle.cli.common import (
+    DATA,
+    INPUT,
+    Common,
+    InputSpec,
+    as_file,
+    default,
+    described,
+    example,
+    network_or_file,
+    read_data,
+    say,
+)
+from mirabelle.cli.options import closed, taking
+from mirabelle.cli.table import accuracy
+from mirabelle.measurement.accuracy import as_tensor, predictor
+from mirabelle.measurement.agreement import agreement
+from mirabelle.measurement.api import measure as measure_verb
+from mirabelle.runtimes import Artifact
+from mirabelle.sources.data import read
+
+SUBJECT = Parameter(
+    help="a run (its folder or report.json), a file for a runtime, or a network by name"
+)
+
+
+@closed
+@taking(options_of(read).in_recipes)
+def compare(
+    a: Annotated[str, SUBJECT],
+    b: Annotated[str, SUBJECT],
+    /,
+    *,
+    data: Annotated[str | None, DATA] = None,
+    input: Annotated[tuple[InputSpec, ...] | None, INPUT] = None,
+    metric: Annotated[str, described(measure_verb, "metric")] = default(measure_verb, "metric"),
+    runs: Annotated[int, described(measure_verb, "runs")] = default(measure_verb, "runs"),
+    samples: Annotated[int, Parameter(help="how many outputs are compared")] = 256,
+    common: Common = Common(),  # noqa: B008
+    **options: Any,
+) -> int:
+    """Two runs, or two files or networks of any runtime, side by side."""
+    reports = [_report(name) for name in (a, b)]
+    if all(reports):
+        found = {"a": _of_run(a, reports[0]), "b": _of_run(b, reports[1])}
+        return say(found, common.json, _table(found, a, b))
+    if any(reports):
+        raise InputError("one of them is a run and the other is none; give two of a kind")
+    found = _files(a, b, data, input, metric, runs, samples, options)
+    return say(found, common.json, _table(found, a, b))
+
+
+def _report(name: str) -> dict[str, Any] | None:
+    """The report of a run; None for anything else."""
+    path = Path(name)
+    path = path / "report.json" if path.is_dir() else path
+    if path.suffix != ".json":
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or not found.get("stages"):
+        raise InputError(f"{path} is no report of a run")
+    return found
+
+
+def _of_run(name: str, report: dict[str, Any] | None) -> dict[str, Any]:
+    assert report is not None
+    last, result = report["stages"][-1], report["result"]
+    seen = last["runtimes"][result["runtime"]]
+    latency = seen["latency"]
+    return {
+        "name": name,
+        "runtime": result["runtime"],
+        "bytes": seen["bytes"],
+        "parameters": last["parameters"],
+        "macs": last["macs"],
+        "p50_ms": latency["p50_ms"] if latency else None,
+        "speedup": result["speedup"],
+        "accuracy": seen["accuracy"],
+        "metric": report["recipe"]["metric"].rpartition(":")[2],
+        "accuracy_drop": result["accuracy_drop"],
+        "machine": report["machine"]["cpu"],
+        "steps": [next(iter(s)) for s in report["recipe"]["steps"]],
+    }
+
+
+def _files(
+    a: str,
+    b: str,
+    data: str | None,
+    input: tuple[InputSpec, ...] | None,
+    metric: str,
+    runs: int,
+    count: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    (first, known), (second, other) = network_or_file(a), network_or_file(b)
+    known = known if known.how is not None or known.example is not None else other
+    loader = None if data is None else read_data(data, known, options).loaders.test
+    inputs = example(input)
+    if inputs is None and loader is None:
+        inputs = known.example
+    whole = {"inputs": as_file(second, inputs)} if loader is None else {}
+    timed = mirabelle.measure(second, loader, metric, runs=runs, baseline=first, **whole)
+    alone = mirabelle.measure(
+        first, loader, metric, runs=1, **({"inputs": as_file(first, inputs)} if whole else {})
+    )
+    found = {"a": alone.to_dict(), "b": timed.to_dict()}
+    rows = {}
+    for key, seen in found.items():
+        rows[key] = {
+            "name": (a, b)[key == "b"],
+            "runtime": seen["runtime"],
+            "bytes": seen["bytes"],
+            "parameters": seen["parameters"],
+            "macs": seen["macs"],
+            "p50_ms": (timed.baseline_latency if key == "a" else timed.latency).p50_ms,  # pyright: ignore
+            "accuracy": seen["score"],
+            "metric": metric.rpartition(":")[2],
+        }
+    rows["b"]["speedup"] = timed.speedup.value if timed.speedup else None
+    return {**rows, "agreement": _agreement(first, second, loader, inputs, count)}
+
+
+def _agreement(
+    first: Any, second: Any, loader: Any, inputs: Any, count: int
+) -> dict[str, Any] | None:
+    """How alike the outputs are: the share of the same classes (or of what the one explains of the
+    other), the signal-to-noise ratio in dB, and the largest difference.
+    """
+    if loader is None and inputs is None:
+        return None
+    given = samples(loader, count) if loader is not None else batches([inputs], 1)
+    same, noise, signal, largest, seen = [], 0.0, 0.0, 0.0, 0
+    for batch in given:
+        x, y = (as_tensor(_predict(n, batch)).cpu() for n in (first, second))
+        if x.shape != y.shape:
+            raise InputError(
+                f"their outputs are {tuple(x.shape)} and {tuple(y.shape)}, which cannot be compared"
+            )
+        same.append(agreement(y, x).numpy())
+        difference = (x.double() - y.double()).abs()
+        noise += float(difference.square().sum())
+        signal += float(x.double().square().sum())
+        largest = max(largest, float(difference.max()))
+        seen += batch.size
+    ratio = 10 * float(np.log10(signal / noise)) if noise and signal else None
+    mean = float(np.concatenate(same).mean())
+    return {"n": seen, "agreement": mean, "sqnr_db": ratio, "largest_difference": largest}
+
+
+def _predict(network: Any, batch: Batch) -> Any:
+    return network.predict(batch) if isinstance(network, Artifact) else predictor(network)(batch)
+
+
+def _table(found: dict[str, Any], a: str, b: str) -> str:
+    table = Table(box=None if plain() else box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name in (a, b):
+        table.add_column(name, justify="right", overflow="fold")
+    left, right = found["a"], found["b"]
+    rows = {
+        "runtime": lambda s: s["runtime"],
+        "MB": lambda s: _number(s["bytes"], 1e6, 3),
+        "parameters, M": lambda s: _number(s["parameters"], 1e6, 3),
+        "MACs, M": lambda s: _number(s["macs"], 1e6, 2),
+        "p50, ms": lambda s: _number(s["p50_ms"], 1, 3),
+        "speed-up": lambda s: _number(s.get("speedup"), 1, 2),
+        f"{left['metric']}, 95 %": lambda s: accuracy(s["accuracy"]) if s["accuracy"] else "-",
+    }
+    for name, value in rows.items():
+        if value(left) != "-" or value(right) != "-":
+            table.add_row(name, value(left), value(right))
+    lines = [drawn(table, most=100)]
+    if alike := found.get("agreement"):
+        ratio = "equal" if alike["sqnr_db"] is None else f"{alike['sqnr_db']:.1f} dB"
+        lines.append(
+            f"outputs agree on {100 * alike['agreement']:.2f} % of {alike['n']} samples, signal to "
+            f"noise {ratio}, largest difference {alike['largest_difference']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None, unit: float, digits: int) -> str:
+    return "-" if value is None else f"{value / unit:.{digits}f}"

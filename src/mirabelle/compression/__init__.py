@@ -1,0 +1,1 @@
+"""`mb.compress`: the smallest network that holds the limits, found in one call."""

@@ -1,0 +1,200 @@
+"""`mb.compress`: the smallest network that holds the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+from torch import nn
+from typing_extensions import Doc
+
+from mirabelle.base.checks import check_float32, check_network
+from mirabelle.base.data import preserved
+from mirabelle.base.errors import InputError, LimitError
+from mirabelle.base.files import read_json
+from mirabelle.base.interruption import interruptible
+from mirabelle.base.options import Expected, OneOf, declared
+from mirabelle.base.progress import console
+from mirabelle.compression.clock import Clock, locked
+from mirabelle.compression.finish import file_of, finish, network_of
+from mirabelle.compression.front import Point, front
+from mirabelle.compression.limits import COSTS, DROP, Goal
+from mirabelle.compression.parts import parts
+from mirabelle.compression.result import Compressed
+from mirabelle.compression.search import Search, step_seconds
+from mirabelle.compression.setup import check_study, identity, prepared
+from mirabelle.compression.study import Study
+from mirabelle.measurement.accuracy import METRICS
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes import load as open_file
+from mirabelle.sources import networks
+from mirabelle.sources.data import from_any
+
+IDENTITY = "identity"
+
+
+def _together(options: Mapping[str, Any]) -> None:
+    Goal.of(options)
+
+
+@declared(_together)
+def compress(
+    model: nn.Module | str | Path,
+    data: Any,
+    *,
+    accuracy_drop: Annotated[
+        float | None, Ge(0), Lt(1), Doc("how far the metric may fall, as a fraction")
+    ] = None,
+    latency: Annotated[
+        float | None, Gt(0), Le(1), Doc("the share of the milliseconds that is kept at most")
+    ] = None,
+    size: Annotated[
+        float | None, Gt(0), Le(1), Doc("the share of the file's bytes that is kept at most")
+    ] = None,
+    macs: Annotated[
+        float | None,
+        Gt(0),
+        Le(1),
+        Doc("the share of the multiply-accumulates that is kept at most"),
+    ] = None,
+    minimize: Annotated[
+        str | None,
+        OneOf((DROP, *COSTS)),
+        Doc("what is made small within the limits; None is latency, or the drop where costs are"),
+    ] = None,
+    runtime: Annotated[
+        str, OneOf(RUNTIMES), Doc("what the file is for, and where milliseconds are measured")
+    ] = "onnxruntime",
+    minutes: Annotated[float, Gt(0), Doc("how long the search takes")] = 30.0,
+    metric: Annotated[
+        str | Callable, OneOf(METRICS, plugin=True), Doc("the score of each sample")
+    ] = "top1",
+    keep: Annotated[
+        Iterable[str],
+        Expected("a list of modules or parameters, such as [fc]"),
+        Doc("modules or parameters whose channels are left alone, by path"),
+    ] = (),
+    folder: Annotated[
+        str | Path | None,
+        Expected("a folder"),
+        Doc("where the search and its result go; None is runs/compress-<its identity>"),
+    ] = None,
+    seed: Annotated[int, Ge(0), Doc("of everything that is random")] = 0,
+    check: Annotated[bool, Doc("raise LimitError where a limit is missed, at the end")] = True,
+) -> Compressed:
+    """The smallest network that holds the limits: pruned, distilled and with integers, as one plan
+    decides, written for `runtime` and measured there.
+
+    model: the network, which stays as it is and is the teacher; or its name, as in
+    `sources.networks.find`. data: an iterable of inputs or (inputs, target), a dict or object with
+    `train` and some of `calibration`, `validation` and `test`, or a name, as in
+    `sources.data.read`: a folder of pictures, a file of arrays. What is not given is held back from
+    `train`. Without labels accuracy is agreement with the original's outputs.
+
+    For each layer there is a menu: its widths, float or integers. What an entry loses is predicted
+    in squared error of the network's outputs, what it costs in milliseconds that the runtime's
+    profiler has shown. One knapsack chooses from all menus. How deep to cut, in how many rounds and
+    how to train is left to a search (Optuna, with successive halving), for `minutes`.
+    Choices use training, calibration and validation data; the test data are read once, at the end.
+
+    folder: a search that was interrupted goes on there, and the same call in another process, or on
+    another machine that shares the folder, joins in.
+
+    Raises `InputError` for limits that say nothing, data that cannot be split, and networks without
+    a channel to prune, before anything takes long; `LimitError` where a limit is missed, after
+    everything was written. Then the nearest points are in the folder, and `check=False` returns
+    them.
+    """
+    options = dict(locals())
+    goal = Goal.of(options)
+    network, data = _opened(model, data, seed)
+    if quantization(network) is not None:
+        raise InputError("this network is quantized already; compress the float network")
+    check_float32(network)
+    check_runs_here(runtime)
+    options["keep"] = (keep,) if isinstance(keep, str) else tuple(keep)
+    with preserved(), interruptible():
+        given = parts(data, seed)
+        name = identity(network, given, goal, options, seed)
+        where = Path("runs") / f"compress-{name[:8]}" if folder is None else Path(folder)
+        result = _searched(network, given, goal, options, where, name)
+    if result.missed and check:
+        raise LimitError(f"{'; '.join(result.missed)}. Everything is kept in {result.folder}")
+    return result
+
+
+def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any]:
+    """The network and the data that are named, or that are given themselves."""
+    found = networks.find(model)
+    if isinstance(data, (str, Path)) or (isinstance(data, Mapping) and "folder" in data):
+        data = from_any(data, found.how, found.classes or None, seed).loaders
+    example = None
+    if found.model is None:
+        example = parts(data, seed).example
+    return check_network(found.module(example)).eval(), data
+
+
+def _searched(
+    model: nn.Module, given: Any, goal: Goal, options: Mapping[str, Any], folder: Path, name: str
+) -> Compressed:
+    """The search of `folder`, from where it stands until its time is over, and its result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = 60 * options["minutes"]
+    clock = Clock(folder, seconds)
+    try:
+        with locked(folder / "begin.lock"):
+            study = Study(folder, options["seed"])
+            check_study(name, study.facts.get(IDENTITY), folder)
+            study.learn(IDENTITY, name)
+        if clock.tick() <= 0 and _is_finished(folder, study):
+            return _result(model, goal, options["runtime"], study, folder)
+        say_start(given, goal, folder, clock)
+        setting = prepared(model, given, goal, options, folder)
+        search = Search(setting, study, clock, seconds, step_seconds(setting))
+        with locked(folder / "begin.lock"):
+            if not study.study.trials:
+                search.begin()
+        search.run()
+        with locked(folder / "finish.lock"):
+            if not _is_finished(folder, study):
+                search.polish()
+                finish(search)
+        return _result(model, goal, options["runtime"], study, folder)
+    finally:
+        clock.close()
+
+
+def say_start(given: Any, goal: Goal, folder: Path, clock: Clock) -> None:
+    """What is going to be done, in two lines."""
+    limits = ", ".join(f"{n} at most {v:g}" for n, v in goal.limits.items())
+    left = clock.tick() / 60
+    console.print(f"compressing: least {goal.minimize} with {limits}; {left:.1f} min, in {folder}")
+    console.print("; ".join(f"{n}: {how}" for n, how in given.how.items()), style="dim")
+
+
+def _is_finished(folder: Path, study: Study) -> bool:
+    """Whether the result in the folder is of all points that there are."""
+    try:
+        return read_json(folder / "result.json").get("points") == len(study.points())
+    except (InputError, AttributeError):
+        return False
+
+
+def _result(model: nn.Module, goal: Goal, runtime: str, study: Study, folder: Path) -> Compressed:
+    found = read_json(folder / "result.json")
+    best, points = Point.of(found["best"]), study.points()
+    path = folder / runtime / file_of(folder, best, runtime).name
+    return Compressed(
+        network_of(model, folder, best),
+        open_file(path, runtime),
+        best,
+        front(points, goal.quantity),
+        points,
+        folder / "report.html",
+        list(found["missed"]),
+        read_json(folder / "report.json"),
+        folder,
+    )

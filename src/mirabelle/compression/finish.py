@@ -1,0 +1,151 @@
+"""The end of a search: the best network, its file, what the test data say, and the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from mirabelle.base.checks import clone
+from mirabelle.base.data import as_batch
+from mirabelle.base.files import atomic, write_json
+from mirabelle.compression.clock import timing
+from mirabelle.compression.front import Point, front
+from mirabelle.compression.judge import Judge
+from mirabelle.compression.limits import DROP, Goal, sure_of
+from mirabelle.compression.page import report_of
+from mirabelle.compression.search import Search
+from mirabelle.compression.trial import Setting
+from mirabelle.graph.artifacts import time_in_turn
+from mirabelle.measurement.latency import Latency
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.report import write
+from mirabelle.runtimes import RUNTIMES, Artifact
+from mirabelle.runtimes import load as open_file
+from mirabelle.store import load
+from mirabelle.verification.api import verify
+
+MOST = 5  # points of the front that the test data judge
+SECONDS = 12.0  # of timing all of them in turn
+VERIFIED = 64  # samples
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One network in the end. latency: timed in turn with all others. scores: by test sample.
+    drop, interval: on test data, paired.
+    """
+
+    artifact: Artifact
+    latency: Latency
+    scores: np.ndarray
+    drop: float
+    interval: tuple[float, float]
+
+
+def finish(search: Search) -> dict[str, Any]:
+    """Chooses, tests and writes everything; returns the report."""
+    setting, goal = search.setting, search.setting.goal
+    points = search.study.points()
+    sure = sure_of(goal, points)
+    best = goal.best(points, sure)
+    chosen = _chosen(front(points, goal.quantity), best)
+    tested = _tested(setting, chosen)
+    network = network_of(setting.model, setting.folder, best)
+    verified = _verified(setting, network, tested[best.folder].artifact)
+    missed = missed_of(goal, best, points, sure)
+    report = report_of(setting, points, chosen, best, tested, network, verified, sure, missed)
+    _place(setting, best)
+    write(report, setting.folder)
+    write_json(
+        setting.folder / "result.json",
+        {"best": best.to_dict(), "missed": missed, "points": len(points)},
+    )
+    return report
+
+
+def network_of(model: nn.Module, folder: Path, point: Point) -> nn.Module:
+    """The network of a point. model: the original; folder: the study's."""
+    return load(folder / point.folder / "network", clone(model))
+
+
+def file_of(folder: Path, point: Point, runtime: str) -> Path:
+    return folder / point.folder / f"model{RUNTIMES[runtime].suffix}"
+
+
+def _chosen(found: list[Point], best: Point) -> list[Point]:
+    """At most `MOST` points of the front, spread evenly, with the best among them."""
+    places = np.unique(np.linspace(0, len(found) - 1, min(MOST, len(found))).round().astype(int))
+    spread = [found[i] for i in places]
+    return spread if best in spread else [*spread, best]
+
+
+def _tested(setting: Setting, chosen: Sequence[Point]) -> dict[str, Tested]:
+    """The original, under '', and the chosen points, by their folders. The test data are read here
+    and nowhere else.
+    """
+    files = {"": setting.base}
+    files |= {
+        p.folder: open_file(file_of(setting.folder, p, setting.runtime), setting.runtime)
+        for p in chosen
+    }
+    with timing():
+        times = time_in_turn(files, setting.inputs, SECONDS)
+    test = setting.parts.test
+    labelled = as_batch(next(iter(test)), "batch 0 of the test data").target is not None
+    judge = Judge(setting.model, test, setting.judge.asked, labelled)
+    found = {}
+    for name, file in files.items():
+        scores = judge.of(file.predict, "testing")
+        drop, low, high = judge.drop(scores)
+        found[name] = Tested(file, times[name], scores, drop, (low, high))
+    return found
+
+
+def _verified(setting: Setting, network: nn.Module, artifact: Artifact) -> list[dict[str, Any]]:
+    if not isinstance(network, fx.GraphModule) or quantization(network) is None:
+        return []
+    found = verify(network, artifact, setting.few, samples=VERIFIED)
+    return [found.to_dict()]
+
+
+def missed_of(goal: Goal, best: Point, points: Sequence[Point], sure: bool) -> list[str]:
+    """A sentence for each limit that the best point misses: by how much, and what would help."""
+    said = []
+    for name in goal.missed(best, sure):
+        value = best.drop if name == DROP else best.costs[name]
+        upper = f" (at most {best.interval[1]:.4f} by its interval)" if name == DROP else ""
+        said.append(
+            f"{name} is {value:.4f}{upper}, the limit is {goal.limits[name]:g}; "
+            f"{_help(goal, name, points)}"
+        )
+    return said
+
+
+def _help(goal: Goal, name: str, points: Sequence[Point]) -> str:
+    """What would help where a limit binds."""
+    if name != DROP:
+        least = min(p.costs[name] for p in points)
+        return f"the least that was reached is {least:.3f}; raise the limit, or shorten keep"
+    reached = [p for p in points if p.drop <= goal.limits[DROP]]
+    if reached and goal.costs:
+        quantity = goal.quantity
+        near = min(p.costs[quantity] for p in reached)
+        return f"within the drop {quantity} {near:.3f} was reached; or give more minutes or data"
+    return "give more minutes, more data, or a larger drop"
+
+
+def _place(setting: Setting, best: Point) -> None:
+    """Copies the best network and its files to where they are easily found."""
+    folder, runtime = setting.folder, setting.runtime
+    for name in ("model.safetensors", "model.json"):  # in the order in which `mb.save` writes them
+        with atomic(folder / "model" / name) as temporary:
+            shutil.copyfile(folder / best.folder / "network" / name, temporary)
+    for source in RUNTIMES[runtime].files(file_of(folder, best, runtime)):
+        with atomic(folder / runtime / source.name) as temporary:
+            shutil.copyfile(source, temporary)

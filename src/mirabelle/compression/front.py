@@ -1,0 +1,68 @@
+"""What a search has found: every network that was tried, and those that no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network that was tried, at one stage of its training.
+
+    trial: its number; stage: 0 before training; steps: of training so far. knobs: what the search
+    chose; plan: see `plan.Plan`. costs: shares of the original's, measured: `latency` on the
+    runtime, `size` of the file, `macs`. milliseconds, bytes, macs: the same, absolute. drop: of the
+    metric on validation data, as a fraction, with its paired 95 % interval; accuracy: the metric;
+    n: samples. loss: the squared error of the outputs relative to their energy, measured; None
+    after training. folder: where its files are, in the study's.
+    """
+
+    trial: int
+    stage: int
+    steps: int
+    knobs: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    costs: Mapping[str, float]
+    milliseconds: float
+    bytes: int
+    macs: int
+    drop: float
+    interval: tuple[float, float]
+    accuracy: float
+    n: int
+    folder: str
+    loss: float | None = None
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"trial {self.trial}, {self.steps} steps"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"name": self.name, "interval": list(self.interval)}
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Point:
+        known = {k: v for k, v in found.items() if k in cls.__dataclass_fields__}
+        return cls(**{**known, "interval": tuple(known["interval"])})
+
+    def __str__(self) -> str:
+        sign = "lost" if self.drop >= 0 else "gained"
+        return (
+            f"{self.milliseconds:.3f} ms ({self.costs['latency']:.2f} of the original), "
+            f"{self.bytes / 1e6:.2f} MB, {100 * abs(self.drop):.2f} points {sign}"
+        )
+
+
+def front(points: Sequence[Point], quantity: str = "latency") -> list[Point]:
+    """The points that no other beats in both: at most their cost and a smaller drop, the cheapest
+    first.
+    """
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.costs[quantity], p.drop)):
+        if not found or point.drop < found[-1].drop:
+            found.append(point)
+    return found

@@ -1,0 +1,126 @@
+"""The network and the data that a recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mirabelle.base.checks import check_network
+from mirabelle.base.data import Batch, batches
+from mirabelle.base.errors import InputError
+from mirabelle.base.files import content_hash, sha256
+from mirabelle.base.progress import console
+from mirabelle.measurement.agreement import METRIC, Answered
+from mirabelle.pipeline.recipe import Recipe
+from mirabelle.pipeline.sources import code_hash
+from mirabelle.sources import data as data_sources
+from mirabelle.sources import networks
+from mirabelle.sources.callables import Loaders
+from mirabelle.sources.check import check as check_preprocessing
+from mirabelle.sources.data import Data
+from mirabelle.sources.networks import Found
+from mirabelle.sources.sheet import fragment
+
+WHOLE = 2**24  # bytes up to which a file of data is known by its content
+
+
+@dataclass(frozen=True)
+class Opened:
+    """recipe: with the metric that is measured. loaders: as steps read them."""
+
+    recipe: Recipe
+    model: nn.Module
+    loaders: Loaders
+    found: Found
+    data: Data
+
+
+def opened(recipe: Recipe) -> Opened:
+    """What a recipe names. Without labels of the test data their targets are the original's
+    outputs, and the metric is the agreement with these: it is said. Raises `InputError`.
+    """
+    found = networks.find(recipe.model)
+    data = data_sources.from_any(recipe.data, found.how, found.classes or None, recipe.seed)
+    loaders = data.loaders
+    model = check_network(found.module(_example(found, loaders)), recipe.model).eval()
+    if data.table is not None:
+        console.print(str(data), style="dim")
+    if data.how is not None:
+        console.print(f"pictures: {data.how}", style="dim")
+    if _labelled(loaders.test):
+        return Opened(recipe, model, loaders, found, data)
+    console.print(
+        "the test data have no labels: what is measured is how often the outputs agree with the "
+        "original's",
+        style="dim",
+    )
+    answered = Answered(loaders.test, model)
+    judged = None if loaders.validation is None else Answered(loaders.validation, model)
+    loaders = replace(loaders, test=answered, validation=judged)
+    return Opened(replace(recipe, metric=METRIC), model, loaders, found, data)
+
+
+def _example(found: Found, loaders: Loaders) -> Batch | None:
+    """Of the data, for files whose sizes may be open."""
+    if found.file is None:
+        return None
+    return next(batches(loaders.calibration, 1))._replace(target=None)
+
+
+def _labelled(loader: Iterable) -> bool:
+    return next(batches(loader, 1, what="the test loader")).target is not None
+
+
+def check_pictures(opened_: Opened) -> list[str]:
+    """Warnings about how pictures are brought to the network, where they are."""
+    data = opened_.data
+    if data.how is None or data.table is None:
+        return []
+    return check_preprocessing(opened_.model, data)
+
+
+def described(named: Opened, doubts: list[str]) -> dict[str, Any]:
+    """What the report says of the data."""
+    return {
+        "name": named.data.name,
+        "text": str(named.data),
+        "preprocessing": None if named.data.how is None else named.data.how.to_dict(),
+        "pictures": None if named.data.how is None else str(named.data.how),
+        "warnings": doubts,
+        "sheet": fragment(named.data),
+    }
+
+
+def network_key(recipe: Recipe) -> list[Any]:
+    """What the network depends on besides its weights: its name, code and files."""
+    code, files = networks.identity(recipe.model)
+    return [recipe.model, None if code is None else code_hash(code), [sha256(f) for f in files]]
+
+
+def data_key(recipe: Recipe) -> list[Any]:
+    """What the data depend on besides their first batches: names, code, and the sizes of files, of
+    small ones the content.
+    """
+    code = data_sources.code_of(recipe.data)
+    if code is not None:
+        return [recipe.data, code_hash(code)]
+    return [recipe.data, content_hash([_file(f) for f in data_sources.files_of(recipe.data)])]
+
+
+def _file(path: Path) -> list[Any]:
+    size = path.stat().st_size
+    return [str(path), size, sha256(path) if size <= WHOLE and path.suffix == ".csv" else None]
+
+
+def check(recipe: Recipe) -> Opened:
+    """`opened`, with the recipe's path before what is wrong."""
+    from mirabelle.base.errors import RecipeError
+
+    try:
+        return opened(recipe)
+    except InputError as error:
+        raise RecipeError(f"{recipe.path}: {error}") from error

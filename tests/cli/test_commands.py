@@ -1,0 +1,213 @@
+"""Commands as people call them: a file of a network and a folder of pictures, in a fresh folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import mirabelle as mb
+from mirabelle.cli import main
+from tests.sources.pictures import Colors, folder
+
+pytest.importorskip("PIL")
+PICTURES = ["--size", "24", "--mean", "0.1", "--std", "0.5", "--resize", "stretch"]
+ROOT = Path(__file__).parents[2]
+
+
+class Net(torch.nn.Module):
+    """Colors, on values of which 0.1 was subtracted and that were divided by 0.5."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = torch.nn.Conv2d(3, 3, 1, bias=False)
+            self.colors = Colors((2, 1, 0))
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3)[:, :, None, None])
+
+    def forward(self, x):
+        return self.colors(self.conv(x).relu())
+
+
+def network() -> torch.nn.Module:
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    where = tmp_path_factory.mktemp("made")
+    folder(where / "photos", 12)
+    folder(where / "flat", 12, classes=False)
+    mb.export(network(), where, runtime="onnxruntime", inputs=torch.randn(1, 3, 24, 24), name="net")
+    return where
+
+
+@pytest.fixture
+def fresh(made, tmp_path, monkeypatch):
+    for name in ("photos", "flat", "net.onnx"):
+        (tmp_path / name).symlink_to(made / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def called(*line: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "mirabelle", *line]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_an_onnx_file_and_photographs_become_a_verified_int8_file(fresh):
+    pytest.importorskip("openvino")
+    line = ["quantize", "net.onnx", "--data", "photos/", *PICTURES]
+    done = called(*line, "--runtime", "openvino", "--folder", "out", "--json", folder=fresh)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    file = fresh / "out" / "openvino" / "model.xml"
+    assert found["files"] == [str(file)] and file.is_file()
+    assert [s["name"] for s in found["stages"]] == ["original", "quantize"]
+    accuracy = [s["runtimes"]["openvino"]["accuracy"]["value"] for s in found["stages"]]
+    assert accuracy == [1.0, 1.0]  # the classes are the colors, in the order of their names
+    assert found["verification"] and found["verification"][0]["samples"] > 0
+    assert "photos/: 36 samples, 3 classes" in done.stderr and "mean 0.1 0.1 0.1" in done.stderr
+    assert "4/4 measure" in done.stderr  # progress, though nobody looks
+    # the report that is left can be made again from its recipe
+    recipe = yaml.safe_load((fresh / "out" / "recipe.yaml").read_text())
+    assert (
+        recipe["data"]
+        == {"folder": "photos/", "size": [24], "mean": [0.1], "std": [0.5], "resize": "stretch"}
+        or recipe["data"]["size"] == 24
+    )
+    sheet = json.loads((fresh / "out" / "report.json").read_text())["data"]["sheet"]
+    assert sheet.startswith("<figure><img") and "base64" in sheet
+
+
+def test_without_labels_the_agreement_is_measured(fresh, capsys):
+    line = ["quantize", "net.onnx", "--data", "flat", *PICTURES, "--folder", "out"]
+    assert main([*line, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    accuracy = found["stages"][-1]["runtimes"]["onnxruntime"]["accuracy"]
+    assert accuracy["value"] == 1.0 and accuracy["metric"].endswith("agreement")
+    assert (
+        main(
+            [
+                "compare",
+                "net.onnx",
+                "out/onnxruntime/model.onnx",
+                "--data",
+                "flat",
+                *PICTURES[2:],
+                "--runs",
+                "3",
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "agree on 100.00 %" in said and "speed-up" in said
+    assert main(["compare", "out", "out/report.json"]) == 0
+    assert "agreement, 95 %" in capsys.readouterr().out
+    assert main(["compare", "out", "net.onnx"]) == 1
+    assert "two of a kind" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_and_how_long_and_writes_nothing(fresh, capsys):
+    line = ["quantize", "net.onnx", "--data", "photos", *PICTURES, "--folder", "out"]
+    assert main([*line, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1. quantize, about" in said and "in all; everything goes into out" in said
+    assert not (fresh / "out").exists()
+    assert main([*line, "--dry-run", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["seconds"]) == {
+        "quantize",
+        "export",
+        "verify",
+        "measure",
+    }
+
+
+def test_init_writes_a_recipe_that_runs(fresh, capsys):
+    line = ["init", "net.onnx", "--data", "photos", *PICTURES]
+    assert main(line) == 0
+    text = (fresh / "recipe.yaml").read_text()
+    assert "# photos: 36 samples, 3 classes" in text and "  - verify" in text
+    assert main(["run", "recipe.yaml", "--check"]) == 0
+    assert main(line) == 1
+    assert "--force" in capsys.readouterr().err
+
+
+def test_wrong_preprocessing_is_said(fresh, capsys):
+    line = ["quantize", "net.onnx", "--data", "photos", *PICTURES, "--color", "bgr"]
+    assert main([*line, "--dry-run"]) == 0
+    assert "the preprocessing may be wrong" in (said := capsys.readouterr().out)
+    assert "try --color rgb" in said
+    assert main([*line[:-2], "--dry-run"]) == 0
+    assert "may be wrong" not in capsys.readouterr().out
+
+
+def test_prune_and_distill_take_the_options_of_their_verbs(fresh, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    options = ["--data", "tests.tiny:data", "--runtime", "ort", "--json"]
+    line = ["prune", "tests.tiny:model", *options, "--macs", "0.6", "--align", "4"]
+    assert main([*line, "--folder", "p", "--dry-run"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["seconds"]) == ["prune", "export", "measure"]
+    assert main(["prune", "tests.tiny:model", *options, "--dry-run"]) == 1
+    assert "exactly one budget" in capsys.readouterr().err
+    line = [
+        "distill",
+        "tests.tiny:model",
+        *options,
+        "--teacher",
+        "tests.tiny:teacher",
+        "--lr",
+        "0.01",
+    ]
+    assert main([*line, "--folder", "d", "--dry-run"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["seconds"])[:2] == ["distill", "export"]
+
+
+def test_doctor_says_what_is_installed_and_what_is_missing(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runtimes"]["onnxruntime"]["runs"] and found["kernels"]["target"]
+    missing = [r for r in found["runtimes"].values() if r["version"] is None]
+    assert all("pip install" in r["why"] for r in missing)
+    assert main(["doctor"]) == 0
+    assert "runtimes:" in capsys.readouterr().out
+
+
+def test_measure_takes_pictures_names_and_types(fresh, capsys):
+    assert (
+        main(["measure", "net.onnx", "--data", "photos", *PICTURES, "--runs", "2", "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["score"]["value"] == 1.0
+    line = ["measure", "net.onnx", "--runs", "2", "--json", "--input"]
+    assert main([*line, "input:1,3,24,24"]) == 0
+    assert json.loads(capsys.readouterr().out)["inputs"] == [[1, 3, 24, 24]]
+    assert main([*line, "image:1,3,24,24"]) == 1
+    assert "the input is called 'input'" in capsys.readouterr().err
+    assert main([*line, "1,3,24,24:float64"]) == 1
+    assert "expected (?, 3, 24, 24) float32" in capsys.readouterr().err
+    line = ["measure", "net.onnx", "--data", "photos", *PICTURES, "--runs", "2", "--json"]
+    assert main([*line, "--metric", "tests.cli.test_commands:always"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"]["value"] == 0.5
+
+
+def always(output, target):
+    return np.full(len(target), 0.5)
+
+
+def test_python_m_mirabelle(tmp_path):
+    done = called("--version", folder=tmp_path)
+    assert done.returncode == 0 and mb.__version__ in done.stdout
