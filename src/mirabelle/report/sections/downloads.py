@@ -12,6 +12,8 @@ from mirabelle.report.svg import element, escape
 
 FILE = re.compile(r"\w[\w.-]*")  # what a link may lead to: never out of the run's folder
 
+COLLECTIONS = ("timm", "hf", "torchvision", "transformers")  # names of networks, not of modules
+
 IN_PYTHON = {
     "onnxruntime": """import onnxruntime
 
@@ -125,7 +127,8 @@ def _python(report: dict, files: dict[str, list[str]]) -> list[str]:
     blocks = []
     name = str(child(report, "network").get("name") or "")
     module, _, maker = name.partition(":")
-    if files.get("model") and re.fullmatch(r"[\w.]+", module) and maker.isidentifier():
+    mine = re.fullmatch(r"[\w.]+", module) and maker.isidentifier() and module not in COLLECTIONS
+    if files.get("model") and mine:
         text = (
             f"import mirabelle as mb\nfrom {module} import {maker}\n\n"
             f'network = mb.load("model", {maker}())  # a torch.nn.Module: mb.fit trains it further'
