@@ -35,7 +35,7 @@ FILE = re.compile(r"[\w.-]+(/[\w.-]+)*(\.(py|md|yaml|png)|/)")
 # What a run or an example writes, which is in no clone.
 WRITTEN = ("runs/", "steps/", "work/", "model/", "onnxruntime/", "openvino/", "build/")
 # Of the reader's repository, and what a table of networks calls its groups.
-THEIRS = (".github/workflows/", "ci/", "detection/", "part/")
+THEIRS = (".github/workflows/", "ci/", "folder/", "detection/", "part/")
 
 
 def blocks(path: Path, language: str) -> list[str]:
