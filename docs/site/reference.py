@@ -17,7 +17,17 @@ from mirabelle.runtimes import RUNTIMES
 
 VERBS: dict[str, Callable] = {
     name: getattr(mb, name)
-    for name in ("prune", "sparsify", "distill", "fit", "quantize", "export", "verify", "measure")
+    for name in (
+        "compress",
+        "prune",
+        "sparsify",
+        "distill",
+        "fit",
+        "quantize",
+        "export",
+        "verify",
+        "measure",
+    )
 }
 
 
