@@ -33,7 +33,7 @@ def test_a_front_shows_every_trial_and_the_plan_of_the_best():
     page = Page(front({"front": POINTS}))
     text = page.text
     assert "half, int8: 93 %, 1 ms, 500 kB" in text and "worse: 90 %, 2 ms" in text
-    assert "on the front, 2" in text and "other trials, 1" in text and "4 trials" in text
+    assert "on the front, 2" in text and "other trials, 1" in text and "4 in all" in text
     assert "The plan of half, int8" in text
     assert "layer what was done ms, predicted ms, measured rank" in text
     assert "conv1 32 to 16 channels 0.25 0.3" in text and "fc int8 0.01 0.02 8" in text

@@ -39,7 +39,12 @@ HEADS = {
     "loss_of_integers": "loss by integers, predicted",
 }
 ENDS = ("predicted", "measured")
-QUANTITIES = {"loss": "squared error of the outputs", "latency": "milliseconds", "size": "bytes"}
+QUANTITIES = {
+    "loss": "squared error of the outputs",
+    "latency": "milliseconds",
+    "size": "bytes",
+    "macs": "MACs",
+}
 
 
 def front(report: dict) -> str:
@@ -63,7 +68,7 @@ def front(report: dict) -> str:
     )
     names = legend([(f"on the front, {len(on)}", "s0", 0), (f"other trials, {len(off)}", "s1", 1)])
     note = (
-        f"Every point is a network that was made and measured: {len(points)} trials. None is "
+        f"Every point is a network that was made and measured: {len(points)} in all. None is "
         "both faster and more accurate than one of the front."
     )
     searched = items(child(report, "search"), "plan")
