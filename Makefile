@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz mutants test-phones test-processors test-wheel test-oldest lint clean
+.PHONY: demo test fuzz mutants test-phones test-processors test-wheel test-oldest lint docs docs-serve clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
@@ -42,6 +42,13 @@ test-oldest: .venv-oldest/done
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
+# The site, into build/site: every link is checked, and a warning is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,6 +65,10 @@ lint: .venv/dev
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@ .venv/demo
+
+.venv/docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[openvino,docs]"
+	touch $@
 
 clean:
 	rm -rf .venv .venv-oldest build dist

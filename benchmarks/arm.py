@@ -1,7 +1,7 @@
 """What a network costs on 64-bit Arm, in instructions of one inference: original, pruned, int8,
 sparse; `python -m benchmarks.arm`.
 
-Instructions are not milliseconds: see docs/arm.md, whose table it prints. Needs `mirabelle
+Instructions are not milliseconds: see docs/results/arm.md, whose table it prints. Needs `mirabelle
 setup-arm64`, torchvision and timm. Weights are random: a count of instructions does not depend on
 them. Goes on where it stopped; `--most N` ends after N measurements, `--table` only prints.
 """

@@ -652,7 +652,7 @@ def main() -> None:
     parser.add_argument(
         "--table",
         action="store_true",
-        help="only write the tables of docs/distillation.md from the results",
+        help="only write the tables of docs/results/distillation.md from the results",
     )
     options = parser.parse_args()
     if not options.table:

@@ -1,4 +1,4 @@
-"""The tables of docs/distillation.md, from the results of `benchmarks.distillation`."""
+"""The tables of docs/results/distillation.md, from the results of `benchmarks.distillation`."""
 
 from __future__ import annotations
 

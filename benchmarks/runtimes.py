@@ -1,11 +1,11 @@
 """The demo's network and MobileNetV2 on every runtime, float and int8: bytes, milliseconds in turn,
 accuracy, and how near the integers are to the reference.
 
-`python -m benchmarks.runtimes` goes on where it stopped and prints the table of docs/runtimes.md;
-one thread, batch 1. Runtimes that are not installed are left out. The demo's network is scored on
-all test images of Fashion-MNIST. MobileNetV2 has real weights and photographs without labels (see
-`photographs.py`; needs torchvision and pillow): there, the share of the same class as torch in
-float. `--table` only prints.
+`python -m benchmarks.runtimes` goes on where it stopped and prints the table of
+docs/results/runtimes.md; one thread, batch 1. Runtimes that are not installed are left out. The
+demo's network is scored on all test images of Fashion-MNIST. MobileNetV2 has real weights and
+photographs without labels (see `photographs.py`; needs torchvision and pillow): there, the share of
+the same class as torch in float. `--table` only prints.
 """
 
 from __future__ import annotations

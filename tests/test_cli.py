@@ -108,7 +108,7 @@ REPORT = {
                 for runtime in ("onnxruntime", "onnxruntime-tensorrt")
             },
         }
-        for label in ("original", "sparsified", "fine-tuned", "quantised")
+        for label in ("original", "sparsified", "fine-tuned", "quantized")
     ],
     "result": {
         "runtime": "onnxruntime-tensorrt",

@@ -85,7 +85,7 @@ def test_advice_by_hand():
     assert advice(good, 1.9) == []
     losing = [*good, *rows(se=(0.1, 0.4, True, "QLinearConv"))]
     assert advice(losing) == [
-        "1 layers are slower as integers, by 0.300 ms together: quantise with keep=[...] for se"
+        "1 layer is slower as integers, by 0.300 ms together: quantize with keep=[...] for se"
     ]
     fallen = [
         *good,

@@ -1,5 +1,7 @@
 """MACs against counts by hand, in networks and in ONNX files."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from mirabelle.measurement import (
     count_parameters,
     fvcore_macs,
 )
+from mirabelle.measurement.macs import macs_by_module
 from tests.measurement.files import SMALL_MACS, export, resnet50, save, small
 
 
@@ -234,6 +237,15 @@ def test_onnx_names_what_it_cannot_count(tmp_path):
             count_onnx_macs(tmp_path / "bad.onnx")
     with pytest.raises(InputError, match="is not there"):
         count_onnx_macs(tmp_path / "none.onnx")
+
+
+def test_macs_by_module_add_up_and_are_of_one_sample():
+    """3x3 on 4x4 outputs from 1 to 2 channels: 288; from 32 to 3: 96."""
+    inner = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
+    net = nn.Sequential(OrderedDict(inner=inner, flat=nn.Flatten(), fc=nn.Linear(32, 3)))
+    found = macs_by_module(net, torch.zeros(5, 1, 4, 4))
+    assert found == {"inner": 288, "inner.0": 288, "fc": 96}
+    assert found["inner"] + found["fc"] == count_macs(net, torch.zeros(1, 1, 4, 4))
 
 
 def conv_of_constant_nodes(folder):

@@ -15,10 +15,13 @@ import pytest
 import torch
 
 from mirabelle.base.errors import InputError, LimitError, RecipeError
+from mirabelle.base.files import tensors_hash
 from mirabelle.cli import main
 from mirabelle.pipeline import measuring, run
+from mirabelle.quantization.search.rules import RULES
 from mirabelle.store import load
 from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
+from tests.tiny import model as tiny_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,9 +62,35 @@ def test_leaves_everything(whole):
     assert [s["name"] for s in report["stages"]] == ["original", "prune", "distill", "quantize"]
     assert report["stages"][1]["macs"] <= 0.5 * report["stages"][0]["macs"]
     assert len(report["training"][0]["history"]) == 3
+    rows = {r["layer"]: r for r in report["profile"]["onnxruntime"]["layers"]}
+    layers = {c["layer"] for c in report["channels"]}
+    assert layers == {"0", "3", "9"} == {n for n in rows if not n.startswith("(")}
+    assert all("advice" in r and r["int8"] for n, r in rows.items() if n in layers)
+    macs = [c["macs"] for c in report["channels"]]
+    stages = [s["macs"] for s in report["stages"]]
+    assert [sum(m[i] for m in macs) for i in (0, 1)] == [stages[0], stages[2]]
+    assert report["verification"][0]["tolerance"] == 1
+    values = [t for t in report["quantization"]["tensors"] if t["kind"] == "activation"]
+    assert all(t["chosen"] and t["rule"] in RULES for t in values)
+    for folder, names in report["files"].items():
+        assert all((whole / folder / name).is_file() for name in names)
     assert (whole / "onnxruntime" / "model.onnx").read_bytes() == (
         finished(whole)["export"] / "quantize/onnxruntime/model.onnx"
     ).read_bytes()
+
+
+def test_a_finished_run_is_certified(whole, tmp_path):
+    out = copied(whole, tmp_path)
+    assert main(["certify", str(out)]) == 0 and main(["certify", "--check", str(out)]) == 0
+    found = json.loads((out / "certificate.json").read_text())
+    weights = found["inputs"]["model"][-1]
+    assert weights == tensors_hash(tiny_model().state_dict()) and len(found["files"]) > 15
+    file = out / "onnxruntime" / "model.onnx"
+    whole_file = bytearray(file.read_bytes())
+    whole_file[len(whole_file) // 2] ^= 1
+    file.unlink()  # the copy may share its bytes with the run
+    file.write_bytes(whole_file)
+    assert main(["certify", "--check", str(out)]) == 4
 
 
 def test_killed_in_every_step_and_resumed(whole, tmp_path):

@@ -46,7 +46,7 @@ def test_both_columns_of_bars_are_to_one_scale():
 def test_scatter_puts_points_where_they_belong():
     point = {"label": "a", "x": 1.0, "y": 0.5, "low": 0.0, "high": 1.0, "title": "t"}
     other = {**point, "label": "b", "x": 0.5, "y": 0.25}
-    drawn = ElementTree.fromstring(charts.scatter([point, other], 0, [point, other], "x", "y"))
+    drawn = ElementTree.fromstring(charts.scatter([[point, other]], "x", "y"))
     circles = [(float(c.get("cx")), float(c.get("cy"))) for c in drawn.iter("circle")]
     # x: 0 ... 1.1 on 48 ... 350; y: -0.08 ... 1.08 on 212 ... 26
     assert circles[0] == pytest.approx((48 + 302 / 1.1, 212 - 186 * 0.58 / 1.16), abs=1e-3)
@@ -70,7 +70,7 @@ def test_labels_of_near_points_do_not_overlap():
         for i in range(5)
     ]
     far = {"label": "far", "x": 1.0, "y": 1.0, "low": None, "high": None, "title": ""}
-    drawn = ElementTree.fromstring(charts.scatter([*points, far], 0, [*points, far], "x", "y"))
+    drawn = ElementTree.fromstring(charts.scatter([[*points, far]], "x", "y"))
     boxes = [
         (float(t.get("x")), float(t.get("y")), len(t.text) * charts.GLYPH)
         for t in drawn.iter("text")
@@ -130,3 +130,30 @@ def test_a_gap_in_a_curve_stays_a_gap():
 )
 def test_ticks_are_round(low, high, expected):
     assert svg.ticks(low, high) == pytest.approx(expected)
+
+
+def test_limits_are_drawn_where_they_are():
+    point = {"label": "a", "x": 1.0, "y": 0.5, "low": None, "high": None, "title": "t"}
+    limits = [
+        {"axis": "x", "value": 2.0, "title": "fast enough"},
+        {"axis": "y", "value": 0.4, "title": "good enough"},
+    ]
+    drawn = ElementTree.fromstring(charts.scatter([[point]], "x", "y", limits=limits))
+    paths = [p.get("d") for p in drawn.iter("path") if p.get("class") == "threshold"]
+    # x: 0 ... 2.2 on 48 ... 350; y: 0.392 ... 0.508 on 212 ... 26
+    assert float(re.match(r"M([\d.]+)", paths[0])[1]) == pytest.approx(48 + 302 * 2 / 2.2, abs=1e-3)
+    at = float(re.match(r"M48 ([\d.]+)H350", paths[1])[1])
+    assert at == pytest.approx(212 - 186 * 0.008 / 0.116, abs=1e-3)
+
+
+def test_a_waterfall_goes_from_value_to_value():
+    rows = [
+        {"name": "a", "value": "", "start": 4.0, "end": 1.0, "class": "s2"},
+        {"name": "b", "value": "", "start": 1.0, "end": 2.0, "class": "s1"},
+    ]
+    drawn = ElementTree.fromstring(charts.waterfall(rows, "label"))
+    bars = [r for r in drawn.iter("rect") if "bar" in r.get("class")]
+    assert [(b.get("x"), b.get("width")) for b in bars] == [("25%", "75%"), ("25%", "25%")]
+    drawn = ElementTree.fromstring(charts.waterfall(rows, "label", from_zero=False))
+    bar = next(r for r in drawn.iter("rect") if "bar" in r.get("class"))
+    assert float(bar.get("width").rstrip("%")) == pytest.approx(100 / 1.16, abs=1e-3)

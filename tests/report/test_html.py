@@ -9,32 +9,58 @@ import re
 import pytest
 
 from mirabelle import report as reports
+from mirabelle.cli import main
+from mirabelle.report.style import CSS, SCRIPT
 from tests.report.pages import Page, drawings, headings, text_of
+
+FILE = re.compile(r"report\.json|\w[\w.-]*/\w[\w.-]*")
 
 # The page as a whole
 
 
 def test_the_sections_stand_in_their_order(example):
     expected = (
-        "Before and after | Accuracy against latency | Channels kept | Quantisation | Does the "
-        "runtime compute the same? | "
+        "What each step cost and bought | Before and after | Accuracy against latency and size | "
+        "Every layer | Channels kept | Quantization | Does the runtime compute the same? | "
         "Where the time goes | Training | How it was measured | The recipe"
     )
     assert " | ".join(headings(example)) == expected
 
 
 def test_nothing_is_loaded_from_elsewhere(example):
-    page = reports.render(example)
-    assert (
-        "http" not in page
-        and "//" not in page.split("</style>")[1]
-        and "url(" not in page
-        and "@import" not in page
-    )
+    page = reports.render({**example, "files": {"onnxruntime": ["model.onnx"]}})
+    assert "http" not in page and "url(" not in page and "@import" not in page
+    for word in ("fetch", "XMLHttp", "import(", "WebSocket", "eval", "innerHTML", "document.write"):
+        assert word not in SCRIPT
     for tag, attributes in Page(page).tags:
-        assert tag not in ("script", "link", "img", "iframe", "a", "base", "object")
-        assert not {"src", "href", "xlink:href", "srcset", "style"} & set(attributes)
+        assert tag not in ("link", "img", "iframe", "base", "object")
+        assert not {"src", "xlink:href", "srcset", "style"} & set(attributes)
         assert not any(a.startswith("on") for a in attributes)
+        target = attributes.get("href", "#")
+        assert target.startswith(("#", "data:text/yaml;")) or FILE.fullmatch(target)
+    assert page.count("<script>") == 1 and f"<script>{SCRIPT}</script>" in page
+    assert len(SCRIPT) < 4000
+
+
+def test_the_contents_lead_to_every_section(example):
+    page = Page(reports.render(example))
+    anchors = [a["id"] for t, a in page.tags if t == "section"]
+    links = [a["href"] for t, a in page.tags if t == "a" and a["href"].startswith("#")]
+    assert links[: len(anchors)] == [f"#{a}" for a in anchors] and len(set(anchors)) == len(anchors)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "https:x", "", "."])
+def test_no_link_leads_out_of_the_folder(example, name):
+    found = {"onnxruntime": [name, "model.onnx"], name: ["model.onnx"]}
+    links = {
+        a["href"]
+        for t, a in Page(reports.render({**example, "files": found})).tags
+        if t == "a" and not a["href"].startswith("#")
+    }
+    assert {v for v in links if not v.startswith("data:")} == {
+        "report.json",
+        "onnxruntime/model.onnx",
+    }
 
 
 def test_what_the_run_says_is_escaped(example):
@@ -55,8 +81,8 @@ def test_what_the_run_says_is_escaped(example):
             stage["runtimes"][evil + key] = stage["runtimes"].pop(key)
         example["profile"][evil + key] = example["profile"].pop(key)
     page = reports.render(poison(example))
-    assert "alert(" in page and "<script" not in page and "\x00" not in page
-    assert not [t for t, _ in Page(page).tags if t == "script"]
+    assert "alert(" in page and page.count("<script") == 1 and "\x00" not in page
+    assert len([t for t, _ in Page(page).tags if t == "script"]) == 1
     drawings(page)
 
 
@@ -108,7 +134,7 @@ def test_an_empty_report_is_a_page(empty):
 
 SECTIONS = {
     "channels": "Channels kept",
-    "quantization": "Quantisation",
+    "quantization": "Quantization",
     "verification": "Does the runtime compute the same?",
 }
 SECTIONS |= {"profile": "Where the time goes", "training": "Training", "recipe": "The recipe"}
@@ -155,7 +181,8 @@ def test_any_part_may_be_null_or_empty(example):
                 continue
             parent[path[-1]] = nothing
             page = reports.render(changed)
-            assert "None" not in page.split("</style>")[1].split("The recipe")[0], path
+            shown = page.split("</style>")[1].split("<script>")[0]
+            assert "None" not in shown.split("<h2>The recipe")[0], path
             tried += 1
     assert tried > 300
 
@@ -166,6 +193,45 @@ def test_write_leaves_both_files(example, tmp_path):
     assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8")) == example
     assert page.read_text(encoding="utf-8") == reports.render(example)
     assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_the_page_drawn_again_is_the_page(example, tmp_path):
+    """Keys stand in the order of the run, in the page and in its JSON."""
+    for stage in example["stages"]:
+        stage["runtimes"] = dict(sorted(stage["runtimes"].items(), reverse=True))
+    page = reports.write(example, tmp_path)
+    first = page.read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "report.json")]) == 0
+    assert page.read_text(encoding="utf-8") == first
+    assert first.index("<h3>OpenVINO") < first.index("<h3>ONNX Runtime")
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_bars_stand_out_from_what_is_behind_them_and_text_is_readable(dark):
+    light, _, night = CSS.partition("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--([\w-]+):\s*(#\w{6})", light.partition("* {")[0]))
+    if dark:
+        colours |= dict(re.findall(r"--([\w-]+):\s*(#\w{6})", night.partition("* {")[0]))
+    for behind in ("track", "paper", "card"):
+        for bar in ("before", *(f"c{i}" for i in range(6))):
+            assert contrast(colours[bar], colours[behind]) >= 3, (bar, behind)
+    for text in ("ink", "soft", "accent", "good", "bad"):
+        for behind in ("paper", "card"):
+            assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    assert contrast(colours["bad"], colours["bad-tint"]) >= 4.5
+    assert contrast(colours["good"], colours["good-tint"]) >= 4.5
 
 
 def test_a_report_that_is_not_json_leaves_no_page(example, tmp_path):

@@ -54,6 +54,10 @@ class LimitError(MirabelleError):
     """A run finished its steps and missed a limit of its recipe; the artefacts are kept."""
 
 
+class CertificateError(MirabelleError):
+    """A run's folder that is not, byte for byte, what its certificate says."""
+
+
 # What people write for what is called otherwise here.
 MEANT = {
     "ort": "onnxruntime",

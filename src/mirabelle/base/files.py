@@ -70,11 +70,11 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """JSON with sorted keys, so that equal values are equal files. NaN and infinity are refused:
-    they are not JSON.
+def write_json(path: str | Path, value: Any, sort_keys: bool = True) -> None:
+    """JSON with sorted keys, so that equal values are equal files, or in the order of the value.
+    NaN and infinity are refused: they are not JSON.
     """
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, most: int = LARGEST_JSON) -> Any:

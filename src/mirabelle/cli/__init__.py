@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mirabelle.base.errors import LimitError, MirabelleError, did_you_mean
+from mirabelle.base.errors import CertificateError, LimitError, MirabelleError, did_you_mean
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.version import __version__
 
@@ -91,6 +91,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "write the HTML of a report.json again",
         "mirabelle report runs/fashion/report.json",
     ),
+    "certify": (
+        "recipes:certify",
+        "write what proves a run's folder, or check it byte by byte",
+        "mirabelle certify --check runs/fashion",
+    ),
     "schema": (
         "recipes:schema",
         "print the JSON Schema of recipes, for editors",
@@ -143,8 +148,8 @@ def app() -> App:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 an error that the user can mend, 2 a wrong command line, 3 a limit was
-    missed, 130 interrupted, 143 ended by SIGTERM.
+    """Exit codes: 0 done, 1 an error that the user can repair, 2 a wrong command line, 3 a limit
+    was missed, 4 a folder is not as its certificate says, 130 interrupted, 143 ended by SIGTERM.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     name = next((t for t in tokens if t not in COMMON), "--help")
@@ -200,6 +205,9 @@ def _carried_out(command: Callable[[], Any], bound: inspect.BoundArguments) -> i
     except LimitError as error:
         print(f"limit missed: {error}", file=sys.stderr)
         return 3
+    except CertificateError as error:
+        print(f"not as certified: {error}", file=sys.stderr)
+        return 4
     except (MirabelleError, OSError) as error:
         if common is not None and common.verbose:
             raise

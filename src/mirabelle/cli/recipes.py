@@ -138,6 +138,28 @@ def report(
     return say({"report": str(target)}, common.json, str(target))
 
 
+def certify(
+    folder: Annotated[str, Parameter(help="the folder of a run")],
+    /,
+    *,
+    check: Annotated[
+        bool,
+        FLAG,
+        Parameter(help="compare the folder with its certificate; exit code 4 where a byte differs"),
+    ] = False,
+    expect: Annotated[
+        str | None,
+        Parameter(help="the SHA-256 that the certificate must have; told by another way"),
+    ] = None,
+    common: Common = Common(),  # noqa: B008
+) -> int:
+    """Write what proves a run's folder, or check it byte by byte."""
+    from mirabelle.pipeline import certificate
+
+    found = certificate.check(folder, expect) if check else certificate.certify(folder)
+    return say(found.to_dict(), common.json, str(found))
+
+
 def schema(*, common: Common = Common()) -> int:  # noqa: B008
     """Print the JSON Schema of recipes, for editors."""
     from mirabelle.pipeline.schema import text

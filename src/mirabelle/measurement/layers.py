@@ -112,7 +112,7 @@ class LayerRow:
         return self.after_ms - self.before_ms
 
 
-# Nodes of a quantised file that no layer of the float file stands for, by what they do.
+# Nodes of a quantized file that no layer of the float file stands for, by what they do.
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Convert", "Cast")
 LAYOUTS = ("Transpose", "Reorder", "ReorderInput", "ReorderOutput", "ToNchw", "ToNhwc")
 BETWEEN = "(between integers and floats)"
@@ -127,28 +127,29 @@ def _is_layer(time: LayerTime) -> bool:
 def compare_layers(
     before: Artifact, after: Artifact, *arrays: Any, runs: int = 20, **named: Any
 ) -> list[LayerRow]:
-    """Milliseconds of each layer in a float file and in its quantised one, from the runtime's
-    profiler: the layers of weights in the order of the second file, then what else each operator
-    takes. Nodes that convert between integers and floats, or change the layout of memory, are rows
-    of their own.
+    """Milliseconds of each layer in a float file and in its quantized one, from the runtime's
+    profiler; see `pair_layers`.
 
     Raises `InputError` where a runtime has no profiler.
     """
+    one, other = (
+        attribute(a.profile(*arrays, runs=runs, **named), layer_names(a)) for a in (before, after)
+    )
+    return pair_layers(one, other)
+
+
+def pair_layers(
+    before: Iterable[tuple[str, LayerTime]], after: Iterable[tuple[str, LayerTime]]
+) -> list[LayerRow]:
+    """Two files' nodes, each with its layer as `attribute` gives it, layer by layer: the layers of
+    weights in the order of the second file, then what else each operator takes. Nodes that convert
+    between integers and floats, or change the layout of memory, are rows of their own.
+    """
     sides: list[dict[str, list[LayerTime]]] = []
-    for artifact in (before, after):
+    for times in (before, after):
         rows: dict[str, list[LayerTime]] = {}
-        for name, time in attribute(
-            artifact.profile(*arrays, runs=runs, **named), layer_names(artifact)
-        ):
-            if not _is_layer(time):
-                name = (
-                    BETWEEN
-                    if time.operator in CONVERSIONS
-                    else LAYOUT
-                    if time.operator in LAYOUTS
-                    else f"({time.operator.removeprefix('QLinear')})"
-                )
-            rows.setdefault(name, []).append(time)
+        for name, time in times:
+            rows.setdefault(name if _is_layer(time) else _kind(time), []).append(time)
         sides.append(rows)
     order = sorted(dict.fromkeys([*sides[1], *sides[0]]), key=lambda name: name.startswith("("))
     found = []
@@ -167,8 +168,26 @@ def compare_layers(
     return found
 
 
+def _kind(time: LayerTime) -> str:
+    """The row of a node that is no layer of weights."""
+    if time.operator in CONVERSIONS:
+        return BETWEEN
+    return LAYOUT if time.operator in LAYOUTS else f"({time.operator.removeprefix('QLinear')})"
+
+
+def advice_of(row: LayerRow) -> str:
+    """What to do about one layer of a quantized file; empty where nothing is to be done."""
+    if row.layer.startswith("("):
+        return ""
+    if row.int8 is False and row.operators:
+        return "runs in float: this runtime has no integer kernel for it, or it was kept"
+    if row.int8 and row.before_ms > 0 and row.after_ms > 1.05 * row.before_ms:
+        return f"slower as integers: quantize with keep=[{row.layer!r}]"
+    return ""
+
+
 def advice(rows: list[LayerRow], speedup: float | None = None) -> list[str]:
-    """What to do about a quantised file, in sentences: layers that fell back to float, layers that
+    """What to do about a quantized file, in sentences: layers that fell back to float, layers that
     lose, what conversions cost. Nothing where nothing is to be done.
     """
     layers = [r for r in rows if not r.layer.startswith("(")]
@@ -179,8 +198,9 @@ def advice(rows: list[LayerRow], speedup: float | None = None) -> list[str]:
     losing = [r for r in layers if r.int8 and r.before_ms > 0 and r.after_ms > 1.05 * r.before_ms]
     if losing and sum(r.loss_ms for r in losing) > 0.02 * total:
         lost = sum(r.loss_ms for r in losing)
+        are = "s are" if len(losing) > 1 else " is"
         said.append(
-            f"{len(losing)} layers are slower as integers, by {lost:.3f} ms together: quantise "
+            f"{len(losing)} layer{are} slower as integers, by {lost:.3f} ms together: quantize "
             f"with keep=[...] for {_listed([r.layer for r in losing])}"
         )
     by_name = {r.layer: r for r in rows}
@@ -204,7 +224,7 @@ def advice(rows: list[LayerRow], speedup: float | None = None) -> list[str]:
         )
     if said and speedup is not None and speedup < 1:
         said.append(
-            "it is slower than in float: quantise with placement='fastest', which leaves in "
+            "it is slower than in float: quantize with placement='fastest', which leaves in "
             "float what loses there"
         )
     return said

@@ -22,8 +22,13 @@ def _vector_flops(counts: Callable[..., int]) -> Callable[..., int]:
 def _run_counted(
     model: nn.Module, args: tuple, kwargs: dict, tensors: dict, device: str | None
 ) -> int:
-    """The MACs of one call. Kernels that fuse a whole layer are switched off, as the counter cannot
-    see into them.
+    """The MACs of one call."""
+    return _counter(model, args, kwargs, tensors, device).get_total_flops() // 2
+
+
+def _counter(model: nn.Module, args: tuple, kwargs: dict, tensors: dict, device: str | None) -> Any:
+    """torch's counter after one call. Kernels that fuse a whole layer are switched off, as the
+    counter cannot see into them.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,7 +54,7 @@ def _run_counted(
             stack.enter_context(torch.device(device))
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=vectors))
         torch.func.functional_call(model, tensors, args, kwargs)
-    return counter.get_total_flops() // 2
+    return counter
 
 
 def _on_example(model: nn.Module, x: Any, count: Callable[..., int]) -> int:
@@ -96,6 +101,29 @@ def count_macs(model: nn.Module, x: Any) -> int:
     the network is not changed. Raises `InputError` where the network does not run on x.
     """
     return _on_example(model, x, _run_counted)
+
+
+def macs_by_module(model: nn.Module, x: Any) -> dict[str, int]:
+    """Multiply-accumulates of one sample by module, as `count_macs` counts them; those of what is
+    inside a module are its own, too. Modules that compute none are left out.
+
+    x: an example input. A network in graph form has no modules, and gives nothing.
+    """
+    found: dict[str, int] = {}
+
+    def count(model: nn.Module, *call: Any) -> int:
+        counter = _counter(model, *call)
+        root = type(model).__name__
+        for name, flops in counter.get_flop_counts().items():
+            if name.startswith(f"{root}."):
+                found[name.removeprefix(f"{root}.")] = sum(flops.values()) // 2
+        return counter.get_total_flops() // 2
+
+    from mirabelle.base.data import example_inputs
+
+    _on_example(model, x, count)
+    size = example_inputs(x).size
+    return {name: -(-macs // size) for name, macs in found.items() if macs}
 
 
 def fvcore_macs(model: nn.Module, x: Any) -> int:

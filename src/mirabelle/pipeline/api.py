@@ -13,12 +13,12 @@ from typing import Any
 from mirabelle.base.checks import clone
 from mirabelle.base.data import preserved
 from mirabelle.base.errors import CheckpointError, LimitError
-from mirabelle.base.files import atomic
+from mirabelle.base.files import atomic, content_hash
 from mirabelle.base.interruption import check as check_interrupted
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.progress import console
 from mirabelle.measurement.macs import count_macs
-from mirabelle.pipeline.facts import check_fit, depends, root_key
+from mirabelle.pipeline.facts import check_fit, depends, root_facts
 from mirabelle.pipeline.grids import grids_of
 from mirabelle.pipeline.inputs import check as opened
 from mirabelle.pipeline.inputs import check_pictures, described
@@ -100,14 +100,15 @@ def run(
     workspace = Workspace(
         Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
     )
-    key = root_key(recipe, model, loaders)
+    inputs = root_facts(recipe, model, loaders)
     held = hold_back(recipe, loaders)
     looks = Looks(recipe, held, model, held is not loaders)
     with interruptible(), workspace.lock():
         workspace.sweep()
         original = Stage("original", "original", model)
         state = State(recipe, held, example, [original], looks, source=named.found.file)
-        report = _steps(state, workspace, key, stop_early)
+        report = _steps(state, workspace, content_hash(inputs), stop_early)
+        report |= {"inputs": inputs, "files": _delivered(state)}
         report["data"] = described(named, doubts)
         write(report, workspace.folder)
         _collect(state, workspace.folder)
@@ -234,6 +235,15 @@ def _line(text: str, record: dict[str, Any]) -> str:
     """With what accuracy is left after the step."""
     left = said(record["facts"].get("look"))
     return f"{text}; {left}" if left else text
+
+
+def _delivered(state: State) -> dict[str, list[str]]:
+    """By folder, the files of the last stage that `_collect` puts into the run's folder."""
+    found = {} if state.saved is None else {"model": ["model.safetensors", "model.json"]}
+    for runtime in state.runtimes:
+        path = state.artifact(state.stages[-1].name, runtime).path
+        found[runtime] = [f.name for f in RUNTIMES[runtime].files(path)]
+    return found
 
 
 def _collect(state: State, folder: Path) -> None:

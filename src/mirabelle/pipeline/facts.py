@@ -14,7 +14,7 @@ from torch import nn
 from mirabelle.base.checks import check_runs, shell
 from mirabelle.base.data import Batch, batches, seed_epoch
 from mirabelle.base.errors import InputError, RecipeError
-from mirabelle.base.files import content_hash, sha256, tensors_hash
+from mirabelle.base.files import sha256, tensors_hash
 from mirabelle.base.names import load, resolve
 from mirabelle.base.structures import leaves
 from mirabelle.distillation.features import FEATURE_LOSSES, Taps
@@ -246,9 +246,9 @@ def _batch_hash(loader: Iterable, name: str, seed: int) -> str:
     return f"{length} {tensors_hash(dict(tensors))}"
 
 
-def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
-    """The hash of everything that all steps depend on."""
-    parts = {
+def root_facts(recipe: Recipe, model: nn.Module, loaders: Loaders) -> dict[str, Any]:
+    """Everything that all steps depend on, by name or as SHA-256; a run's report keeps it."""
+    return {
         "model": [*network_key(recipe), _weights_hash(model)],
         "data": [
             *data_key(recipe),
@@ -264,4 +264,3 @@ def root_key(recipe: Recipe, model: nn.Module, loaders: Loaders) -> str:
             "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN"
         ),
     }
-    return content_hash(parts)

@@ -15,8 +15,8 @@ from mirabelle.measurement.accuracy import METRICS, Scores, in_form_of, predicto
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
+from mirabelle.pipeline.profiles import profiles
 from mirabelle.pipeline.state import Outcome, State, seed_loaders
-from mirabelle.runtimes import RUNTIMES
 from mirabelle.runtimes.artifact import MOST_THREADS, Artifact
 
 LATENCY_SECONDS = 12.0
@@ -117,14 +117,7 @@ def _timings(state: State, artifacts: Mapping[tuple[str, str], Artifact]) -> dic
             for s in dict.fromkeys(ends.values())
             for r in state.runtimes
         },
-        "profile": {
-            r: {
-                end: [t._asdict() for t in artifacts[s, r].profile(*arrays[f"{s}/{r}"])]
-                for end, s in ends.items()
-            }
-            for r in state.runtimes
-            if RUNTIMES[r].profile is not None
-        },
+        "profile": profiles(artifacts, arrays, ends, state.runtimes),
     }
 
 

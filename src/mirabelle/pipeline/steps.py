@@ -192,7 +192,7 @@ LABELS = {
     "sparsify": "sparsified",
     "fit": "fine-tuned",
     "distill": "distilled",
-    "quantize": "quantised",
+    "quantize": "quantized",
 }
 
 

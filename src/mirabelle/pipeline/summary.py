@@ -11,11 +11,12 @@ from torch import nn
 
 from mirabelle.base.version import __version__
 from mirabelle.measurement.machine import machine, versions
-from mirabelle.measurement.macs import count_macs, count_parameters
+from mirabelle.measurement.macs import count_macs, count_parameters, macs_by_module
 from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State
 from mirabelle.quantization.simulation.description import quantization
+from mirabelle.runtimes import RUNTIMES
 from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
 
@@ -53,14 +54,18 @@ def summarise(
             ],
         },
         "stages": stages,
-        "channels": _channels(first, last),
+        "channels": _channels(state, first, last),
         "training": [
             {"stage": name, "history": f["history"], "seconds": t.get("training")}
             for name, f, t in facts
             if "history" in f
         ],
         "looks": [{"step": name, **f["look"]} for name, f, _ in facts if f.get("look")],
-        "verification": next((f["verification"] for _, f, _ in facts if "verification" in f), []),
+        "verification": [
+            {**checked, "tolerance": RUNTIMES[checked["runtime"]].off_by}
+            for _, f, _ in facts
+            for checked in f.get("verification", [])
+        ],
         "profile": measured["timings"].get("profile", {}),
         "timings": {name: t.get("wall") for name, _, t in facts},
     }
@@ -151,14 +156,19 @@ def _parameters(model: nn.Module) -> int:
     return count_parameters(model) - scales
 
 
-def _channels(first: Stage, last: Stage) -> list[dict[str, Any]]:
-    """Output channels of each convolution and linear layer, before and after."""
+def _channels(state: State, first: Stage, last: Stage) -> list[dict[str, Any]]:
+    """Output channels and MACs of each convolution and linear layer, before and after. MACs after
+    are those of the last float network: rounding changes none.
+    """
     after = dict(last.model.named_parameters())
+    floats = [s for s in state.stages if quantization(s.model) is None]
+    macs = [macs_by_module(s.model, state.inputs) for s in (first, floats[-1])]
     return [
         {
-            "layer": name.rpartition(".")[0] or name,
+            "layer": (layer := name.rpartition(".")[0] or name),
             "before": p.shape[0],
             "after": after[name].shape[0],
+            "macs": [found.get(layer) for found in macs],
         }
         for name, p in first.model.named_parameters()
         if p.ndim > 1 and name.endswith("weight") and name in after

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from mirabelle.report.svg import (
     HEIGHT,
+    Scale,
     drawing,
     element,
     linear,
@@ -104,63 +105,130 @@ def free_place(
 
 
 def scatter(
-    points: list[dict],
-    kind: int,
-    all_points: list[dict],
+    series: Sequence[Sequence[dict]],
     x_label: str,
     y_label: str,
     y_format=digits,
+    x_format=digits,
+    limits: Sequence[dict] = (),
+    trails: bool = True,
 ) -> str:
-    """One series of labelled points with vertical whiskers, joined in their order by a dotted line.
-    The horizontal axis begins at 0.
+    """Series of labelled points with vertical whiskers in one plot, each joined in its order by a
+    dotted line where `trails` is set. The horizontal axis begins at 0.
 
-    points: {"label", "x", "y", "low", "high", "title"}; low and high may be None. kind: the number
-    of the series, for its colour and marker. all_points: every point of the panels that share these
-    axes.
+    series: points {"label", "x", "y", "low", "high", "title"}; low and high may be None, a label
+    may be empty. limits: {"axis" ("x" or "y"), "value", "title"}, drawn as dashed lines.
     """
-    ends = [v for p in all_points for v in (p["y"], p["low"], p["high"]) if v is not None]
+    points = [p for one in series for p in one]
+    ends = [v for p in points for v in (p["y"], p["low"], p["high"]) if v is not None]
+    ends += [line["value"] for line in limits if line["axis"] == "y"]
+    far = [p["x"] for p in points] + [v["value"] for v in limits if v["axis"] == "x"]
     frame, x, y = axes(
-        (0.0, max(p["x"] for p in all_points) * 1.1 or 1.0),
+        (0.0, max(far) * 1.1 or 1.0),
         padded(ends),
         x_label,
         y_label,
         y_format=y_format,
+        x_format=x_format,
     )
-    taken = [(x(p["x"]) - 6, y(p["y"]) - 6, x(p["x"]) + 6, y(p["y"]) + 6) for p in points]
-    taken += [
-        (x(p["x"]) - 4, y(p["high"]), x(p["x"]) + 4, y(p["low"]))
+    taken = [
+        box
         for p in points
-        if None not in (p["low"], p["high"])
+        for box in (
+            (x(p["x"]) - 6, y(p["y"]) - 6, x(p["x"]) + 6, y(p["y"]) + 6),
+            (x(p["x"]) - 4, y(p["high"]), x(p["x"]) + 4, y(p["low"]))
+            if None not in (p["low"], p["high"])
+            else None,
+        )
+        if box
     ]
-    places = [(x(p["x"]), y(p["y"])) for p in points]
-    for (x0, y0), (x1, y1) in pairwise(places):
-        along = [(x0 + (x1 - x0) * i / 20, y0 + (y1 - y0) * i / 20) for i in range(1, 20)]
-        taken += [(a - 1, b - 1, a + 1, b + 1) for a, b in along]
-    path = " ".join(f"{a:.6g},{b:.6g}" for a, b in places)
-    trail, marks, labels = element("polyline", points=path, class_="trail"), [], []
-    for p in points:
-        px = x(p["x"])
-        if None not in (p["low"], p["high"]):
-            low, high = y(p["low"]), y(p["high"])
-            marks.append(
-                element(
-                    "path",
-                    d=f"M{px:.6g} {low:.6g}V{high:.6g}M{px - 3:.6g} {low:.6g}h6M{px - 3:.6g} "
-                    f"{high:.6g}h6",
-                    class_="whisker",
-                )
-            )
-        marks.append(marker(kind, px, y(p["y"]), p["title"]))
-        width = len(p["label"]) * GLYPH
-        left, base = free_place(px, y(p["y"]), width, taken)
-        near = min(max(px, left), left + width), min(max(y(p["y"]), base - 10), base + 3)
-        if math.dist(near, (px, y(p["y"]))) > FAR:
-            labels.append(
-                element("line", x1=px, y1=y(p["y"]), x2=near[0], y2=near[1], class_="leader")
-            )
-        labels.append(text(p["label"], left, base, class_="name"))
+    groups = []
+    for one in series if trails else ():
+        places = [(x(p["x"]), y(p["y"])) for p in one]
+        for (x0, y0), (x1, y1) in pairwise(places):
+            along = [(x0 + (x1 - x0) * i / 20, y0 + (y1 - y0) * i / 20) for i in range(1, 20)]
+            taken += [(a - 1, b - 1, a + 1, b + 1) for a, b in along]
+    for kind, one in enumerate(series):
+        path = " ".join(f"{x(p['x']):.6g},{y(p['y']):.6g}" for p in one)
+        trail = element("polyline", points=path, class_="trail") if trails else ""
+        marks = [_whiskered(p, kind, x, y) for p in one]
+        labels = [_labelled(p, x(p["x"]), y(p["y"]), taken) for p in one if p["label"]]
+        groups.append(element("g", trail, *marks, *labels, class_=f"s{kind % 6}"))
     label = f"{y_label} against {x_label}: {', '.join(p['title'] for p in points)}"
-    return drawing(label, frame, element("g", trail, *marks, *labels, class_=f"s{kind % 6}"))
+    return drawing(label, frame, *(_limit_line(v, x, y) for v in limits), *groups)
+
+
+def _whiskered(p: dict, kind: int, x: Scale, y: Scale) -> str:
+    px, whisker = x(p["x"]), ""
+    if None not in (p["low"], p["high"]):
+        low, high, left = y(p["low"]), y(p["high"]), px - 3
+        ends = f"M{left:.6g} {low:.6g}h6M{left:.6g} {high:.6g}h6"
+        whisker = element("path", d=f"M{px:.6g} {low:.6g}V{high:.6g}{ends}", class_="whisker")
+    return whisker + marker(kind, px, y(p["y"]), p["title"])
+
+
+def _labelled(p: dict, px: float, py: float, taken: list) -> str:
+    width = len(p["label"]) * GLYPH
+    left, base = free_place(px, py, width, taken)
+    near = min(max(px, left), left + width), min(max(py, base - 10), base + 3)
+    joined = ""
+    if math.dist(near, (px, py)) > FAR:
+        joined = element("line", x1=px, y1=py, x2=near[0], y2=near[1], class_="leader")
+    return joined + text(p["label"], left, base, class_="name")
+
+
+def _limit_line(limit: dict, x: Scale, y: Scale) -> str:
+    if limit["axis"] == "x":
+        at, d = x(limit["value"]), f"M{x(limit['value']):.6g} {TOP}V{BOTTOM}"
+        left = at > (LEFT + RIGHT) / 2
+        anchor = "end" if left else "start"
+        named = text(limit["title"], at + (-4 if left else 4), TOP + 6, anchor, "limit")
+    else:
+        d = f"M{LEFT} {y(limit['value']):.6g}H{RIGHT}"
+        named = text(limit["title"], RIGHT, y(limit["value"]) - 4, "end", "limit")
+    return element("g", titled(limit["title"]), element("path", d=d, class_="threshold"), named)
+
+
+def waterfall(rows: list[dict], label: str, from_zero: bool = True) -> str:
+    """What each step added or took away: a floating bar from the value before to the value after.
+
+    rows: {"name", "value" (text below the name), "start", "end", "class"}. from_zero: the left edge
+    is 0; otherwise it is a little below the smallest value, which shows small changes of large
+    values.
+    """
+    every = [v for r in rows for v in (r["start"], r["end"])]
+    if not every:
+        return ""
+    low, high = (min(0.0, *every), max(0.0, *every)) if from_zero else padded(every)
+    at = linear(low, high, 0.0, 100.0)
+    parts, top = [], 0
+    for row in rows:
+        left, right = sorted((at(row["start"]), at(row["end"])))
+        hint = titled(f"{row['name']}: {row['value']}")
+        bar = element(
+            "rect",
+            hint,
+            x=f"{left:.6g}%",
+            y=top + 31,
+            width=f"{max(right - left, 0.6):.6g}%",
+            height=10,
+            class_=f"bar {row['class']}",
+        )
+        track = element("rect", x=0, y=top + 31, width="100%", height=10, class_="track")
+        name = text(short(row["name"]), 0, top + 12, class_="row")
+        parts.append(element("g", name, text(row["value"], 0, top + 26, class_="value")))
+        parts += [track, bar]
+        top += 52
+    return element(
+        "svg",
+        titled(label),
+        *parts,
+        width="100%",
+        height=top,
+        role="img",
+        aria_label=label,
+        class_="bars",
+    )
 
 
 def lines(

@@ -4,40 +4,51 @@ the dict lacks is left out.
 
 from __future__ import annotations
 
+import re
+
 from mirabelle.report.parts import child, items
 from mirabelle.report.sections.channels import channels
+from mirabelle.report.sections.downloads import downloads
+from mirabelle.report.sections.front import front
 from mirabelle.report.sections.headline import headline
+from mirabelle.report.sections.layers import layers
 from mirabelle.report.sections.method import how_measured
 from mirabelle.report.sections.profile import profile
 from mirabelle.report.sections.quantization import quantization
 from mirabelle.report.sections.recipe import recipe
 from mirabelle.report.sections.sparsity import break_even, sparsity
 from mirabelle.report.sections.stages import before_after, trade_off
+from mirabelle.report.sections.steps import steps
 from mirabelle.report.sections.training import training
 from mirabelle.report.sections.verification import verification
-from mirabelle.report.style import CSS
-from mirabelle.report.svg import escape
+from mirabelle.report.style import CSS, SCRIPT
+from mirabelle.report.svg import element, escape
 
 
 def render(report: dict) -> str:
     """The whole page. It loads nothing: no script, font, image or stylesheet from elsewhere; all
-    text of `report` is escaped.
+    text of `report` is escaped. Its own script only sorts and searches tables: without it
+    everything is there to read.
     """
     title = report.get("title") or "a run"
     parts = [
-        headline(report),
+        front(report),
+        steps(report),
         before_after(report),
-        trade_off(items(report, "stages")),
+        trade_off(report),
+        layers(report),
         channels(items(report, "channels")),
         sparsity(items(child(report, "sparsity"), "layers"), child(report, "forms")),
         break_even(child(report, "break_even")),
         quantization(child(report, "quantization")),
         verification(items(report, "verification")),
-        profile(child(report, "profile")),
+        profile(report),
         training(items(report, "training")),
+        downloads(report),
         how_measured(report),
         recipe(report.get("recipe")),
     ]
+    body = [p for p in parts if p]
     version = escape(report.get("mirabelle") or "")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta '
@@ -45,8 +56,17 @@ def render(report: dict) -> str:
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)} · '
         f"Mirabelle</title>\n<style>{CSS}</style>\n</head>\n"
         f"<body>\n<main>\n<h1><b>Mirabelle</b> · {escape(title)}</h1>\n"
-        + "\n".join(p for p in parts if p)
+        + "\n".join([headline(report), contents(body), *body])
         + "\n</main>\n"
         f"<footer>Written by Mirabelle {version}. The same figures, unrounded, are in "
-        "report.json beside this page.</footer>\n</body>\n</html>\n"
+        f"report.json beside this page.</footer>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def contents(sections: list[str]) -> str:
+    """Links to the sections, from their own headings."""
+    found = [re.match(r'<section id="([a-z0-9-]+)"><h2>(.*?)</h2>', s) for s in sections]
+    links = [element("li", element("a", m[2], href=f"#{m[1]}")) for m in found if m]
+    if len(links) < 2:
+        return ""
+    return element("nav", element("ul", *links), class_="contents", aria_label="contents")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mirabelle.report import charts, units
@@ -72,8 +74,13 @@ def show_score(score: dict) -> tuple[str, str]:
     )
 
 
+def anchor(title: str) -> str:
+    """The name under which the contents lead to a section."""
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+
+
 def section(title: str, note: str, *body: str) -> str:
-    """A titled section, or nothing where its body is empty."""
+    """A titled section with an anchor, or nothing where its body is empty."""
     content = "".join(body)
     if not content:
         return ""
@@ -82,6 +89,7 @@ def section(title: str, note: str, *body: str) -> str:
         element("h2", escape(title)),
         element("p", escape(note), class_="note") if note else "",
         content,
+        id=anchor(title),
     )
 
 
@@ -93,43 +101,61 @@ def fold(title: str, note: str, body: str, is_open: bool) -> str:
     return element("details", summary, body, open="" if is_open else None)
 
 
+Cell = tuple[str, str] | tuple[str, str, float | None]
+
+
 def table(
     head: tuple[str, ...],
-    rows: list[list[tuple[str, str]]],
+    rows: Sequence[Sequence[Cell]],
     mark_last: bool = False,
-    words: int | None = None,
+    words: Collection[str] = (),
+    sortable: bool = False,
 ) -> str:
-    """A table in a container that scrolls by itself. Cells are (figure, small print); columns of
+    """A table in a container that scrolls by itself; on a narrow page every row is a card. Cells
+    are (figure, small print) and, where a column is sorted by number, that number; columns of
     dashes are left out.
 
-    mark_last: tint the last row. words: the index of a column of prose.
+    mark_last: tint the last row. words: the heads of columns of prose. sortable: the script of the
+    page makes its heads sort and its rows searchable; without it the table is as it is.
     """
     kept = [i for i in range(len(head)) if i == 0 or any(r[i][0] not in ("", DASH) for r in rows)]
     if not rows:
         return ""
     titles = "".join(
-        element("th", escape(head[i]), scope="col", class_="words" if i == words else None)
+        element("th", escape(head[i]), scope="col", class_="words" if head[i] in words else None)
         for i in kept
     )
     body = []
     for r, row in enumerate(rows):
-        cells = "".join(
-            element(
-                "td",
-                escape(row[i][0]),
-                element("small", escape(row[i][1])) if row[i][1] else "",
-                class_="words" if i == words else None,
-            )
-            for i in kept
-        )
+        cells = "".join(_cell(head[i], row[i], head[i] in words, i == 0) for i in kept)
         body.append(
             element("tr", cells, class_="best" if mark_last and r == len(rows) - 1 else None)
         )
     return element(
         "div",
-        element("table", element("thead", element("tr", titles)), element("tbody", *body)),
+        element(
+            "table",
+            element("thead", element("tr", titles)),
+            element("tbody", *body),
+            class_="cards sortable" if sortable else "cards",
+        ),
         class_="wide",
         tabindex=0,
+        role="region",
+        aria_label=f"table of each {head[0]}",
+    )
+
+
+def _cell(head: str, cell: Cell, words: bool, first: bool) -> str:
+    """The first cell of a row names it; others carry their head, which cards show."""
+    return element(
+        "th" if first else "td",
+        escape(cell[0]),
+        element("small", escape(cell[1])) if cell[1] else "",
+        class_="words" if words else None,
+        scope="row" if first else None,
+        data_head=None if first or not cell[0] else head,
+        data_v=cell[2] if len(cell) == 3 else None,
     )
 
 
@@ -142,7 +168,7 @@ def listing(rows: list[tuple[str, str]]) -> str:
     )
 
 
-def legend(entries: list[tuple[str, str, int | None]]) -> str:
+def legend(entries: Sequence[tuple[str, str, int | None]]) -> str:
     """Names beside their colours: (name, class, the marker's kind or None for a bar)."""
 
     def swatch(class_: str, kind: int | None) -> str:

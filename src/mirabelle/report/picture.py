@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mirabelle.base import files
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.errors import InputError, choose, did_you_mean
 from mirabelle.report import histograms, units
 from mirabelle.report.parts import child
 from mirabelle.report.style import CSS
@@ -23,6 +23,17 @@ def figure(tensor: dict[str, Any]) -> str:
     tensor: what `describe_tensors` says of it, as in a report's JSON. Nothing where that does not
     say enough.
     """
+    drawn = [
+        element("figure", chart, element("figcaption", escape(caption)))
+        for chart, caption in _drawings(tensor)
+    ]
+    return element("div", *drawn, class_="pair") if drawn else ""
+
+
+def _drawings(tensor: dict[str, Any]) -> list[tuple[str, str]]:
+    """Before and after clipping: the drawing and its caption; empty where the tensor does not say
+    enough.
+    """
     bins, whole = child(tensor, "histogram"), child(tensor, "unclipped")
     low, high, levels = (
         number(bins.get("low")),
@@ -30,12 +41,12 @@ def figure(tensor: dict[str, Any]) -> str:
         units.numbers(tensor.get("levels")),
     )
     if low is None or high is None or len(levels) != 2 or not isinstance(bins.get("counts"), list):
-        return ""
+        return []
     drawings = []
     for title, grid in (("Before clipping", whole), ("After clipping", tensor)):
         ends = units.numbers(grid.get("range"))
         if len(ends) != 2:
-            return ""
+            return []
         chart = histograms.clipping(
             bins["counts"],
             low,
@@ -45,9 +56,49 @@ def figure(tensor: dict[str, Any]) -> str:
             round(levels[1] - levels[0]),
             f"{tensor.get('name') or ''}, {title.lower()}",
         )
-        caption = f"{title}: SQNR {units.decibels(grid.get('sqnr_db'))}"
-        drawings.append(element("figure", chart, element("figcaption", escape(caption))))
-    return element("div", *drawings, class_="pair") if all(drawings) else ""
+        drawings.append((chart, f"{title}: SQNR {units.decibels(grid.get('sqnr_db'))}"))
+    return drawings if all(chart for chart, _ in drawings) else []
+
+
+def as_page(tensor: dict[str, Any]) -> str:
+    """The picture as a page of its own."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("title", escape(tensor["name"])),
+        element("style", CSS),
+    )
+    body = element("body", element("main", element("h2", escape(tensor["name"])), figure(tensor)))
+    return "<!doctype html>" + element("html", head, body, lang="en")
+
+
+WIDTH, ROW = 360, 226  # of the SVG, and of each of its drawings
+
+
+def as_svg(tensor: dict[str, Any]) -> str:
+    """The picture as one SVG file, which papers and slides take; light or dark as its reader is."""
+    rows = _drawings(tensor)
+    parts = [element("rect", width="100%", height="100%", class_="paper")]
+    parts.append(element("text", escape(tensor["name"]), x=6, y=18, class_="row"))
+    for i, (chart, caption) in enumerate(rows):
+        top = 26 + i * ROW
+        inside = chart.replace("<svg", f'<svg y="{top}" width="{WIDTH}" height="190"', 1)
+        parts.append(inside.replace('class="plot clipping"', 'class="clipping"', 1))
+        parts.append(element("text", escape(caption), x=6, y=top + 206))
+    height = 26 + len(rows) * ROW
+    drawn = element(
+        "svg",
+        element("style", escape(CSS + ".paper { fill: var(--paper); }")),
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {WIDTH} {height}",
+        width=WIDTH,
+        height=height,
+    )
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + drawn + "\n"
+
+
+FORMS = {".html": as_page, ".svg": as_svg}
 
 
 def most_clipped(tensors: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -64,25 +115,28 @@ def most_clipped(tensors: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def picture(model: Any, layer: str | None = None, path: str | Path | None = None) -> str:
-    """A page with the histogram of a quantised network's activation, its threshold, and the steps
-    before and after clipping; HTML with SVG inside.
+    """The histogram of a quantized network's activation, its threshold, and the steps before and
+    after clipping: a page, or an SVG file where `path` ends in .svg.
 
     model: from `mb.quantize`, in the same process: a network that was loaded has no histograms any
     more. layer: a name as in the report, such as `layer1.0.conv1` or `input x`; None for the
-    activation that clipping gained most. path: where the page is written too, if anywhere.
-    Raises `InputError` where the network is not quantised, has no such layer, or has no histograms.
+    activation that clipping gained most. path: where the picture is written too, if anywhere; its
+    ending says as what. Returns what was written.
+    Raises `InputError` where the network is not quantized, has no such layer or has no histograms,
+    and where the ending is neither .html nor .svg.
     """
+    form = choose(Path(path or "picture.html").suffix.lower(), FORMS, "ending of a picture")
     from mirabelle.quantization.simulation.description import quantization
     from mirabelle.quantization.simulation.tensors import (
         describe_tensors,
     )  # a report is drawn without torch
 
     if quantization(model) is None:
-        raise InputError("a picture needs a quantised network; call mb.quantize first")
+        raise InputError("a picture needs a quantized network; call mb.quantize first")
     tensors = [t for t in describe_tensors(model) if t["kind"] == "activation"]
     if not tensors:
         raise InputError(
-            "this network has no histograms of its activations: they are not saved; quantise it "
+            "this network has no histograms of its activations: they are not saved; quantize it "
             "in this process"
         )
     chosen = (
@@ -92,17 +146,10 @@ def picture(model: Any, layer: str | None = None, path: str | Path | None = None
     )
     if chosen is None:
         raise InputError(
-            "no quantised activation is called "
+            "no quantized activation is called "
             f"{layer!r}{did_you_mean(str(layer), [t['name'] for t in tensors])}"
         )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("title", escape(chosen["name"])),
-        element("style", CSS),
-    )
-    body = element("body", element("main", element("h2", escape(chosen["name"])), figure(chosen)))
-    page = "<!doctype html>" + element("html", head, body, lang="en")
+    page = form(chosen)
     if path is not None:
         files.write_text(Path(path), page)
     return page

@@ -19,14 +19,19 @@ NAME_LENGTH = 26
 Scale = Callable[[float], float]
 
 
+# Characters that HTML and XML do not allow, and those that mean something there.
+FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
+SPECIAL = re.compile(rf"[&<>\"']|{FORBIDDEN.pattern}")
+
+
 def escape(value: Any) -> str:
     """Text that is safe inside elements and quoted attributes; characters that HTML and XML do not
     allow are replaced.
     """
-    text = re.sub(
-        r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]", "\ufffd", str(value)
-    )
-    return html.escape(text, quote=True)
+    text = str(value)
+    if not SPECIAL.search(text):
+        return text
+    return html.escape(FORBIDDEN.sub("\ufffd", text), quote=True)
 
 
 def element(tag: str, *body: str, **attributes: Any) -> str:

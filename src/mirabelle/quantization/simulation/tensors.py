@@ -27,9 +27,10 @@ def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
     threshold and scale. sqnr_db: the tensor's signal over the error of quantising it, from the
     histogram for activations, exact for weights (None where these are values of the grid already,
     as after learned rounding).
-    histogram: counts over equal bins of [low, high]. For activations also range, the two ends of
-    the grid, and unclipped: range, scale and sqnr_db of the grid that clips nothing, with as many
-    steps.
+    histogram: counts over equal bins of [low, high]. For activations also rule, what chose the
+    threshold, and chosen, whether that was left open and the rule found for this tensor; range, the
+    two ends of the grid, and unclipped: range, scale and sqnr_db of the grid that clips nothing,
+    with as many steps.
     """
     described = quantization(model)
     assert described is not None
@@ -38,7 +39,9 @@ def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
     for site in described.sites:
         if site.source is None and site.node in histograms:
             quantizer = module(model, f"quantizers.{site.node}", ActivationQuantizer)
-            found.append(_activation(site.layer, quantizer, histograms[site.node]))
+            rule = described.rules.get(site.node)
+            seen = _activation(site.layer, quantizer, histograms[site.node])
+            found.append({**seen, "rule": rule or described.threshold, "chosen": rule is not None})
     for node in model.graph.nodes:
         if (quantizer := called(model, node, WeightQuantizer)) is not None:
             name = str(parameter_name(argument(node, 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mirabelle.report import units
@@ -16,6 +17,7 @@ AT_LEAST = (
     "agreement",
     "sqnr_db",
 )  # limits that a larger value meets
+DISTURBED = 0.15  # so far apart are medians and ratios of calls where something else runs
 NAMES = {
     "accuracy_drop": "the loss of accuracy",
     "speedup": "the speed-up",
@@ -66,54 +68,64 @@ def loss(report: dict, result: dict) -> tuple[str, str, str, str] | None:
     return clause, show(drop), units.interval(low, high, show), "lost"
 
 
+def processor(report: dict) -> str | None:
+    """The machine in words: `an AMD EPYC core`, `4 threads of an Intel Xeon`."""
+    name = str(child(report, "machine").get("cpu") or "")
+    name = " ".join(re.sub(r"\((R|TM|C)\)|\bCPU\b|@.*", " ", name, flags=re.IGNORECASE).split())
+    if not name:
+        return None
+    article = "an" if name[0].upper() in "AEIOU" else "a"
+    latency = child(figures(report, -1), "latency")
+    threads = number(latency.get("threads"))
+    return f"{article} {name} core" if threads in (1, None) else f"{threads:g} threads of {name}"
+
+
+def figures(report: dict, stage: int) -> dict:
+    """What a stage gave on the runtime of the result; empty where there is none."""
+    stages, result = items(report, "stages"), child(report, "result")
+    named = [s for s in stages if s.get("name") == result.get("stage")]
+    chosen = named if named and stage == -1 else stages
+    return child(child(chosen[stage], "runtimes"), str(result.get("runtime"))) if stages else {}
+
+
+def absolutes(report: dict) -> tuple[str, str]:
+    """The figures behind the two ratios: (`1.32 → 0.41 ms`, `2.42 MB → 364 kB`); empty where one
+    is unknown.
+    """
+    ends = [figures(report, i) for i in (0, -1)]
+    ms = [number(child(f, "latency").get("p50_ms")) for f in ends]
+    sizes = [number(f.get("bytes")) for f in ends]
+    time = "" if None in ms else f"{units.digits(ms[0])} → {units.milliseconds(ms[1])}"
+    ratio, speedup = (ms[0] or 0) / (ms[1] or 1), number(child(report, "result").get("speedup"))
+    if time and speedup and abs(ratio / speedup - 1) > DISTURBED:
+        time += ", medians on a busy machine"  # the speed-up is of calls taken in turn
+    return time, "" if None in sizes else f"{units.size(sizes[0])} → {units.size(sizes[1])}"
+
+
 def headline(report: dict) -> str:
     """A sentence for anyone, the three figures it rests on, and each limit as met or missed."""
     result = child(report, "result")
-    fast, small = (
+    ratios = (
         factor(result.get("speedup"), "faster", "slower"),
         factor(result.get("size_ratio"), "smaller", "larger"),
     )
     lost = loss(report, result)
-    changes = " and ".join(c for c in (fast, small) if c)
+    pairs = list(zip(ratios, absolutes(report), strict=True))
+    changes = " and ".join(f"{c} ({known})" if known else c for c, known in pairs if c)
+    places = [runtime_name(result["runtime"])] if result.get("runtime") else []
+    if ratios[0] and (machine := processor(report)):
+        places.append(f"{'on ' if places else ''}{machine}, not a phone,")
     network = f"the {result['label']} network" if result.get("label") else "the network"
-    where = (
-        f"On {runtime_name(result['runtime'])} {network}"
-        if result.get("runtime")
-        else network[0].upper() + network[1:]
-    )
+    if places:
+        where = f"On {', '.join(places)} {network}"
+    else:
+        where = network[0].upper() + network[1:]
     if changes:
         sentence = f"{where} is {changes}{', ' + lost[0] if lost else ''}."
     else:
         sentence = f"{where} {lost[0].removeprefix('and ')}." if lost else ""
-    cards = []
-    for text in (fast, small):
-        if text:
-            figure, words = text.split(" ", 1)
-            cards.append(
-                (
-                    figure,
-                    words,
-                    "than the original, one forward pass"
-                    if text is fast
-                    else "on disk than the original",
-                )
-            )
-    if lost:
-        unit = "points of " if is_share(report) else ""
-        cards.append(
-            (
-                lost[1],
-                f"{unit}{metric_name(report)} {lost[3]}",
-                f"95{NBSP}% interval {lost[2]}" if lost[2] else "interval unknown",
-            )
-        )
-    big = "".join(
-        element(
-            "div", element("b", escape(a)), element("span", escape(b)), element("small", escape(c))
-        )
-        for a, b, c in cards
-    )
     limits = "".join(limit(row, is_share(report)) for row in items(report, "limits"))
+    big = cards(report, pairs, lost)
     return (
         (element("p", escape(sentence), class_="headline") if sentence else "")
         + (element("div", big, class_="big") if big else "")
@@ -133,6 +145,26 @@ def remarks(report: dict) -> list[str]:
         said.append(f"The run stopped before its last step: {report['stopped']}.")
     said += [f"{runtime_name(r)} has no file: {w}" for r, w in child(report, "failed").items()]
     return said
+
+
+def cards(report: dict, pairs: list[tuple], lost: tuple[str, str, str, str] | None) -> str:
+    """The figures of the first screen: ratios with their absolutes, and the loss."""
+    found = []
+    for (text, known), otherwise in zip(
+        pairs, ("than the original, one forward pass", "on disk than the original"), strict=True
+    ):
+        if text:
+            found.append((*text.split(" ", 1), known or otherwise))
+    if lost:
+        unit = "points of " if is_share(report) else ""
+        interval = f"95{NBSP}% interval {lost[2]}" if lost[2] else "interval unknown"
+        found.append((lost[1], f"{unit}{metric_name(report)} {lost[3]}", interval))
+    return "".join(
+        element(
+            "div", element("b", escape(a)), element("span", escape(b)), element("small", escape(c))
+        )
+        for a, b, c in found
+    )
 
 
 def limit(row: dict, share: bool) -> str:
@@ -156,8 +188,12 @@ def limit(row: dict, share: bool) -> str:
     upper = name not in AT_LEAST if value == bound else met == (value < bound)
     asked = f"{'at most' if upper else 'at least'} {escape(show(bound))}"
     if met:
+        spare = escape(show(abs(value - bound)))
+        margin = "exactly" if value == bound else f"with {spare} to spare"
         return element(
-            "li", f"<b>✓ Met</b>: {words} is {escape(show(value))}, asked {asked}", class_="met"
+            "li",
+            f"<b>✓ Met</b> {margin}: {words} is {escape(show(value))}, asked {asked}",
+            class_="met",
         )
     return element(
         "li",

@@ -1,7 +1,8 @@
-"""What was quantised and how: thresholds, what stayed in float, and the error of each tensor."""
+"""What was quantized and how: thresholds, what stayed in float, and the error of each tensor."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from mirabelle.report import histograms, units
@@ -63,8 +64,10 @@ def tensor_figure(tensor: dict) -> str:
         if low is not None and high is not None
         else ""
     )
+    rule = f" by {tensor['rule']}" if tensor.get("rule") else ""
     lines = [
-        f"threshold {units.span(tensor.get('threshold'))} of {units.span(tensor.get('maximum'))}",
+        f"threshold {units.span(tensor.get('threshold'))} of "
+        f"{units.span(tensor.get('maximum'))}{rule}",
         f"scale {units.span(tensor.get('scale'))}, zero {units.span(tensor.get('zero_point'))}",
         f"SQNR {units.decibels(tensor.get('sqnr_db'))}",
     ]
@@ -78,7 +81,7 @@ def tensor_figure(tensor: dict) -> str:
 
 
 def quantization(part: dict) -> str:
-    """Every quantised tensor's histogram with its threshold, in one fold per kind, and the SQNR in
+    """Every quantized tensor's histogram with its threshold, in one fold per kind, and the SQNR in
     dB of each layer's tensors.
     """
     tensors = items(part, "tensors")
@@ -123,8 +126,9 @@ def quantization(part: dict) -> str:
     )
     note = ", ".join(f for f in facts if f)
     return section(
-        "Quantisation",
+        "Quantization",
         note[:1].upper() + note[1:] + "." if note else "",
+        rules(tensors),
         placed(child(part, "timing")),
         fell_back(child(part, "fallback")),
         clipping,
@@ -134,14 +138,28 @@ def quantization(part: dict) -> str:
     )
 
 
+def rules(tensors: list[dict]) -> str:
+    """Which rules chose the thresholds, and why; nothing where one was given for all."""
+    chosen = [str(t["rule"]) for t in tensors if t.get("chosen") and t.get("rule")]
+    if not chosen:
+        return ""
+    counts = ", ".join(f"{n} by {rule}" for rule, n in Counter(chosen).most_common())
+    said = (
+        f"Thresholds were chosen tensor by tensor: {counts}. Each rule proposes where to clip; the "
+        "one was taken whose clipping and rounding changes the network's outputs least, by the "
+        "gradients of samples held out. Where outputs do not tell them apart, it is mse. "
+    )
+    return element("p", escape(said), element("a", "The table of layers", href="#every-layer"), ".")
+
+
 def calls(part: dict, result: str) -> str:
-    """What one call takes in float, with all layers quantised, and as it is, under the key
+    """What one call takes in float, with all layers quantized, and as it is, under the key
     `result`; nothing where it was not measured.
     """
     times = child(part, "milliseconds")
     steps = [
         f"{n} {units.milliseconds(times.get(k))}"
-        for n, k in (("float", "float"), ("all quantised", "all_quantized"), ("as it is", result))
+        for n, k in (("float", "float"), ("all quantized", "all_quantized"), ("as it is", result))
     ]
     return f" One call on {runtime_name(part.get('runtime'))}: {', '.join(steps)}." if times else ""
 
@@ -159,7 +177,7 @@ def placed(part: dict) -> str:
 
 
 def fell_back(part: dict) -> str:
-    """What a limit on the accuracy brought about: which layers are not quantised, what that costs
+    """What a limit on the accuracy brought about: which layers are not quantized, what that costs
     in milliseconds, and how sensitive each layer is.
     """
     layers = texts(part.get("layers"))
@@ -175,13 +193,13 @@ def fell_back(part: dict) -> str:
     metric = METRICS.get(str(part.get("metric")), str(part.get("metric")))
     said = (
         f"The {metric} may fall by {percent_points(part.get('limit'))}; with every layer "
-        f"quantised it falls by {percent_points(part.get('all_quantized'))}. "
+        f"quantized it falls by {percent_points(part.get('all_quantized'))}. "
     )
     kept = (
         f"{len(layers)} of {len(items(part, 'sensitivity'))} layers stay {to}: "
         f"{', '.join(layers)}; it falls by {drop}."
     )
-    said += kept if layers else "So every layer is quantised."
+    said += kept if layers else "So every layer is quantized."
     said += calls(part, "fallback")
     rows = [
         {
@@ -198,7 +216,7 @@ def fell_back(part: dict) -> str:
     ]
     note = element(
         "p",
-        "The output's signal over what quantising one layer alone changes in it, in dB: shorter "
+        "The output's signal over what quantizing one layer alone changes in it, in dB: shorter "
         "is more sensitive. Orange: fell back.",
         class_="note",
     )
@@ -245,13 +263,13 @@ def tensor_errors(tensors: list[dict], kinds: list[str]) -> str:
         return ""
     note = element(
         "p",
-        "Signal to quantisation noise, in dB: longer is better; 6 dB more is half the error.",
+        "Signal to quantization noise, in dB: longer is better; 6 dB more is half the error.",
         class_="note",
     )
     names = legend([(k, f"s{i % 6}", None) for i, k in enumerate(kinds)])
     return (
-        element("h3", "Quantisation error per layer")
+        element("h3", "Quantization error per layer")
         + note
         + names
-        + halves(rows, "Signal to quantisation noise of each layer, dB", "every layer")
+        + halves(rows, "Signal to quantization noise of each layer, dB", "every layer")
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from mirabelle.report import charts, svg, units
 from mirabelle.report.parts import (
-    METRICS,
+    Cell,
     child,
     items,
+    legend,
+    metric_name,
     pair,
     runtime_name,
     section,
@@ -14,65 +19,92 @@ from mirabelle.report.parts import (
     table,
     titled,
 )
+from mirabelle.report.sections.headline import figures, is_share
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
 
-def trade_off(stages: list[dict]) -> str:
-    """Accuracy (with its interval as a whisker) against the median latency in ms: a point per
-    stage, a panel per runtime, all to one scale.
+def trade_off(report: dict) -> str:
+    """Accuracy, with its interval as a whisker, against the median latency and against the size of
+    the files: a point for each stage, a series for each runtime, the limits as dashed lines.
     """
-    series = []
-    metric, shown = "accuracy", units.percent
-    for runtime in dict.fromkeys(r for s in stages for r in child(s, "runtimes")):
-        points = []
-        for stage in stages:
-            figures = child(child(stage, "runtimes"), runtime)
-            score, x = child(figures, "accuracy"), number(child(figures, "latency").get("p50_ms"))
-            if x is None or number(score.get("value")) is None:
-                continue
-            metric = METRICS.get(str(score.get("metric")), str(score.get("metric") or "accuracy"))
-            shown = (
-                (lambda v: units.digits(v, 4))
-                if score.get("binary") is False
-                else (lambda v: f"{100 * v:.4g}{NBSP}%")
-            )
-            label = str(stage.get("name") or stage.get("label") or "")
-            title = (
-                f"{stage.get('label') or label} on {runtime_name(runtime)}: "
-                f"{' '.join(show_score(score))}, {units.milliseconds(x)}"
-            )
-            ends = {k: number(score.get(k)) for k in ("low", "high")}
-            points.append(
-                {
-                    "label": svg.short(label, 16),
-                    "x": x,
-                    "y": number(score["value"]),
-                    **ends,
-                    "title": title,
-                }
-            )
-        if points:
-            series.append({"name": runtime_name(runtime), "points": points})
-    panels = [
-        titled(
-            s["name"],
-            charts.scatter(
-                s["points"],
-                i,
-                [p for every in series for p in every["points"]],
-                "median latency, ms",
-                metric,
-                shown,
-            ),
+    stages = items(report, "stages")
+    names = list(dict.fromkeys(r for s in stages for r in child(s, "runtimes")))
+    panels = []
+    for title, unit, of in (
+        ("latency", "median latency, ms", lambda f: child(f, "latency").get("p50_ms")),
+        ("size", "files, MB", lambda f: _megabytes(f.get("bytes"))),
+    ):
+        series = [[p for s in stages if (p := _point(s, r, of))] for r in names]
+        known = [(r, points) for r, points in zip(names, series, strict=True) if points]
+        if not known:
+            continue
+        legends = [(runtime_name(r), f"s{i % 6}", i) for i, (r, _) in enumerate(known)]
+        drawn = charts.scatter(
+            [points for _, points in known],
+            unit,
+            metric_name(report),
+            show_axis(report),
+            limits=_limits(report, title),
         )
-        for i, s in enumerate(series)
-    ]
+        panels.append(titled(f"Accuracy against {title}", legend(legends) + drawn))
     note = (
-        "Up is more accurate, left is faster. The whiskers are 95 % intervals; the dotted "
-        "line follows the steps of the run."
+        "Up is more accurate, left is better. The whiskers are 95 % intervals; the dotted lines "
+        "follow the steps of the run, the dashed ones are its limits."
     )
-    return section("Accuracy against latency", note, pair(*panels))
+    return section("Accuracy against latency and size", note, pair(*panels))
+
+
+def _megabytes(size: Any) -> float | None:
+    n = number(size)
+    return None if n is None else n / 1e6
+
+
+def show_axis(report: dict) -> Callable[[float], str]:
+    """How the metric's axis is labelled: in percent where it is a share."""
+    if is_share(report):
+        return lambda v: f"{100 * v:.4g}{NBSP}%"
+    return lambda v: units.digits(v, 4)
+
+
+def _point(stage: dict, runtime: str, of: Callable[[dict], Any]) -> dict | None:
+    """One stage on one runtime, where both of its figures are known."""
+    figures = child(child(stage, "runtimes"), runtime)
+    score, x = child(figures, "accuracy"), number(of(figures))
+    y = number(score.get("value"))
+    if x is None or y is None:
+        return None
+    label = str(stage.get("name") or stage.get("label") or "")
+    title = (
+        f"{stage.get('label') or label} on {runtime_name(runtime)}: "
+        f"{' '.join(show_score(score))}, {units.digits(x)}"
+    )
+    ends = {k: number(score.get(k)) for k in ("low", "high")}
+    return {"label": svg.short(label, 16), "x": x, "y": y, **ends, "title": title}
+
+
+def _limits(report: dict, kind: str) -> list[dict]:
+    """The limits as lines of the plot: the least accuracy, and the most milliseconds or bytes that
+    still meet what was asked on the runtime of the result.
+    """
+    first = figures(report, 0)
+    accuracy = number(child(first, "accuracy").get("value"))
+    base = {
+        "latency": number(child(first, "latency").get("p50_ms")),
+        "size": _megabytes(first.get("bytes")),
+    }[kind]
+    found = []
+    for row in items(report, "limits"):
+        bound, name = number(row.get("limit")), row.get("name")
+        if not bound:
+            continue
+        if name == "accuracy_drop" and accuracy is not None:
+            at = accuracy - bound
+            found.append({"axis": "y", "value": at, "title": "limit of accuracy"})
+        elif name == {"latency": "speedup", "size": "size_ratio"}[kind] and base is not None:
+            title = {"latency": "limit of speed-up", "size": "limit of size"}[kind]
+            found.append({"axis": "x", "value": base / bound, "title": title})
+    return found
 
 
 def before_after(report: dict) -> str:
@@ -106,18 +138,18 @@ NOTE = (
 )
 HEAD = (
     "stage",
+    "speed-up",
+    "latency p50",
     "accuracy",
     "file size",
-    "latency p50",
     "latency p95",
-    "speed-up",
     "MACs",
     "parameters",
     "peak memory",
 )
 
 
-def stage_row(stage: dict, figures: dict) -> list[tuple[str, str]]:
+def stage_row(stage: dict, figures: dict) -> list[Cell]:
     """The cells of one stage on one runtime, each (figure, small print); None of them for what was
     not measured.
     """
@@ -132,16 +164,16 @@ def stage_row(stage: dict, figures: dict) -> list[tuple[str, str]]:
     )
     return [
         (str(stage.get("label") or stage.get("name") or ""), ""),
-        show_score(child(figures, "accuracy")),
-        (units.size(figures.get("bytes")), ""),
-        (units.milliseconds(latency.get("p50_ms")), runs),
-        (units.milliseconds(latency.get("p95_ms")), ""),
         (
             units.times(speed.get("value")),
             units.interval(speed.get("low"), speed.get("high"), units.digits)
             if speed.get("low") != speed.get("high")
             else "",
         ),
+        (units.milliseconds(latency.get("p50_ms")), runs),
+        show_score(child(figures, "accuracy")),
+        (units.size(figures.get("bytes")), ""),
+        (units.milliseconds(latency.get("p95_ms")), ""),
         (units.count(stage.get("macs")), ""),
         (units.count(stage.get("parameters")), ""),
         (

@@ -35,16 +35,7 @@ def verification(checks: list[dict]) -> str:
         if check.get("note"):
             facts.append(str(check["note"]))
         clips = saturation(child(check, "saturated"))
-        departure = child(check, "first_departure")
-        loud = ""
-        if departure:
-            why = f": {departure['why']}" if departure.get("why") else ""
-            loud = element(
-                "p",
-                element("b", "First departure"),
-                escape(f" at {departure.get('layer') or 'an unnamed layer'}{why}"),
-                class_="departure",
-            )
+        loud = departed(check)
         rows = [
             [
                 (str(layer.get("layer") or ""), str(layer.get("operator") or "")),
@@ -63,8 +54,8 @@ def verification(checks: list[dict]) -> str:
         body = fold(
             "Every layer",
             f"{len(rows)} layers, off by at most {units.digits(worst)}",
-            table(head, rows, words=4),
-            worst > 1 and len(rows) <= MANY,
+            table(head, rows, words=("note",)),
+            worst > tolerance(check) and len(rows) <= MANY,
         )
         blocks.append(
             element("h3", escape(runtime_name(check.get("runtime") or "")))
@@ -76,10 +67,57 @@ def verification(checks: list[dict]) -> str:
     note = (
         "The integers of each runtime against Mirabelle's own integer arithmetic on the same "
         "inputs. "
-        "Off by: the largest difference, in quantisation steps. Exact: the share of values that "
+        "Off by: the largest difference, in quantization steps. Exact: the share of values that "
         "are equal."
     )
     return section("Does the runtime compute the same?", note, *blocks)
+
+
+def tolerance(check: dict) -> float:
+    """By how many steps the runtime declares that its integers may be off."""
+    declared = number(check.get("tolerance"))
+    return 1.0 if declared is None else declared
+
+
+def departed(check: dict) -> str:
+    """Whether the integers are as the runtime declares, and the first layer where they are not.
+
+    Green: no layer is off by more than the declared tolerance, and every sample has the same class.
+    Red: a layer is off by more. Between: every layer is within, and some samples differ.
+    """
+    layers, most = items(check, "layers"), tolerance(check)
+    if not layers and not child(check, "first_departure"):
+        return ""
+    name = runtime_name(check.get("runtime") or "")
+    beyond = [c for c in layers if (number(c.get("max_off_by")) or 0.0) > most]
+    first = child(check, "first_departure")
+    steps = f"{units.digits(most)} step{'s' * (most != 1)}"
+    if beyond or (first and not layers):
+        at = beyond[0] if beyond else first
+        note = at.get("note") or (first.get("why") if at.get("layer") == first.get("layer") else "")
+        where = f" at {at.get('layer') or 'an unnamed layer'}{f': {note}' if note else ''}"
+        bold, class_ = "First departure", "departure"
+        text = f"{where}. It is off by more than the {steps} that {name} declares."
+    elif number(child(check, "agreement").get("value")) in (1.0, None):
+        bold, class_ = "✓ As declared", "agrees"
+        text = f": no layer is off by more than the {steps} that {name} declares."
+    else:
+        bold, class_ = "Within the tolerance", "near"
+        text = (
+            f": no layer is off by more than the {steps} that {name} declares. {differing(check)}"
+        )
+    return element("p", element("b", escape(bold)), escape(text), class_=class_)
+
+
+def differing(check: dict) -> str:
+    """How many samples got another class, and how many of these are ties."""
+    score = child(check, "agreement")
+    n, same = number(score.get("n")), number(score.get("value"))
+    if n is None or same is None:
+        return ""
+    other, ties = round(n * (1 - same)), number(check.get("ties"))
+    tied = "" if ties is None else f"; {ties:.0f} of them tie within one step"
+    return f"{other} of {units.digits(n)} samples get another class{tied}."
 
 
 def saturation(shares: dict) -> str:
