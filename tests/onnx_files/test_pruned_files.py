@@ -201,6 +201,37 @@ def test_splits_slices_and_positions_in_the_file(tmp_path):
     assert close(run(file, x=x)[0], expected) and close(small(x).detach(), expected)
 
 
+def test_halves_that_the_file_computes_become_numbers(tmp_path):
+    """Unequal ones, as torch's older exporter writes `chunk`: by half of the size that there is."""
+    constants = {"w1": weights(12, 3, 1, 1), "w2": weights(7, 6, 1, 1), "w3": weights(7, 6, 1, 1)}
+    constants |= {n: np.array([v]) for n, v in {"zero": 0, "one": 1, "two": 2}.items()}
+    nodes = [
+        node("Conv", ["x", "w1"], ["a"], "first"),
+        node("Shape", ["a"], ["sizes"]),
+        node("Gather", ["sizes", "one"], ["count"], axis=0),
+        node("Div", ["count", "two"], ["half"]),
+        node("Slice", ["a", "zero", "half", "one"], ["b"], "upper"),
+        node("Slice", ["a", "half", "count", "one"], ["c"], "lower"),
+        node("Conv", ["b", "w2"], ["d"], "second"),
+        node("Conv", ["c", "w3"], ["e"], "third"),
+        node("Add", ["d", "e"], ["y"]),
+    ]
+    io = {"x": ["n", 3, 8, 8]}, {"y": ["n", 7, 8, 8]}
+    path, x = save(tmp_path / "net.onnx", nodes, *io, constants), images(2)
+    model = read(path, x)
+    coupling = analyse(model, example_inputs(x))
+    assert len(coupling.groups) == 2
+    removed = {coupling.groups[0].name: torch.tensor([0, 3]), coupling.groups[1].name: [1]}
+    small = remove(model, coupling, removed)
+    assert source_of(small) is not None
+    file = mb.export(small, tmp_path / "out", inputs=x).path
+    with torch.no_grad():
+        assert close(run(file, x=images(3))[0], mask(model, coupling, removed)(images(3)))
+    mb.save(small, tmp_path / "saved")
+    again = mb.export(mb.load(tmp_path / "saved", path), tmp_path / "again", inputs=x).path
+    assert again.read_bytes() == file.read_bytes()
+
+
 def test_what_cannot_be_written_into_the_file_is_written_anew(tmp_path):
     """Every other channel is taken: what is left of these follows no step any more."""
     constants = {"w1": weights(12, 3, 1, 1), "w2": weights(7, 6, 1, 1)}

@@ -34,10 +34,12 @@ class Cut:
     def __init__(self, model: fx.GraphModule, captured: fx.GraphModule, cutting: Cutting):
         self.model, self.cutting = model, cutting
         self.found: Numbers = {}
+        self.captured: dict[str, list[fx.Node]] = {}  # what was captured of each module
         last: dict[str, Any] = {}
         for node in captured.graph.nodes:
             if operator(node) and (path := module_path(node)) and node in cutting.flow.values:
                 last[path] = cutting.flow.values[node]
+                self.captured.setdefault(path, []).append(node)
         given = [cutting.flow.values[n] for n in captured.graph.nodes if n.op == "placeholder"]
         self.values: dict[fx.Node, Any] = {}
         for node in model.graph.nodes:
@@ -184,6 +186,7 @@ def _slice(cut: Cut, node: fx.Node, module: Node) -> None:
     axes, _ = _given(module, "axes", 3)
     steps, _ = _given(module, "steps", 4)
     if starts is None or ends is None:
+        _computed_slice(cut, str(node.target), kept, int(shape[next(iter(kept))]))
         return
     axes = list(range(len(starts))) if axes is None else axes
     new = {first: list(starts), last: list(ends)}
@@ -198,6 +201,21 @@ def _slice(cut: Cut, node: fx.Node, module: Node) -> None:
     for key, old in ((first, starts), (last, ends)):
         if new[key] != list(old):
             cut.write(str(node.target), key, new[key])
+
+
+def _computed_slice(cut: Cut, path: str, kept: Mapping[int, Any], size: int) -> None:
+    """Places that the file computes, as halves of what there is: those of the channels that are
+    left become constants, as the parts need not be equal any more.
+    """
+    slices = [n for n in cut.captured.get(path, []) if operator(n) == "slice"]
+    if len(slices) != 1 or len(kept) != 1:
+        return
+    dim, start, end, step = (*slices[0].args[1:], *[0, None, None, 1][len(slices[0].args) - 1 :])
+    numbers = [0 if start is None else start, size if end is None else min(end, size)]  # type: ignore[operator]
+    if dim not in kept or step not in (None, 1) or not all(type(v) is int for v in numbers):
+        return
+    for slot, number in enumerate(numbers, 1):
+        cut.write(path, f"slot {slot}", [_moved(kept[dim], int(number), size)])  # type: ignore[arg-type, index]
 
 
 def _moved(kept: torch.Tensor, position: int, size: int) -> int:
@@ -279,14 +297,16 @@ def renumbered(model: fx.GraphModule, numbers: Numbers) -> WriteBack:
     assert source is not None
     back = WriteBack(source)
     slots: dict[tuple[int, int], np.ndarray] = {}
-    for path, found in numbers.items():
+    for path, found in sorted(numbers.items()):  # new constants are numbered
         module: Any = model.get_submodule(path)
         index = source.modules[path]
-        for key, values in found.items():
+        for key, values in sorted(found.items()):
             if key.startswith("slot "):
                 slot = int(key.removeprefix("slot "))
                 held = module.slots[slot]
-                module.slots[slot] = Host(tuple(values), held.scalar, held.dtype)
+                known = isinstance(held, Host)  # else it was computed
+                kind = (held.scalar, held.dtype) if known else (False, torch.int64)
+                module.slots[slot] = Host(tuple(values), *kind)
                 slots[index, slot] = np.array(values)
             else:
                 value = values[0] if key == "group" else list(values)

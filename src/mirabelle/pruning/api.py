@@ -22,6 +22,7 @@ from mirabelle.channels.groups import Coupling, analyse
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.macs import count_macs, count_parameters
+from mirabelle.onnx_files.source import source_of
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
 from mirabelle.pruning.criteria import (
     ADDITIVE,
@@ -273,9 +274,12 @@ def plan(
     coupling = analyse(model, inputs, settings.keep)
     if not coupling.groups:
         reasons = sorted({f.reason for f in coupling.frozen})
+        source = source_of(model)
+        outside = list(source.outside.items())[:4] if source is not None else []
+        inside = "".join(f"; of the ONNX file {n} runs outside torch ({w})" for n, w in outside)
         raise InputError(
             "no channel of this network can be pruned: "
-            f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}"
+            f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}"
         )
     cost: Callable[[dict[str, int]], float]
     if settings.budget == "latency":
