@@ -120,7 +120,7 @@ def test_accumulation_equals_larger_batches():
     torch.testing.assert_close(a[1].weight, b[1].weight, rtol=1e-5, atol=1e-6)
 
 
-class StopError(Exception):
+class StopError(BaseException):
     pass
 
 

@@ -195,7 +195,7 @@ def test_accumulation_and_statistics_by_hand():
 
 
 def test_resumed_equals_uninterrupted_where_all_is_chosen(tmp_path, original):
-    class StopError(Exception):
+    class StopError(BaseException):
         pass
 
     x, y = images(160, 41)

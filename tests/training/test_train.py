@@ -114,7 +114,7 @@ def test_accumulation_equals_larger_batches(count, length_known):
     torch.testing.assert_close(a.weight, b.weight, rtol=1e-6, atol=1e-6)
 
 
-class StopError(Exception):
+class StopError(BaseException):
     pass
 
 

@@ -117,7 +117,7 @@ def form(hint: Any, recipe: bool) -> Any:
         return NOWHERE if all(m is NoneType for m in members) else Union[tuple(members)]  # noqa: UP007
     if hint is Iterable or origin is Iterable:
         if not recipe:
-            return Any
+            return _iterable() if arguments else Any
         return list[form(arguments[0], True)] if arguments else NOWHERE  # type: ignore[misc]
     if origin is Sequence and recipe:
         return list[form(arguments[0], True)]  # type: ignore[misc]
@@ -140,6 +140,18 @@ def _bound(form: Any, marks: list[Any], recipe: bool) -> Any:
         return Annotated[(form, *names, _choices(marks))] if names else form  # type: ignore[return-value]
     bounds = [m for m in marks if not isinstance(m, OneOf)]
     return Annotated[(form, *bounds)] if bounds and form in (int, float) else form  # type: ignore[return-value]
+
+
+def _iterable() -> Any:
+    """What can be iterated, without looking into it; loaders are checked where they are read."""
+    from pydantic import AfterValidator
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, Iterable):
+            raise ValueError("it cannot be iterated")
+        return value
+
+    return Annotated[Any, AfterValidator(check)]
 
 
 def _named(table: OneOf) -> Any:
