@@ -66,6 +66,7 @@ def test_help_takes_no_time_and_neither_torch_nor_pydantic(line):
         (["quantize", "a.onnx", "--data", "p", "--size", "big"], "got 'big'; expected pixels"),
         (["prune", "a.onnx", "--data", "p", "--macs", "2"], "--macs: got '2'"),
         (["report", "a.json", "b.json"], "b.json"),
+        (["export", "tests.tiny:model", "--runtime", "onnxrunti"], "did you mean 'onnxruntime'"),
     ],
 )
 def test_wrong_command_lines(line, words, capsys):
@@ -197,7 +198,6 @@ def test_export_and_verify(tmp_path, capsys, monkeypatch):
         ["explain", "tests.tiny:model", "--input", "1,3,8,8"],
         ["measure", "tests.tiny:model"],
         ["measure", "none.onnx", "--input", "1,1,8,8"],
-        ["export", "tests.tiny:model", "--input", "1,1,8,8", "--runtime", "onnxrunti"],
         ["export", "tests.tiny:model"],
         ["export", "tests.tiny:model", "--load", "nowhere", "--input", "1,1,8,8"],
         ["report", "none.json"],
