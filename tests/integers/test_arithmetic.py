@@ -148,6 +148,17 @@ def test_requantize_per_channel():
     assert q.tolist() == [[[[53, 53]], [[28, 28]]]]
 
 
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
+def test_either_end_of_32_bits_is_checked(value):
+    """One sum beyond an end, among small ones, and the ends themselves."""
+    sums = np.array([0, value, 1], np.int64)
+    with pytest.raises(OverflowError, match="32 bits"):
+        arithmetic.checked(sums)
+    assert arithmetic.checked(sums, bits=64).tolist() == sums.tolist()
+    ends = np.array([-(2**31), 2**31 - 1], np.int64)
+    assert arithmetic.checked(ends).tolist() == ends.tolist()
+
+
 def test_an_overflow_is_found():
     fits = np.full((1, 2**16), 255, np.int32), np.full((1, 2**16), 127, np.int32)
     assert arithmetic.linear(*fits)[0, 0] == 255 * 127 * 2**16 < 2**31

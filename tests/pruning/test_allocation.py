@@ -81,7 +81,7 @@ WIDE = analyse(networks.BottleneckNet(16, (1, 2, 1, 1)), as_batch(image(size=32)
 
 
 @pytest.mark.parametrize("name", ALLOCATIONS)
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(deadline=None, derandomize=True, max_examples=8)
 @given(
     fraction=st.floats(0.15, 1),
     align=st.sampled_from([1, 8]),

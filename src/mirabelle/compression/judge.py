@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mirabelle.base.data import Batch, batches
+from mirabelle.base.data import Batch, batches, preserved, seed_epoch
 from mirabelle.measurement.accuracy import (
     Metric,
     Scores,
@@ -38,7 +38,9 @@ class Judge:
 
     def of(self, predict: Callable[[Batch], Any], what: str = "validating") -> Scores:
         """What the metric says of what `predict` gives."""
-        return scores_of(predict, self.data, self.function, what)
+        with preserved(self.data):
+            seed_epoch(self.data, 0)  # the same samples in the same order each time: scores pair
+            return scores_of(predict, self.data, self.function, what)
 
     def of_file(self, file: Artifact, what: str = "validating") -> Scores:
         """What the metric says of a file, whose outputs are given in the network's own form."""
