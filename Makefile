@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz mutants test-phones test-processors test-wheel test-oldest lint docs docs-serve clean
+.PHONY: demo test fuzz mutants test-slow test-phones test-processors test-wheel test-oldest lint docs docs-serve clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
 
 test: .venv/dev lint
 	$(BIN)/python -m tests.processors --short
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+
+# What takes half a minute and more each, and has a quicker relative in `make test`.
+test-slow: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # Damaged files and odd arguments, drawn anew each time, for as long as it takes: an hour and more. `make test` has a short form of it.
 fuzz: .venv/dev

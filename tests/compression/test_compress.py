@@ -138,6 +138,7 @@ t.compress(t.trained(), t.small_loaders(), macs=0.5, minutes=0.5, folder={folder
 """
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_in_two_processes(tmp_path):
     """What was found before the kill is still there, and both return the result."""
     root, folder = str(Path(__file__).parents[2]), tmp_path / "study"

@@ -21,7 +21,8 @@ from mirabelle.pruning.api import plan, settings_of
 from tests.modules import Head, Net, conv_bn, image
 from tests.networks import make
 
-BLOCKS: dict[str, bytes] = {}  # what was measured of kernels by one test is there for the next
+SLOW = pytest.mark.slow
+KNOWN: dict[str, bytes] = {}  # what one test measured of kernels and networks, for the next
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +30,20 @@ def own_cache(tmp_path, monkeypatch, request):
     monkeypatch.setenv("MIRABELLE_CACHE", str(tmp_path))
     for timed in (latency, kernel_blocks):
         monkeypatch.setattr(timed, "SECONDS", 0.2)
+    monkeypatch.setattr(latency, "UNEVEN", 2)
+    monkeypatch.setattr(latency, "ROUNDS", 2)
     if request.function is test_the_block_of_this_machines_kernels:
         yield tmp_path
         return
     (tmp_path / "latency").mkdir()
-    for name, content in BLOCKS.items():
-        (tmp_path / "latency" / name).write_bytes(content)
+    # who looks at what is kept begins without networks
+    anew = request.function is test_every_layer_is_found_in_the_runtimes_own_profile
+    for name, content in KNOWN.items():
+        if not anew or name.startswith("block-"):
+            (tmp_path / "latency" / name).write_bytes(content)
     yield tmp_path
-    BLOCKS.update({f.name: f.read_bytes() for f in (tmp_path / "latency").glob("block-*")})
+    kept = (tmp_path / "latency").glob("block-*" if anew else "*.json")
+    KNOWN.update({f.name: f.read_bytes() for f in kept})
 
 
 def chain():
@@ -131,7 +138,7 @@ def test_the_block_is_the_widest_that_costs_as_a_whole(block):
     assert kernel_blocks.widest_block(times) == block
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=SLOW)])
 def test_the_block_of_this_machines_kernels(runtime, own_cache):
     pytest.importorskip(runtime)
     block = kernel_blocks.kernel_block(runtime)
@@ -157,7 +164,7 @@ def test_what_is_fused_belongs_to_the_layer_before_it():
     assert count == 2 and owner == {"conv": 0, "c": 0, "relu": 0, "r": 0, "gemm": 1, "g": 1}
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=SLOW)])
 def test_every_layer_is_found_in_the_runtimes_own_profile(runtime, own_cache):
     pytest.importorskip(runtime)
     torch.manual_seed(0)
@@ -261,6 +268,7 @@ def test_wrong_budgets(options, words):
         prune(chain(), image(), criterion="l1", **options)
 
 
+@SLOW
 def test_products_without_weights_have_a_cost_too():
     from wide_networks import WIDE
 

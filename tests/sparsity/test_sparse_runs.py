@@ -186,6 +186,7 @@ def written(folder, steps_):
     return path
 
 
+@pytest.mark.slow
 def test_a_recipe_with_sparsity(tmp_path):
     path = written(
         tmp_path,

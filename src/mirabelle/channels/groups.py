@@ -161,7 +161,7 @@ class Coupling:
             for slot in group.slots:
                 if slot.parameter in sizes:
                     sizes[slot.parameter][slot.dim] -= gone * slot.index.shape[1]
-        return sum(int(np.prod(size)) for size in sizes.values())
+        return sum(math.prod(size) for size in sizes.values())
 
 
 def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupling:

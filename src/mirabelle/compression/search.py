@@ -79,10 +79,10 @@ class Search:
     # --- the trials
     # ----------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Trials, one after the other, until their share of the time is over."""
+    def run(self, share: float = SEARCH) -> None:
+        """Trials, one after the other, until this share of the time is over."""
         space = self.space()
-        while not self.study.points() or self._left(SEARCH) > self._usual_seconds():
+        while not self.study.points() or self._left(share) > self._usual_seconds():
             check_interrupted()
             asked, knobs = self.study.ask(space)
             try:
@@ -130,14 +130,16 @@ class Search:
     # ----------------------------------------------------------------------------------------------
 
     def polish(self) -> None:
-        """Trains the most promising trials further, while there is time."""
+        """Trains the most promising trials further, while there is time; where none is, or time is
+        left, there are more trials.
+        """
         for _ in range(POLISHED):
             check_interrupted()
             point = self._promising()
             longest = self.seconds * FIRST * FACTOR ** (STAGES - 2)
             seconds = min(LONGEST * longest, 0.8 * self._left(ALL))
             if point is None or seconds < longest / 2:
-                return
+                break
             trial = restored(self.setting, point, load)
             each = self.step * (0.3 + 0.7 * trial.costs["macs"])
             steps = max(1, round(seconds / each))
@@ -145,6 +147,7 @@ class Search:
             found = trial.judged(steps)
             self.study.add(found)
             self._say(found)
+        self.run(ALL)
 
     def _promising(self) -> Point | None:
         """The last point of the trial that may become the best, which is not trained long yet."""
