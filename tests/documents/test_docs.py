@@ -70,7 +70,7 @@ def test_python_of_the_readme_runs_as_it_stands(number, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    for said in ("layer1.0.conv1", "against the integer reference", "speed-up", "peak memory"):
+    for said in ("Conv", "against the integer reference", "speed-up", "peak memory"):
         assert said in done.stdout
 
 
