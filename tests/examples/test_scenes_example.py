@@ -66,7 +66,7 @@ def test_scenes_come_from_their_seed():
 
 
 def test_training_goes_from_the_seed_upwards():
-    model, data = train_scenes.trained("detector", epochs=1, train=160, validation=16, test=24)
+    model, data = train_scenes.trained("detector", epochs=2, train=320, validation=16, test=96)
     start = scenes.Detector()
     score = [evaluate(predictor(m), data["test"], MeanAP).value for m in (start, model)]
     assert score[1] > score[0]

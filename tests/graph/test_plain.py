@@ -225,7 +225,7 @@ def test_wrappers_come_off(wrap):
 def test_an_exported_module_is_a_network():
     model = torch.export.export(plain(), (X,)).module()
     assert prune(model, X, macs=0.5, criterion="l1", align=1)(X).shape == (4, 8, 6, 6)
-    with pytest.raises(InputError, match=r"is a ExportedProgram.*give its \.module\(\)"):
+    with pytest.raises(InputError, match=r"is an ExportedProgram.*give its \.module\(\)"):
         prune(torch.export.export(plain(), (X,)), X, macs=0.5, criterion="l1")
 
 

@@ -329,7 +329,6 @@ def test_changed_teacher_weights_redo_the_distillation(tmp_path, monkeypatch):
         ({"data": "tests.tiny:failing_loader"}, "image 3 is truncated"),
         ({"data": "tests.tiny:nothing"}, "expected train, calibration and test"),
         ({"data": "tests.tiny:wrong_shape"}, "train loader's first batch"),
-        ({"data": "tests.tiny:unlabelled_test"}, "no target"),
         ({"data": "tests.tiny:iterator"}, "iterator"),
         ({"data": "tests.tiny:empty"}, "train loader yielded no batch"),
         ({"loss": "mse", "steps": [{"prune": {"macs": 0.5, "criterion": "taylor"}}]}, "loss 'mse'"),

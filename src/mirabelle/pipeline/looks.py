@@ -13,11 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mirabelle.base.data import Batch, preserved, samples, seed_epoch
-from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.measurement.accuracy import METRICS, Scores, predictor, scores_of
+from mirabelle.measurement.agreement import METRIC, agreement
 from mirabelle.pipeline.recipe import Recipe, Step
-from mirabelle.quantization.search.fallback import same_class
 from mirabelle.report.units import change
 from mirabelle.sources.callables import Loaders
 from mirabelle.training.holdout import SHARE, split
@@ -64,7 +63,8 @@ class Looks:
 
     @property
     def labelled(self) -> bool:
-        return bool(self.few) and self.few[0].target is not None
+        given = bool(self.few) and self.few[0].target is not None
+        return given and self.recipe.metric != METRIC
 
     def scores(self, predict: Callable[[Batch], Any], what: str) -> Scores | None:
         """None where there is nothing to look at, or no way to compare."""
@@ -75,10 +75,7 @@ class Looks:
             return replace(scores_of(predict, self.few, metric, what), metric=self.recipe.metric)
         theirs = predictor(self.original)
         few = [b._replace(target=theirs(b)) for b in self.few]
-        try:
-            return replace(scores_of(predict, few, same_class, what), metric="agreement")
-        except InputError:  # of outputs that are no classes
-            return None
+        return replace(scores_of(predict, few, agreement, what), metric="agreement")
 
     @property
     def first(self) -> Scores | None:

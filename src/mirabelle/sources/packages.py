@@ -6,6 +6,7 @@ A hub is asked only where a name is given without a file of weights.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ def _filled(
 
 def timm(name: str, file: str | None) -> Built:
     """A network of timm, by the name in `timm.list_models()`, with or without a tag of weights."""
-    torchvision()
+    if importlib.util.find_spec("timm") is not None:
+        torchvision()  # which timm imports
     package = require("timm", "timm")
     base, known = name.partition(".")[0], package.list_models()
     if base not in known:
