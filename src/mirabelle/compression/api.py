@@ -32,6 +32,7 @@ from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.runtimes import load as open_file
 from mirabelle.sources import networks
+from mirabelle.sources.check import check as check_pictures
 from mirabelle.sources.data import from_any
 
 IDENTITY = "identity"
@@ -131,13 +132,19 @@ def compress(
 
 def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any]:
     """The network and the data that are named, or that are given themselves."""
-    found = networks.find(model)
+    found, named = networks.find(model), None
     if isinstance(data, (str, Path)) or (isinstance(data, Mapping) and "folder" in data):
-        data = from_any(data, found.how, found.classes or None, seed).loaders
+        named = from_any(data, found.how, found.classes or None, seed)
+        data = named.loaders
     example = None
     if found.model is None:
         example = parts(data, seed).example
-    return check_network(found.module(example)).eval(), data
+    network = check_network(found.module(example)).eval()
+    if named is not None and named.how is not None and named.table is not None:
+        console.print(f"{named}; pictures: {named.how}", style="dim")
+        for doubt in check_pictures(network, named):
+            console.print(f"warning: {doubt}", style="yellow")
+    return network, data
 
 
 def _searched(
