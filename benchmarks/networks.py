@@ -17,8 +17,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from benchmarks import zoo
+from benchmarks.runs import Row
 from mirabelle.base.data import example_inputs
 from mirabelle.base.files import read_json, write_json
 from mirabelle.channels.groups import Coupling
@@ -49,17 +48,6 @@ PRUNING: dict[str, Any] = {
     "allocation": "uniform",
     "repair": None,
 }
-
-
-class Row(dict):
-    """What is known of one network; a stage that fails ends it and says why."""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self["stage"] = name
-        begun = time.process_time()
-        yield
-        self.setdefault("cpu_s", {})[name] = round(time.process_time() - begun, 2)
 
 
 def tensors(output: Any) -> list[torch.Tensor]:

@@ -20,8 +20,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from benchmarks import zoo
+from benchmarks.runs import Row
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.files import read_json, write_json
 from mirabelle.exporter import export
@@ -131,17 +130,6 @@ def kept(before: Any, after: Any) -> list[str]:
         ),
     }
     return [name for name, (one, other) in pairs.items() if one != other]
-
-
-class Row(dict):
-    """What is known of one file; a stage that fails ends it and says why."""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self["stage"] = name
-        begun = time.process_time()
-        yield
-        self.setdefault("cpu_s", {})[name] = round(time.process_time() - begun, 2)
 
 
 def check(row: Row, name: str, path: Path, batch: Batch) -> None:

@@ -5,7 +5,9 @@ figures of several seeds.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -81,3 +83,14 @@ def span(values: list[float]) -> str:
         if values
         else "not run"
     )
+
+
+class Row(dict):
+    """What is known of one network or file; a stage that fails ends it and says why."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self["stage"] = name
+        begun = time.process_time()
+        yield
+        self.setdefault("cpu_s", {})[name] = round(time.process_time() - begun, 2)

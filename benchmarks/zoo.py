@@ -16,6 +16,8 @@ import warnings
 import torch
 from torch import nn
 
+from mirabelle.sources.torchvision import declared
+
 TIMM = [
     "beit_base_patch16_224",
     "halonet_h1",
@@ -127,45 +129,6 @@ DETECTORS = [
     "ssdlite320_mobilenet_v3_large",
 ]
 TRANSFORMERS = ["vit", "swin", "segformer", "detr"]
-_SCHEMAS = [
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
-    "pooled_width, int sampling_ratio, bool aligned) -> Tensor",
-    "_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, "
-    "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int "
-    "sampling_ratio, bool aligned) -> Tensor",
-    "roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
-    "pooled_width) -> (Tensor, Tensor)",
-    "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale, SymInt "
-    "pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, "
-    "SymInt width) -> Tensor",
-    "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
-    "pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
-    "_ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float "
-    "spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, SymInt "
-    "batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor",
-    "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt "
-    "pooled_width) -> (Tensor, Tensor)",
-    "_ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float "
-    "spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt "
-    "channels, SymInt height, SymInt width) -> Tensor",
-    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt "
-    "stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt "
-    "dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor",
-    "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor "
-    "mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt "
-    "dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
-]
-
-
-def _declare() -> list[torch.library.Library]:
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS:
-        library.define(schema)
-    library.impl("nms", _nms, "CPU")
-    return [library]
 
 
 def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -182,7 +145,7 @@ def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.T
 
 
 if not hasattr(torch.ops.torchvision, "nms"):
-    _KEPT = _declare()  # a library that is collected takes its operators along
+    declared().impl("nms", _nms, "CPU")
     import torchvision.extension
 
     torchvision.extension._has_ops = lambda: True

@@ -10,14 +10,13 @@ from torch import nn
 from mirabelle.base.data import Batch
 from mirabelle.base.progress import bar
 from mirabelle.channels.groups import Coupling
-from mirabelle.measurement.accuracy import as_tensor, predictor
-from mirabelle.pruning.criteria import group_scores
+from mirabelle.pruning.criteria import CRITERIA, group_scores
 from mirabelle.pruning.stats import collect
 from mirabelle.quantization.api import quantize
-from mirabelle.quantization.search.fallback import Switchboard, noise
+from mirabelle.quantization.search.fallback import layer_errors, noise
 from mirabelle.quantization.simulation.graph import captured
 
-FEW = 64  # samples on which one layer alone computes with integers
+NAME = "brain_surgeon"
 
 
 def channel_scores(
@@ -26,14 +25,11 @@ def channel_scores(
     """(C,) by group: what the outputs lose when the channel goes after those that score less,
     `brain_surgeon`'s (`pruning/brain_surgeon.py`), which tries two cuts of each group out.
     """
-    from mirabelle.pruning.criteria import CRITERIA
-
     stats = collect(model, coupling, data, None, len(data), needs_gradients=False)
     found = {}
     with bar("what channels are worth", len(coupling.groups)) as shown:
         for group in coupling.groups:
-            name = "brain_surgeon"
-            found[group.name] = group_scores(name, CRITERIA[name], group, stats, None, None)
+            found[group.name] = group_scores(NAME, CRITERIA[NAME], group, stats, None, None)
             shown.advance()
     return found
 
@@ -54,18 +50,6 @@ def integer_losses(model: nn.Module, data: list[Batch]) -> dict[str, float]:
     of eight bits.
     """
     network = quantize(model, data, repair=None)
-    board = Switchboard(network, captured(model, data[0]))
-    few: list[Batch] = []
-    for batch in data:
-        few.append(batch.head(FEW - sum(b.size for b in few)))
-        if sum(b.size for b in few) >= FEW:
-            break
-    with board.only(None):
-        wanted = [as_tensor(predictor(network)(b)).double() for b in few]
-    spread, found = energy(wanted), {}
-    with bar("what integers lose, by layer", len(board.needs)) as shown:
-        for weight in board.needs:
-            with board.only(weight):
-                found[weight] = noise(network, few, wanted) / spread
-            shown.advance()
-    return found
+    wanted, errors = layer_errors(network, captured(model, data[0]), data)
+    spread = energy(wanted)
+    return {weight: error / spread for weight, error in errors.items()}

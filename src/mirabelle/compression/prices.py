@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,13 +98,17 @@ class Prices:
             mine = [i for i, f in forms.items() if f == form]
             layers = sum(float(costs.layer(i, kept)) for i in mine)
             share = len(mine) / max(1, len(forms))
-            found += layers + share * self._others(form)
+            found += layers + share * self._others[form]
         return found + self.conversions(forms)
 
-    def _others(self, form: str) -> float:
-        """What is no layer's, which no width changes."""
-        costs = self.forms[form]
-        return costs({}) - sum(float(costs.layer(i, {})) for i in range(len(self.coupling.costs)))
+    @cached_property
+    def _others(self) -> dict[str, float]:
+        """By form, what is no layer's, which no width changes: the knapsack asks for every cost."""
+        layers = range(len(self.coupling.costs))
+        return {
+            form: costs({}) - sum(float(costs.layer(i, {})) for i in layers)
+            for form, costs in self.forms.items()
+        }
 
 
 def prices(

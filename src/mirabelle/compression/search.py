@@ -19,13 +19,13 @@ from mirabelle.compression.front import Point
 from mirabelle.compression.limits import DROP, LEFT
 from mirabelle.compression.prices import INT8
 from mirabelle.compression.study import FACTOR, Study
-from mirabelle.compression.trial import USUAL_RATE, Setting, Trial, restored
+from mirabelle.compression.trial import Setting, Trial, restored
 from mirabelle.measurement.accuracy import predictor
-from mirabelle.store import load
 
 STAGES = 3  # before training, after a short one, after a longer one
 FIRST = 1 / 60  # of the time, for the training of the first stage
 SEARCH, ALL = 0.65, 0.92  # of the time: until then new trials begin; until then trials are trained
+USUAL_RATE = 1e-3
 RATES = (3e-4, 6e-3)  # of learning: what students take that are close to their teachers
 LONGEST = 4  # of the longest stage of the search: training at the end
 POLISHED = 3  # trials, at most, that are trained longer at the end
@@ -123,8 +123,11 @@ class Search:
 
     def steps(self, trial: Trial, stage: int) -> int:
         """So many fit into the time of a stage."""
+        return self._steps_in(trial, self.seconds * FIRST * FACTOR ** (stage - 1))
+
+    def _steps_in(self, trial: Trial, seconds: float) -> int:
         each = self.step * (0.3 + 0.7 * trial.costs["macs"])
-        return max(1, round(self.seconds * FIRST * FACTOR ** (stage - 1) / each))
+        return max(1, round(seconds / each))
 
     # --- longer training of the best
     # ----------------------------------------------------------------------------------------------
@@ -140,9 +143,8 @@ class Search:
             seconds = min(LONGEST * longest, 0.8 * self._left(ALL))
             if point is None or seconds < longest / 2:
                 break
-            trial = restored(self.setting, point, load)
-            each = self.step * (0.3 + 0.7 * trial.costs["macs"])
-            steps = max(1, round(seconds / each))
+            trial = restored(self.setting, point)
+            steps = self._steps_in(trial, seconds)
             trial.train(steps, float(point.knobs["rate"]) / 2)
             found = trial.judged(steps)
             self.study.add(found)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.data import Batch, as_batch, batches, device_of
+from mirabelle.base.data import Batch, as_batch, batches, device_of, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, read_tensors, write_tensors
 from mirabelle.base.identity import data_identity, function_identity, network_identity
@@ -21,7 +21,7 @@ from mirabelle.compression.limits import Goal
 from mirabelle.compression.parts import Parts
 from mirabelle.compression.plan import LEAST, Table, coupled, table
 from mirabelle.compression.prices import FLOAT, Prices, prices
-from mirabelle.compression.trial import STATISTICS, Setting, head
+from mirabelle.compression.trial import STATISTICS, Setting
 from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.exporter import export
@@ -92,7 +92,7 @@ def prepared(
 def _few(parts: Parts) -> list[Batch]:
     """Samples that no statistics come from, without labels."""
     found = [b._replace(target=None) for b in batches(parts.validation, 8)]
-    return head(found, FEW)
+    return list(samples(found, FEW))
 
 
 def _table(
@@ -112,7 +112,7 @@ def _table(
             raise InputError(f"{path} is of another network; choose another folder")
         layers = json.loads(about["layers"])
         return table(model, [], known, coupling, align, (scores, layers))
-    found = table(model, head(parts.calibration, STATISTICS), known, coupling, align)
+    found = table(model, list(samples(parts.calibration, STATISTICS)), known, coupling, align)
     write_tensors(path, found.scores, {"layers": json.dumps(dict(found.layers))})
     return found
 

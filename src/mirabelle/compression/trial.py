@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone
-from mirabelle.base.data import Batch, seed_everything
+from mirabelle.base.data import Batch, samples, seed_everything
 from mirabelle.channels.groups import analyse
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point
@@ -30,12 +31,11 @@ from mirabelle.measurement.latency import speedup
 from mirabelle.measurement.macs import count_macs
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import Artifact
-from mirabelle.store import save
+from mirabelle.store import load, save
 
 SECONDS = 3.0  # of timing a file and the original in turn
 STATISTICS = 256  # samples for scores of channels and for least squares
 AS_INTEGERS = 0.25  # the share of a stage's steps that are trained as integers, where asked
-USUAL_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,14 @@ class Setting:
     def inputs(self) -> Batch:
         return self.parts.example
 
+    @cached_property
+    def macs(self) -> int:
+        """The original's."""
+        return max(1, count_macs(self.model, self.inputs))
+
     @property
     def statistics(self) -> list[Batch]:
-        return head(self.parts.calibration, STATISTICS)
-
-
-def head(data: list[Batch], count: int) -> list[Batch]:
-    """The first `count` samples."""
-    found, left = [], count
-    for batch in data:
-        if left <= 0:
-            break
-        found.append(batch.head(left))
-        left -= found[-1].size
-    return found
+        return list(samples(self.parts.calibration, STATISTICS))
 
 
 @dataclass
@@ -180,7 +174,7 @@ class Trial:
             costs={**self.costs, "size": artifact.bytes / setting.base.bytes},
             milliseconds=self.milliseconds,
             bytes=artifact.bytes,
-            macs=round(self.costs["macs"] * _macs(setting)),
+            macs=round(self.costs["macs"] * setting.macs),
             drop=drop,
             interval=(low, high),
             accuracy=scores.value,
@@ -199,12 +193,8 @@ class Trial:
             times = time_in_turn(files, setting.inputs, SECONDS)
         share = 1 / speedup(times["original"], times["trial"]).value
         self.milliseconds = times["trial"].p50_ms
-        macs = count_macs(self.student, setting.inputs) / _macs(setting)
+        macs = count_macs(self.student, setting.inputs) / setting.macs
         self.costs = {"latency": share, "macs": macs}
-
-
-def _macs(setting: Setting) -> int:
-    return max(1, count_macs(setting.model, setting.inputs))
 
 
 def _cut_in_rounds(setting: Setting, plan: Plan, rounds: int) -> nn.Module:
@@ -221,8 +211,7 @@ def _cut_in_rounds(setting: Setting, plan: Plan, rounds: int) -> nn.Module:
     if again.channels != half:  # another form of the network, whose groups have other names
         return cut(table, plan, data)
     scores = channel_scores(first, again, data)
-    second = cut(replace(table, model=first, coupling=again, scores=scores), plan, data)
-    return second
+    return cut(replace(table, model=first, coupling=again, scores=scores), plan, data)
 
 
 def _between(widths: Any, kept: int, whole: int) -> int:
@@ -231,7 +220,7 @@ def _between(widths: Any, kept: int, whole: int) -> int:
     return min((int(w) for w in widths if w >= kept), key=lambda w: abs(w - middle))
 
 
-def restored(setting: Setting, point: Point, load: Any) -> Trial:
+def restored(setting: Setting, point: Point) -> Trial:
     """A trial as it was at a point, to be trained further."""
     student = load(setting.folder / point.folder / "student", clone(setting.model))
     return Trial(

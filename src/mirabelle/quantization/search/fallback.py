@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from mirabelle.base.data import Batch, batches
+from mirabelle.base.data import Batch, batches, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.progress import bar
 from mirabelle.measurement.accuracy import Metric, Scores, as_tensor, predictor, scores_of
@@ -80,6 +80,24 @@ def noise(network: nn.Module, data: Iterable[Batch], wanted: Iterable[torch.Tens
     return sum(float((f - w).square().sum()) for f, w in zip(found, wanted))
 
 
+def layer_errors(
+    network: fx.GraphModule, reference: fx.GraphModule, data: Iterable[Batch]
+) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """The float outputs for the first FEW samples of `data`, and by weight the squared error of the
+    outputs when the layers of this weight alone are quantized.
+    """
+    board, few = Switchboard(network, reference), list(samples(data, FEW, "data"))
+    with board.only(None):
+        wanted = [as_tensor(predictor(network)(b)).double() for b in few]
+    errors = {}
+    with bar("sensitivity of layers", len(board.needs)) as shown:
+        for weight in board.needs:
+            with board.only(weight):
+                errors[weight] = noise(network, few, wanted)
+            shown.advance()
+    return wanted, errors
+
+
 def sensitivities(
     network: fx.GraphModule, reference: fx.GraphModule, data: Iterable[Batch]
 ) -> dict[str, float | None]:
@@ -88,22 +106,12 @@ def sensitivities(
 
     On the first FEW samples of `data`; no labels are needed. None where nothing changes.
     """
-    board = Switchboard(network, reference)
-    few: list[Batch] = []
-    for batch in data:
-        few.append(batch.head(FEW - sum(b.size for b in few)))
-        if sum(b.size for b in few) >= FEW:
-            break
-    with board.only(None):
-        wanted = [as_tensor(predictor(network)(b)).double() for b in few]
+    wanted, errors = layer_errors(network, reference, data)
     signal = sum(float(w.square().sum()) for w in wanted)
-    found: dict[str, float | None] = {}
-    with bar("sensitivity of layers", len(board.needs)) as shown:
-        for weight in board.needs:
-            with board.only(weight):
-                error = noise(network, few, wanted)
-            found[weight] = 10 * math.log10(signal / error) if error > 0 and signal > 0 else None
-            shown.advance()
+    found = {
+        weight: 10 * math.log10(signal / error) if error > 0 and signal > 0 else None
+        for weight, error in errors.items()
+    }
     return dict(sorted(found.items(), key=lambda f: math.inf if f[1] is None else f[1]))
 
 
