@@ -22,7 +22,7 @@ from benchmarks.runs import carry_out, kept, rows
 from examples import fashion
 from mirabelle.base.data import batches
 from mirabelle.base.files import read_json
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.compression.api import compress
 from mirabelle.compression.losses import output_loss
 from mirabelle.compression.plan import Plan, cut, table
@@ -52,7 +52,7 @@ def predictions(asked: dict[str, Any]) -> dict[str, Any]:
     model, data = fashion.resnet(), fashion.data()
     few = [b._replace(target=None) for b in batches(data.calibration, 8)]
     seen, unseen = few[:4], few[4:]
-    coupling = analyse(model, few[0].head(1))
+    coupling = analyze(model, few[0].head(1))
     known = {"latency": prices("latency", model, coupling, RUNTIME, True, seen)}
     found = table(model, seen, known, coupling, 8)
     wanted = [predictor(model)(b) for b in unseen]

@@ -259,7 +259,7 @@ def labels(bench: Bench) -> None:
         )
         for name, loss, temperature in ways:
             bench.once(
-                f"labels/10 000 unlabelled, {name}/{seed}",
+                f"labels/10 000 unlabeled, {name}/{seed}",
                 lambda p=pool, n=loss, t=temperature, s=seed: bench.score(
                     distill(
                         student(s),
@@ -401,18 +401,18 @@ def _best_shift(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def shrunk(bench: Bench) -> None:
-    """Bar 3: a pruned and quantised network, taught by what it was."""
+    """Bar 3: a pruned and quantized network, taught by what it was."""
     whole = bench.middles()[0]
     bench.once("shrunk/original", lambda: bench.score(whole))
     for seed in bench.seeds:
         few = bench.some(1000, seed)
-        labelled, bare = Batches(bench.x[few], bench.y[few], 64), Batches(bench.x[few], size=64)
+        labeled, bare = Batches(bench.x[few], bench.y[few], 64), Batches(bench.x[few], size=64)
         options = {**PLAIN, "lr": 0.002, "steps": 20 if bench.quick else 200, "seed": seed}
-        small = mb.prune(whole, bench.x[:2], macs=0.4, data=labelled, seed=seed)
+        small = mb.prune(whole, bench.x[:2], macs=0.4, data=labeled, seed=seed)
         bench.once(f"shrunk/pruned/{seed}", lambda m=small: bench.score(m))
         bench.once(
             f"shrunk/pruned, cross-entropy/{seed}",
-            lambda m=small, d=labelled, o=options: bench.score(mb.fit(m, d, **o)),
+            lambda m=small, d=labeled, o=options: bench.score(mb.fit(m, d, **o)),
         )
         for name in ("kd", "dist"):
             bench.once(
@@ -426,7 +426,7 @@ def shrunk(bench: Bench) -> None:
             bench.once(f"shrunk/{bits} bits/{seed}", lambda m=q: bench.score(m))
             bench.once(
                 f"shrunk/{bits} bits, cross-entropy/{seed}",
-                lambda m=q, d=labelled, o=options: bench.score(mb.fit(m, d, **o)),
+                lambda m=q, d=labeled, o=options: bench.score(mb.fit(m, d, **o)),
             )
             bench.once(
                 f"shrunk/{bits} bits, kd/{seed}",
@@ -604,10 +604,10 @@ def text(bench: Bench) -> None:
             seed_everything(seed)
             return sentences.student(teacher)
 
-        labelled = sentences.Sentences(tokens, classes)
+        labeled = sentences.Sentences(tokens, classes)
         bench.once(
             f"text/student alone/{seed}",
-            lambda n=new, d=labelled, o={**options, "lr": 3e-4}: judge(
+            lambda n=new, d=labeled, o={**options, "lr": 3e-4}: judge(
                 mb.fit(ArcFace(n(), len(categories)), d, loss=arcface_loss, **o).network
             ),
         )

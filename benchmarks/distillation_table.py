@@ -115,7 +115,7 @@ def tables(results: dict[str, Any]) -> str:
     )
     for bits in (3, 4, 8):
         add(
-            f"Quantised to {bits} bits: 1 000 images, 200 steps",
+            f"Quantized to {bits} bits: 1 000 images, 200 steps",
             "shrunk",
             "top1",
             [f"{bits} bits, cross-entropy"],

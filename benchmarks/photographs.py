@@ -203,7 +203,7 @@ def split(seed: int) -> tuple[list[str], list[str]]:
 
 def crops(names: list[str], each: int, seed: int) -> torch.Tensor:
     """(each * len(names), 3, 224, 224) random crops of a quarter to the whole of the image, flipped
-    or not, normalised as for ImageNet.
+    or not, normalized as for ImageNet.
     """
     generator = torch.Generator().manual_seed(seed)
     images, found = photographs(), []
@@ -227,8 +227,8 @@ def crops(names: list[str], each: int, seed: int) -> torch.Tensor:
     return torch.stack(found)
 
 
-def centres(names: list[str]) -> torch.Tensor:
-    """(3 * len(names), 3, 224, 224): the middle of each image at three sizes, normalised as for
+def centers(names: list[str]) -> torch.Tensor:
+    """(3 * len(names), 3, 224, 224): the middle of each image at three sizes, normalized as for
     ImageNet.
     """
     images, found = photographs(), []

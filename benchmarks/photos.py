@@ -69,20 +69,20 @@ def _crops(photos: list[Path], count: int, size: int, seed: int) -> np.ndarray:
     return np.stack(found)
 
 
-def _tensor(pixels: np.ndarray, normalisation: str) -> torch.Tensor:
-    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in MEAN[normalisation])
+def _tensor(pixels: np.ndarray, normalization: str) -> torch.Tensor:
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in MEAN[normalization])
     return (torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
 
 
-def calibration(count: int = 300, size: int = 224, normalisation: str = "imagenet") -> torch.Tensor:
+def calibration(count: int = 300, size: int = 224, normalization: str = "imagenet") -> torch.Tensor:
     """(count, 3, size, size) float32."""
     photos = [_folder(f) / name for f, names in CALIBRATION.items() for name in names]
-    return _tensor(_crops(photos, count, size, 0), normalisation)
+    return _tensor(_crops(photos, count, size, 0), normalization)
 
 
 def test(
-    count: int = 500, size: int = 224, normalisation: str = "imagenet"
+    count: int = 500, size: int = 224, normalization: str = "imagenet"
 ) -> tuple[torch.Tensor, np.ndarray]:
     """(count, 3, size, size) float32, and the number of the photograph that each is of."""
     photos = sorted((_folder("foolbox/data")).glob("imagenet_*.jpg"))
-    return _tensor(_crops(photos, count, size, 1), normalisation), np.arange(count) % len(photos)
+    return _tensor(_crops(photos, count, size, 1), normalization), np.arange(count) % len(photos)

@@ -157,7 +157,7 @@ def _photographs(
     calibration, others = photographs.split(seed)
     if count is not None:
         calibration, others = (calibration + others)[:count], others[len(others) // 2 :]
-    views = photographs.centres(others)
+    views = photographs.centers(others)
     crops = photographs.crops(
         calibration, -(-32 * BATCHES["mobilenet_v2"] // len(calibration)), seed
     )[: 32 * BATCHES["mobilenet_v2"]]

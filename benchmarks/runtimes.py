@@ -77,11 +77,11 @@ def photo_data() -> tuple[nn.Module, list, list, list]:
     )
 
 
-# Network, calibration data, labelled data, and what the integers are compared on.
+# Network, calibration data, labeled data, and what the integers are compared on.
 NETWORKS = {"demo": fashion_data, "MobileNetV2": photo_data}
 
 
-# What suits the network's quantisation, see docs/quantization.md.
+# What suits the network's quantization, see docs/quantization.md.
 OPTIONS: dict[str, dict] = {
     "demo": {},
     "MobileNetV2": {"repair": ["equalize-activations", "bias-analytic"], "threshold": "laplace"},
@@ -91,7 +91,7 @@ OPTIONS: dict[str, dict] = {
 def variants(
     name: str, model: nn.Module, calibration: list, names: list[str]
 ) -> dict[str, nn.Module]:
-    """The float network, and quantised ones by their grids."""
+    """The float network, and quantized ones by their grids."""
     wanted = dict.fromkeys(GRIDS.get(n, "arm") for n in names if RUNTIMES[n].int8)
     return {"float": model} | {
         t: quantize(model, calibration, target=t, samples=512, **OPTIONS[name]) for t in wanted
@@ -103,7 +103,7 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
     yet; timing is of all of them.
     """
     rows = results["networks"].setdefault(name, {})
-    model, calibration, labelled, compared = NETWORKS[name]()
+    model, calibration, labeled, compared = NETWORKS[name]()
     made = variants(name, model, calibration, names)
     x = compared[0][:1]
     calls = {}
@@ -120,7 +120,7 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
             row = rows.setdefault(runtime, {}).setdefault(kind, {})
             if "score" in row:
                 continue
-            found = evaluate(artifact.predict, labelled, "top1", f"{runtime} {kind}")
+            found = evaluate(artifact.predict, labeled, "top1", f"{runtime} {kind}")
             row |= {
                 "bytes": artifact.bytes,
                 "version": artifact.version,
@@ -131,7 +131,7 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
             }
             if kind == "int8":
                 seen = mb.verify(form, artifact, compared, samples=SAMPLES)
-                simulated = evaluate(predictor(form), labelled, "top1", f"{runtime}, simulated")
+                simulated = evaluate(predictor(form), labeled, "top1", f"{runtime}, simulated")
                 row |= {
                     "samples": seen.samples,
                     "layers": len(seen.layers),

@@ -125,19 +125,19 @@ class ArcFace(nn.Module):
     """An embedding network with its classifier, for training on labels: scores are `scale` times
     cosines, the target's angle enlarged by `margin`.
 
-    Gives the cosines with the class centres, (N, classes), which `arcface_loss` reads. Deng et al.
+    Gives the cosines with the class centers, (N, classes), which `arcface_loss` reads. Deng et al.
     2019, eq. 3.
     """
 
     def __init__(self, network: nn.Module, classes: int, embedding: int = 128):
         super().__init__()
         self.network = network
-        self.centres = nn.Parameter(
+        self.centers = nn.Parameter(
             torch.randn(classes, embedding, generator=torch.Generator().manual_seed(0))
         )
 
     def forward(self, *args: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.network(*args, **inputs)) @ F.normalize(self.centres).T
+        return F.normalize(self.network(*args, **inputs)) @ F.normalize(self.centers).T
 
 
 def arcface_loss(

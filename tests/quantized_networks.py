@@ -1,4 +1,4 @@
-"""Small networks, calibration data and helpers for the tests of quantisation, export and
+"""Small networks, calibration data and helpers for the tests of quantization, export and
 verification.
 """
 

@@ -118,7 +118,7 @@ def test_structure(name, target, tmp_path):
 # What `sparse` writes depends on the clock, and ONNX Runtime's own writer orders its tables anew
 # each time.
 @pytest.mark.parametrize(
-    ("runtime", "quantised"),
+    ("runtime", "quantized"),
     [
         (n, q)
         for n, r in RUNTIMES.items()
@@ -126,11 +126,11 @@ def test_structure(name, target, tmp_path):
         if n not in ("sparse", "onnxruntime-mobile") and r.free_batch and (r.int8 or not q)
     ],
 )
-def test_the_same_network_gives_the_same_bytes(runtime, quantised, tmp_path):
+def test_the_same_network_gives_the_same_bytes(runtime, quantized, tmp_path):
     needs(runtime)
 
     def files(folder, size):
-        network = quantize(build("residual"), batches(count=1)) if quantised else build("residual")
+        network = quantize(build("residual"), batches(count=1)) if quantized else build("residual")
         artifact = mb.export(
             network, tmp_path / folder, runtime=runtime, inputs=batches(count=1)[0][:size]
         )
@@ -231,7 +231,7 @@ def test_openvino_runs_layers_of_equal_size_on_integers(tmp_path):
     assert [t.int8 for t in found] == [True, True, True]
 
 
-def test_quantised_files_are_small(tmp_path):
+def test_quantized_files_are_small(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3))
     x = batches(count=1)
     before, after = (
@@ -241,7 +241,7 @@ def test_quantised_files_are_small(tmp_path):
     assert after.bytes < before.bytes / 3.5
 
 
-def test_a_trained_quantised_network_exports(tmp_path):
+def test_a_trained_quantized_network_exports(tmp_path):
     x = batches(count=2)
     loader = [(b, torch.arange(16) % 5) for b in x]
     q = mb.fit(quantize(build("residual_in_place"), loader), loader, epochs=2, lr=1e-3)
@@ -292,7 +292,7 @@ def test_a_projected_lstm_is_refused(tmp_path):
 
 
 def test_two_clips_of_one_value(tmp_path):
-    """The optimiser of torch.onnx names the bounds of both alike."""
+    """The optimizer of torch.onnx names the bounds of both alike."""
 
     class Clips(nn.Module):
         def __init__(self):
@@ -368,7 +368,7 @@ def test_unsound_requests(tmp_path):
         mb.export(network, tmp_path)
     with pytest.raises(InputError, match=r"\(1, 5, 4, 4\)"):
         mb.export(network, tmp_path, inputs=torch.zeros(1, 5, 4, 4))
-    with pytest.raises(InputError, match="input x has 4; quantise the network with bits=8"):
+    with pytest.raises(InputError, match="input x has 4; quantize the network with bits=8"):
         mb.export(quantize(network, x, bits=4), tmp_path, inputs=x[0])
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
@@ -380,7 +380,7 @@ def test_a_file_that_lost_a_rounded_value_or_a_stored_tensor_is_refused():
     assert [v.name for v in integers.values] == sites and integers.stored
     lost = copy.deepcopy(marked)
     lost.meta[META] = Integers(integers.values[1:], integers.stored)
-    with pytest.raises(CaptureError, match=rf"{len(sites)} of {len(sites) - 1} quantised values"):
+    with pytest.raises(CaptureError, match=rf"{len(sites)} of {len(sites) - 1} quantized values"):
         onnx_proto(lost, Batch((batches(count=1)[0],), {}, None))
     lost.meta[META] = Integers(
         integers.values, {**integers.stored, "other": next(iter(integers.stored.values()))}

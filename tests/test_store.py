@@ -33,11 +33,11 @@ def networks() -> dict[str, nn.Module]:
     return {
         "original": model().eval(),
         "pruned": small,
-        "quantised": mb.quantize(small, data()[1], samples=32).eval(),
+        "quantized": mb.quantize(small, data()[1], samples=32).eval(),
     }
 
 
-@pytest.mark.parametrize("name", ["original", "pruned", "quantised"])
+@pytest.mark.parametrize("name", ["original", "pruned", "quantized"])
 def test_round_trip(networks, name, tmp_path):
     net, fresh = networks[name], model(5)
     before = [t.clone() for t in fresh.state_dict().values()]
@@ -106,7 +106,7 @@ def test_modules_with_a_version_of_their_own(tmp_path):
 
 
 def test_no_pickle(networks, tmp_path):
-    mb.save(networks["quantised"], tmp_path)
+    mb.save(networks["quantized"], tmp_path)
     for file in tmp_path.iterdir():
         assert file.suffix in (".json", ".safetensors") and not file.read_bytes().startswith(
             (b"PK", *(bytes([0x80, protocol]) for protocol in range(6)))
@@ -189,7 +189,7 @@ EDITS = {
 @pytest.mark.parametrize("seal", [True, False])
 @pytest.mark.parametrize("name", EDITS)
 def test_descriptions_that_make_no_sense(networks, tmp_path, name, seal):
-    mb.save(networks["quantised"], tmp_path)
+    mb.save(networks["quantized"], tmp_path)
     edited(tmp_path, EDITS[name], seal)
     with pytest.raises(InputError, match=None if seal else "checksum"):
         mb.load(tmp_path, model())
@@ -199,7 +199,7 @@ def test_descriptions_that_make_no_sense(networks, tmp_path, name, seal):
     "change", [{"bits": 9}, {"weight_bits": 4}, {"target": "arm"}, {"samples": 31}]
 )
 def test_model_json_is_under_a_checksum(networks, tmp_path, change):
-    mb.save(networks["quantised"], tmp_path)
+    mb.save(networks["quantized"], tmp_path)
     file = tmp_path / "model.json"
     content = json.loads(file.read_text())
     content["quantization"] |= change
@@ -232,7 +232,7 @@ def otherwise_activated() -> nn.Module:
     return result
 
 
-@pytest.mark.parametrize("name", ["original", "pruned", "quantised"])
+@pytest.mark.parametrize("name", ["original", "pruned", "quantized"])
 @pytest.mark.parametrize(
     ("build", "words"), [(strided, "stride"), (otherwise_activated, "[Rr]e[Ll][Uu]|gelu")]
 )
@@ -304,12 +304,12 @@ def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monk
         "attention: module",
         "class token",
         "unequal split",
-        "weight standardisation",
+        "weight standardization",
         "lstm",
         "gru cell",
     ],
 )
-def test_pruned_networks_are_saved_pruned_again_quantised_and_exported(name, tmp_path):
+def test_pruned_networks_are_saved_pruned_again_quantized_and_exported(name, tmp_path):
     torch.manual_seed(0)
     model, x = WIDE[name]()
     model.eval()

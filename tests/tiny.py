@@ -88,11 +88,11 @@ def wrong_shape() -> tuple:
     return [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))], *data()[1:]
 
 
-def unlabelled_test() -> tuple:
+def unlabeled_test() -> tuple:
     return *data()[:2], [torch.zeros(4, 1, 8, 8)]
 
 
-def unlabelled_train() -> tuple:
+def unlabeled_train() -> tuple:
     return [torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))] * 3, *data()[1:]
 
 

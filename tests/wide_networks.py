@@ -1,4 +1,4 @@
-"""Small networks beyond plain convolutional ones: attention in its forms, normalisations over
+"""Small networks beyond plain convolutional ones: attention in its forms, normalizations over
 channels, shuffles, slices, computed weights.
 
 `WIDE[name]()` is (network, inputs). Those in `GRAPH` have sizes written into their forward, so that
@@ -128,8 +128,8 @@ class Transformer(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-class Standardised(nn.Conv2d):
-    """Qiao et al. 2019, weight standardisation, as BatchNorm of the weights with a gain."""
+class Standardized(nn.Conv2d):
+    """Qiao et al. 2019, weight standardization, as BatchNorm of the weights with a gain."""
 
     def __init__(self, *args: Any):
         super().__init__(*args, bias=False)
@@ -143,7 +143,7 @@ class Standardised(nn.Conv2d):
 
 
 class ConvNeXt(nn.Module):
-    """A block of Liu et al. 2022 with the response normalisation of its second version."""
+    """A block of Liu et al. 2022 with the response normalization of its second version."""
 
     def __init__(self, channels: int = 8):
         super().__init__()
@@ -202,7 +202,7 @@ class Words(nn.Module):
 class Recurrent(nn.Module):
     """A sequence through a layer between two others, in one call or step by step; read at its end,
     or from the last states. begins: the initial state, if not zeros, one for the whole batch, is
-    learnt.
+    learned.
     """
 
     def __init__(self, layer: nn.Module, width: int, last: bool = False, begins: bool = False):
@@ -274,11 +274,11 @@ WIDE: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "convnext": lambda: (ConvNeXt(), image()),
     "selective kernels": lambda: (Selective(), image()),
     "words": lambda: (Words(), torch.tensor([[1, 2, 3], [4, 5, 8]])),
-    "weight standardisation": lambda: (
+    "weight standardization": lambda: (
         Net(
             lambda s, x: s.head(s.b(torch.relu(s.a(x)))),
-            a=Standardised(3, 8, 3),
-            b=Standardised(8, 6, 3),
+            a=Standardized(3, 8, 3),
+            b=Standardized(8, 6, 3),
             head=Head(6),
         ),
         image(),
@@ -323,7 +323,7 @@ WIDE: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "lstm: last states": recurrent(nn.LSTM, 32, True, num_layers=2, bidirectional=True),
     "lstm: projected": recurrent(nn.LSTM, 4, num_layers=2, proj_size=4, bias=False),
     "gru": recurrent(nn.GRU, batch_first=True),
-    "gru: learnt state": recurrent(nn.GRU, begins=True, batch_first=True),
+    "gru: learned state": recurrent(nn.GRU, begins=True, batch_first=True),
     "plain recurrent layer": recurrent(nn.RNN, nonlinearity="relu", batch_first=True),
     "lstm cell": recurrent(nn.LSTMCell),
     "gru cell": recurrent(nn.GRUCell, bias=False),
@@ -352,7 +352,7 @@ STATISTICS = {
     "class token",
     "convnext",
     "words",
-    "weight standardisation",
+    "weight standardization",
     "spatial attention",
     "one map for all",
 }

@@ -90,7 +90,7 @@ def export(
         raise InputError("export needs inputs=, an example of what the network takes")
     if quantization(model) is not None and not adapter.int8:
         raise InputError(
-            f"{runtime} does not run quantised networks; export the float network, or choose "
+            f"{runtime} does not run quantized networks; export the float network, or choose "
             "another runtime"
         )
     example = None if inputs is None else example_inputs(inputs)
@@ -154,7 +154,7 @@ def to_program(
     """What `Runtime.convert` takes: the network as an exported program for inputs of exactly these
     shapes, and the names of its sites.
 
-    A quantised network is in PT2E form. outputs: sites whose values become outputs behind the
+    A quantized network is in PT2E form. outputs: sites whose values become outputs behind the
     network's own.
     """
     model = check_network(model)
@@ -187,13 +187,13 @@ def flat_outputs(captured: torch.export.ExportedProgram, inputs: Batch) -> Any:
 
 
 def _quantized(model: nn.Module) -> fx.GraphModule | None:
-    """The network itself where it is quantised; None where it is not."""
+    """The network itself where it is quantized; None where it is not."""
     is_quantized = isinstance(model, fx.GraphModule) and quantization(model) is not None
     return model if is_quantized and isinstance(model, fx.GraphModule) else None
 
 
 def to_onnx(model: nn.Module, inputs: Batch | None, path: str | Path) -> list[str]:
-    """Writes an ONNX file: float, or in Q/DQ form for a quantised network; the same network gives
+    """Writes an ONNX file: float, or in Q/DQ form for a quantized network; the same network gives
     the same bytes.
 
     The integers of every site are the value `<site>_quantized` of the file, and as floats

@@ -1,4 +1,4 @@
-"""`mb.save` and `mb.load`: pruned, sparse and quantised networks as safetensors and JSON; no
+"""`mb.save` and `mb.load`: pruned, sparse and quantized networks as safetensors and JSON; no
 pickle.
 """
 
@@ -59,7 +59,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     write_tensors(folder / "model.safetensors", tensors)
     content = {
         "format": FORMAT,
-        "network": type(model).__name__ if described is None else "quantised",
+        "network": type(model).__name__ if described is None else "quantized",
         "architecture": architecture(model),
         "quantization": None if described is None else described.to_dict(),
         "graph_form": getattr(model, "meta", {}).get(FORM),
@@ -106,7 +106,7 @@ def _of_file(path: str | Path, described: dict[str, Any], folder: Path) -> nn.Mo
             f"that it was made from, not with {path}"
         )
     if form is None:
-        with _sound(folder, "no quantisation"):
+        with _sound(folder, "no quantization"):
             example = example_of(described["quantization"] or {})
         return network_of(path, example)
     with _sound(folder, "no inputs of an ONNX file"):
@@ -213,7 +213,7 @@ def _largest(model: nn.Module) -> int:
 def _in_saved_form(
     model: nn.Module, described: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Path
 ) -> nn.Module:
-    """A copy of the original with the sizes, the graph form and the quantisation that were
+    """A copy of the original with the sizes, the graph form and the quantization that were
     saved.
     """
     result = clone(model)
@@ -234,7 +234,7 @@ def _in_saved_form(
         with _sound(folder, "no graph form"):
             result = rebuild_graph_form(result, form)
     if described["quantization"] is not None:
-        with _sound(folder, "no quantisation"):
+        with _sound(folder, "no quantization"):
             result = rebuild(result, described["quantization"])
         result.meta |= {
             FLOAT_SIZES: described["float_sizes"],

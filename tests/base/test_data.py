@@ -75,7 +75,7 @@ def test_several_inputs():
     ] and batch.size == 3
 
 
-def test_example_inputs_are_never_labelled():
+def test_example_inputs_are_never_labeled():
     assert len(example_inputs((X, Y)).args) == 2 and example_inputs((X, Y)).target is None
     assert torch.equal(example_inputs(X.numpy()).args[0], X) and list(
         example_inputs({"x": X}).kwargs
@@ -116,9 +116,9 @@ def test_inputs_without_a_dimension_belong_to_every_sample():
 
 def test_batches():
     assert len(list(batches([X] * 5))) == 5 and len(list(batches([X] * 5, 2))) == 2
-    assert len(list(batches([(X, Y)], labelled=True))) == 1
+    assert len(list(batches([(X, Y)], labeled=True))) == 1
     with pytest.raises(InputError, match="batch 1 of train has no target"):
-        list(batches([(X, Y), X], labelled=True, what="train"))
+        list(batches([(X, Y), X], labeled=True, what="train"))
     with pytest.raises(InputError, match="train yielded no batch"):
         list(batches([], what="train"))
     iterator = iter([X])

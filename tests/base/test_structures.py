@@ -65,7 +65,7 @@ def test_the_labels_of_a_dict_are_its_target():
     item = {"input_ids": torch.ones(2, 5, dtype=torch.long), "labels": torch.tensor([0, 1])}
     batch = as_batch(item)
     assert list(batch.kwargs) == ["input_ids"] and batch.target.tolist() == [0, 1]
-    assert next(batches([item], labelled=True)).size == 2
+    assert next(batches([item], labeled=True)).size == 2
     assert "labels" in item
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.data import Batch, example_inputs
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import indices, mask, reference, remove
 from mirabelle.measurement import count_macs, count_parameters
 
@@ -80,7 +80,7 @@ def cut_and_check(
     model.train()
     next(model.parameters()).requires_grad_(False)
     before = state(model)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     removed = some(coupling, seed, share)
     small = remove(model, coupling, removed)
     assert same(before, state(model)), "the network that was given has changed"

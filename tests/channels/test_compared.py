@@ -8,7 +8,7 @@ from torch import nn
 
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.graph.proof import difference, random_like
 from tests.modules import Net
@@ -46,7 +46,7 @@ def with_dead_channels(forward) -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize("example", [X, torch.zeros_like(X)])
 def test_dead_channels_rolled_by_a_number_go_without_a_trace(last, example):
     model, dead = with_dead_channels(lambda s, x: last(rolled(s, x)))
-    small = remove(model, analyse(model, as_batch(example)), {"a": dead})
+    small = remove(model, analyze(model, as_batch(example)), {"a": dead})
     assert small.a.out_channels == 12
     with torch.no_grad():
         assert difference(model(X), small(X)) is None
@@ -54,7 +54,7 @@ def test_dead_channels_rolled_by_a_number_go_without_a_trace(last, example):
 
 def test_an_output_without_a_finite_number_proves_nothing():
     model, dead = with_dead_channels(lambda s, x: rolled(s, x) * torch.nan)
-    coupling = analyse(model, as_batch(X))
+    coupling = analyze(model, as_batch(X))
     with pytest.raises(InputError, match=r"\(2, 8, 6, 6\), holds no finite number"):
         remove(model, coupling, {"a": dead})
 
@@ -100,12 +100,12 @@ def test_what_is_drawn_is_like_the_example():
 def test_channels_whose_numbers_are_an_output_stay():
     """The number of the largest channel is another one where a channel before it has gone."""
     numbers = Net(lambda s, x: s.a(x).max(1), a=nn.Conv2d(3, 16, 1))
-    assert not analyse(numbers, as_batch(X)).groups
+    assert not analyze(numbers, as_batch(X)).groups
     values = Net(
         lambda s, x: s.b(torch.relu(s.a(x)).max(1, keepdim=True)[0]),
         a=nn.Conv2d(3, 4, 1),
         b=nn.Conv2d(1, 2, 1),
     )
-    frozen = {f.parameter: f.reason for f in analyse(numbers, as_batch(X)).frozen}
+    frozen = {f.parameter: f.reason for f in analyze(numbers, as_batch(X)).frozen}
     assert "gives the numbers of channels" in frozen["a.weight"]
-    assert all("numbers" not in f.reason for f in analyse(values, as_batch(X)).frozen)
+    assert all("numbers" not in f.reason for f in analyze(values, as_batch(X)).frozen)

@@ -8,7 +8,7 @@ from torch import nn
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import SurgeryError
 from mirabelle.channels.explain import explain
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from tests.channels.equivalence import equivalent, some
 from tests.channels.stuck import STUCK, stuck
@@ -22,7 +22,7 @@ def test_what_cannot_be_pruned_is_named_and_left_alone(name):
     x = image().double()
     if name in ("a constant", "ones made in forward", "conv over channels"):
         model, x = model.float(), x.float()
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     explanation = explain(model, x)
     assert reason in str(explanation).replace("\n", " ") or any(
         reason in f.reason for f in coupling.frozen
@@ -74,7 +74,7 @@ WRITTEN = {
 
 def test_a_size_that_hides_in_one_batch_is_found():
     model, inputs = networks.stir(WRITTEN["a view that eats the batch"]), as_batch(image(4))
-    small = remove(model, coupling := analyse(model, inputs), some(coupling, 0))
+    small = remove(model, coupling := analyze(model, inputs), some(coupling, 0))
     assert (
         isinstance(small, torch.fx.GraphModule)
         and small.eval()(image(7)).shape == model.eval()(image(7)).shape
@@ -83,7 +83,7 @@ def test_a_size_that_hides_in_one_batch_is_found():
 
 def test_a_size_that_only_values_tell_is_found_and_the_batch_stays_open():
     model, x = networks.stir(WRITTEN["silent"]).double(), image(4).double()
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     removed = some(coupling, 0)
     small = remove(model, coupling, removed)
     assert isinstance(small, torch.fx.GraphModule) and equivalent(model, small, coupling, removed)
@@ -93,7 +93,7 @@ def test_a_size_that_only_values_tell_is_found_and_the_batch_stays_open():
 def test_sizes_that_cannot_be_rewritten_are_not_cut_silently():
     """One operator after another for each sample: that graph is for so many samples alone."""
     model, inputs = networks.stir(WRITTEN["by sample"]), as_batch(image(4))
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     with pytest.raises(
         SurgeryError, match=r"for one sample more.*sizes written into it.*x\.shape.*keep="
     ):

@@ -12,7 +12,7 @@ from torch import nn
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
 from mirabelle.channels.explain import explain
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.measurement import count_macs
 from tests.channels.equivalence import some
@@ -27,7 +27,7 @@ def slots_of(coupling: Coupling) -> set[frozenset]:
 
 def test_groups_of_a_residual_network_by_hand():
     model, x = make("residual")
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
 
     def norm(n: str) -> set:
         names = ("weight", "bias", "running_mean", "running_var")
@@ -52,14 +52,14 @@ def test_groups_of_a_residual_network_by_hand():
 
 def test_flatten_gives_each_channel_its_pixels():
     model, x = make("flatten")
-    (group,) = analyse(model, as_batch(x)).groups
+    (group,) = analyze(model, as_batch(x)).groups
     (reader,) = group.with_role("in")
     assert torch.equal(reader.index, torch.arange(6 * 16).view(6, 16))
 
 
 def test_a_grouped_convolution_loses_the_same_position_of_every_group():
     model, x = make("grouped")
-    by_name = {g.name: g for g in analyse(model, as_batch(x)).groups}
+    by_name = {g.name: g for g in analyze(model, as_batch(x)).groups}
     assert {n: g.channels for n, g in by_name.items()} == {"a.0": 2, "g.0": 3}
     assert by_name["g.0"].with_role("out")[0].index.tolist() == [
         [0, 3, 6, 9],
@@ -70,13 +70,13 @@ def test_a_grouped_convolution_loses_the_same_position_of_every_group():
 
 def test_chunks_stay_equal():
     model, x = make("chunk, one part changed")
-    (group,) = analyse(model, as_batch(x)).groups
+    (group,) = analyze(model, as_batch(x)).groups
     assert group.with_role("out")[0].index.tolist() == [[i, i + 6] for i in range(6)]
 
 
 def test_a_shared_convolution_is_one_group_for_all_its_readers():
     model, x = make("shared by siblings")
-    assert slots_of(analyse(model, as_batch(x))) == {
+    assert slots_of(analyze(model, as_batch(x))) == {
         frozenset(
             {
                 ("c.weight", 0, "out"),
@@ -112,7 +112,7 @@ def test_what_training_alone_computes_is_cut_along():
         image(),
     )
     inputs = as_batch(x)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     assert {g.name: g.channels for g in coupling.groups} == {"a.0": 8, "b.0": 6}
     assert ("inner.0.weight", 1, "along") in {
         (s.parameter, s.dim, s.role) for g in coupling.groups for s in g.slots
@@ -141,38 +141,38 @@ def test_training_that_cannot_be_captured_is_said():
         match=r"aux\.fc\.weight and 1 parameters more are not read in evaluation, and training "
         r"cannot be captured",
     ):
-        coupling = analyse(model, as_batch(image()))
+        coupling = analyze(model, as_batch(image()))
     assert [g.name for g in coupling.groups] == ["a.0"]
 
 
 def test_tied_weights_stay_tied():
     model, x = make("tied weights")
     inputs = as_batch(x)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     small = remove(model, coupling, some(coupling, 0))
     assert small.a.weight is small.b.weight and small.a.weight.shape[0] == 4
-    assert {f.reason for f in analyse(model, inputs, ["b"]).frozen} >= {"keep='b'"}
-    assert not analyse(model, inputs, ["b"]).groups
+    assert {f.reason for f in analyze(model, inputs, ["b"]).frozen} >= {"keep='b'"}
+    assert not analyze(model, inputs, ["b"]).groups
 
 
 def test_the_whole_batch_where_two_samples_will_not_do():
     fixed = Net(lambda s, x: s.head(s.a(x).view(4, 8, 8, 8)), a=conv_bn(3, 8), head=Head(8))
-    assert analyse(fixed, as_batch(image(4))).frozen
+    assert analyze(fixed, as_batch(image(4))).frozen
     unbatched = Net(
         lambda s, x: s.b(torch.relu(s.a(x))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 2, 3)
     )
-    coupling = analyse(unbatched, as_batch(image(1)[0]))
+    coupling = analyze(unbatched, as_batch(image(1)[0]))
     assert [g.channels for g in coupling.groups] == [8]
 
 
 def test_keep():
     model, x = make("residual")
     inputs = as_batch(x)
-    assert {g.name for g in analyse(model, inputs, ["b"]).groups} == set()
-    assert {g.name for g in analyse(model, inputs, ["head.fc.weight"]).groups} == {"b.0"}
-    assert {g.name for g in analyse(model, inputs, "head").groups} == {"b.0"}
+    assert {g.name for g in analyze(model, inputs, ["b"]).groups} == set()
+    assert {g.name for g in analyze(model, inputs, ["head.fc.weight"]).groups} == {"b.0"}
+    assert {g.name for g in analyze(model, inputs, "head").groups} == {"b.0"}
     with pytest.raises(InputError, match=r"'heat'.*did you mean 'head'"):
-        analyse(model, inputs, ["heat"])
+        analyze(model, inputs, ["heat"])
     with pytest.raises(InputError, match="heat"):
         explain(model, x, keep=["heat"])
 
@@ -192,7 +192,7 @@ def test_explanation_is_readable():
 
 @functools.cache
 def _coupling() -> Coupling:
-    return analyse(make("dense")[0], as_batch(make("dense")[1]))
+    return analyze(make("dense")[0], as_batch(make("dense")[1]))
 
 
 @settings(deadline=None, derandomize=True, max_examples=20)
@@ -218,7 +218,7 @@ def test_work_that_does_not_shrink_is_counted():
         b=conv_bn(8, 4),
         fc=nn.Linear(16, 3),
     )
-    coupling = analyse(model, as_batch(image()))
+    coupling = analyze(model, as_batch(image()))
     assert coupling.rest == 4 * 4 * 64 and coupling.macs() == count_macs(model, image())
     small = remove(model, coupling, {"a.0": torch.arange(3)})
     assert coupling.macs({"a.0": 5}) == count_macs(small, image())

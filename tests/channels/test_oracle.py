@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from examples import fashion
 from mirabelle.base.data import as_batch, example_inputs
-from mirabelle.channels.groups import Coupling, Group, analyse
+from mirabelle.channels.groups import Coupling, Group, analyze
 
 # No sizes or numbers of groups in forward, which hold a size fast that labels may change (nor
 # bilinear resizing, in which torch looks at the number of channels).
@@ -130,7 +130,7 @@ def ours(coupling: Coupling) -> dict[tuple[str, int], dict[str, int]]:
 def check(model: nn.Module, x) -> tuple[int, int]:
     """Compares the two; the numbers of groups and of dimensions that were compared."""
     oracle = sizes(model, x)
-    coupling = analyse(model, as_batch(x) if isinstance(x, torch.Tensor) else example_inputs(x))
+    coupling = analyze(model, as_batch(x) if isinstance(x, torch.Tensor) else example_inputs(x))
     labels = ours(coupling)
     free: dict[str, sympy.Expr] = {}
     for (name, dim), parts in labels.items():
@@ -170,7 +170,7 @@ def test_the_fashion_network():
 def test_the_oracle_sees_a_wrong_coupling(monkeypatch):
     """A test that cannot fail is none: two groups that have exchanged what reads them are found."""
     model, x = networks.NETWORKS["residual"]()
-    found = analyse(model, as_batch(x))
+    found = analyze(model, as_batch(x))
     a, b, *rest = found.groups
     wrong = [
         Group(
@@ -181,7 +181,7 @@ def test_the_oracle_sees_a_wrong_coupling(monkeypatch):
         for g, other in ((a, b), (b, a))
     ]
     monkeypatch.setitem(
-        globals(), "analyse", lambda *arguments: Coupling([*wrong, *rest], [], [], {}, found.shapes)
+        globals(), "analyze", lambda *arguments: Coupling([*wrong, *rest], [], [], {}, found.shapes)
     )
     with pytest.raises(AssertionError):
         check(model, x)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from examples.fashion import ResNet
 from mirabelle.base.data import as_batch, example_inputs
 from mirabelle.base.errors import InputError, SurgeryError
-from mirabelle.channels.groups import Slot, analyse
+from mirabelle.channels.groups import Slot, analyze
 from mirabelle.channels.rewrite import graph_form
 from mirabelle.channels.surgery import indices, remove
 from mirabelle.graph.proof import difference
@@ -51,7 +51,7 @@ def test_recurrent_networks_in_graph_form(name):
     torch.manual_seed(0)
     model, x = WIDE[name]()
     model, x = model.double().eval(), x.double()
-    coupling = analyse(model, example_inputs(x))
+    coupling = analyze(model, example_inputs(x))
     removed = some(coupling, 1)
     small, graph = (
         remove(model, coupling, removed),
@@ -68,7 +68,7 @@ def test_what_a_hidden_channel_of_an_lstm_is():
     """Four gates, both layers, both directions; the layers' own rows make it, the next steps, the
     next layer and the head read it.
     """
-    coupling = analyse(WIDE["lstm"]()[0], example_inputs(torch.randn(2, 5, 5)))
+    coupling = analyze(WIDE["lstm"]()[0], example_inputs(torch.randn(2, 5, 5)))
     hidden = next(g for g in coupling.groups if g.name == "layer")
     at = {(s.parameter, s.dim): (s.role, s.index[1].tolist()) for s in hidden.slots}
     gates = [1, 9, 17, 25]
@@ -104,7 +104,7 @@ def test_states_that_are_given_keep_their_size(shared):
             return self.head(y), state + 1
 
     model = Given().eval()
-    coupling = analyse(model, example_inputs((torch.randn(2, 4, 5), torch.randn(1, 2, 8))))
+    coupling = analyze(model, example_inputs((torch.randn(2, 4, 5), torch.randn(1, 2, 8))))
     assert [g.name for g in coupling.groups] == ["embed"] and not coupling.unknown
     assert {f.reason for f in coupling.frozen if f.parameter.startswith("gru")} == {
         "gru in gru: meets values that cannot be removed"
@@ -147,7 +147,7 @@ def test_every_single_channel_can_go(name):
     """One channel at a time: the finest oracle that the labels have."""
     model, x = make(name)
     inputs = example_inputs(x)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     for group in coupling.groups:
         for channel in range(group.channels if group.channels > 1 else 0):
             removed = {group.name: torch.tensor([channel])}
@@ -161,7 +161,7 @@ def test_wrong_coupling_is_caught(name):
     """
     model, x = make(name)
     inputs = example_inputs(x)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     wrong, caught = 0, 0
     for i, group in enumerate(coupling.groups):
         for j, slot in enumerate(group.slots):
@@ -184,7 +184,7 @@ def test_wrong_coupling_is_caught(name):
 def test_a_missing_slot_is_caught():
     model, x = make("residual")
     inputs = example_inputs(x)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     for i, group in enumerate(coupling.groups):
         for j in range(len(group.slots)):
             groups = [*coupling.groups]
@@ -202,7 +202,7 @@ def test_float32_and_a_network_that_is_random_in_eval_mode():
         lambda s, x: s.head(F.dropout(s.a(x), 0.5)), a=conv_bn(3, 8), head=Head(8)
     )  # dropout that eval mode leaves on
     inputs = example_inputs(image())
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     small = remove(model, coupling, some(coupling, 0))
     assert small.head.fc.in_features == 4
 
@@ -217,7 +217,7 @@ def test_difference_sees_every_output():
 def test_removals_that_make_no_sense():
     model, x = make("residual")
     inputs = as_batch(x)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     for removed, message in [
         ({"b": [0]}, "no group 'b'.*a.0, b.0"),
         ({"b.0": range(6)}, "all its 6"),
@@ -232,13 +232,13 @@ def test_removals_that_make_no_sense():
 
 def test_sizes_of_modules_say_what_the_weights_say():
     model, x = make("depthwise")
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     small = remove(model, coupling, {"a.0": torch.tensor([0, 5])})
     depthwise = small.d[0]
     assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (6, 6, 6)
     assert (small.d[1].num_features, small.c[0].in_channels, small.a[0].out_channels) == (6, 6, 6)
     model, x = make("depthwise transposed")
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     transposed = remove(model, coupling, {coupling.groups[0].name: torch.tensor([0, 5])}).d
     assert (transposed.in_channels, transposed.out_channels, transposed.groups) == (4, 8, 4)
 
@@ -247,7 +247,7 @@ def test_pruning_twice():
     model, x = make("bottlenecks")
     inputs = as_batch(x)
     for seed in range(2):
-        coupling = analyse(model, inputs)
+        coupling = analyze(model, inputs)
         removed = some(coupling, seed, 0.3)
         small = remove(model, coupling, removed)
         assert equivalent(model, small, coupling, removed)

@@ -28,7 +28,7 @@ def test_one_loader_is_split_into_parts_without_common_samples():
     assert not train & validation and not train & test and not validation & test
     assert 24 <= len(test) <= 36 and 20 <= len(validation) <= 36
     assert seen(found.calibration) <= train
-    assert found.labelled and "held back" in found.how["test"]
+    assert found.labeled and "held back" in found.how["test"]
     assert all(b.target is None for b in found.calibration)
 
 
@@ -59,7 +59,7 @@ def test_an_object_with_loaders():
 
 def test_without_labels():
     found = parts([torch.randn(8, 3) for _ in range(12)], seed=0)
-    assert not found.labelled
+    assert not found.labeled
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_data_that_cannot_be_split(data, word):
 def test_shuffled_data_pair_all_the_same():
     """A network against itself loses nothing on any sample, whatever order a loader draws."""
     model = torch.nn.Linear(3, 4)
-    judge = Judge(model, numbered(200), "top1", labelled=True)
+    judge = Judge(model, numbered(200), "top1", labeled=True)
     assert judge.drop(judge.of(predictor(model))) == (0.0, 0.0, 0.0)
-    shifted = Judge(model, numbered(200), "top1", labelled=False)
+    shifted = Judge(model, numbered(200), "top1", labeled=False)
     assert shifted.metric == "agreement" and shifted.scores.value == 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mirabelle.base.data import Batch
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.compression.losses import output_loss
 from mirabelle.compression.plan import Plan, cut, table
 from mirabelle.compression.prices import FLOAT, INT8, edges, prices
@@ -23,7 +23,7 @@ def found(one_thread):
     model = plain().float().eval()
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = [Batch((x[:32],), {}, None), Batch((x[32:],), {}, None)]
-    coupling = analyse(model, data[0].head(1))
+    coupling = analyze(model, data[0].head(1))
     known = {q: prices(q, model, coupling, "onnxruntime", True, data) for q in ("macs", "size")}
     return table(model, data, known, coupling, ALIGN), data
 

@@ -77,7 +77,7 @@ def test_modes():
     assert learns[-12:] == [True, True, True, False] * 3
 
 
-def test_learns_from_unlabelled_data():
+def test_learns_from_unlabeled_data():
     student, data = model(), images(4)
     trained = run(student, teacher(), data, losses={"kd": 1.0}, epochs=15, lr=0.02)
     assert trained.history[-1]["kd"] < 0.5 * trained.history[0]["kd"]

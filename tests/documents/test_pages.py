@@ -100,8 +100,8 @@ def test_sentences_are_short(page):
 
 
 BRITISH = re.compile(
-    r"\b(quantis\w*|optimis\w*|normalis\w*|minimis\w*|maximis\w*|initialis\w*|colour\w*|behaviour\w*"
-    r"|neighbour\w*|labelled|mended|mends|mend)\b",
+    r"\b((?:quant|optim|normal|minim|maxim|initial|equal|standard|summar)is(?:e[drs]?|ing|ation)\w*"
+    r"|colour\w*|behaviour\w*|neighbour\w*|labelled|centred?|mend(?:s|ed)?)\b",
     re.IGNORECASE,
 )
 
@@ -110,6 +110,12 @@ BRITISH = re.compile(
 def test_spelling_is_american(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     assert not BRITISH.findall(SPAN.sub("", text))
+
+
+def test_spelling_of_the_code_is_american():
+    sources = [p for room in ("src", "benchmarks", "examples") for p in (ROOT / room).rglob("*.py")]
+    found = {p.name: BRITISH.findall(p.read_text(encoding="utf-8")) for p in sources}
+    assert sources and not {name: words for name, words in found.items() if words}
 
 
 class Loader(yaml.SafeLoader):

@@ -91,7 +91,7 @@ def test_the_script_comments_and_then_changes_its_comment(hub, tmp_path):
         assert done.stdout.strip() == said
     assert len(handler.comments) == 101
     body = handler.comments[100]["body"]
-    assert "| quantised, int8 | onnxruntime |" in body and "4.20×" in body
+    assert "| quantized, int8 | onnxruntime |" in body and "4.20×" in body
     assert "✅ accuracy\\_drop: 0.0031, the limit is 0.005" in body
     assert "❌ size\\_ratio: 10.8, the limit is 12" in body
     assert {c[2] for c in handler.calls} == {"Bearer secret"}

@@ -22,7 +22,7 @@ def tokens(count=12):
     return {"ids": torch.randint(0, 50, (count, LENGTH), generator=generator) * mask, "mask": mask}
 
 
-def test_a_layer_is_torchs_own_with_post_normalisation():
+def test_a_layer_is_torchs_own_with_post_normalization():
     torch.manual_seed(0)
     mine, theirs = (
         Layer(8, 2, 16),

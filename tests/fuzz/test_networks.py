@@ -12,7 +12,7 @@ from hypothesis import event, given
 from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import as_batch
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.measurement.macs import count_parameters
 from mirabelle.pruning.api import prune
 from tests.fuzz.planted import BLOCKS, OUTPUTS, SIZE, Plan, build, plans
@@ -55,7 +55,7 @@ def check(plan: Plan) -> str:
     model = build(plan)
     x = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     dead = dead_channels(model, coupling)
     if not any(dead.values()):
         return "nothing dead"

@@ -8,7 +8,7 @@ from torch import nn
 from mirabelle.base.data import Batch, as_batch
 from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.channels.explain import explain
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.graph.capture import capture, fixed_length
 from tests.channels.equivalence import equivalent, same, some, state
@@ -31,7 +31,7 @@ def test_a_network_that_export_refuses():
     with open(__file__, encoding="utf-8") as f:
         line = next(i for i, text in enumerate(f, 1) if "# THE LINE" in text)
     with pytest.raises(CaptureError, match=rf"test_capture\.py:{line}\b"):
-        analyse(DataDependent(), as_batch(image()))
+        analyze(DataDependent(), as_batch(image()))
     explanation = explain(DataDependent(), image())
     assert (
         explanation.coupling is None
@@ -85,7 +85,7 @@ def test_what_forward_keeps_is_its_own():
             return self.head(self.a(x * self.grid))
 
     model, x = Keeps(), image()
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     small = remove(model, coupling, some(coupling, 0))
     assert type(model.eval()(x)) is type(small.eval()(x)) is type(small.grid) is torch.Tensor
 
@@ -110,7 +110,7 @@ def test_a_module_under_two_names():
     torch.manual_seed(0)
     model, inputs = networks.stir(Twice()).double(), as_batch(image().double())
     before = state(model)
-    coupling = analyse(model, inputs)
+    coupling = analyze(model, inputs)
     removed = some(coupling, 0)
     small = remove(model, coupling, removed)
     assert same(before, state(model)) and small.alias is small.block

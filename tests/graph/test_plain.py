@@ -14,7 +14,7 @@ from mirabelle.base.checks import check_network
 from mirabelle.base.data import Batch, as_batch
 from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.channels.explain import explain
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.graph.capture import capture, operator
 from mirabelle.pruning.api import prune
@@ -93,7 +93,7 @@ def deeper(s, x):
 
 def test_a_layer_that_only_larger_batches_use_is_cut_with_them():
     model = two(deeper)
-    coupling = analyse(model, as_batch(X))
+    coupling = analyze(model, as_batch(X))
     assert {g.name for g in coupling.groups} == {"a", "e"}
     small = remove(model, coupling, {"a": torch.tensor([0, 1]), "e": torch.tensor([3])})
     assert small.e.in_channels == 14 and small(X).shape == (4, 8, 6, 6)
@@ -104,9 +104,9 @@ def test_a_sample_that_only_larger_batches_have_is_seen():
         y = torch.relu(s.a(x))
         return s.b(torch.cat([y[:2], torch.relu(s.e(y[2:]))]))
 
-    assert {g.name for g in analyse(two(third), as_batch(X)).groups} == {"a"}
-    assert analyse(two(third), as_batch(X)).inputs.size == 4
-    assert analyse(two(lambda s, x: s.b(s.a(x))), as_batch(X)).inputs.size == 2
+    assert {g.name for g in analyze(two(third), as_batch(X)).groups} == {"a"}
+    assert analyze(two(third), as_batch(X)).inputs.size == 4
+    assert analyze(two(lambda s, x: s.b(s.a(x))), as_batch(X)).inputs.size == 2
 
 
 def test_a_graph_for_some_batches_says_so_and_where():
@@ -199,7 +199,7 @@ def test_dataclasses_are_outputs_like_others():
     with torch.no_grad():
         model.a.weight[:3] = 0
         model.a.bias[:3] = 0
-    small = remove(model, analyse(model, as_batch(X)), {"a": torch.tensor([0, 1, 2])})
+    small = remove(model, analyze(model, as_batch(X)), {"a": torch.tensor([0, 1, 2])})
     found, expected = small(X), model(X)
     assert type(found) is Output and type(found.inner) is Inner and found.count == 3
     assert torch.equal(found.inner.classes, expected.inner.classes)

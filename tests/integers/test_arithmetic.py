@@ -248,7 +248,7 @@ def test_requantize_fixed(accumulator, factor, zero_point):
     )
 
 
-def test_fixed_and_float_requantisation_differ_by_rounding_alone():
+def test_fixed_and_float_requantization_differ_by_rounding_alone():
     accumulator = np.random.default_rng(0).integers(-(2**20), 2**20, (4, 5000)).astype(np.int32)
     factor = np.array([0.001, 1 / 3, 0.0173, 2e-4], np.float32)[:, None]
     floats = arithmetic.requantize(accumulator, factor, 3, -(2**20), 2**20)

@@ -11,7 +11,7 @@ from mirabelle.measurement import Measurement, count_parameters, measure
 from tests.measurement.files import SMALL_MACS
 
 
-def labelled(n=30, batch=8):
+def labeled(n=30, batch=8):
     x = torch.randn(n, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y = torch.arange(n) % 10
     return [(x[i : i + batch], y[i : i + batch]) for i in range(0, n, batch)]
@@ -19,7 +19,7 @@ def labelled(n=30, batch=8):
 
 def test_measure_a_file_against_its_module(exported):
     model, path = exported
-    loader = labelled()
+    loader = labeled()
     model.train()
     threads = torch.get_num_threads()
     result = measure(path, loader, runs=7, baseline=model)
@@ -78,14 +78,14 @@ def test_measure_a_module(exported):
         None,
         [[4, 3, 12, 12]],
     )
-    generator = iter(labelled())
+    generator = iter(labeled())
     result = measure(
         model, generator, lambda output, target: -(output[:, 0] - target).abs(), runs=1
     )
     assert result.score.n == 30 and not result.score.binary
-    lone = measure(model, labelled(1, 1), lambda output, target: output[:, 0] + 0.5, runs=1)
+    lone = measure(model, labeled(1, 1), lambda output, target: output[:, 0] + 0.5, runs=1)
     assert math.isinf(lone.score.high) and lone.to_dict()["score"]["high"] is None
-    assert measure(model, [x for x, _ in labelled()], runs=1).score is None
+    assert measure(model, [x for x, _ in labeled()], runs=1).score is None
 
 
 def test_measure_refuses(exported, tmp_path):
@@ -101,7 +101,7 @@ def test_measure_refuses(exported, tmp_path):
     with pytest.raises(InputError, match="does not run"):
         measure(model, inputs=torch.randn(1, 4, 12, 12))
     with pytest.raises(InputError, match="metric is .top2.; did you mean"):
-        measure(model, labelled(), "top2", runs=1)
+        measure(model, labeled(), "top2", runs=1)
     with pytest.raises(InputError, match="not there"):
         measure(tmp_path / "none.onnx", inputs=torch.randn(1, 3, 12, 12))
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

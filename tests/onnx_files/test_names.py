@@ -12,7 +12,7 @@ from torch import nn
 
 from mirabelle.base.data import as_batch, example_inputs
 from mirabelle.base.graph_names import identifier, is_free
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.exporter import export
 from mirabelle.onnx_files.read import network
@@ -88,7 +88,7 @@ class Named(nn.Module):
 def test_modules_whose_names_are_no_python(names, tmp_path):
     """In graph form too, as the places of the halves are written into forward."""
     model = networks.stir(Named(*names)).eval()
-    coupling = analyse(model, as_batch(X))
+    coupling = analyze(model, as_batch(X))
     small = remove(model, coupling, {f"layers.{names[0]}": torch.tensor([0, 1, 2])})
     assert isinstance(small, torch.fx.GraphModule)
     assert small.get_parameter(f"layers.{names[0]}.weight").shape[0] == 13

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 import mirabelle as mb
 from mirabelle.base.data import example_inputs
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import mask, remove
 from mirabelle.measurement import count_macs
 from mirabelle.onnx_files.read import network
@@ -84,7 +84,7 @@ def test_dead_channels_of_a_file_go_without_a_trace(tmp_path):
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, path)
     model = read(path, x)
-    coupling = analyse(model, example_inputs(x))
+    coupling = analyze(model, example_inputs(x))
     name = next(g.name for g in coupling.groups if g.channels == 16)
     small = remove(model, coupling, {name: torch.tensor(dead)})
     file = mb.export(small, tmp_path / "out", inputs=x).path
@@ -147,7 +147,7 @@ def test_sizes_of_heads_in_the_file(tmp_path, kind):
     path = heads(tmp_path / "net.onnx", kind)
     x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
     model = read(path, x)
-    coupling = analyse(model, example_inputs(x))
+    coupling = analyze(model, example_inputs(x))
     # three of the four heads, and other channels of queries and keys than of values
     removed = {g.name: torch.tensor([0]) for g in coupling.groups}
     small = remove(model, coupling, removed)
@@ -191,7 +191,7 @@ def test_splits_slices_and_positions_in_the_file(tmp_path):
     path = save(tmp_path / "net.onnx", nodes, {"x": ["n", 3, 8, 8]}, outputs, constants)
     x = images(2)
     model = read(path, x)
-    coupling = analyse(model, example_inputs(x))
+    coupling = analyze(model, example_inputs(x))
     removed = {g.name: torch.tensor([1]) for g in coupling.groups if g.channels > 1}
     small = remove(model, coupling, removed)
     assert removed and source_of(small) is not None
@@ -219,7 +219,7 @@ def test_halves_that_the_file_computes_become_numbers(tmp_path):
     io = {"x": ["n", 3, 8, 8]}, {"y": ["n", 7, 8, 8]}
     path, x = save(tmp_path / "net.onnx", nodes, *io, constants), images(2)
     model = read(path, x)
-    coupling = analyse(model, example_inputs(x))
+    coupling = analyze(model, example_inputs(x))
     assert len(coupling.groups) == 2
     removed = {coupling.groups[0].name: torch.tensor([0, 3]), coupling.groups[1].name: [1]}
     small = remove(model, coupling, removed)
@@ -244,7 +244,7 @@ def test_what_cannot_be_written_into_the_file_is_written_anew(tmp_path):
     io = {"image": ["n", 3, 8, 8]}, {"scores": ["n", 7, 8, 8]}
     path, x = save(tmp_path / "net.onnx", nodes, *io, constants), images(2)
     model = read(path, x)
-    coupling = analyse(model, example_inputs(x))
+    coupling = analyze(model, example_inputs(x))
     removed = {g.name: torch.tensor([1, 2]) for g in coupling.groups if g.channels > 2}
     small = remove(model, coupling, removed)
     with pytest.warns(UserWarning, match="its ONNX file .* written anew: of opset 20"):

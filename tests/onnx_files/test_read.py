@@ -1,4 +1,4 @@
-"""ONNX files as networks: quantised as well as those, and files that cannot be worked with."""
+"""ONNX files as networks: quantized as well as those, and files that cannot be worked with."""
 
 import numpy as np
 import onnx
@@ -37,7 +37,7 @@ def exported(name: str, tmp_path):
         "conv1d",
     ],
 )
-def test_a_file_is_quantised_as_well_as_its_network(name, target, tmp_path):
+def test_a_file_is_quantized_as_well_as_its_network(name, target, tmp_path):
     model, data, path = exported(name, tmp_path)
     q = mb.quantize(path, data, target=target)
     artifact = mb.export(q, tmp_path / "int8", inputs=data[0][:1])
@@ -221,7 +221,7 @@ def test_files_that_cannot_be_worked_with(tmp_path):
     relu = write(
         tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])], {"x": X4}, {}, ["y"]
     )
-    with pytest.raises(InputError, match="nothing to quantise"):
+    with pytest.raises(InputError, match="nothing to quantize"):
         mb.quantize(relu, [x])
 
 

@@ -243,7 +243,7 @@ def test_a_run_stops_where_its_limit_is_hopeless(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(
         steps, "STEPS", {**steps.STEPS, "prune": lambda *a: steps.Outcome(model=_ruined())}
     )
-    changes = {"data": "tests.pipeline.test_choices:labelled", "limits": {"accuracy_drop": 0.05}}
+    changes = {"data": "tests.pipeline.test_choices:labeled", "limits": {"accuracy_drop": 0.05}}
     path = recipe(
         tmp_path,
         [{"prune": {"macs": 0.5}}, "quantize", "export"],
@@ -286,7 +286,7 @@ def _ruined():
     return model
 
 
-def labelled():
+def labeled():
     many = DataLoader(tiny.Noisy(300, 0.0), batch_size=50)
     return many, many, many
 

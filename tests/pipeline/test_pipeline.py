@@ -371,11 +371,11 @@ def test_errors_of_fit_are_recipe_errors(tmp_path):
             run(recipe(tmp_path, **changes), folder=tmp_path / "out")
 
 
-def test_unlabelled_data_is_enough_for_l1_and_distillation(tmp_path):
+def test_unlabeled_data_is_enough_for_l1_and_distillation(tmp_path):
     two = [{"prune": {"macs": 0.6, "align": 2, "criterion": "l1"}}, "distill"]
     assert (
         run(
-            recipe(tmp_path, two, data="tests.tiny:unlabelled_train"), folder=tmp_path / "out"
+            recipe(tmp_path, two, data="tests.tiny:unlabeled_train"), folder=tmp_path / "out"
         ).report["result"]["macs_ratio"]
         <= 0.6
     )

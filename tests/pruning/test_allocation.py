@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
-from mirabelle.channels.groups import Group, Slot, analyse
+from mirabelle.channels.groups import Group, Slot, analyze
 from mirabelle.measurement import count_macs, count_parameters
 from mirabelle.pruning import prune
 from mirabelle.pruning.allocation import (
@@ -77,7 +77,7 @@ def test_aligned_counts(channels, align, least, count):
         assert abs(found - min(count, channels)) <= align / 2
 
 
-WIDE = analyse(networks.BottleneckNet(16, (1, 2, 1, 1)), as_batch(image(size=32)))
+WIDE = analyze(networks.BottleneckNet(16, (1, 2, 1, 1)), as_batch(image(size=32)))
 
 
 @pytest.mark.parametrize("name", ALLOCATIONS)
@@ -121,7 +121,7 @@ def test_contract_of_allocations(name, fraction, align, seed, what):
 
 def test_a_global_order_takes_the_worst_channels():
     model, x = make("plain", torch.float32)
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     a, b = coupling.groups
     scores = {a.name: torch.arange(8.0) + 100, b.name: torch.arange(12.0)}
     kept = ALLOCATIONS["global"](coupling, scores, coupling.macs, 0.7 * coupling.macs(), 1, 0.1)
@@ -153,7 +153,7 @@ def in_blocks(coupling):
 @pytest.mark.parametrize("network", ["residual", "dense", "bottlenecks"])
 def test_what_a_group_costs_at_each_of_its_widths(network, costly):
     model, x = make(network, torch.float32)
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     cost = costly(coupling)
     half = {g.name: -(-g.channels // 2) for g in coupling.groups}
     for g in coupling.groups:
@@ -169,7 +169,7 @@ def test_the_knapsack_is_close_to_the_best_of_all_widths(network, costly):
     worse than sorting by worth.
     """
     model, x = make(network, torch.float32)
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     cost = costly(coupling)
     names = [g.name for g in coupling.groups]
     every = [

@@ -6,7 +6,7 @@ from torch import nn
 
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
-from mirabelle.channels.groups import Group, Slot, analyse
+from mirabelle.channels.groups import Group, Slot, analyze
 from mirabelle.fitting.gram import RIDGE, Gram, gram_matrices
 from mirabelle.pruning import prune
 from mirabelle.pruning.brain_surgeon import Reader
@@ -14,7 +14,7 @@ from mirabelle.pruning.criteria import CRITERIA
 from mirabelle.pruning.stats import Stats, collect
 from tests.modules import Head, Net, image
 from tests.networks import make
-from tests.pruning.labelled import labelled
+from tests.pruning.labeled import labeled
 
 
 def test_brain_surgeon_by_hand():
@@ -86,10 +86,10 @@ def test_brain_surgeon_finds_what_others_can_stand_in_for():
     ).eval()
     with torch.no_grad():
         model.a.weight[3], model.a.bias[3] = model.a.weight[1].clone(), model.a.bias[1].clone()
-    coupling = analyse(model, as_batch(image()))
+    coupling = analyze(model, as_batch(image()))
     group = next(g for g in coupling.groups if g.name == "a")
     scores = CRITERIA["brain_surgeon"](
-        group, collect(model, coupling, [x for x, _ in labelled()], None, 3, needs_gradients=False)
+        group, collect(model, coupling, [x for x, _ in labeled()], None, 3, needs_gradients=False)
     )
     low, *rest = scores.sort().values.tolist()
     assert int(scores.argmin()) in (1, 3) and low < 0.05 * rest[0]
@@ -120,7 +120,7 @@ def test_a_trial_is_the_error_of_the_outputs_by_hand():
     with torch.no_grad():
         model[0].weight.fill_(1.0), model[2].weight.fill_(1.0)
     data = [torch.tensor([[1.0], [3.0]])]
-    stats = collect(model, analyse(model, as_batch(data[0])), data, None, 1, needs_gradients=False)
+    stats = collect(model, analyze(model, as_batch(data[0])), data, None, 1, needs_gradients=False)
     assert stats.trial is not None and stats.trial({}) == 0
     assert stats.trial({"2.weight": torch.zeros(1, 1)}) == pytest.approx(5.0)
 
@@ -139,7 +139,7 @@ def test_scores_between_groups_are_those_of_the_outputs():
         out=nn.Linear(4, 3),
     ).eval()
     data = [torch.randn(64, 6) for _ in range(4)]
-    coupling = analyse(model, as_batch(data[0]))
+    coupling = analyze(model, as_batch(data[0]))
     stats = collect(model, coupling, data, None, 4, needs_gradients=False)
     a, c = (
         CRITERIA["brain_surgeon"](next(g for g in coupling.groups if g.name == n), stats)
@@ -156,7 +156,7 @@ def test_brain_surgeon_needs_data_but_no_labels():
             x,
             macs=0.5,
             criterion="brain_surgeon",
-            data=[b for b, _ in labelled()],
+            data=[b for b, _ in labeled()],
             align=1,
             allocation=a,
         )
@@ -171,7 +171,7 @@ def test_brain_surgeon_needs_data_but_no_labels():
             x,
             macs=0.5,
             criterion="brain_surgeon",
-            data=iter(labelled()),
+            data=iter(labeled()),
             align=1,
             repair="bn",
         )

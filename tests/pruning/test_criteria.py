@@ -6,14 +6,14 @@ from torch import nn
 
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
-from mirabelle.channels.groups import Group, Slot, analyse
+from mirabelle.channels.groups import Group, Slot, analyze
 from mirabelle.measurement import count_macs
 from mirabelle.pruning import prune
 from mirabelle.pruning.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES
 from mirabelle.pruning.stats import Stats, collect
 from tests.modules import Head, Net, image
 from tests.networks import make
-from tests.pruning.labelled import labelled, scored, tiny
+from tests.pruning.labeled import labeled, scored, tiny
 
 
 def test_l2_by_hand():
@@ -131,7 +131,7 @@ def test_contract_of_criteria(name, network):
     finds them.
     """
     model, x = make(network, torch.float32)
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     for group in coupling.groups:  # channel 0 of each group makes nothing and nobody reads it
         for slot in group.slots:
             tensor = (
@@ -142,7 +142,7 @@ def test_contract_of_criteria(name, network):
     stats = collect(
         model,
         coupling,
-        labelled(),
+        labeled(),
         None,
         2,
         needs_gradients=name in NEEDS_GRADIENTS,
@@ -156,7 +156,7 @@ def test_contract_of_criteria(name, network):
         assert torch.equal(scores, scored(name, group, stats))
         if name != "random":
             assert int(scores.argmin()) == 0
-    small = prune(model, x, macs=0.6, criterion=name, data=labelled(), batches=2, align=1)
+    small = prune(model, x, macs=0.6, criterion=name, data=labeled(), batches=2, align=1)
     assert count_macs(small, x) <= 0.6 * count_macs(model, x)
     assert CRITERIA[name].__doc__
 

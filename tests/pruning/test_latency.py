@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.measurement.latency import Latency
 from mirabelle.pruning import kernel_blocks, latency, prune
 from mirabelle.pruning.allocation import worth
@@ -66,7 +66,7 @@ def test_fit_finds_the_coefficients_and_none_below_zero():
 
 
 def test_shares_by_hand():
-    coupling = analyse(chain(), as_batch(image()))
+    coupling = analyze(chain(), as_batch(image()))
     shares = latency._features(coupling, {"a.0": 4, "b.0": 12}, 1, (1.0, 1.0))[:, 1:]
     # a: outputs 4/16, inputs whole; b: 4/16 of its inputs and 12/24 of its outputs; the head reads
     # 12/24.
@@ -89,7 +89,7 @@ def test_shares_are_of_whole_blocks():
     """In blocks of 8: 16 channels are two and 4 are one, 24 are three and 12 are two; the three
     channels of the image are one, whatever happens.
     """
-    coupling = analyse(chain(), as_batch(image()))
+    coupling = analyze(chain(), as_batch(image()))
     shares = latency._features(coupling, {"a.0": 4, "b.0": 12}, 8, (1.0, 1.0))[:, 1:]
     np.testing.assert_allclose(
         shares, [[1 / 2, 3 / 4], [1 / 3, (1 / 2 + 2 / 3) / 2], [2 / 3, (2 / 3 + 1) / 2]]
@@ -107,7 +107,7 @@ def test_shares_are_of_whole_blocks():
 
 @pytest.mark.parametrize("parts", list(product(latency.PARTS, latency.PARTS)))
 def test_what_a_part_of_a_block_takes_is_found_in_the_times_of_layers(parts):
-    coupling = analyse(chain(), as_batch(image()))
+    coupling = analyze(chain(), as_batch(image()))
     true = latency.LatencyModel(
         np.array([[0.1, 2.0, 0.5], [0.2, 8.0, 0.0], [0.0, 0.0, 4.0]]),
         np.array([0.5, 0.2]),
@@ -174,7 +174,7 @@ def test_every_layer_is_found_in_the_runtimes_own_profile(runtime, own_cache):
         b=conv_bn(32, 48),
         head=Head(48),
     ).eval()
-    coupling = analyse(model, as_batch(image(size=32)))
+    coupling = analyze(model, as_batch(image(size=32)))
     found = latency.latency_model(model, coupling, runtime)
     assert (found.layers.sum(1) > 0).all(), "a layer costs nothing"
     assert found.layers.sum() > 0.5 * found({}), "most of the time is no layer's"
@@ -188,7 +188,7 @@ def test_every_layer_is_found_in_the_runtimes_own_profile(runtime, own_cache):
 def test_the_budget_is_corrected_until_what_is_measured_fits(monkeypatch):
     """A machine on which time falls with the square root of what the model predicts."""
     model, x = make("plain", torch.float32)
-    coupling = analyse(model, as_batch(x))
+    coupling = analyze(model, as_batch(x))
     asked = []
 
     def cut(share):
@@ -235,7 +235,7 @@ def test_channels_are_worth_their_share_of_a_block_also_where_less_than_one_can_
         b=conv_bn(32, 32),
         head=Head(32),
     )
-    coupling = analyse(network, as_batch(image()))
+    coupling = analyze(network, as_batch(image()))
     costly = latency.LatencyModel(
         np.full((len(coupling.costs), 3), [0.0, 8.0, 0.0]), np.zeros(2), coupling, 16, (1.0, 1.0)
     )
@@ -273,7 +273,7 @@ def test_products_without_weights_have_a_cost_too():
     from wide_networks import WIDE
 
     model, x = WIDE["attention: fused"]()
-    coupling = analyse(model.eval(), as_batch(x))
+    coupling = analyze(model.eval(), as_batch(x))
     found = latency.latency_model(model.eval(), coupling)
     assert (
         len(found.layers) == len(coupling.costs) == 8

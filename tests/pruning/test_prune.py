@@ -13,7 +13,7 @@ from mirabelle.measurement import count_macs
 from mirabelle.pruning import prune
 from tests.modules import Head, Net, conv_bn, image
 from tests.networks import make
-from tests.pruning.labelled import labelled
+from tests.pruning.labeled import labeled
 
 
 def never(*_):
@@ -27,7 +27,7 @@ def wrong(kind: str) -> dict:
         "x": x,
         "macs": 0.5,
         "criterion": "taylor",
-        "data": labelled(),
+        "data": labeled(),
         "align": 1,
         "loss": never,
     }
@@ -69,10 +69,10 @@ def wrong(kind: str) -> dict:
         ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
         ({"data": None}, "needs data="),
         ({"data": []}, "data yielded no batch"),
-        ({"data": iter(labelled()), "repair": "bn"}, "read only once"),
-        ({"data": iter(labelled()), "train": {"epochs": 1}}, "read only once"),
+        ({"data": iter(labeled()), "repair": "bn"}, "read only once"),
+        ({"data": iter(labeled()), "train": {"epochs": 1}}, "read only once"),
         ({"data": iter([]), "repair": None}, "exhausted iterator"),
-        ({"data": [x for x, _ in labelled()]}, "has no target"),
+        ({"data": [x for x, _ in labeled()]}, "has no target"),
         (
             {"data": [(torch.randn(2, 4, 8, 8), torch.zeros(2).long())]},
             r"batch 0 of data.*\(2, 4, 8, 8\)",
@@ -96,7 +96,7 @@ def test_errors(changes, message):
 def test_losses_have_names():
     model, options = (
         make("plain", torch.float32)[0],
-        {"macs": 0.6, "criterion": "taylor", "data": labelled(), "align": 1, "repair": None},
+        {"macs": 0.6, "criterion": "taylor", "data": labeled(), "align": 1, "repair": None},
     )
     one, other = (prune(model, image(), loss=loss, **options) for loss in ("cross_entropy", None))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -152,7 +152,7 @@ def test_a_part_of_a_network_that_cannot_be_captured():
     model = Detector().train()
     with pytest.raises(CaptureError, match="if y.sum"):
         prune(model, image(), macs=0.5, criterion="l2")
-    data = [x for x, _ in labelled()]
+    data = [x for x, _ in labeled()]
     small = prune(
         model,
         image(),
@@ -178,7 +178,7 @@ def test_a_part_of_a_network_that_cannot_be_captured():
     for options, words in [
         ({"part": "backbon"}, "did you mean 'backbone'"),
         (
-            {"part": "backbone", "criterion": "taylor", "data": labelled()},
+            {"part": "backbone", "criterion": "taylor", "data": labeled()},
             "loss of the whole network",
         ),
     ]:
@@ -190,7 +190,7 @@ def test_a_part_of_a_network_that_cannot_be_captured():
 def test_the_same_seed_gives_the_same_bytes(criterion):
     model, x = make("dense", torch.float32)
     loader = torch.utils.data.DataLoader(
-        list(itertools.chain(*(zip(a, b, strict=True) for a, b in labelled()))), 6, shuffle=True
+        list(itertools.chain(*(zip(a, b, strict=True) for a, b in labeled()))), 6, shuffle=True
     )
     runs = [
         prune(model, x, macs=0.5, criterion=criterion, data=loader, align=1, seed=s).state_dict()
@@ -211,7 +211,7 @@ def test_an_explanation_is_json():
 
 def test_cutting_and_training_in_turn():
     model, x = make("residual", torch.float32)
-    data, seen = labelled(), []
+    data, seen = labeled(), []
 
     def tune(small):
         seen.append(count_macs(small, x) / count_macs(model, x))
@@ -230,7 +230,7 @@ def test_cutting_and_training_in_turn():
 @pytest.mark.parametrize("network", ["residual", "chunk, one part changed"])
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
     model, x = make(network, torch.float32)
-    data = labelled(size=x.shape[-1])
+    data = labeled(size=x.shape[-1])
     options = {
         "macs": 0.6,
         "data": data,

@@ -8,7 +8,7 @@ from torch import nn
 
 from mirabelle.base.data import as_batch, example_inputs
 from mirabelle.base.errors import InputError
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.batchnorm import reestimate_batchnorm
 from mirabelle.fitting.pair import Pair
@@ -17,7 +17,7 @@ from mirabelle.pruning.api import plan, settings_of
 from mirabelle.pruning.repair import REPAIRS, Cut, reconstruct
 from tests.modules import Head, Net, conv_bn, image
 from tests.networks import make
-from tests.pruning.labelled import labelled
+from tests.pruning.labeled import labeled
 
 
 @pytest.mark.parametrize("name", REPAIRS)
@@ -26,10 +26,7 @@ def test_contract_of_repairs(name):
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     repaired = REPAIRS[name](
-        model,
-        Cut(model, analyse(model, example_inputs(image())), {}),
-        [b for b, _ in labelled()],
-        3,
+        model, Cut(model, analyze(model, example_inputs(image())), {}), [b for b, _ in labeled()], 3
     )
     assert repaired is not model and type(repaired) is type(model)
     assert repaired.training and all(
@@ -48,7 +45,7 @@ def test_batchnorm_statistics_are_plain_averages():
     )
     model.eval()
     model.d.train()
-    data = labelled(4)
+    data = labeled(4)
     repaired = reestimate_batchnorm(model, data, 3)  # the fourth batch is not read
     maps = [model.a(x) for x, _ in data[:3]]
     torch.testing.assert_close(
@@ -78,14 +75,14 @@ def test_repair_without_batchnorm_changes_nothing():
 
 def test_prune_repairs():
     model, x = make("plain", torch.float32)
-    data = labelled()
+    data = labeled()
     raw = prune(model, x, macs=0.5, criterion="l1", align=1, repair=None, data=data)
-    mended = prune(model, x, macs=0.5, criterion="l1", align=1, data=data, repair="bn")
-    assert torch.equal(raw.a[0].weight, mended.a[0].weight) and not torch.equal(
-        raw.b[1].running_mean, mended.b[1].running_mean
+    repaired = prune(model, x, macs=0.5, criterion="l1", align=1, data=data, repair="bn")
+    assert torch.equal(raw.a[0].weight, repaired.a[0].weight) and not torch.equal(
+        raw.b[1].running_mean, repaired.b[1].running_mean
     )
     assert torch.equal(
-        mended.b[1].running_mean, reestimate_batchnorm(raw, data, 16).b[1].running_mean
+        repaired.b[1].running_mean, reestimate_batchnorm(raw, data, 16).b[1].running_mean
     )
 
 
@@ -103,18 +100,20 @@ def test_least_squares_is_exact_where_the_removed_channels_are_combinations_of_t
     with torch.no_grad():
         model.a.weight[2:], model.a.bias[2:] = model.a.weight[:2].clone(), model.a.bias[:2].clone()
     data = [torch.randn(16, 3, 8, 8) for _ in range(4)]
-    coupling = analyse(model, as_batch(data[0]))
+    coupling = analyze(model, as_batch(data[0]))
     group = next(g for g in coupling.groups if g.name == "a")
     removed = {group.name: torch.tensor([2, 3])}
     from mirabelle.channels.surgery import remove
 
     small = remove(model, coupling, removed)
-    mended = reconstruct(small, Cut(model, coupling, removed), data, 4)
+    repaired = reconstruct(small, Cut(model, coupling, removed), data, 4)
     x = torch.randn(8, 3, 8, 8)
     with torch.no_grad():
-        cut, repaired = (float((m(x) - model(x)).norm() / model(x).norm()) for m in (small, mended))
+        cut, repaired = (
+            float((m(x) - model(x)).norm() / model(x).norm()) for m in (small, repaired)
+        )
     assert cut > 0.05 and repaired < 0.02 * cut + 2e-3
-    assert torch.equal(small.a.weight, mended.a.weight)
+    assert torch.equal(small.a.weight, repaired.a.weight)
 
 
 def test_least_squares_loses_less_than_the_statistics_alone():
@@ -152,18 +151,18 @@ SETTINGS = settings_of(macs=0.6, criterion="l1", align=1, repair=None)
 def test_least_squares_mends_layers_of_every_kind(name):
     model, x = make(name)
     model.eval()
-    data = labelled(count=4, n=16, size=x.shape[-1], dtype=torch.float64)
+    data = labeled(count=4, n=16, size=x.shape[-1], dtype=torch.float64)
     small, coupling, removed = plan(model, x, SETTINGS)
-    mended = reconstruct(small, Cut(model, coupling, removed), data, 3)
-    assert error(mended, model, data[:3]) < 0.5 * error(small, model, data[:3])
-    assert error(mended, model, data[3:]) < 0.7 * error(
+    repaired = reconstruct(small, Cut(model, coupling, removed), data, 3)
+    assert error(repaired, model, data[:3]) < 0.5 * error(small, model, data[:3])
+    assert error(repaired, model, data[3:]) < 0.7 * error(
         small, model, data[3:]
     )  # samples that it was not solved on
 
 
 def test_what_does_not_fit_into_memory_is_computed_again(monkeypatch):
     model, x = make("bottlenecks")
-    data = labelled(count=2, size=16, dtype=torch.float64)
+    data = labeled(count=2, size=16, dtype=torch.float64)
     small, coupling, removed = plan(model.eval(), x, SETTINGS)
     held = reconstruct(small, Cut(model, coupling, removed), data, 2)
     monkeypatch.setattr(import_module("mirabelle.fitting.least_squares"), "MEMORY", 0)
@@ -190,8 +189,8 @@ def test_a_residual_block_mends_what_came_before_it(monkeypatch):
         "e": nn.Conv2d(6, 2, 1),
     }
     model = Net(forward, **layers).double().eval()
-    data = labelled(count=2, n=16, dtype=torch.float64)
-    coupling = analyse(model, as_batch(image().double()))
+    data = labeled(count=2, n=16, dtype=torch.float64)
+    coupling = analyze(model, as_batch(image().double()))
     removed = {"a.0": torch.arange(5)}
     small = remove(model, coupling, removed)
     cut = Cut(model, coupling, removed)
@@ -235,9 +234,9 @@ def test_least_squares_on_a_network_whose_forward_fixes_the_batch():
     ).eval()
     data = [torch.randn(5, *image().shape[1:]) for _ in range(2)]
     options = {"macs": 0.6, "criterion": "l1", "align": 1, "data": data}
-    mended, plain = (
+    repaired, plain = (
         prune(model, image(), **options, repair=repair) for repair in ("least-squares", None)
     )
     with torch.no_grad():
-        error = [float((m(data[0]) - model(data[0])).square().mean()) for m in (mended, plain)]
+        error = [float((m(data[0]) - model(data[0])).square().mean()) for m in (repaired, plain)]
     assert error[0] < 0.7 * error[1]

@@ -4,21 +4,21 @@ import torch
 from torch import nn
 
 from mirabelle.base.data import as_batch
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.pruning import prune
 from mirabelle.pruning.stats import collect
 from tests.networks import make
-from tests.pruning.labelled import labelled, scored
+from tests.pruning.labeled import labeled, scored
 
 
 def test_fisher_is_summed_over_samples_and_not_overwritten():
     """Each sample by itself, all of them counted, whatever the batches: the gradient of a batch of
-    two would have cancelled.
+    two would have canceled.
     """
     model, x = make("residual")
     model.eval()
-    data = labelled(count=2, n=4, dtype=torch.float64)
-    coupling = analyse(model, as_batch(x))
+    data = labeled(count=2, n=4, dtype=torch.float64)
+    coupling = analyze(model, as_batch(x))
     stats = collect(model, coupling, data, None, 2, needs_gradients=True, by_sample=True)
     gated, changes = Gated(model), []
     for inputs, target in data:
@@ -41,8 +41,8 @@ def test_fisher_is_summed_over_samples_and_not_overwritten():
 def test_changes_are_the_gradient_of_a_gate():
     model, x = make("residual")
     model.eval()
-    data = labelled(dtype=torch.float64)
-    coupling = analyse(model, as_batch(x))
+    data = labeled(dtype=torch.float64)
+    coupling = analyze(model, as_batch(x))
     stats = collect(model, coupling, data, None, 3, needs_gradients=True)
     gated = Gated(model)
     weights = []
@@ -65,7 +65,7 @@ def test_collecting_leaves_the_network_alone():
     model.fresh = nn.Parameter(torch.ones(1))
     model.fresh.grad = torch.full((1,), 7.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    prune(model, x, macs=0.6, data=labelled(), batches=2, align=1)
+    prune(model, x, macs=0.6, data=labeled(), batches=2, align=1)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.training and all(m.training for m in model.modules())
     assert not model.a[0].weight.requires_grad and model.b[0].weight.requires_grad
@@ -75,8 +75,8 @@ def test_collecting_leaves_the_network_alone():
 def test_products_and_squares_are_those_of_weights_and_their_gradients():
     model, x = make("residual")
     model.eval()
-    data = labelled(count=2, dtype=torch.float64)
-    coupling = analyse(model, as_batch(x))
+    data = labeled(count=2, dtype=torch.float64)
+    coupling = analyze(model, as_batch(x))
     stats = collect(model, coupling, data, None, 2, needs_gradients=True)
     group = next(g for g in coupling.groups if g.name == "b.0")
     inside, outside, gate = [], [], []

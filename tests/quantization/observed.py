@@ -1,4 +1,4 @@
-"""What tests read off a quantised network, and a small one."""
+"""What tests read off a quantized network, and a small one."""
 
 import torch
 import torch.nn.functional as F

@@ -138,7 +138,7 @@ def test_an_affine_grid_by_hand():
         stored[0, 1, 0, 0]
     ) == -64
     assert torch.equal(
-        weight.centred(q.get_parameter("a.weight")) * weight.scale.detach().view(-1, 1, 1, 1),
+        weight.centered(q.get_parameter("a.weight")) * weight.scale.detach().view(-1, 1, 1, 1),
         weight(q.get_parameter("a.weight")).detach(),
     )
 
@@ -151,7 +151,7 @@ def test_sixteen_bits_are_nearly_float():
     assert weights(q)["fc_weight"].integers(q.get_parameter("fc.weight")).dtype == torch.int16
     mixed = quantize(network, x, bits=16, weight_bits=8, target="x86-vnni")
     assert (quantization(mixed).bits, quantization(mixed).weight_bits) == (16, 8)
-    with pytest.raises(InputError, match=r"has 16; quantise the network with bits=8"):
+    with pytest.raises(InputError, match=r"has 16; quantize the network with bits=8"):
         with_integers(q)
 
 

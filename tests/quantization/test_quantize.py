@@ -104,7 +104,7 @@ def test_layers_that_are_kept_stay_in_float():
         InputError, match=r"keep names 'bn1', which is no convolution or linear layer.*c0, c1"
     ):
         quantize(network, x, keep="bn1")
-    with pytest.raises(InputError, match="nothing to quantise"):
+    with pytest.raises(InputError, match="nothing to quantize"):
         quantize(network, x, keep=["c0", "c1", "c2", "fc"])
 
 
@@ -247,10 +247,10 @@ BAD = {
         lambda: nn.Sequential(nn.ReLU(), nn.Flatten()),
         batches(),
         {},
-        "nothing to quantise",
+        "nothing to quantize",
     ),
     "not a network": (lambda: 3, batches(), {}, "is a int"),
-    "twice": (lambda: quantize(small(), batches()), batches(), {}, "quantised already"),
+    "twice": (lambda: quantize(small(), batches()), batches(), {}, "quantized already"),
     "taken name": (
         lambda: Network(
             lambda n, quantizers: n.quantizers.conv2d(quantizers),

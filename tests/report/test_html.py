@@ -206,9 +206,9 @@ def test_the_page_drawn_again_is_the_page(example, tmp_path):
     assert first.index("<h3>OpenVINO") < first.index("<h3>ONNX Runtime")
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """WCAG 2's relative luminance."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
@@ -221,17 +221,17 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("dark", [False, True])
 def test_bars_stand_out_from_what_is_behind_them_and_text_is_readable(dark):
     light, _, night = CSS.partition("@media (prefers-color-scheme: dark)")
-    colours = dict(re.findall(r"--([\w-]+):\s*(#\w{6})", light.partition("* {")[0]))
+    colors = dict(re.findall(r"--([\w-]+):\s*(#\w{6})", light.partition("* {")[0]))
     if dark:
-        colours |= dict(re.findall(r"--([\w-]+):\s*(#\w{6})", night.partition("* {")[0]))
+        colors |= dict(re.findall(r"--([\w-]+):\s*(#\w{6})", night.partition("* {")[0]))
     for behind in ("track", "paper", "card"):
         for bar in ("before", *(f"c{i}" for i in range(6))):
-            assert contrast(colours[bar], colours[behind]) >= 3, (bar, behind)
+            assert contrast(colors[bar], colors[behind]) >= 3, (bar, behind)
     for text in ("ink", "soft", "accent", "good", "bad"):
         for behind in ("paper", "card"):
-            assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
-    assert contrast(colours["bad"], colours["bad-tint"]) >= 4.5
-    assert contrast(colours["good"], colours["good-tint"]) >= 4.5
+            assert contrast(colors[text], colors[behind]) >= 4.5, (text, behind)
+    assert contrast(colors["bad"], colors["bad-tint"]) >= 4.5
+    assert contrast(colors["good"], colors["good-tint"]) >= 4.5
 
 
 def test_a_report_that_is_not_json_leaves_no_page(example, tmp_path):

@@ -114,13 +114,13 @@ def test_an_operator_that_mnn_lacks(tmp_path):
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_quantised_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"net\.onnx is quantised.*export the float network"):
+def test_quantized_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"net\.onnx is quantized.*export the float network"):
         RUNTIMES["mnn"].save(conv_file(tmp_path / "net.onnx", quantized=True), tmp_path / "out")
     layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     x = torch.randn(4, 3, 8, 8)
     for runtime in ("mnn", "sparse"):
-        with pytest.raises(InputError, match=f"{runtime} does not run quantised networks"):
+        with pytest.raises(InputError, match=f"{runtime} does not run quantized networks"):
             mb.export(mb.quantize(layer, [x]), tmp_path, runtime=runtime, inputs=x)
 
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 import mirabelle as mb
 from mirabelle.base.errors import InputError
-from mirabelle.measurement.macs import onnx_macs_by_value
+from mirabelle.measurement.onnx_macs import onnx_macs_by_value
 from mirabelle.onnx_files.prepare import prepared
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.onnx_model import read_model, tensors

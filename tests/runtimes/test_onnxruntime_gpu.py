@@ -24,20 +24,20 @@ ON = {
 }
 
 
-def exported(folder, runtime, quantised, target="tensorrt"):
+def exported(folder, runtime, quantized, target="tensorrt"):
     x = batches(count=1)[0]
     network = (
         quantize(build("residual"), batches(), target=target)
-        if quantised
+        if quantized
         else build("residual").eval()
     )
     return mb.export(network, folder, runtime=runtime, inputs=x[:1]), network, x
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("runtime", ON)
-def test_options_lie_beside_the_file_and_belong_to_it(runtime, quantised, tmp_path):
-    artifact, _, x = exported(tmp_path, runtime, quantised)
+def test_options_lie_beside_the_file_and_belong_to_it(runtime, quantized, tmp_path):
+    artifact, _, x = exported(tmp_path, runtime, quantized)
     assert [f.name for f in artifact.files] == ["model.onnx", "model.providers.json"]
     listed = json.loads(artifact.files[1].read_text())
     names = [name for name, _ in listed]
@@ -51,7 +51,7 @@ def test_options_lie_beside_the_file_and_belong_to_it(runtime, quantised, tmp_pa
     if runtime == "onnxruntime-tensorrt":
         chosen = listed[0][1]
         assert (
-            chosen["trt_int8_enable"] == str(int(quantised))
+            chosen["trt_int8_enable"] == str(int(quantized))
             and "trt_int8_calibration_table_name" not in chosen
         )
         channels = "x".join(map(str, x.shape[1:]))
@@ -109,7 +109,7 @@ def test_options_may_be_edited(tmp_path, monkeypatch):
 
 
 def test_files_that_tensorrt_would_refuse_are_not_written(tmp_path):
-    with pytest.raises(InputError, match="Quantise with target='tensorrt'"):
+    with pytest.raises(InputError, match="Quantize with target='tensorrt'"):
         exported(tmp_path, "onnxruntime-tensorrt", True, target="x86-vnni")
     assert not list(tmp_path.iterdir())
 

@@ -213,7 +213,7 @@ def test_a_changed_weight_is_found(int8_runtime, q, tmp_path):
     ) or "gives other outputs" in found.note
 
 
-def test_quantised_files_are_small(int8_runtime, tmp_path):
+def test_quantized_files_are_small(int8_runtime, tmp_path):
     outputs = (
         10 if int8_runtime == "executorch" else 200
     )  # there a last layer whose result has no grid stays in float
@@ -264,7 +264,7 @@ def test_ncnn_says_what_it_cannot_take(tmp_path):
     needs("ncnn")
     x = batches(count=1)
     with pytest.raises(
-        InputError, match=r"no zero point, and the grid of 'relu.*quantise with target=.symmetric"
+        InputError, match=r"no zero point, and the grid of 'relu.*quantize with target=.symmetric"
     ):
         mb.export(
             quantize(build("residual"), x, target="arm"), tmp_path, runtime="ncnn", inputs=x[0][:1]

@@ -263,7 +263,7 @@ def test_profile_float(net):
 
 def test_profile_int8(runtime, tmp_path):
     if not RUNTIMES[runtime].int8:
-        pytest.skip(f"{runtime} does not run quantised networks")
+        pytest.skip(f"{runtime} does not run quantized networks")
     net = load(
         RUNTIMES[runtime].save(conv_file(tmp_path / "net.onnx", quantized=True), tmp_path / "out"),
         runtime,

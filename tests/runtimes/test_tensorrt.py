@@ -1,4 +1,4 @@
-"""The rules for TensorRT's quantised files: a file of ours breaks none, and each broken rule is
+"""The rules for TensorRT's quantized files: a file of ours breaks none, and each broken rule is
 found. Where the package is installed, what its parser says and engines.
 """
 
@@ -44,7 +44,7 @@ def test_our_files_break_no_rule(name, tmp_path):
     assert max(c.max_off_by for c in found.layers) <= 1
 
 
-def test_the_residual_is_quantised_and_the_layer_beside_it_is_not(tmp_path):
+def test_the_residual_is_quantized_and_the_layer_beside_it_is_not(tmp_path):
     q = quantize(build("residual"), batches(), target="tensorrt")
     graph = onnx.load(mb.export(q, tmp_path, inputs=batches(count=1)[0][:1]).path).graph
     makers = {o: n.op_type for n in graph.node for o in n.output}
@@ -218,7 +218,7 @@ def lonely(f: File) -> None:
     f.nodes.append(f.node("QuantizeLinear", ["r1", "s", "z"], "lonely"))
 
 
-def quantised_output(f: File) -> None:
+def quantized_output(f: File) -> None:
     f.nodes += [
         f.weight("w3"),
         f.node("Conv", ["p1", "w3", "b"], "c3"),
@@ -227,7 +227,7 @@ def quantised_output(f: File) -> None:
     ]
 
 
-def quantised_sum(f: File) -> None:
+def quantized_sum(f: File) -> None:
     f.nodes[-1:] = [*f.pair("c2", "c3"), f.node("Add", ["c3", "p1"], "y")]
 
 
@@ -268,8 +268,8 @@ BROKEN = {
     "weight-range": [lowest_weight],
     "both-inputs": [float_activation, float_weight],
     "pairs": [unequal_pair, lonely],
-    "inputs-not-outputs": [quantised_output],
-    "residual-sum": [quantised_sum, float_sum],
+    "inputs-not-outputs": [quantized_output],
+    "residual-sum": [quantized_sum, float_sum],
     "no-simulated-fusion": [between_relu, between_norm],
     "pooling-commutes": [other_grid_behind_pool],
 }
@@ -311,7 +311,7 @@ def test_files_that_break_rules_are_refused_before_anything_is_built(tmp_path):
     with pytest.raises(
         InputError,
         match=r"breaks TensorRT's rules.*zero-point; the parser rejects it.*and \d+ more\. "
-        r"Quantise with target='tensorrt'",
+        r"Quantize with target='tensorrt'",
     ):
         tensorrt.check(artifact.path)
 

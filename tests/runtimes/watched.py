@@ -1,4 +1,4 @@
-"""`python watched.py RUNTIME FOLDER [SECONDS]`: exports a float and a quantised network for a
+"""`python watched.py RUNTIME FOLDER [SECONDS]`: exports a float and a quantized network for a
 runtime and runs them, under watch; prints the programs that were started.
 
 SECONDS: how long it then goes on under watch, for what works in the background.

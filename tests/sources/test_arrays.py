@@ -34,7 +34,7 @@ def test_several_inputs_by_name_and_no_labels(tmp_path):
 def test_npy_stays_on_the_disk_and_has_labels_beside_it(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((6, 3)))
     data = read(tmp_path / "a.npy", as_part="test")
-    assert isinstance(data.table.read.inputs[""], np.ndarray) and not data.labelled
+    assert isinstance(data.table.read.inputs[""], np.ndarray) and not data.labeled
     assert next(iter(data.loaders.test)).dtype == torch.float32
     np.save(tmp_path / "a_labels.npy", np.arange(6))
     assert sorted(

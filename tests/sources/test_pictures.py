@@ -61,7 +61,7 @@ def test_values_are_scaled_and_normalized_as_said(tmp_path):
 
 def test_a_flat_folder_has_no_labels(tmp_path):
     data = read(folder(tmp_path, classes=False), size=16, batch=5)
-    assert data.labelled is False
+    assert data.labeled is False
     assert all(isinstance(b, torch.Tensor) for b in data.loaders.test)
 
 

@@ -1,5 +1,5 @@
 """Sparse networks on disk: exact to the bit, small, and refused where damaged; zeros that survive
-training, distillation, quantisation and files.
+training, distillation, quantization and files.
 """
 
 import json
@@ -243,7 +243,7 @@ def test_clipping_counts_only_what_can_move():
     assert torch.equal(step(0.0), step(1000.0))
 
 
-def test_zeros_survive_distillation_quantisation_and_their_files(tmp_path):
+def test_zeros_survive_distillation_quantization_and_their_files(tmp_path):
     sparse = mb.sparsify(model(), sparsity=0.7, block=(4, 1))
     before = zeros(sparse)
     student = mb.distill(sparse, model(), data()[0], losses={"mse": 1.0}, steps=3)

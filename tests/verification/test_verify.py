@@ -21,7 +21,7 @@ from mirabelle.verification.exposure import _WRITERS, run_in_float
 from mirabelle.verification.integer_reference import IntegerReference
 from tests.quantized_networks import NETWORKS, batches, build, needs
 
-# Its float transposed convolution: ONNX Runtime quantises the weights by itself.
+# Its float transposed convolution: ONNX Runtime quantizes the weights by itself.
 ON_THE_RUNTIME = [n for n in NETWORKS if n != "transposed"]
 AFFINE = {"symmetric": False, "weight_symmetric": False}
 
@@ -166,9 +166,9 @@ def test_artifacts_of_other_networks_are_refused(tmp_path):
     other = quantize(build("residual"), data)
     with pytest.raises(InputError, match="another network"):
         mb.verify(other, mb.export(q, tmp_path / "a", inputs=data[0]), data)
-    with pytest.raises(InputError, match="holds no quantised value"):
+    with pytest.raises(InputError, match="holds no quantized value"):
         mb.verify(q, mb.export(build("mean"), tmp_path / "b", inputs=data[0]), data)
-    with pytest.raises(InputError, match="needs the quantised network"):
+    with pytest.raises(InputError, match="needs the quantized network"):
         mb.verify(build("mean"), mb.export(build("mean"), tmp_path / "b", inputs=data[0]), data)
     wide = build("mean")
     wide.fc = torch.nn.Linear(8, 7)
@@ -192,7 +192,7 @@ def test_sqnr_by_hand():
     assert sqnr(np.ones(3), np.ones(3)) is None and sqnr(np.zeros(3), np.ones(3)) is None
 
 
-def test_a_rounding_that_a_runtime_leaves_out_is_recognised():
+def test_a_rounding_that_a_runtime_leaves_out_is_recognized():
     q, x = quantize(build("residual"), batches()), batches(count=1)[0]
     batch, names = Batch((x,), {}, None), {s.node: s.layer for s in q.meta["quantization"].sites}
     fused, _ = IntegerReference(q).run(batch, unrounded={"conv2d_2"})
@@ -244,14 +244,14 @@ def test_the_reference_without_floats_differs_by_rounding_alone(name):
         Batch((batches(name, 1, seed=5)[0],), {}, None),
     )
     floats, _ = IntegerReference(q).run(batch)
-    fixed, _ = IntegerReference(q, requantisation="fixed").run(
+    fixed, _ = IntegerReference(q, requantization="fixed").run(
         batch, floats
     )  # each layer from the same integers before it
     for site, expected in floats.items():
         off = np.abs(expected - fixed[site])
         assert off.max() <= 1 and (off == 0).mean() > 0.99, site
     with pytest.raises(InputError, match="did you mean 'fixed'"):
-        IntegerReference(q, requantisation="fixd")
+        IntegerReference(q, requantization="fixd")
 
 
 def test_rectifiers_with_a_ceiling_stay_integers():

@@ -186,11 +186,11 @@ def _filled(batch: Batch, place: str) -> Batch:
 
 
 def batches(
-    loader: Iterable, limit: int | None = None, labelled: bool = False, what: str = "the loader"
+    loader: Iterable, limit: int | None = None, labeled: bool = False, what: str = "the loader"
 ) -> Iterator[Batch]:
     """The loader's first `limit` batches (all of them for None).
 
-    Raises `InputError` where the loader is empty or is an exhausted iterator, and, for `labelled`,
+    Raises `InputError` where the loader is empty or is an exhausted iterator, and, for `labeled`,
     where a target is missing.
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
@@ -201,9 +201,9 @@ def batches(
     found = False
     for i, item in enumerate(islice(items(loader, what), limit)):
         batch = as_batch(item, f"batch {i} of {what}")
-        if labelled and batch.target is None:
+        if labeled and batch.target is None:
             raise InputError(
-                f"batch {i} of {what} has no target; a labelled loader yields (inputs, target)"
+                f"batch {i} of {what} has no target; a labeled loader yields (inputs, target)"
             )
         found = True
         yield batch
@@ -299,7 +299,7 @@ def pieces(stream: Iterable[Batch], numbers: int) -> Iterator[Batch]:
 
 def example_inputs(x: Any) -> Batch:
     """Example inputs as given to `explain`, `prune` or `export`: a tensor, an array, a dict, a
-    tuple of tensors; never labelled.
+    tuple of tensors; never labeled.
     """
     if isinstance(x, (tuple, list)) and not isinstance(x, Batch):
         tensors = tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x))
@@ -375,7 +375,7 @@ def preserved(*loaders: Any) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, *loaders: Any) -> Iterator[None]:
-    """Inside, Python, NumPy and torch draw from `seed`; behind it they are as they were, and so
+    """Inside, Python, NumPy and torch draw from `seed`; after it they are as they were, and so
     are the generators of `loaders`.
     """
     with preserved(*loaders):

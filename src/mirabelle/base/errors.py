@@ -15,7 +15,7 @@ BETWEEN = ("contextlib.py", os.path.join("torch", "utils", "_contextlib.py"))
 
 
 class MirabelleError(Exception):
-    """The base of every error that is the caller's to mend; the command line prints it without a
+    """The base of every error that is the caller's to repair; the command line prints it without a
     traceback.
     """
 
@@ -51,7 +51,7 @@ class MissingRuntimeError(MirabelleError, ImportError):
 
 
 class LimitError(MirabelleError):
-    """A run finished its steps and missed a limit of its recipe; the artefacts are kept."""
+    """A run finished its steps and missed a limit of its recipe; the artifacts are kept."""
 
 
 class CertificateError(MirabelleError):

@@ -40,7 +40,7 @@ def quiet() -> Iterator[None]:
 
 
 class Bar:
-    """One bar: `advance()` moves it, `note(loss=...)` writes figures behind it."""
+    """One bar: `advance()` moves it, `note(loss=...)` writes figures after it."""
 
     def __init__(self, progress: Progress, task: Any, lines: bool = False):
         self._progress, self._task, self._lines = progress, task, lines

@@ -13,7 +13,7 @@ from torch import nn
 from mirabelle.base.data import example_inputs, preserved
 from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.base.terminal import drawn, plain
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.sources.networks import find
 
 
@@ -99,6 +99,6 @@ def explain(model: nn.Module | str | Path, x: Any = None, keep: Any = ()) -> Exp
     if x is None:
         raise InputError("explain needs x, an example of what the network takes")
     try:
-        return Explanation(analyse(network, example_inputs(x), keep))
+        return Explanation(analyze(network, example_inputs(x), keep))
     except CaptureError as error:
         return Explanation(None, str(error))

@@ -295,7 +295,7 @@ class Flow:
     def join(
         self, node: fx.Node, values: Sequence[Value | Parameter], dim: int, stack: bool = False
     ) -> Value:
-        """Concatenation: channels along `dim` are put behind one another; those along other
+        """Concatenation: channels along `dim` are put one after another; those along other
         dimensions are the same in every part.
         """
         shape = tuple(node.meta["val"].shape)

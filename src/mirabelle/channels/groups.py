@@ -114,7 +114,7 @@ class Frozen:
 
 @dataclass
 class Coupling:
-    """What `analyse` found in a network."""
+    """What `analyze` found in a network."""
 
     groups: list[Group]
     frozen: list[Frozen]
@@ -164,7 +164,7 @@ class Coupling:
         return sum(math.prod(size) for size in sizes.values())
 
 
-def analyse(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupling:
+def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupling:
     """Which channels of `model` live and die together.
 
     keep: names of modules or parameters that stay as they are; `InputError` with the nearest names

@@ -13,7 +13,7 @@ from mirabelle.channels.recurrent import GATES
 
 def replace_tensors(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
     """Puts tensors of other sizes in the place of parameters and buffers, wherever they are shared,
-    and mends the modules' size attributes.
+    and repairs the modules' size attributes.
     """
     by_id: dict[int, torch.Tensor] = {}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(

@@ -146,7 +146,7 @@ def _shapes(model: nn.Module, inputs: Batch) -> list[tuple[int, ...]]:
 def reference(
     coupling: Coupling, gone: Gone, inputs: Batch | None = None, dtype: torch.dtype | None = None
 ) -> Any:
-    """What the network must compute without the indices `gone`, on the example that it was analysed
+    """What the network must compute without the indices `gone`, on the example that it was analyzed
     with or another of its sizes. dtype: in which its weights are, where not in their own.
     """
     assert coupling.graph_module is not None and coupling.flow is not None

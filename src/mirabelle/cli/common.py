@@ -108,7 +108,7 @@ class InputSpec(NamedTuple):
 
 
 def input_of(text: str) -> InputSpec:
-    """`1,3,224,224` or `1x3x224x224`, with a name before it and a type behind it:
+    """`1,3,224,224` or `1x3x224x224`, with a name before it and a type after it:
     `ids:1,2048:int32`.
     """
     parts = text.split(":")
@@ -220,7 +220,7 @@ def _listed(inputs: Any) -> list[Any]:
 
 
 def weighted(model: str, weights: str | None) -> str:
-    """A network's name with the file of its weights behind it."""
+    """A network's name with the file of its weights after it."""
     return model if weights is None else f"{model}@{weights}"
 
 

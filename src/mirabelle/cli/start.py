@@ -77,7 +77,7 @@ def recipe_text(
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
         return text.removesuffix("...").strip()
 
-    labelled = named.recipe.metric != METRIC
+    labeled = named.recipe.metric != METRIC
     int8 = all(ALL[r].int8 for r in runtimes)
     lines = [
         f"# {_network(named)}",
@@ -88,15 +88,15 @@ def recipe_text(
         f"model: {line(content['model'])}",
         f"data: {line(content['data'])}",
     ]
-    if labelled:
+    if labeled:
         lines += [f"metric: {named.recipe.metric}"]
     else:
         lines += ["# Without labels: how often the outputs agree with the original's is measured."]
     lines += [
         "# What the result must keep. on_fail: warn says so, stop ends with exit code 3.",
-        f"limits: {{accuracy_drop: {'0.01' if labelled else '0.05'}, on_fail: warn}}",
+        f"limits: {{accuracy_drop: {'0.01' if labeled else '0.05'}, on_fail: warn}}",
         "steps:",
-        *_steps(named, labelled, int8, target_for(runtimes)),
+        *_steps(named, labeled, int8, target_for(runtimes)),
         f"  - export: {{runtimes: [{', '.join(runtimes)}]}}",
     ]
     if int8:
@@ -114,7 +114,7 @@ def _network(named: Opened) -> str:
     return f"{named.found.name}: {size / 1e6:.2f} M parameters, {macs / 1e6:.0f} M MACs a sample"
 
 
-def _steps(named: Opened, labelled: bool, int8: bool, target: str | None) -> list[str]:
+def _steps(named: Opened, labeled: bool, int8: bool, target: str | None) -> list[str]:
     kinds = {type(m).__name__ for m in named.model.modules()}
     prunable = bool(kinds & {*CONVOLUTIONS, "Linear"}) and named.found.file is None
     lines = []
@@ -126,7 +126,7 @@ def _steps(named: Opened, labelled: bool, int8: bool, target: str | None) -> lis
             "  # - distill: {teacher: original, epochs: 3}",
         ]
     if int8:
-        judged = "accuracy" if labelled else "agreement"
+        judged = "accuracy" if labeled else "agreement"
         options = f"samples: 512{f', target: {target}' if target else ''}"
         lines += [
             "  # Integers of 8 bits. accuracy_drop: 0.01 would let layers fall back to float",

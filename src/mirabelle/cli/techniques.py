@@ -1,5 +1,5 @@
 """The commands that change a network: prune, distill, quantize. Each is a recipe with one step, and
-an export behind it, and leaves what a run leaves.
+an export after it, and leaves what a run leaves.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def _tested(setting: Setting, chosen: Sequence[Point]) -> dict[str, Tested]:
     with timing():
         times = time_in_turn(files, setting.inputs, SECONDS)
     test = setting.parts.test
-    labelled = as_batch(next(iter(test)), "batch 0 of the test data").target is not None
-    judge = Judge(setting.model, test, setting.judge.asked, labelled)
+    labeled = as_batch(next(iter(test)), "batch 0 of the test data").target is not None
+    judge = Judge(setting.model, test, setting.judge.asked, labeled)
     found = {}
     for name, file in files.items():
         scores = judge.of_file(file, "testing")

@@ -26,10 +26,10 @@ class Judge:
     scores: the original's.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable, metric: Metric, labelled: bool):
-        self.data = data if labelled else Answered(data, model)
+    def __init__(self, model: nn.Module, data: Iterable, metric: Metric, labeled: bool):
+        self.data = data if labeled else Answered(data, model)
         self.asked = metric
-        self.function = metric if labelled else agreement
+        self.function = metric if labeled else agreement
         self.metric = metric_name(self.function)
         run = predictor(model)
         first = next(batches(data, 1, what="the validation data"))

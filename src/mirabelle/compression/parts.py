@@ -28,7 +28,7 @@ class Parts:
     calibration: list[Batch]
     validation: Iterable
     test: Iterable
-    labelled: bool
+    labeled: bool
     how: dict[str, str]
 
     @property

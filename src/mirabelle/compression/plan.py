@@ -15,7 +15,7 @@ from torch import nn
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.knapsack import Choice, Menus, least_loss
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.compression.losses import channel_scores, integer_losses
 from mirabelle.compression.prices import FLOAT, INT8, Prices
@@ -204,8 +204,8 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
 
 
 def coupled(model: nn.Module, inputs: Batch, keep: Sequence[str] = ()) -> Coupling:
-    """`analyse`, which must find something to prune."""
-    coupling = analyse(model, inputs, keep)
+    """`analyze`, which must find something to prune."""
+    coupling = analyze(model, inputs, keep)
     if not coupling.groups:
         reasons = "; ".join(sorted({f.reason for f in coupling.frozen})[:4])
         raise InputError(

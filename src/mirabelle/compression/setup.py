@@ -76,7 +76,7 @@ def prepared(
     return Setting(
         model,
         parts,
-        Judge(model, parts.validation, options["metric"], parts.labelled),
+        Judge(model, parts.validation, options["metric"], parts.labeled),
         found,
         goal,
         runtime,

@@ -16,7 +16,7 @@ from torch import nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch, samples, seed_everything
-from mirabelle.channels.groups import analyse
+from mirabelle.channels.groups import analyze
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point
 from mirabelle.compression.judge import Judge
@@ -207,7 +207,7 @@ def _cut_in_rounds(setting: Setting, plan: Plan, rounds: int) -> nn.Module:
     if rounds == 1 or half == plan.kept or half == whole:
         return cut(table, plan, data)
     first = cut(table, replace(plan, kept=half), data)
-    again = analyse(first, table.coupling.inputs)
+    again = analyze(first, table.coupling.inputs)
     if again.channels != half:  # another form of the network, whose groups have other names
         return cut(table, plan, data)
     scores = channel_scores(first, again, data)

@@ -28,7 +28,7 @@ def binary(outputs: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tens
 
 
 def logits(outputs: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """The mean of the outputs as they are: of logits, the normalised geometric mean of the
+    """The mean of the outputs as they are: of logits, the normalized geometric mean of the
     probabilities; of embeddings, their mean.
     """
     stacked = torch.stack([o.float() for o in outputs])

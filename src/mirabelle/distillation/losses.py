@@ -187,7 +187,7 @@ def l2(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
     """The squared distance of the embeddings (N, D) after each is brought to length 1; 0 to 4,
     twice `cosine`.
 
-    An embedding of zeros stays one. Distances of normalised embeddings are those of FaceNet,
+    An embedding of zeros stays one. Distances of normalized embeddings are those of FaceNet,
     Schroff et al. 2015, section 3.1.
     """
     return (F.normalize(_vectors(student)) - F.normalize(_vectors(teacher))).square().sum(1).mean()

@@ -1,4 +1,4 @@
-"""What is minimised: the losses between student and teacher, weighed and summed, as an objective of
+"""What is minimized: the losses between student and teacher, weighed and summed, as an objective of
 the training loop.
 """
 
@@ -296,7 +296,7 @@ class Distillation:
             parts["labels"] = self.hard(output, batch.target)
         parts = {n: self.weights[n] * v for n, v in parts.items()}
         if not set(parts) - set(FEATURE_LOSSES):
-            # Layers behind the compared ones get gradients of zero: DistributedDataParallel waits
+            # Layers after the compared ones get gradients of zero: DistributedDataParallel waits
             # for every parameter's.
             name = next(iter(parts))
             parts[name] = parts[name] + output.float().flatten()[:0].sum()

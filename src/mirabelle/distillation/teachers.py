@@ -34,7 +34,7 @@ KINDS = (
 
 
 class Teachers:
-    """What the student learns from. Not an `nn.Module`, so that no optimiser, checkpoint or wrapper
+    """What the student learns from. Not an `nn.Module`, so that no optimizer, checkpoint or wrapper
     takes the teachers for part of the student.
 
     teachers: see `KINDS`. Networks are frozen views that share their parameters with those given

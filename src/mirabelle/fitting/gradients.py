@@ -153,7 +153,7 @@ def evaluated(network: nn.Module, function: Callable) -> Iterator[None]:
 def loss_gradients(
     model: nn.Module, data: Iterable, loss: Loss, count: int, by_sample: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """For each of `count` labelled batches the gradient of the loss (`loss_function`) by parameter;
+    """For each of `count` labeled batches the gradient of the loss (`loss_function`) by parameter;
     parameters that it does not reach are left out.
 
     by_sample: for each sample by itself. Eval mode, because a pruned network keeps BatchNorm's
@@ -162,13 +162,13 @@ def loss_gradients(
     `InputError` for gradients that are not finite.
     """
     model, function = clone(model).eval(), loss_function(loss)
-    labelled = not isinstance(function, StepLoss)
+    labeled = not isinstance(function, StepLoss)
     trained = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     device = next(iter(trained.values())).device
     for p in trained.values():
         p.requires_grad_(True)
     for i, batch in enumerate(
-        track(batches(data, count, labelled=labelled, what="data"), "gradients", count)
+        track(batches(data, count, labeled=labeled, what="data"), "gradients", count)
     ):
         for part in batch.split(1) if by_sample else [batch]:
             part = part.to(device)

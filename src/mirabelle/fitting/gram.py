@@ -51,7 +51,7 @@ def ridge(gram: torch.Tensor, rows: float, constant: bool = False) -> torch.Tens
     """RIDGE * trace(A'A) / columns on the diagonal, as many times more as ten rows for each column
     are more than there are.
 
-    A classifier behind a global pool reads one row a sample: what few rows seem to say of many
+    A classifier after a global pool reads one row a sample: what few rows seem to say of many
     columns does not hold for others. Never zero, so that a layer that reads only zeros can be
     solved too. constant: the last column is of ones, whose coefficient, a mean, is known well from
     few rows: it gets CONSTANT of it.

@@ -60,13 +60,13 @@ def reconstruct(
 
         W' = W + (A'A + r I)^-1 (A'Y - A'A W),   r = `gram.ridge`
 
-    ridge regression towards W, from streamed sums, solved in float64; in layers with groups for
+    ridge regression toward W, from streamed sums, solved in float64; in layers with groups for
     each group, so a depthwise layer solves for each channel's kernel; in sparse layers for each
     output among the weights that it has (`solve_on_support`). A are the inputs in the network as it
     is by then ("asymmetric"); Y are the outputs in the original, and where they are added to
-    another branch that has changed, that branch's error is taken from them: a residual block mends
+    another branch that has changed, its error is taken from them: a residual block repairs
     what came before it. The column of ones goes into the layer's bias, or into the mean of the
-    BatchNorm behind it. He et al. 2017 (channel pruning), sections 3.1 and 3.2.
+    BatchNorm after it. He et al. 2017 (channel pruning), sections 3.1 and 3.2.
     No labels are needed. Weights that are computed in forward or used twice are left as they are.
     Raises `InputError` for data that the network does not take or on which a layer is not finite.
 
@@ -152,7 +152,7 @@ class Equations:
 
     def _intercept(self) -> tuple[str | None, str | None]:
         """Where a constant that is added to the outputs can be kept: the layer's bias, or the mean
-        of the BatchNorm behind it.
+        of the BatchNorm after it.
         """
         node, pair = self._node, self._pair
         if (given := optional_argument(node, 2)) is not None:

@@ -32,8 +32,8 @@ def write_artifact(
     """The network as a file of `runtime` in `folder`, for one sample: to be timed there. Where it
     is made from an ONNX file, that is `folder/model.onnx`.
 
-    A quantised network is in the form that the runtime's files are made from; sites: the names of
-    its quantised values.
+    A quantized network is in the form that the runtime's files are made from; sites: the names of
+    its quantized values.
     """
     adapter, one = RUNTIMES[runtime], inputs.head(1)
     if adapter.convert is not None:

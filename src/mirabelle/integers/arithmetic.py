@@ -1,4 +1,4 @@
-"""The arithmetic of quantised networks with integers only. NumPy, no network library: read it
+"""The arithmetic of quantized networks with integers only. NumPy, no network library: read it
 beside the formulas.
 
 A float x stands as an integer q on a grid: x ≈ (q - zero_point) * scale (ONNX's convention; the
@@ -7,7 +7,7 @@ seminar's S is 1 / scale). For y = w x + b, with one scale s_x and a scale s_w p
     accumulator = sum over inputs of (q_x - z_x) * q_w  +  round(b / (s_x s_w))        an int32, in
     units of s_x s_w
     q_y         = clip(round(accumulator * s_x s_w / s_y) + z_y)
-    requantisation, one factor per channel
+    requantization, one factor per channel
 
 ReLU commutes with positive scales, so it acts on accumulators. Floats come back once, at the end: y
 = accumulator * s_x s_w. Jacob et al. 2018, section 2.
@@ -71,13 +71,13 @@ def fixed_point(factor: Array | float, bits: int = 31) -> tuple[Array, Array]:
     """
     factor = np.asarray(factor, np.float64)
     if not (np.isfinite(factor) & (factor > 0)).all():
-        raise ValueError("a requantisation factor must be positive and finite")
+        raise ValueError("a requantization factor must be positive and finite")
     mantissa, exponent = np.frexp(factor)  # factor = mantissa * 2^exponent, mantissa in [0.5, 1)
     multiplier = np.rint(mantissa * 2.0**bits).astype(np.int64)
     carried = multiplier == 2**bits
     multiplier, shift = np.where(carried, multiplier // 2, multiplier), bits - exponent - carried
     if (shift < 0).any():
-        raise ValueError(f"a requantisation factor of {factor.max():g} does not fit {bits} bits")
+        raise ValueError(f"a requantization factor of {factor.max():g} does not fit {bits} bits")
     vanishes = shift > 62
     return np.where(vanishes, 0, multiplier), np.where(vanishes, 0, shift).astype(np.int64)
 
@@ -315,7 +315,7 @@ def concatenate(
     fixed: bool = False,
 ) -> Array:
     """Tensors of integers (zero points taken off) with the scale of each, brought to one grid and
-    put behind one another along `axis`.
+    put one after another along `axis`.
     """
     if fixed:
         moved = [

@@ -1,8 +1,8 @@
 """Kernels that add pairs of products in 16 bits, and clip: x86 without VNNI. NumPy only.
 
-`pmaddubsw` multiplies unsigned by signed bytes and adds two neighbouring products in a signed
+`pmaddubsw` multiplies unsigned by signed bytes and adds two neighboring products in a signed
 16-bit register: beyond ±2^15 the sum is clipped, and the result silently wrong. Which inputs are
-neighbours is the kernel's affair:
+neighbors is the kernel's affair:
 
 | layout | order of what a filter reads | pairs |
 |---|---|---|
@@ -47,7 +47,7 @@ LOW, HIGH = -(2**15), 2**15 - 1
 
 def paired(values: Array, channels: int, layout: str, axis: int) -> Array:
     """What a filter reads along `axis`, place by place with `channels` at each, with zeros put in
-    so that neighbours (2i, 2i + 1) are the kernel's pairs.
+    so that neighbors (2i, 2i + 1) are the kernel's pairs.
     """
     if channels % 2 and layout == "onednn":
         shape = values.shape

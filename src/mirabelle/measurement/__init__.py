@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from mirabelle.measurement.api import measure
 from mirabelle.measurement.latency import Latency, Speedup, alternate, speedup
-from mirabelle.measurement.macs import (
-    OnnxMacs,
-    count_macs,
-    count_onnx_macs,
-    count_onnx_parameters,
-    count_parameters,
-    fvcore_macs,
-)
+from mirabelle.measurement.macs import count_macs, count_parameters, fvcore_macs
 from mirabelle.measurement.memory import PeakMemory, peak_memory
+from mirabelle.measurement.onnx_macs import OnnxMacs, count_onnx_macs, count_onnx_parameters
 from mirabelle.measurement.result import Measurement
 
 if TYPE_CHECKING:

@@ -55,9 +55,9 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
         raise InputError(f"an interval needs at least one sample, got n = {n}")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def mean_interval(scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -195,7 +195,7 @@ def scores_of(
     what: str = "evaluating",
     intervals: bool = True,
 ) -> Scores:
-    """The metric of a network over a labelled loader, in the loader's order; see `evaluate`.
+    """The metric of a network over a labeled loader, in the loader's order; see `evaluate`.
 
     intervals: False saves accumulators the resampling.
     """
@@ -205,7 +205,7 @@ def scores_of(
     )
     make, samples, n = maker(function), [], 0
     whole = None if make is None else Resampled(make, name, DRAWS if intervals else 0)
-    seen = track(batches(loader, labelled=True), what, length_of(loader))
+    seen = track(batches(loader, labeled=True), what, length_of(loader))
     for number, batch in enumerate(seen):
         output = _sound(predict(batch), name, number)
         target = on_cpu(batch.target)
@@ -253,7 +253,7 @@ def evaluate(
     metric: Metric = "top1",
     what: str = "evaluating",
 ) -> Score:
-    """The figure of `metric` over every sample of a labelled loader, with its interval.
+    """The figure of `metric` over every sample of a labeled loader, with its interval.
 
     predict: maps a `Batch` to the outputs. metric: a name of `METRICS`; a callable (output, target)
     -> scores (N,); or an `Accumulator`, a class of them or a function that makes one. Outputs and

@@ -86,7 +86,7 @@ def _example(
     network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
 ) -> tuple[Batch, Iterable | None, bool]:
     """The batch to time, the loader (whole, even where it can be read only once) and whether it is
-    labelled.
+    labeled.
     """
     from mirabelle.base.data import batches, example_inputs
     from mirabelle.runtimes import Artifact
@@ -216,7 +216,7 @@ def measure(
     """Everything that Mirabelle measures of one network.
 
     model: an artifact, a network (run by torch, on one thread) or the path of an exported file.
-    loader: its score is that of the whole loader, if labelled; its first sample is what latency and
+    loader: its score is that of the whole loader, if labeled; its first sample is what latency and
     memory are measured with, unless `inputs` is given (batch as given). A file whose shapes are
     known needs neither.
     metric: as for `measurement.accuracy.evaluate`. baseline: what `model` may be.
@@ -236,7 +236,7 @@ def measure(
     other = None if baseline is None else _network(baseline)[0]
     if loader is None and inputs is None:
         inputs = known
-    batch, loader, labelled = _example(network, loader, inputs)
+    batch, loader, labeled = _example(network, loader, inputs)
     is_file = isinstance(network, Artifact)
     if device != "here":
         return elsewhere(network, other, batch, device, core, binary, serial, runs)
@@ -259,7 +259,7 @@ def measure(
         inputs=[list(t.shape) for t in batch.tensors],
         latency=latency["network"],
         memory=_memory(network, batch),
-        score=_score(network, loader, metric) if loader is not None and labelled else None,
+        score=_score(network, loader, metric) if loader is not None and labeled else None,
         baseline=None if other is None else name_of(other),
         baseline_latency=latency.get("baseline"),
         speedup=faster,

@@ -162,7 +162,7 @@ def break_even(
     import onnx
 
     from mirabelle.base.progress import bar
-    from mirabelle.measurement.macs import onnx_macs_by_value
+    from mirabelle.measurement.onnx_macs import onnx_macs_by_value
     from mirabelle.runtimes import mnn, sparse, sparse_forms
 
     mnn.version()

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mirabelle.measurement.macs import (
-    count_macs,
-    count_onnx_macs,
-    count_onnx_parameters,
-    count_parameters,
-)
+from mirabelle.measurement.macs import count_macs, count_parameters
+from mirabelle.measurement.onnx_macs import count_onnx_macs, count_onnx_parameters
 
 if TYPE_CHECKING:
     from torch import nn

@@ -91,7 +91,7 @@ def translations() -> dict[Any, Any]:
 
 
 def write_integers(model: Any, integers: Integers) -> None:
-    """Puts integers into a file that torch.onnx made of a marked network, before it is optimised.
+    """Puts integers into a file that torch.onnx made of a marked network, before it is optimized.
     model: an `onnx_ir.Model`, changed.
     """
     graph = model.graph
@@ -99,7 +99,7 @@ def write_integers(model: Any, integers: Integers) -> None:
     buffers = [n for n in integers.stored if f"{n}_quantized" in graph.initializers]
     if len(markers) != len(integers.values) or len(buffers) != len(integers.stored):
         raise CaptureError(
-            f"the exported file has {len(markers)} of {len(integers.values)} quantised values "
+            f"the exported file has {len(markers)} of {len(integers.values)} quantized values "
             f"and {len(buffers)} of {len(integers.stored)} stored tensors; "
             "report this network"
         )

@@ -1,4 +1,4 @@
-"""ONNX in: a file as a network of torch operators, on which pruning and quantisation work as on any
+"""ONNX in: a file as a network of torch operators, on which pruning and quantization work as on any
 other.
 
 Nodes become modules that are called after the nodes of the file: layers torch's own ones

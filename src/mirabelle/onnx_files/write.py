@@ -70,7 +70,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         ):  # torch.onnx writes a file that no runtime takes
             raise CaptureError(
                 f"{name or 'the network'} is an LSTM with proj_size={module.proj_size}, which "
-                "ONNX lacks; use an nn.Linear behind a plain LSTM"
+                "ONNX lacks; use an nn.Linear after a plain LSTM"
             )
     with muffled():
         network = clone(network).eval()
@@ -276,7 +276,7 @@ def fold_pads(proto: Any) -> None:
 
 
 def _turn_weights(proto: Any) -> None:
-    """A stored matrix that is dequantised, turned and multiplied with is stored turned: runtimes
+    """A stored matrix that is dequantized, turned and multiplied with is stored turned: runtimes
     look for integers right in front of the product.
     """
     from onnx import numpy_helper

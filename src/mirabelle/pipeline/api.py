@@ -27,7 +27,7 @@ from mirabelle.pipeline.measuring import measure_all
 from mirabelle.pipeline.recipe import Recipe, Step, load_recipe
 from mirabelle.pipeline.state import Outcome, Stage, State
 from mirabelle.pipeline.steps import LABELS, execute
-from mirabelle.pipeline.summary import missed, summarise
+from mirabelle.pipeline.summary import missed, summarize
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
 from mirabelle.runtimes import RUNTIMES
@@ -80,8 +80,8 @@ def run(
     recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all
     are done anew. folder: `runs/<recipe's name>` by default.
     check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has
-    been written. stop_early: leave out the steps behind one after which such a limit cannot be met
-    any more; what is there is measured and reported.
+    been written. stop_early: leave out the steps that follow one by which such a limit has become
+    hopeless; what is there is measured and reported.
 
     After each step it is said what accuracy is left: on the validation data, else on a tenth of the
     training data, at most 512 samples, that no step sees. These also choose the file that is
@@ -160,7 +160,7 @@ def _steps(state: State, workspace: Workspace, key: str, stop_early: bool) -> di
         lambda folder, work: measure_all(state, folder),
     )
     folder = workspace.path(number, "measure", key)
-    return summarise(state, [*records, measured], measured, folder, workspace.folder)
+    return summarize(state, [*records, measured], measured, folder, workspace.folder)
 
 
 def _take(state: State, path: Path, step: Step, number: int, facts: dict[str, Any]) -> None:

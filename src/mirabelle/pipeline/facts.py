@@ -34,9 +34,9 @@ from mirabelle.sources.networks import identity, module
 from mirabelle.sparsity.criteria import NEEDS_GRADIENTS as SPARSE_GRADIENTS
 
 
-def first_batch(loader: Iterable, name: str, labelled: bool) -> Batch:
+def first_batch(loader: Iterable, name: str, labeled: bool) -> Batch:
     try:
-        return next(iter(batches(loader, 1, labelled=labelled, what=f"the {name} loader")))
+        return next(iter(batches(loader, 1, labeled=labeled, what=f"the {name} loader")))
     except InputError:
         raise
     except Exception as error:
@@ -89,13 +89,13 @@ def _check_loaders(
     example: Batch | None = None
     shapes: dict[str, list] = {}
     for name in loaders.given:
-        labelled = name == "test" or (name == "train" and labels_needed)
+        labeled = name == "test" or (name == "train" and labels_needed)
         seed_epoch(getattr(loaders, name), recipe.seed)
-        batch = first_batch(getattr(loaders, name), name, labelled)
+        batch = first_batch(getattr(loaders, name), name, labeled)
         few = batch.head(4)
         output = check_runs(model, few, f"the {name} loader's first batch")
         shapes[name] = [tuple(t.shape[1:]) for t in few.tensors]
-        if name == "train" and labelled:
+        if name == "train" and labeled:
             _check_loss(recipe, model, output, few)
         if name == "test":
             _check_metric(recipe, output, few)
@@ -214,7 +214,7 @@ def depends(step: Step) -> dict[str, Any]:
 def build_teachers(
     names: str | list[str] | None, original: nn.Module, before: nn.Module | None = None
 ) -> list[nn.Module | Path]:
-    """Networks, and the paths of teachers that are files. before: for a quantised student, the
+    """Networks, and the paths of teachers that are files. before: for a quantized student, the
     float network that it was, which is then the teacher by default.
     """
     found: list[nn.Module | Path] = []

@@ -51,7 +51,7 @@ def opened(recipe: Recipe) -> Opened:
         console.print(str(data), style="dim")
     if data.how is not None:
         console.print(f"pictures: {data.how}", style="dim")
-    if _labelled(loaders.test):
+    if _labeled(loaders.test):
         return Opened(recipe, model, loaders, found, data)
     console.print(
         "the test data have no labels: what is measured is how often the outputs agree with the "
@@ -71,7 +71,7 @@ def _example(found: Found, loaders: Loaders) -> Batch | None:
     return next(batches(loaders.calibration, 1))._replace(target=None)
 
 
-def _labelled(loader: Iterable) -> bool:
+def _labeled(loader: Iterable) -> bool:
     return next(batches(loader, 1, what="the test loader")).target is not None
 
 

@@ -62,7 +62,7 @@ class Looks:
         return self._few
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         given = bool(self.few) and self.few[0].target is not None
         return given and self.recipe.metric != METRIC
 
@@ -70,7 +70,7 @@ class Looks:
         """None where there is nothing to look at, or no way to compare."""
         if not self.few:
             return None
-        if self.labelled:
+        if self.labeled:
             metric = resolve(self.recipe.metric, METRICS, "metric")
             return replace(scores_of(predict, self.few, metric, what), metric=self.recipe.metric)
         theirs = predictor(self.original)

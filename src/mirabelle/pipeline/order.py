@@ -55,7 +55,7 @@ def _check_place(i: int, steps: Sequence[Step]) -> None:
     if step.name in NETWORK and "export" in names:
         raise RecipeError(
             f"step {i + 1} ({step.name}) comes after export and would not be in the files; move "
-            "export behind it"
+            "export after it"
         )
     if step.name == "distill" and "float" in listed(step.options.get("teacher")) and not quantized:
         raise RecipeError(

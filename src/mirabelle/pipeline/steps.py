@@ -169,7 +169,7 @@ def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
     found = []
     quantized = next((s for s in reversed(state.stages) if quantization(s.model) is not None), None)
     if quantized is None:
-        raise InputError("verify found no quantised network")
+        raise InputError("verify found no quantized network")
     for runtime in state.runtimes:
         artifact = state.artifact(quantized.name, runtime)
         checked = verify(quantized.on(runtime), artifact, state.loaders.test, **options)  # type: ignore[arg-type]

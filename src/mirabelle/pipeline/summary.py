@@ -21,10 +21,10 @@ from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
 
 TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms", "advice")
-CLOCKED = ("fallback", "timing")  # parts of the quantisation that hold milliseconds
+CLOCKED = ("fallback", "timing")  # parts of the quantization that hold milliseconds
 
 
-def summarise(
+def summarize(
     state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path, home: Path
 ) -> dict[str, Any]:
     """The report: every number of the run. folder: where the measured scores are. home: that of
@@ -151,7 +151,7 @@ def finite(value: Any) -> Any:
 
 
 def _parameters(model: nn.Module) -> int:
-    """Weights and biases; the scales of a quantised network are not counted."""
+    """Weights and biases; the scales of a quantized network are not counted."""
     scales = sum(p.numel() for n, p in model.named_parameters() if n.startswith("quantizers."))
     return count_parameters(model) - scales
 

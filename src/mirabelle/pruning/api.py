@@ -18,7 +18,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.macs import count_macs, count_parameters
@@ -168,7 +168,7 @@ def prune(
     criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
     (C,) or (coupled layers, C) scores.
     None takes what is best for the data: `brain_surgeon`, which needs no labels, or `l2` without.
-    data, loss: labelled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
+    data, loss: labeled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
     align: None is 8. For a latency it is what the kernels of `runtime` compute together, or half
     of it, as measured.
     part: for where `torch.export` refuses the whole (a detector's `backbone`). The module is cut on
@@ -179,7 +179,7 @@ def prune(
     `global`, but for criteria whose scores add up (`ADDITIVE`): there it is `worth`, and `knapsack`
     for a latency, which rises in steps.
     repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares` first
-    solves for the weights of layers whose inputs have changed. Without data nothing is mended.
+    solves for the weights of layers whose inputs have changed. Without data nothing is repaired.
     train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
     checkpoint: it keeps what the steps and their training have done.
 
@@ -271,7 +271,7 @@ def plan(
     _check(model, settings)
     data, repair, criterion = settings.data, settings.repair, settings.criterion
     inputs = example_inputs(x)
-    coupling = analyse(model, inputs, settings.keep)
+    coupling = analyze(model, inputs, settings.keep)
     if not coupling.groups:
         reasons = sorted({f.reason for f in coupling.frozen})
         source = source_of(model)

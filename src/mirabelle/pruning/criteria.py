@@ -64,7 +64,7 @@ def taylor_activation(group: Group, stats: Stats) -> torch.Tensor:
     """The mean over samples of |the first-order change of the loss when the channel's activations
     go to zero|: of activation times gradient, summed over the map.
 
-    Molchanov et al. 2017, eq. 8, on what the readers of the channel get; normalised by the layer's
+    Molchanov et al. 2017, eq. 8, on what the readers of the channel get; normalized by the layer's
     Euclidean norm, as there.
     """
     return stats.changes[group.name].abs().mean(0)

@@ -319,7 +319,7 @@ def _profile(artifact: Artifact, coupling: Coupling) -> np.ndarray:
 
 def _owners(graph: Any) -> tuple[dict[str, int], int]:
     """The contraction, by its number in the file, that each name of a node or value belongs to: its
-    own, and those of what runtimes fuse behind it.
+    own, and those of what runtimes fuse after it.
     """
     nodes = list(graph.node)
     readers: dict[str, list] = {}

@@ -1,4 +1,4 @@
-"""Repair: what is mended in a network after the cut, without labels and without training."""
+"""Repair: what is restored in a network after the cut, without labels and without training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def least_squares(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.
     return reestimate_where_better(reconstruct(small, cut, data, count), cut.original, data, count)
 
 
-# (the cut network, what was cut, data, batches to use) -> the mended network
+# (the cut network, what was cut, data, batches to use) -> the repaired network
 REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {
     "bn": bn,
     "least-squares": least_squares,

@@ -15,7 +15,7 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import CheckpointError
 from mirabelle.base.files import read_tensors, write_tensors
 from mirabelle.base.identity import differences, network_identity
-from mirabelle.channels.groups import Coupling, analyse
+from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
 
 Removed = Mapping[str, torch.Tensor]
@@ -94,6 +94,6 @@ def _restored(
     model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: dict[str, Any]
 ) -> nn.Module:
     state, removed = _read(path, key)
-    small = remove(model, analyse(model, inputs, keep), removed)
+    small = remove(model, analyze(model, inputs, keep), removed)
     load_state(small, state)
     return small

@@ -72,7 +72,7 @@ def collect(
     needs_gradients: bool,
     by_sample: bool = False,
 ) -> Stats:
-    """The statistics for a criterion; with gradients, `count` labelled batches go forward and
+    """The statistics for a criterion; with gradients, `count` labeled batches go forward and
     backward through the network in eval mode.
 
     by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a

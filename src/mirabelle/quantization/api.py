@@ -1,4 +1,4 @@
-"""Quantisation: `mb.quantize`."""
+"""Quantization: `mb.quantize`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _together(options: Mapping[str, Any]) -> None:
         )
     if not RUNTIMES[options["runtime"]].int8:
         raise InputError(
-            f"runtime {options['runtime']!r} does not run quantised networks; choose one of "
+            f"runtime {options['runtime']!r} does not run quantized networks; choose one of "
             f"{', '.join(n for n, r in RUNTIMES.items() if r.int8)}"
         )
     if options["placement"] == "fastest" and (bits != 8 or (weight_bits or 8) > 8):
@@ -161,7 +161,7 @@ def quantize(
     """
     if quantization(model) is not None:
         raise InputError(
-            "this network is quantised already; quantise the float network it came from"
+            "this network is quantized already; quantize the float network it came from"
         )
     choose = None if threshold == AUTO else resolve(threshold, rules_for(symmetric), "threshold")
     goal = resolve_target(target)

@@ -177,7 +177,7 @@ def prepared(model: nn.Module, first: Batch, grids: Grids) -> Prepared:
         inside = "; its If and Loop nodes may hold some, which stay as they are"
         raise InputError(
             "this network has no convolution or linear layer with a weight of its own; there "
-            f"is nothing to quantise{inside if network.meta.get('onnx') else ''}"
+            f"is nothing to quantize{inside if network.meta.get('onnx') else ''}"
         )
     return Prepared(model, network, first, grids)
 

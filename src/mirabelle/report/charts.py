@@ -26,7 +26,7 @@ FAR = 16  # from here on a line joins a label to its point
 
 
 def marker(kind: int, x: float, y: float, title: str = "") -> str:
-    """A point of series `kind`: circle, square, triangle or diamond, so that colour is not the only
+    """A point of series `kind`: circle, square, triangle or diamond, so that color is not the only
     difference.
     """
     hint = titled(title) if title else ""
@@ -113,7 +113,7 @@ def scatter(
     limits: Sequence[dict] = (),
     trails: bool = True,
 ) -> str:
-    """Series of labelled points with vertical whiskers in one plot, each joined in its order by a
+    """Series of labeled points with vertical whiskers in one plot, each joined in its order by a
     dotted line where `trails` is set. The horizontal axis begins at 0.
 
     series: points {"label", "x", "y", "low", "high", "title"}; low and high may be None, a label
@@ -152,7 +152,7 @@ def scatter(
         path = " ".join(f"{x(p['x']):.6g},{y(p['y']):.6g}" for p in one)
         trail = element("polyline", points=path, class_="trail") if trails else ""
         marks = [_whiskered(p, kind, x, y) for p in one]
-        labels = [_labelled(p, x(p["x"]), y(p["y"]), taken) for p in one if p["label"]]
+        labels = [_labeled(p, x(p["x"]), y(p["y"]), taken) for p in one if p["label"]]
         groups.append(element("g", trail, *marks, *labels, class_=f"s{kind % 6}"))
     label = f"{y_label} against {x_label}: {', '.join(p['title'] for p in points)}"
     return drawing(label, frame, *(_limit_line(v, x, y) for v in limits), *groups)
@@ -167,7 +167,7 @@ def _whiskered(p: dict, kind: int, x: Scale, y: Scale) -> str:
     return whisker + marker(kind, px, y(p["y"]), p["title"])
 
 
-def _labelled(p: dict, px: float, py: float, taken: list) -> str:
+def _labeled(p: dict, px: float, py: float, taken: list) -> str:
     width = len(p["label"]) * GLYPH
     left, base = free_place(px, py, width, taken)
     near = min(max(px, left), left + width), min(max(py, base - 10), base + 3)

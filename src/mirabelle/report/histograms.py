@@ -91,8 +91,8 @@ def clipping(
     """A distribution and what a grid makes of it: counts over equal bins of [low, high], and
     `steps` + 1 values evenly from `start` to `end`.
 
-    Grey: the histogram. Columns: the grid's values, as high as the counts that are rounded to them,
-    those from beyond the ends at the ends, in another colour. Heights are log(1 + count); the
+    Gray: the histogram. Columns: the grid's values, as high as the counts that are rounded to them,
+    those from beyond the ends at the ends, in another color. Heights are log(1 + count); the
     columns' counts are taken for the width of a bin, so that a column reaches the histogram where
     nothing is clipped. Of more than 48 steps, every k-th is drawn, and the label says so. Dashed:
     the ends, where they lie inside of what was seen.

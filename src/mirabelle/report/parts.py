@@ -169,7 +169,7 @@ def listing(rows: list[tuple[str, str]]) -> str:
 
 
 def legend(entries: Sequence[tuple[str, str, int | None]]) -> str:
-    """Names beside their colours: (name, class, the marker's kind or None for a bar)."""
+    """Names beside their colors: (name, class, the marker's kind or None for a bar)."""
 
     def swatch(class_: str, kind: int | None) -> str:
         shape = (

@@ -1,7 +1,7 @@
 """Charts as inline SVG. Every function takes numbers and returns text; lengths are in pixels of a
 360-wide drawing unless said otherwise.
 
-Colours are CSS classes: `s0`, `s1`, ... set `currentColor` for a series. Every mark carries a
+Colors are CSS classes: `s0`, `s1`, ... set `currentColor` for a series. Every mark carries a
 `<title>`, which browsers show as a tooltip.
 """
 

@@ -85,10 +85,10 @@ class Runtime:
     ONNX files through `save`: save(onnx_path, folder): from an ONNX file, float or in Q/DQ form;
     returns the main file. convert(program, sites, path): from a `torch.export.ExportedProgram` for
     the example's own batch size, float or in PT2E form (int8 behind `quantized_decomposed`
-    operators); writes and returns the main file `path`. sites: the names of the quantised values,
+    operators); writes and returns the main file `path`. sites: the names of the quantized values,
     in the order of their quantize operators; what the file can name, it names `<site>_quantized`.
 
-    int8: whether it runs quantised networks. off_by: how many integer steps a value may be away
+    int8: whether it runs quantized networks. off_by: how many integer steps a value may be away
     from the integer reference, by rounding that differs and what it hands on. free_batch: whether
     its files leave the batch size open where the network does. absent(): why its files, which can
     be made here, cannot run on this machine; None where they can.

@@ -220,7 +220,7 @@ def _tensor(module: Any, name: str) -> Any:
 
 
 def _has_grid(layer: Any, quantize: Any) -> bool:
-    """Whether a layer's result, or that of the rectifier that alone reads it, is quantised."""
+    """Whether a layer's result, or that of the rectifier that alone reads it, is quantized."""
     users = list(layer.users)
     if len(users) == 1 and users[0].target is not quantize:
         users = list(users[0].users)

@@ -119,7 +119,7 @@ def _keep_grids() -> Any:
 
 
 def _for_converter(program: Any) -> tuple[Any, dict[bytes, tuple[np.ndarray, np.ndarray]]]:
-    """The program's module as the converter reads it: stored integers as floats behind a quantize
+    """The program's module as the converter reads it: stored integers as floats after a quantize
     operator.
 
     The converter names values after the modules that nodes come from; every node gets a name of its
@@ -186,7 +186,7 @@ def _tensor(module: Any, name: str) -> Any:
 
 
 class _Site(NamedTuple):
-    """A quantised value of the program: its name, the nodes that make it and quantise it, the input
+    """A quantized value of the program: its name, the nodes that make it and quantize it, the input
     that it is (or -1), the site that the first of them reads, grid and shape.
     """
 
@@ -241,7 +241,7 @@ def _order_ends(model: Any, graph: Any, batch: Any) -> None:
 
 def _name(model: Any, graph: Any, sites: Sequence[_Site]) -> None:
     """Tensors get the paths of their modules, and those of sites the names `<site>_quantized`, with
-    `_nhwc` behind it where channels are last.
+    `_nhwc` after it where channels are last.
 
     A site's tensor is int8, comes from the site's node and has its grid and shape. Sites with the
     same integers share a tensor. A site that the converter merged with another has none.
@@ -305,7 +305,7 @@ def _holds(model: Any, graph: Any, index: int, site: _Site) -> bool:
 
 def _with_grid(model: Any, graph: Any, index: int, site: _Site) -> int | None:
     """The converter gives a layer that only a concatenation reads the concatenation's grid: the
-    layer's own grid, and a QUANTIZE behind it.
+    layer's own grid, and a QUANTIZE after it.
     """
     fb = tflite.schema()
     place, op = next((i, op) for i, op in enumerate(graph.operators) if index in op.outputs)
@@ -339,7 +339,7 @@ def _float_ends(model: Any, graph: Any, names: Sequence[str]) -> None:
 def _small_weights(
     model: Any, graph: Any, weights: dict[bytes, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """Puts int8 back where the converter left the floats of a quantised weight."""
+    """Puts int8 back where the converter left the floats of a quantized weight."""
     fb = tflite.schema()
     for op in [op for op in graph.operators if tflite.operator(model, op) == "FULLY_CONNECTED"]:
         index = op.inputs[1]

@@ -254,7 +254,7 @@ def _described(onnx: Any, path: Path) -> str:
         raise unreadable(path, "onnx", error) from error
     if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node):
         raise InputError(
-            f"{path.name} is quantised, and MNN cannot run integers that it did not choose "
+            f"{path.name} is quantized, and MNN cannot run integers that it did not choose "
             "itself; export the float network for mnn, or another runtime"
         )
     constants = {i.name for i in model.graph.initializer}

@@ -22,7 +22,7 @@ QUANTIZED_VALUES, QUANTIZED_SIZE, QUANTIZED_INDEX = (
     1,
     12,
     13,
-)  # sparse weights are stored as a kind of quantised ones
+)  # sparse weights are stored as a kind of quantized ones
 SPARSE_METHOD, SPARSE_ARGUMENTS = 0, 1
 ATTRIBUTE_NUMBER, ATTRIBUTE_KEY = 1, 3
 

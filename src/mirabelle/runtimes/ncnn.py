@@ -1,4 +1,4 @@
-"""ncnn on the CPU. Files are made from ONNX by pnnx; quantised networks are written for ncnn's
+"""ncnn on the CPU. Files are made from ONNX by pnnx; quantized networks are written for ncnn's
 integer layers here, as pnnx does not.
 """
 

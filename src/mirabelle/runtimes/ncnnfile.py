@@ -55,7 +55,7 @@ class NcnnLayer:
 
 
 class Grids(NamedTuple):
-    """sites: name and scale of each quantised value, in order. weights: the integers and scales of
+    """sites: name and scale of each quantized value, in order. weights: the integers and scales of
     stored weights by the bytes of their floats.
     """
 
@@ -132,7 +132,7 @@ def grids(proto: Any) -> Grids:
                 raise InputError(
                     f"ncnn's integers have no zero point, and the grid of {name!r} has one "
                     f"({int(zero)} in {zero.dtype}); "
-                    'quantise with target="symmetric" for ncnn'
+                    'quantize with target="symmetric" for ncnn'
                 )
             sites.append((node.output[0], float(values[node.input[1]])))
         elif (
@@ -184,7 +184,7 @@ def without_splits(layers: list[NcnnLayer]) -> list[NcnnLayer]:
 
 
 def with_splits(layers: Sequence[NcnnLayer]) -> list[NcnnLayer]:
-    """A copy behind each blob for every layer that reads it, where there are several: ncnn has one
+    """A copy after each blob for every layer that reads it, where there are several: ncnn has one
     reader for a blob.
     """
     readers: dict[str, list[tuple[int, int]]] = {}
@@ -244,7 +244,7 @@ def _read_blobs(layers: Sequence[NcnnLayer], content: bytes) -> None:
     if place != len(content):
         kinds = sorted({layer.kind for layer in layers})
         raise CaptureError(
-            "a quantised network for ncnn cannot have one of these layers yet: "
+            "a quantized network for ncnn cannot have one of these layers yet: "
             f"{', '.join(kinds)}; export the float network"
         )
 
@@ -270,7 +270,7 @@ def _integers(layers: list[NcnnLayer], found: Grids, ends: set[str]) -> list[Ncn
     quantizers = [layer for layer in layers if layer.kind == "QuantizeLinear"]
     if len(quantizers) != len(found.sites):
         raise CaptureError(
-            f"pnnx kept {len(quantizers)} of {len(found.sites)} quantised values; report this "
+            f"pnnx kept {len(quantizers)} of {len(found.sites)} quantized values; report this "
             "network"
         )
     scales: dict[str, float] = {}
@@ -278,7 +278,7 @@ def _integers(layers: list[NcnnLayer], found: Grids, ends: set[str]) -> list[Ncn
     for layer, (name, scale) in zip(quantizers, found.sites):
         renamed[layer.outputs[0]] = name
         scales[name] = scale
-    integer_of: dict[str, str] = {}  # the integers behind each dequantised value
+    integer_of: dict[str, str] = {}  # the integers behind each dequantized value
     for layer in layers:
         layer.inputs = [renamed.get(i, i) for i in layer.inputs if i not in constants]
         layer.outputs = [renamed.get(o, o) for o in layer.outputs]

@@ -53,9 +53,9 @@ def options(path: Path, provider: str) -> list[list[Any]]:
     if provider == CUDA:
         return found
     model = read_model(path, weights=False)
-    quantised = any(n.op_type == "QuantizeLinear" for n in model.graph.node)
+    quantized = any(n.op_type == "QuantizeLinear" for n in model.graph.node)
     chosen = {
-        "trt_int8_enable": str(int(quantised)),
+        "trt_int8_enable": str(int(quantized)),
         "trt_engine_cache_enable": "1",
         "trt_timing_cache_enable": "1",
         "trt_engine_cache_path": f"{path.stem}.engines",
@@ -90,7 +90,7 @@ def files(path: Path) -> list[Path]:
 
 def save(onnx_path: Path, folder: Path, provider: str) -> Path:
     """Copies the ONNX file and writes the providers' options beside it. For TensorRT, `InputError`
-    with the rules of explicit quantisation that the file breaks.
+    with the rules of explicit quantization that the file breaks.
     """
     if provider == TENSORRT:
         check(Path(onnx_path))

@@ -48,7 +48,7 @@ def weights(model: Any) -> list[Weight]:
     constant matrix.
 
     values: the names under which the layer's output is known as it passes through what a converter
-    fuses behind it (bias, BatchNorm, rectifier).
+    fuses after it (bias, BatchNorm, rectifier).
     """
     onnx = require("onnx", "mnn")
     constants = {i.name: i for i in model.graph.initializer}

@@ -38,14 +38,14 @@ def capabilities() -> list[int]:
 
 
 def check(onnx_path: Path) -> None:
-    """`InputError` with the rules of explicit quantisation that a file breaks."""
+    """`InputError` with the rules of explicit quantization that a file breaks."""
     broken = lint(onnx_path)
     if broken:
         shown = "; ".join(str(v) for v in broken[:SHOWN]) + (
             f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         )
         raise InputError(
-            f"{onnx_path.name} breaks TensorRT's rules for quantised files: {shown}. Quantise "
+            f"{onnx_path.name} breaks TensorRT's rules for quantized files: {shown}. Quantize "
             "with target='tensorrt'"
         )
 

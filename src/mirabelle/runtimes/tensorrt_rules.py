@@ -1,4 +1,4 @@
-"""The written rules of explicit quantisation for TensorRT, checked on a Q/DQ file: `lint(path)`.
+"""The written rules of explicit quantization for TensorRT, checked on a Q/DQ file: `lint(path)`.
 Needs onnx alone.
 
 TensorRT's parser rejects some broken rules, and takes others for something else than was meant: an
@@ -27,7 +27,7 @@ from mirabelle.runtimes.tensorrt_graph import (
     weights_of,
 )
 
-# What TensorRT lets integers through: they commute with quantisation, or it has a kernel for them.
+# What TensorRT lets integers through: they commute with quantization, or it has a kernel for them.
 INTEGER_READERS = (
     *WEIGHTED,
     "Add",
@@ -181,15 +181,15 @@ def symmetric_weights(graph: Graph) -> Iterator[Violation]:
 
 
 def both_inputs(graph: Graph) -> Iterator[Violation]:
-    """A layer runs in int8 when its activation and its weight are both quantised."""
+    """A layer runs in int8 when its activation and its weight are both quantized."""
     for layer in graph.of(*WEIGHTED):
-        quantised = [graph.dequantized(name) is not None for name in layer.input[:2]]
-        if any(quantised) and not all(quantised):
-            missing = "activation" if not quantised[0] else "weight"
+        quantized = [graph.dequantized(name) is not None for name in layer.input[:2]]
+        if any(quantized) and not all(quantized):
+            missing = "activation" if not quantized[0] else "weight"
             yield Violation(
                 "both-inputs",
                 name_of(layer),
-                f"its {missing} is not quantised, the other is; quantise both or none",
+                f"its {missing} is not quantized, the other is; quantize both or none",
                 "accepts",
             )
 
@@ -208,9 +208,9 @@ def paired(graph: Graph) -> Iterator[Violation]:
             why = (
                 f"{others[0].op_type} reads its integers"
                 if others
-                else "nothing dequantises it"
+                else "nothing dequantizes it"
                 if not scales
-                else "it is dequantised with another scale"
+                else "it is dequantized with another scale"
             )
             yield Violation(
                 "pairs",
@@ -221,7 +221,7 @@ def paired(graph: Graph) -> Iterator[Violation]:
 
 
 def inputs_not_outputs(graph: Graph) -> Iterator[Violation]:
-    """What a layer gives is quantised only where integers are read: else it is rounded for
+    """What a layer gives is quantized only where integers are read: else it is rounded for
     nothing.
     """
     for node in graph.of("QuantizeLinear"):
@@ -250,7 +250,7 @@ def inputs_not_outputs(graph: Graph) -> Iterator[Violation]:
 
 def residual_sums(graph: Graph) -> Iterator[Violation]:
     """Of an addition's operands a layer's own result stays in float, so that the layer adds before
-    it rounds, and the other one is quantised.
+    it rounds, and the other one is quantized.
     """
     for node in graph.of("Add"):
         operands = [graph.maker(name) for name in node.input]
@@ -262,14 +262,14 @@ def residual_sums(graph: Graph) -> Iterator[Violation]:
             yield Violation(
                 "residual-sum",
                 name_of(node),
-                "it adds two layers' results, neither of them quantised; quantise one",
+                "it adds two layers' results, neither of them quantized; quantize one",
                 "accepts",
             )
         elif all(o.op_type == "DequantizeLinear" for o in operands) and any(rounded):
             yield Violation(
                 "residual-sum",
                 name_of(node),
-                "both operands are quantised, one right behind its layer; leave that one in float",
+                "both operands are quantized, one right after its layer; leave that one in float",
                 "accepts",
             )
 
@@ -290,7 +290,7 @@ def _layer_behind(graph: Graph, dequantize: Any) -> bool:
 
 
 def no_simulated_fusion(graph: Graph) -> Iterator[Violation]:
-    """Nothing is quantised between a layer and its BatchNorm or ReLU: TensorRT fuses these
+    """Nothing is quantized between a layer and its BatchNorm or ReLU: TensorRT fuses these
     itself.
     """
     for node in graph.of("QuantizeLinear"):
@@ -307,13 +307,13 @@ def no_simulated_fusion(graph: Graph) -> Iterator[Violation]:
             yield Violation(
                 "no-simulated-fusion",
                 name_of(node),
-                f"it stands between {name_of(maker)} and its {between[0]}; quantise behind that",
+                f"it stands between {name_of(maker)} and its {between[0]}; quantize after that",
                 "accepts",
             )
 
 
 def pooling_commutes(graph: Graph) -> Iterator[Violation]:
-    """Moving data and taking the largest keeps the grid: behind it the same scale stands as
+    """Moving data and taking the largest keeps the grid: after it the same scale stands as
     before.
     """
     for node in graph.of(*MOVES):

@@ -162,7 +162,7 @@ def reasons_for_dense(model: Any, graph: Any) -> list[str]:
 
 
 def _cluster(model: Any, graph: Any, start: Any) -> tuple[list[Any], list[str]]:
-    """The operators behind `start` up to the global mean, and the linear layer behind that; and
+    """The operators behind `start` up to the global mean, and the linear layer after that; and
     which of them have no sparse form.
     """
     readers: dict[int, list[Any]] = {}

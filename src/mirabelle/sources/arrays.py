@@ -104,7 +104,7 @@ def npz(path: Path, how: Preprocessing | None) -> Table:
 
 
 def _in_parts(arrays: dict[str, np.ndarray], how: Preprocessing | None, path: Path) -> Table:
-    """`x_train` and the like, one behind the other."""
+    """`x_train` and the like, one after the other."""
     inputs, targets, parts = [], [], []
     for name, array in arrays.items():
         kind, _, part = name.rpartition("_")
@@ -116,10 +116,10 @@ def _in_parts(arrays: dict[str, np.ndarray], how: Preprocessing | None, path: Pa
         targets.append(None if label is None else arrays[label])
     if not inputs:
         raise InputError(f"{path} holds {', '.join(arrays)}; expected inputs such as 'x_train'")
-    labelled = all(t is not None for t in targets)
+    labeled = all(t is not None for t in targets)
     try:
         whole = np.concatenate(inputs)
-        target = np.concatenate(targets) if labelled else None
+        target = np.concatenate(targets) if labeled else None
     except ValueError as error:
         raise InputError(f"{path}: its parts do not fit together ({error})") from None
     return _table({"": whole}, target, how, path, parts)

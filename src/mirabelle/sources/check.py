@@ -142,7 +142,7 @@ def _pictures(data: Data) -> tuple[list[np.ndarray], list[int] | None] | None:
             return None
         pixels.append(how.pixels_of(value))
         labels.append(label)
-    plain = test.labelled and all(isinstance(v, int) for v in labels)
+    plain = test.labeled and all(isinstance(v, int) for v in labels)
     return (pixels, labels if plain else None) if pixels else None
 
 

@@ -53,9 +53,9 @@ class Data:
     table: Table | None = None
 
     @property
-    def labelled(self) -> bool | None:
+    def labeled(self) -> bool | None:
         """None where only a look at the data says it."""
-        return None if self.table is None else self.table.labelled
+        return None if self.table is None else self.table.labeled
 
     def __str__(self) -> str:
         if self.table is None:
@@ -66,7 +66,7 @@ class Data:
             if isinstance(p := getattr(self.loaders, n), Samples)
         )
         kinds = f", {len(self.table.classes)} classes" if self.table.classes else ""
-        labels = kinds if self.table.labelled else ", without labels"
+        labels = kinds if self.table.labeled else ", without labels"
         return f"{self.name}: {len(self.table)} samples{labels} ({parts})"
 
 

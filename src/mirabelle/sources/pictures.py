@@ -87,21 +87,21 @@ def folder(path: Path, how: Preprocessing, classes: Sequence[str] | None) -> Tab
             f"{did_you_mean(strangers[0], known)}"
         )
     number = {name: i for i, name in enumerate(known)}
-    labelled = bool(names) and all(c is not None for _, c, _ in found)
-    if names and not labelled:
+    labeled = bool(names) and all(c is not None for _, c, _ in found)
+    if names and not labeled:
         stray = next(f for _, c, f in found if c is None)
         raise InputError(
             f"{path} holds folders of classes and pictures beside them, such as {stray.name}; "
             "move these into a class, or give a folder of pictures alone"
         )
     files = [f for _, _, f in found]
-    targets = [number[c] for _, c, _ in found if c is not None] if labelled else None
+    targets = [number[c] for _, c, _ in found if c is not None] if labeled else None
     return Table(
         Picture(files, targets, how),
         [str(f.relative_to(path)) for f in files],
-        labelled,
+        labeled,
         parts=[p for p, _, _ in found if p is not None] if parts else None,
-        classes=tuple(known) if labelled else (),
+        classes=tuple(known) if labeled else (),
     )
 
 

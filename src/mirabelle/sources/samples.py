@@ -32,7 +32,7 @@ class Table:
 
     read: Callable[[int], tuple[Any, Any]]
     names: Sequence[str]
-    labelled: bool
+    labeled: bool
     groups: Sequence[Any] | None = None
     parts: Sequence[str] | None = None
     classes: tuple[str, ...] = ()
@@ -61,8 +61,8 @@ class Samples:
         return -(-len(self.indices) // self.batch)
 
     @property
-    def labelled(self) -> bool:
-        return self.table.labelled
+    def labeled(self) -> bool:
+        return self.table.labeled
 
     def head(self, count: int) -> Samples:
         """The first `count` samples, in a fixed order."""
@@ -93,7 +93,7 @@ class Samples:
 
     def _stacked(self, found: list[tuple[Any, Any]]) -> Any:
         inputs = _joined([v for v, _ in found], self.table)
-        if not self.labelled:
+        if not self.labeled:
             return inputs
         targets = [t for _, t in found]
         plain = all(isinstance(t, (int, np.integer)) for t in targets)

@@ -118,7 +118,7 @@ def sparsify(
     allocation: `global` sorts the units of all layers together, `uniform` takes the same share of
     every layer, `erk` leaves small layers more.
     repair: `bn` re-estimates BatchNorm's statistics. `least-squares` first fits the weights that
-    are left, so that every layer gives what it gave before. Without data nothing is mended.
+    are left, so that every layer gives what it gave before. Without data nothing is repaired.
     rounds: each cut is smaller than the one before.
 
     A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for

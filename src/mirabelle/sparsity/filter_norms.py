@@ -17,7 +17,7 @@ def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Modul
     long as the weights that it has are in `original`.
 
     The few weights that are left of a filter take over for the others and grow, ten times and more
-    at 98 % zeros; an optimiser whose steps have a size of their own, as Adam's, then hardly moves
+    at 98 % zeros; an optimizer whose steps have a size of their own, as Adam's, then hardly moves
     them. BatchNorm divides a filter's outputs by their spread, so that its length is free (van
     Laarhoven 2017, section 2): running statistics follow it, and gamma makes up for what epsilon
     adds to them. Weights and statistics that are used twice, and filters of zeros, are left as they

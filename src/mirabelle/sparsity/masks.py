@@ -51,7 +51,7 @@ def enforce(model: nn.Module, pruned: Mapping[str, torch.Tensor]) -> None:
 
 def enforce_gradients(model: nn.Module, pruned: Mapping[str, torch.Tensor]) -> None:
     """Gradients of pruned weights become zero: they must not count in a norm that is clipped, nor
-    in the optimiser's averages.
+    in the optimizer's averages.
     """
     for name, mask in pruned.items():
         gradient = model.get_parameter(name).grad

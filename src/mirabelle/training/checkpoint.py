@@ -171,7 +171,7 @@ def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor
 def _load_optimizer(
     optim: torch.optim.Optimizer, plain: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Restores what the optimiser knows of each parameter: plain numbers, and tensors."""
+    """Restores what the optimizer knows of each parameter: plain numbers, and tensors."""
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in plain.items()}
     for key, value in tensors.items():
         index, _, name = key.partition("/")

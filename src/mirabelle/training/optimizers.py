@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, by name."""
+"""Optimizers and learning-rate schedules, by name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def learning_rate(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Vectors (biases, normalisation scales, quantisation steps) are not decayed; matrices and
+    """Vectors (biases, normalization scales, quantization steps) are not decayed; matrices and
     filters are.
     """
     trained = [p for p in model.parameters() if p.requires_grad]

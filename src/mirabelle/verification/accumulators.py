@@ -1,5 +1,5 @@
 """Values of a network that is executed with integers: on a grid, in accumulators, or still to be
-added or put behind one another.
+added or put one after another.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Quantized:
     grid: Grid
 
     @property
-    def centred(self) -> np.ndarray:
+    def centered(self) -> np.ndarray:
         return self.q - self.grid.zero_point
 
     def float(self) -> np.ndarray:
@@ -101,7 +101,7 @@ class Sum:
         if not (isinstance(a, Quantized) and isinstance(b, Quantized)):
             if fixed:
                 parts: list[tuple[np.ndarray, Any]] = [
-                    (v.centred, v.grid.scale) if isinstance(v, Quantized) else (v.q, v.scale)
+                    (v.centered, v.grid.scale) if isinstance(v, Quantized) else (v.q, v.scale)
                     for v in (a, b)
                 ]
                 return arithmetic.sum_fixed(parts, grid.scale, grid.zero_point, *limits)
@@ -111,9 +111,9 @@ class Sum:
             )
         if fixed:
             return arithmetic.add_fixed(
-                a.centred,
+                a.centered,
                 a.grid.scale,
-                b.centred,
+                b.centered,
                 b.grid.scale,
                 grid.scale,
                 grid.zero_point,
@@ -134,7 +134,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Parts:
-    """Tensors of integers that are put behind one another when the grid of the result is known."""
+    """Tensors of integers that are put one after another when the grid of the result is known."""
 
     parts: tuple[Quantized, ...]
     axis: int
@@ -143,7 +143,7 @@ class Parts:
         return np.concatenate([p.float() for p in self.parts], self.axis)
 
     def to(self, grid: Grid, fixed: bool) -> np.ndarray:
-        pairs = [(p.centred, p.grid.scale) for p in self.parts]
+        pairs = [(p.centered, p.grid.scale) for p in self.parts]
         return arithmetic.concatenate(
             pairs, self.axis, grid.scale, grid.zero_point, grid.low, grid.high, fixed
         )

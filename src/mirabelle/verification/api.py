@@ -54,7 +54,7 @@ def verify(
         nn.Module | Artifact | None, Doc("the float network that outputs are compared with")
     ] = None,
 ) -> Verification:
-    """Compares `artifact` with the quantised network that it was exported from, on the first
+    """Compares `artifact` with the quantized network that it was exported from, on the first
     `samples` inputs of `data`: float, simulation, integer reference and runtime, layer by layer.
 
     The runtime executes a copy of the artifact with the integers of every layer as outputs; each is
@@ -62,17 +62,17 @@ def verify(
     runtime's own integers before it, so that only its own departure is left, and causes are tried
     in turn: a fusion that leaves out a rounding, float arithmetic. Where this processor's kernels
     clip pairs of products at 16 bits (x86 without VNNI) the reference clips them, too, and
-    `Verification.saturated` counts what that changed: other departures are found behind it. The
+    `Verification.saturated` counts what that changed: other departures are found after it. The
     final outputs are compared on the artifact itself. Where the runtime's files cannot be edited,
     the layers' values come from a second file made from `model`, and are left out if that one gives
     other outputs than the artifact.
     original: by default `model` without its grids, which is the same until it is trained.
-    Raises `InputError` where `model` is not quantised or does not fit the artifact.
+    Raises `InputError` where `model` is not quantized or does not fit the artifact.
     """
     described = quantization(model)
     if described is None:
         raise InputError(
-            "verify needs the quantised network (mb.quantize); a float artifact can be compared "
+            "verify needs the quantized network (mb.quantize); a float artifact can be compared "
             "by mb.measure"
         )
     with (

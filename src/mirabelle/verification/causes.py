@@ -78,7 +78,7 @@ def diagnose_shipped(
     where there is no such site.
 
     alone(site): the site's integers where it is the only value added to the outputs. Found by
-    halving: what differs at one site differs behind it.
+    halving: what differs at one site differs after it.
     """
     order = list(seen)
     low, high, shipped = 0, len(order), None

@@ -95,7 +95,7 @@ def run_in_float(artifact: Artifact, batch: Batch, sites: Mapping[str, Site]) ->
 
 def _missing(artifact: Artifact, site: str) -> InputError:
     return InputError(
-        f"{artifact.path} holds no quantised value {site!r}; it was exported from another "
+        f"{artifact.path} holds no quantized value {site!r}; it was exported from another "
         "network, or from a float one"
     )
 
@@ -116,7 +116,7 @@ def _write_onnx(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
 
 
 def _write_openvino(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
-    """OpenVINO merges each pair of quantise and dequantise into one operator, so that the integers
+    """OpenVINO merges each pair of quantize and dequantize into one operator, so that the integers
     have no name in its files.
     """
     openvino = package()
@@ -136,7 +136,7 @@ def _write_openvino(artifact: Artifact, sites: list[str], path: Path) -> list[st
 
 
 def _write_litert(artifact: Artifact, sites: list[str], path: Path) -> list[str]:
-    """Adds dequantised copies of the tensors that bear the sites' names, channels first."""
+    """Adds dequantized copies of the tensors that bear the sites' names, channels first."""
     model = tflite.read(artifact.path.read_bytes())
     graph = model.subgraphs[0]
     tensors = {name: i for i, t in enumerate(graph.tensors) for name in t.name.decode().split(";")}

@@ -33,28 +33,28 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, We
 from mirabelle.verification.accumulators import Accumulated, Grid, Parts, Quantized, Sum
 
 Values = dict[fx.Node, Any]
-REQUANTISATIONS = {"float32": False, "fixed": True}
+REQUANTizATIONS = {"float32": False, "fixed": True}
 
 
 class IntegerReference:
-    """Runs a quantised network with integers. `floats` names the operators that ran in float for
+    """Runs a quantized network with integers. `floats` names the operators that ran in float for
     want of an integer form.
 
-    requantisation: `float32`, a factor for each channel as CPU runtimes have it, or `fixed`, a
+    requantization: `float32`, a factor for each channel as CPU runtimes have it, or `fixed`, a
     fixed-point multiplier and a shift.
     pairs: None for exact sums, or a name of `pair_sums.KERNELS`: sums of pairs are clipped to 16
     bits, as these do without VNNI.
     """
 
     def __init__(
-        self, model: fx.GraphModule, requantisation: str = "float32", pairs: str | None = None
+        self, model: fx.GraphModule, requantization: str = "float32", pairs: str | None = None
     ):
         if quantization(model) is None:
             raise InputError(
-                "the integer reference needs a quantised network; call mb.quantize first"
+                "the integer reference needs a quantized network; call mb.quantize first"
             )
         self.model = model
-        self.fixed = choose(requantisation, REQUANTISATIONS, "requantisation")
+        self.fixed = choose(requantization, REQUANTizATIONS, "requantization")
         self.pairs = (
             pairs if pairs is None else choose(pairs, pair_sums.KERNELS, "kernels with pairs")
         )
@@ -151,7 +151,7 @@ class IntegerReference:
                 x, q=arithmetic.max_pool2d(x.q, kernel, stride, padding, dilation, x.grid.low)
             )
         if name in ("adaptive_avg_pool2d", "mean") and over_space(node):
-            total = arithmetic.global_average(x.centred)
+            total = arithmetic.global_average(x.centered)
             return Accumulated(
                 total.reshape(total.shape[: node.meta["val"].ndim]),
                 np.float32(x.grid.scale / (x.q.shape[2] * x.q.shape[3])),
@@ -159,12 +159,12 @@ class IntegerReference:
         if name == "avg_pool2d" and _divides_evenly(node):
             kernel, stride, padding = _window(node)
             return Accumulated(
-                arithmetic.sum_pool2d(x.centred, kernel, stride, padding),
+                arithmetic.sum_pool2d(x.centered, kernel, stride, padding),
                 np.float32(x.grid.scale / math.prod(kernel)),
             )
         if name in PASSES or unpadded(node) is not None:
-            centred = torch.from_numpy(np.ascontiguousarray(x.centred))
-            moved = self._in_torch(node, {**values, source: centred})
+            centered = torch.from_numpy(np.ascontiguousarray(x.centered))
+            moved = self._in_torch(node, {**values, source: centered})
             return replace(x, q=np.asarray(moved) + x.grid.zero_point)
         return None
 
@@ -175,7 +175,7 @@ class IntegerReference:
         if isinstance(value, Quantized):
             if value.grid == grid:
                 return value
-            value = Accumulated(value.centred, np.float32(value.grid.scale))
+            value = Accumulated(value.centered, np.float32(value.grid.scale))
         if isinstance(value, (Accumulated, Sum, Parts)):
             return Quantized(value.to(grid, self.fixed), grid)
         return Quantized(
@@ -189,14 +189,14 @@ class IntegerReference:
         layer = layer_of(node)
         assert layer is not None
         quantizer = module(self.model, target_name(layer.weight), WeightQuantizer)
-        weight = quantizer.centred(values[layer.weight]).numpy()
+        weight = quantizer.centered(values[layer.weight]).numpy()
         scales = quantizer.scale.detach() * x.grid.scale
         bits = 64 if quantizer.bits > 8 or x.grid.high - x.grid.low > 255 else 32
         bias = None
         if layer.bias is not None:
             bias = bias_integers(values[layer.bias], scales).numpy()
         if isinstance(layer, Linear):
-            q = arithmetic.linear(x.centred, weight, bias, bits)
+            q = arithmetic.linear(x.centered, weight, bias, bits)
             return Accumulated(
                 self._clip(node, q, x, x.q - x.grid.low, weight.T, weight.shape[1]), scales.numpy()
             )
@@ -206,19 +206,19 @@ class IntegerReference:
     def _convolve(
         self, layer: Conv, x: Quantized, weight: np.ndarray, bias: np.ndarray | None, bits: int
     ) -> np.ndarray:
-        centred, flat = x.centred, layer.dimensions == 1
+        centered, flat = x.centered, layer.dimensions == 1
         if flat:  # a convolution over images of height 1
-            centred, weight = centred[:, :, None], weight[:, :, None]
+            centered, weight = centered[:, :, None], weight[:, :, None]
         stride, dilation = _pair(layer.stride, flat, 1), _pair(layer.dilation, flat, 1)
         padding = _pair([before for before, _ in layer.padding], flat, 0)
         if any(before != behind for before, behind in layer.padding):
             zeros = ((0, 0), *layer.padding) if flat else layer.padding
-            centred, padding = np.pad(centred, ((0, 0), (0, 0), *zeros)), (0, 0)
+            centered, padding = np.pad(centered, ((0, 0), (0, 0), *zeros)), (0, 0)
         groups = layer.groups
-        q = arithmetic.conv2d(centred, weight, bias, stride, padding, dilation, groups, bits)
+        q = arithmetic.conv2d(centered, weight, bias, stride, padding, dilation, groups, bits)
         if self.pairs and weight.shape[1] > 1:
             zero, kernel = x.grid.zero_point - x.grid.low, (weight.shape[2], weight.shape[3])
-            seen = arithmetic.patches(centred + zero, kernel, stride, padding, dilation, zero)
+            seen = arithmetic.patches(centered + zero, kernel, stride, padding, dilation, zero)
             q = self._clip_groups(layer.node, q, x, seen, weight, groups)
         return q[:, :, 0] if flat else q
 
@@ -303,7 +303,7 @@ def _rectified(x: Accumulated | Sum, bounds: tuple[float, float]) -> Accumulated
 
 
 def _has_integers(node: fx.Node) -> bool:
-    """Whether a layer's weight is quantised and its bias, if any, is a parameter."""
+    """Whether a layer's weight is quantized and its bias, if any, is a parameter."""
     bias = optional_argument(node, 2)
     return argument(node, 1).op == "call_module" and (
         bias is None or parameter_name(bias) is not None

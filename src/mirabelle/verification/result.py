@@ -50,7 +50,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One quantised layer in all of its four forms.
+    """One quantized layer in all of its four forms.
 
     max_off_by, exact, sqnr_db: the runtime against the integer reference: the largest difference in
     integer steps, the share of equal integers, signal to difference in decibels (None where they

@@ -1,4 +1,4 @@
-"""The values of a quantised network's sites in float: with its grids, and without."""
+"""The values of a quantized network's sites in float: with its grids, and without."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, Qu
 
 
 class _Watch(fx.Interpreter):
-    """Runs the graph and keeps what every site holds. rounded: on its grid; else quantisers let
+    """Runs the graph and keeps what every site holds. rounded: on its grid; else quantizers let
     everything through as it is.
     """
 

@@ -1,4 +1,4 @@
-"""Channels that can be rescaled, equalised, enlarged and smoothed, against numbers by hand."""
+"""Channels that can be rescaled, equalized, enlarged and smoothed, against numbers by hand."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_channels_are_found(name):
     assert found == FOUND[name]
 
 
-def test_what_reads_a_normalisation_is_found():
+def test_what_reads_a_normalization_is_found():
     found = scalable(captured(attention(), Batch((TOKENS[0],), {}, None)).graph)
     assert [({m.parameter for m in c.makers}, {r.parameter for r in c.readers}) for c in found] == [
         ({"ln1.weight", "ln1.bias"}, {"qkv.weight"}),
@@ -75,7 +75,7 @@ def test_what_reads_a_normalisation_is_found():
     ]
 
 
-def test_equalisation_by_hand():
+def test_equalization_by_hand():
     # Ranges made (8, 0.5) and read (2, 2): factors sqrt(8 / 2) = 2 and sqrt(0.5 / 2) = 0.5, after
     # which both sides are 4 and 1.
     network = captured(
@@ -99,7 +99,7 @@ def test_dead_channels_keep_their_scale():
 
 
 @pytest.mark.parametrize("name", ["residual", "grouped", "conv1d"])
-def test_equalisation_makes_both_sides_equal(name):
+def test_equalization_makes_both_sides_equal(name):
     model, x = build(name), batches(name, 1, 4)[0]
     network = captured(model, Batch((x,), {}, None))
     equalize(network, network, [])
@@ -109,7 +109,7 @@ def test_equalisation_makes_both_sides_equal(name):
         assert torch.allclose(channels.made_range(network), channels.read_range(network), rtol=0.01)
 
 
-def test_equalisation_saves_a_network_with_unequal_channels():
+def test_equalization_saves_a_network_with_unequal_channels():
     model, x = build("residual"), batches(count=2)
     with torch.no_grad():
         factors = torch.logspace(-1.5, 1.5, 16)
@@ -120,11 +120,11 @@ def test_equalisation_saves_a_network_with_unequal_channels():
             model.bn1.bias.mul_(factors),
             model.c2.weight.div_(factors.view(1, -1, 1, 1)),
         )
-        plain, mended = (
+        plain, repaired = (
             relative(model(x[0]), quantize(model, x, per_channel=False, repair=r)(x[0]))
             for r in (None, "equalize")
         )
-    assert mended < 0.5 * plain
+    assert repaired < 0.5 * plain
 
 
 def test_enlarging_by_hand_where_channels_are_mixed():
@@ -210,7 +210,7 @@ def test_smoothing_by_hand():
     # Channels reach 16 and 1, weights that read them 1 and 4: s = sqrt(16 / 1) = 4 and sqrt(1 / 4)
     # = 0.5.
     network = Network(lambda n, x: n.b(n.a(x)), a=nn.LayerNorm(2), b=nn.Linear(2, 3)).eval()
-    x = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # its own normalised form
+    x = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # its own normalized form
     with torch.no_grad():
         network.a.weight.copy_(torch.tensor([16.0, 1.0])), network.a.eps
         network.b.weight.copy_(torch.tensor([[1.0, 4.0], [-0.5, -1.0], [0.25, 0.0]]))
@@ -229,11 +229,11 @@ def test_smoothing_saves_a_transformer_with_large_channels():
     model = attention()
     with torch.no_grad():
         want = model(TOKENS[2])
-        plain, mended = (
+        plain, repaired = (
             relative(want, quantize(model, TOKENS[:2], threshold="absmax", repair=r)(TOKENS[2]))
             for r in (None, "smooth-quant")
         )
-    assert mended < 0.7 * plain
+    assert repaired < 0.7 * plain
 
 
 @pytest.mark.parametrize(

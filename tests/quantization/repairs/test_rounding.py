@@ -58,7 +58,7 @@ def test_rounding_is_learned_by_hand():
 
 
 def smooth(x):
-    """Neighbouring pixels are alike, as in images: errors of weights can make up for one another
+    """Neighboring pixels are alike, as in images: errors of weights can make up for one another
     only where inputs depend on one another.
     """
     return torch.nn.functional.interpolate(x[:, :, :4, :4], size=x.shape[2:], mode="bilinear")

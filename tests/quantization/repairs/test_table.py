@@ -53,7 +53,7 @@ def test_the_analytic_correction_by_hand():
         behind_batchnorm(),
         [torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(1))],
     )
-    q, mended = (quantize(model, data, weight_bits=2, repair=r) for r in (None, "bias-analytic"))
+    q, repaired = (quantize(model, data, weight_bits=2, repair=r) for r in (None, "bias-analytic"))
     quantizer = q.get_submodule("quantizers.b_weight")
     weight = q.get_parameter("b.weight")
     assert isinstance(quantizer, WeightQuantizer)
@@ -61,17 +61,17 @@ def test_the_analytic_correction_by_hand():
     # E[ReLU] of N(1, 0.5^2): 1 * Phi(2) + 0.5 * phi(2); of N(0, 2^2): 2 / sqrt(2 pi).
     expected = torch.tensor([0.97725 + 0.5 * 0.05399, 2 / math.sqrt(2 * math.pi)])
     assert torch.allclose(
-        q.get_parameter("b.bias") - mended.get_parameter("b.bias"), error @ expected, atol=1e-4
+        q.get_parameter("b.bias") - repaired.get_parameter("b.bias"), error @ expected, atol=1e-4
     )
     with torch.no_grad():  # the data is what BatchNorm says it is
-        means = [(model(data[0]) - n(data[0])).mean((0, 2, 3)).abs().max() for n in (q, mended)]
+        means = [(model(data[0]) - n(data[0])).mean((0, 2, 3)).abs().max() for n in (q, repaired)]
     assert means[1] < 0.25 * means[0]
 
 
 def test_the_analytic_correction_leaves_alone_what_it_knows_nothing_of():
     model, data = build("mean"), batches(count=1)
-    q, mended = (quantize(model, data, weight_bits=3, repair=r) for r in (None, "bias-analytic"))
-    assert all(torch.equal(a, mended.state_dict()[n]) for n, a in q.state_dict().items())
+    q, repaired = (quantize(model, data, weight_bits=3, repair=r) for r in (None, "bias-analytic"))
+    assert all(torch.equal(a, repaired.state_dict()[n]) for n, a in q.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_repairs_are_applied_in_a_sound_order():
 
 def test_unused_analytic_correction():
     network = captured(build("residual"), Batch((batches(count=1)[0],), {}, None))
-    correct_bias_analytically(network, network, [])  # nothing is quantised: nothing to correct
+    correct_bias_analytically(network, network, [])  # nothing is quantized: nothing to correct

@@ -1,4 +1,4 @@
-"""Sensitivity of layers, and leaving the fewest unquantised that keep the accuracy."""
+"""Sensitivity of layers, and leaving the fewest unquantized that keep the accuracy."""
 
 import pytest
 import torch
@@ -109,10 +109,10 @@ def test_fragile_layers_stay_in_float_and_no_others(layers):
 def test_labels_are_used_where_there_are_any(tmp_path):
     network, data = fragile(), batches(count=4)
     with torch.no_grad():
-        labelled = [
+        labeled = [
             (x, (network(x).argmax(1) + (torch.arange(len(x)) % 4 == 0)) % 5) for x in data
         ]  # a quarter is wrong
-    q = quantize(network, labelled, **OPTIONS, accuracy_drop=0.1, validation=labelled)
+    q = quantize(network, labeled, **OPTIONS, accuracy_drop=0.1, validation=labeled)
     found = quantization(q).fallback
     assert found.metric == "top1" and found.layers == ("a",) and found.drop <= 0.1
     mb.save(q, tmp_path)

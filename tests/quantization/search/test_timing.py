@@ -154,7 +154,7 @@ def test_real_files_are_timed(tmp_path, monkeypatch):
         ),
         (
             {"placement": "fastest", "runtime": "mnn"},
-            "'mnn' does not run quantised networks; choose one of onnxruntime",
+            "'mnn' does not run quantized networks; choose one of onnxruntime",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Fake quantisers against torch, ONNX and numbers worked out by hand."""
+"""Fake quantizers against torch, ONNX and numbers worked out by hand."""
 
 import hypothesis.strategies as st
 import numpy as np

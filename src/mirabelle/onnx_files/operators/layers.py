@@ -1,4 +1,4 @@
-"""Convolutions, products and normalisations."""
+"""Convolutions, products and normalizations."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Histogram:
     units.
 
     The reach is a power of two above every value. It doubles when a value falls outside:
-    neighbouring bins merge in pairs. Both the bins' edges and the arithmetic that finds a value's
+    neighboring bins merge in pairs. Both the bins' edges and the arithmetic that finds a value's
     bin are exact, so that the order of the data and its batches make no difference.
 
     axis: the dimension whose indices are channels, of which more is wanted: `channels`, the least
@@ -113,26 +113,26 @@ class Histogram:
         return self.low < 0
 
     def absolute(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bin centres and counts of the absolute value, over [0, reach]."""
+        """Bin centers and counts of the absolute value, over [0, reach]."""
         counts = self.counts[BINS:] + self.counts[:BINS][::-1]
         return (np.arange(BINS) + 0.5) * self.reach / BINS, counts
 
     def summary(self, bins: int = 96) -> dict:
         """For reports: counts over `bins` equal bins of [low, high], each bin of the histogram
-        counted where its centre falls.
+        counted where its center falls.
         """
         low, high = (
             (self.low, self.high) if self.high > self.low else (self.low - 0.5, self.high + 0.5)
         )
-        centres = (np.arange(2 * BINS) - BINS + 0.5) * self.reach / BINS
+        centers = (np.arange(2 * BINS) - BINS + 0.5) * self.reach / BINS
         counts, _ = np.histogram(
-            np.clip(centres, low, high), bins=bins, range=(low, high), weights=self.counts
+            np.clip(centers, low, high), bins=bins, range=(low, high), weights=self.counts
         )
         return {"low": low, "high": high, "counts": [int(c) for c in counts]}
 
 
 def _as_it_lies(values: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, int | None]:
-    """The values with their dimensions behind the first in the order in which they lie in memory,
+    """The values with their dimensions after the first in the order in which they lie in memory,
     and where `axis` has come.
     """
     order = (

@@ -1,4 +1,4 @@
-"""Calibration: what the tensors hold, and the quantisers that follow from it."""
+"""Calibration: what the tensors hold, and the quantizers that follow from it."""
 
 from __future__ import annotations
 

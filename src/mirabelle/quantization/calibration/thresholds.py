@@ -1,4 +1,4 @@
-"""Thresholds: where to clip, from a histogram of what is to be quantised.
+"""Thresholds: where to clip, from a histogram of what is to be quantized.
 
 `THRESHOLDS`, for symmetric grids: (histogram, levels) -> threshold. `levels` is the number of steps
 between 0 and the threshold: 127 for a signed byte, 255 for an unsigned one. Thresholds are in the
@@ -39,7 +39,7 @@ def percentile(histogram: Histogram, levels: int, share: float = 0.9999) -> floa
 
 
 def mse(histogram: Histogram, levels: int) -> float:
-    """The threshold that minimises the squared error of rounding and clipping together, of 512 in
+    """The threshold that minimizes the squared error of rounding and clipping together, of 512 in
     equal ratios from maximum / 64 to maximum.
 
     Rounding: step^2 / 12 for each value inside, which holds where values are spread over many
@@ -75,13 +75,13 @@ def _squared_errors(
     """
     bins = len(histogram.counts)
     width = 2 * histogram.reach / bins
-    centres = (np.arange(bins) - bins // 2 + 0.5) * width
+    centers = (np.arange(bins) - bins // 2 + 0.5) * width
     zero, one, two = (
-        np.concatenate([[0.0], np.cumsum(histogram.counts * centres**p)]) for p in (0, 1, 2)
+        np.concatenate([[0.0], np.cumsum(histogram.counts * centers**p)]) for p in (0, 1, 2)
     )
 
     def below(value: np.ndarray) -> np.ndarray:
-        """How many bins have their centre at `value` or below it."""
+        """How many bins have their center at `value` or below it."""
         return np.clip(np.floor(value / width + 0.5).astype(np.int64) + bins // 2, 0, bins)
 
     i, j, k, l = below(low), below(high), below(-step / 2), below(step / 2)  # noqa: E741
@@ -102,7 +102,7 @@ def _squared_errors(
 
 
 def entropy(histogram: Histogram, levels: int) -> float:
-    """The threshold whose quantised distribution diverges least from the clipped one
+    """The threshold whose quantized distribution diverges least from the clipped one
     (Kullback-Leibler).
 
     Migacz 2017 (8-bit inference with TensorRT): the clipped mass goes to the last bin of the
@@ -194,16 +194,16 @@ def _gauss_ratio(levels: float) -> float:
     return low
 
 
-def _mean_power(histogram: Histogram, power: int, centre: float) -> float:
-    """The mean of |x - centre|^power over the histogram, without the bins beside zero where the
-    centre is zero; 0 for a histogram of zeros.
+def _mean_power(histogram: Histogram, power: int, center: float) -> float:
+    """The mean of |x - center|^power over the histogram, without the bins beside zero where the
+    center is zero; 0 for a histogram of zeros.
     """
     bins = len(histogram.counts)
     counts = histogram.counts.astype(np.float64)
-    if centre == 0.0:
+    if center == 0.0:
         counts[bins // 2 - 1 : bins // 2 + 1] = 0
-    centres = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
-    return float((counts * np.abs(centres - centre) ** power).sum() / max(counts.sum(), 1.0))
+    centers = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
+    return float((counts * np.abs(centers - center) ** power).sum() / max(counts.sum(), 1.0))
 
 
 def rows_absmax(rows: torch.Tensor, levels: int) -> torch.Tensor:
@@ -252,7 +252,7 @@ def percentile_range(
 
 
 def mse_range(histogram: Histogram, steps: int) -> tuple[float, float]:
-    """The ends that minimise the squared error of rounding and clipping together, as for `mse`: the
+    """The ends that minimize the squared error of rounding and clipping together, as for `mse`: the
     best pair of 128 on either side, in equal ratios.
 
     The grid moves until zero is one of its values, and the error is that of the grid as moved.
@@ -305,8 +305,8 @@ def gauss_range(histogram: Histogram, steps: int) -> tuple[float, float]:
 
 def _around_mean(histogram: Histogram, reach: Callable[[float], float]) -> tuple[float, float]:
     bins = len(histogram.counts)
-    centres = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
-    mean = float((histogram.counts * centres).sum() / max(1, histogram.total))
+    centers = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
+    mean = float((histogram.counts * centers).sum() / max(1, histogram.total))
     return _inside(histogram, mean - reach(mean), mean + reach(mean))
 
 

@@ -1,4 +1,4 @@
-"""Q/DQ form for networks that came from ONNX files: the file itself, with quantise and dequantise
+"""Q/DQ form for networks that came from ONNX files: the file itself, with quantize and dequantize
 nodes put in and weights as integers.
 
 Everything else stays as it was: open dimensions, names, operators that nobody knows.
@@ -110,7 +110,7 @@ class _Splicer:
         site = argument(call, 0).name
         if site not in values:
             raise InputError(
-                f"{site} lies inside a node of the ONNX file and cannot be quantised there; "
+                f"{site} lies inside a node of the ONNX file and cannot be quantized there; "
                 "keep the layer that reads it in float"
             )
         value, place = values[site]
@@ -222,7 +222,7 @@ def _read(graph: Any) -> set[str]:
 
 
 def spliced(model: fx.GraphModule) -> tuple[ModelProto, list[str]]:
-    """The ONNX file that a quantised network was read from, in Q/DQ form, and the names of its
+    """The ONNX file that a quantized network was read from, in Q/DQ form, and the names of its
     sites in order; values are named as in `to_onnx`.
 
     Raises `InputError` where the grids are not those of files.

@@ -1,4 +1,4 @@
-"""From simulation to the form that PyTorch's own quantisation (PT2E) gives, which the converters of
+"""From simulation to the form that PyTorch's own quantization (PT2E) gives, which the converters of
 mobile runtimes read.
 """
 
@@ -27,7 +27,7 @@ def to_pt2e(model: fx.GraphModule, outputs: Sequence[str] = ()) -> tuple[fx.Grap
     only multiples of the accumulators' unit.
 
     uint8 grids are moved down by 128: the same values, as int8. outputs: sites whose integers
-    become outputs behind the network's own. Returns the graph and the names of the sites in the
+    become outputs after the network's own. Returns the graph and the names of the sites in the
     order of their quantize operators.
     """
     network, sites = in_integers(model, _quantized, _stored)
@@ -52,7 +52,7 @@ def _quantized(graph: fx.Graph, value: fx.Node, quantizer: ActivationQuantizer) 
 
 
 def _stored(network: fx.GraphModule, name: str, tensor: Stored) -> fx.Node:
-    """Weights as integers behind a dequantize operator, biases as the floats that theirs
+    """Weights as integers after a dequantize operator, biases as the floats that theirs
     stand for.
     """
     graph, values, (scales, zeros), name = (

@@ -57,7 +57,7 @@ def in_integers(
     mark: Callable[[fx.Graph, fx.Node, ActivationQuantizer], fx.Node],
     store: Callable[[fx.GraphModule, str, Stored], fx.Node],
 ) -> tuple[fx.GraphModule, list[str]]:
-    """The network with its quantisers replaced: those of activations by the nodes that `mark`
+    """The network with its quantizers replaced: those of activations by the nodes that `mark`
     makes, those of weights, and biases, by those of `store`, which gets their names. Returns it and
     the names of the sites in the order of their nodes.
     """
@@ -90,12 +90,12 @@ def in_integers(
 
 
 def check_exportable(model: fx.GraphModule) -> Quantization:
-    """The description of a quantised network that files can hold: activations of 8 bits, weights of
+    """The description of a quantized network that files can hold: activations of 8 bits, weights of
     at most 8. `InputError` for any other.
     """
     described = quantization(model)
     if described is None:
-        raise InputError("this network is not quantised; call mb.quantize first")
+        raise InputError("this network is not quantized; call mb.quantize first")
     layers = {f"quantizers.{s.node}": s.layer for s in described.sites}
     for name, quantizer in model.named_modules():
         if isinstance(quantizer, Quantizer) and (
@@ -105,13 +105,13 @@ def check_exportable(model: fx.GraphModule) -> Quantization:
             what = layers.get(name, name.removeprefix("quantizers."))
             raise InputError(
                 f"runtimes take activations of 8 bits and weights of at most 8, {what} has "
-                f"{quantizer.bits}; quantise the network with bits=8 to export it"
+                f"{quantizer.bits}; quantize the network with bits=8 to export it"
             )
     return described
 
 
 def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
-    """Whether a layer reads its weight through a quantiser."""
+    """Whether a layer reads its weight through a quantizer."""
     return (
         node.op == "call_function"
         and called(network, optional_argument(node, 1), WeightQuantizer) is not None
@@ -119,14 +119,14 @@ def is_contraction_of_quantized(node: fx.Node, network: fx.GraphModule) -> bool:
 
 
 def quantized_weight(network: fx.GraphModule, node: fx.Node) -> tuple[str, WeightQuantizer]:
-    """The parameter that a quantised layer's weight is, and its quantiser."""
+    """The parameter that a quantized layer's weight is, and its quantizer."""
     call = argument(node, 1)
     quantizer = module(network, target_name(call), WeightQuantizer)
     return target_name(argument(call, 0)), quantizer
 
 
 def stored_weight(network: fx.GraphModule, node: fx.Node) -> Stored:
-    """The weight of a quantised layer."""
+    """The weight of a quantized layer."""
     name, quantizer = quantized_weight(network, node)
     integers = quantizer.integers(get_tensor(network, name).detach())
     return Stored(
@@ -137,7 +137,7 @@ def stored_weight(network: fx.GraphModule, node: fx.Node) -> Stored:
 
 
 def stored_bias(network: fx.GraphModule, node: fx.Node) -> Stored | None:
-    """The bias of a quantised layer, if it has one, in units of its accumulators (input scale times
+    """The bias of a quantized layer, if it has one, in units of its accumulators (input scale times
     weight scale): it is added without rescaling.
     """
     if (name := parameter_name(optional_argument(node, 2))) is None:

@@ -1,1 +1,1 @@
-"""What mends a quantized network without labels."""
+"""What repairs a quantized network without labels."""

@@ -29,7 +29,7 @@ def correct_bias(
     network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
 ) -> None:
     """Empirical bias correction: to each layer's bias the mean, over the batches, of what the float
-    network's layer gives above the quantised one's.
+    network's layer gives above the quantized one's.
 
     In the order of execution, so that each layer sees those before it corrected. Nagel et al. 2019,
     section 4.2 and appendix D.

@@ -74,7 +74,7 @@ class Maker:
 @dataclass(frozen=True)
 class Reader:
     """A weight (outputs, inputs / groups, ...) that reads the channels. repeat: consecutive inputs
-    that one channel takes, behind a flatten.
+    that one channel takes, after a flatten.
     """
 
     parameter: str
@@ -118,7 +118,7 @@ class Channels:
 
     def made_range(self, network: nn.Module) -> torch.Tensor:
         """(C,) the largest absolute weight of the layers that make each channel; biases and
-        normalisations do not count.
+        normalizations do not count.
         """
         return torch.stack(
             [
@@ -135,8 +135,8 @@ class Channels:
         ]
 
     @property
-    def normalised(self) -> bool:
-        """Whether normalisations alone make them."""
+    def normalized(self) -> bool:
+        """Whether normalizations alone make them."""
         return not any(is_contraction(m.node) for m in self.makers)
 
     def scale(self, network: nn.Module, factors: torch.Tensor) -> None:
@@ -337,7 +337,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _affine(norm: Norm) -> list[fx.Node] | None:
-    """The nodes of a normalisation's scale and, where there is one, its shift; None where it has no
+    """The nodes of a normalization's scale and, where there is one, its shift; None where it has no
     scale, which alone can divide its channels, or one of the two is no parameter.
     """
     if norm.weight is None:

@@ -104,9 +104,9 @@ def learn_rounding(
 ) -> None:
     """Rounds every weight up or down, in place, layer by layer in the order of execution.
 
-    For each layer the squared difference is minimised between what it gives in the float network on
-    the float network's values and what it gives with rounded weights on the quantised network's
-    values, both behind the rectifier if there is one, plus a pressure to decide that grows sharper.
+    For each layer the squared difference is minimized between what it gives in the float network on
+    the float network's values and what it gives with rounded weights on the quantized network's
+    values, both after the rectifier if there is one, plus a pressure to decide that grows sharper.
     Weights become values of their grid. Nagel et al. 2020 (AdaRound), eqs. 21 to 25. The error is
     measured in units of that of rounding to the nearest, so that the pressure means the same for
     every layer.
@@ -171,7 +171,7 @@ def _error_of_nearest(rounded: Rounded, rows: torch.Tensor, targets: torch.Tenso
 
 
 class _Objective:
-    """The error in units of that of rounding to the nearest, and behind the warm-up the pressure to
+    """The error in units of that of rounding to the nearest, and after the warm-up the pressure to
     decide. It counts its own calls: one for each step.
     """
 

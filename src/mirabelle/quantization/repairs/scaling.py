@@ -28,7 +28,7 @@ DEVIATIONS = 4.0  # of BatchNorm's: so far a channel is expected to reach in any
 
 
 def equalize(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]) -> None:
-    """Cross-layer equalisation: channels are rescaled until the weights that make each have the
+    """Cross-layer equalization: channels are rescaled until the weights that make each have the
     range of those that read it. The network's output stays the same.
 
     For a channel i made with weights up to r1 and read with weights up to r2 the factor is sqrt(r1
@@ -52,14 +52,14 @@ def equalize(network: fx.GraphModule, reference: fx.GraphModule, batches: Sequen
 def smooth_quant(
     network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
 ) -> None:
-    """SmoothQuant: channels behind a normalisation are divided by s where the normalisation scales
+    """SmoothQuant: channels after a normalization are divided by s where the normalization scales
     them, and their readers' weights multiplied. The output stays the same.
 
     s = max|x|^a / max|w|^(1 - a) for each channel, a = 0.5, over the batches and the weights that
     read it: transformers have channels far larger than the others, for which a tensor's single step
     is too coarse. Xiao et al. 2023, eq. 4.
     """
-    channels = [c for c in scalable(network.graph) if c.normalised]
+    channels = [c for c in scalable(network.graph) if c.normalized]
     peaks = _peaks(network, [c.readers[0] for c in channels], batches)
     for c in channels:
         x, w = peaks[c.readers[0].source].amax(0), c.read_range(network)
@@ -69,7 +69,7 @@ def smooth_quant(
 def equalize_activations(
     network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch]
 ) -> None:
-    """Channels are enlarged towards the largest of their tensor, and the weights that read them
+    """Channels are enlarged toward the largest of their tensor, and the weights that read them
     made smaller, so that the tensor's one step suits them all.
 
     A channel that reaches m, of the M that the largest reaches on the batches, is multiplied by M /

@@ -1,4 +1,4 @@
-"""A quantised network and the float one that it came from, run side by side, layer by layer."""
+"""A quantized network and the float one that it came from, run side by side, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mirabelle.quantization.forms.qdq import is_contraction_of_quantized
 
 @dataclass(frozen=True)
 class Reached:
-    """A quantised layer that both networks have reached. inputs: what it reads in the quantised
+    """A quantized layer that both networks have reached. inputs: what it reads in the quantized
     network, for each batch. targets: what it gives in the float one.
 
     What is changed in the layer's weight and bias before the next layer is asked for is what the
@@ -32,7 +32,7 @@ class Reached:
     network: fx.GraphModule
 
     def outputs(self) -> Iterator[torch.Tensor]:
-        """What the layer gives in the quantised network, with its weights as they are now."""
+        """What the layer gives in the quantized network, with its weights as they are now."""
         source = argument(self.node, 0)
         yield from _calls(self.node, [{source: x} for x in self.inputs], self.network)
 
@@ -40,8 +40,8 @@ class Reached:
 def side_by_side(
     network: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Batch], what: str
 ) -> Iterator[Reached]:
-    """Runs `network` (quantised) and `reference` (its float graph, with nodes of the same names)
-    over the batches, and stops at each quantised layer.
+    """Runs `network` (quantized) and `reference` (its float graph, with nodes of the same names)
+    over the batches, and stops at each quantized layer.
 
     Each operator runs once for each batch and network, so the whole costs two forward passes; in
     exchange what is alive at a layer is held for all batches.
@@ -88,7 +88,7 @@ def side_by_side(
 
 
 def _last_readers(network: fx.GraphModule, names: dict[str, fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For each node of the quantised graph that the float graph has too, the node of the quantised
+    """For each node of the quantized graph that the float graph has too, the node of the quantized
     graph at which its float value is read last.
     """
     found: dict[fx.Node, fx.Node] = {}
@@ -100,7 +100,7 @@ def _last_readers(network: fx.GraphModule, names: dict[str, fx.Node]) -> dict[fx
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Parameters, and their quantisers: these are computed when they are read, so that a change is
+    """Parameters, and their quantizers: these are computed when they are read, so that a change is
     seen.
     """
     return node.op == "get_attr" or (
@@ -111,7 +111,7 @@ def _is_constant(node: fx.Node) -> bool:
 def _calls(
     node: fx.Node, batches: Sequence[dict[fx.Node, Any]], network: fx.GraphModule
 ) -> Iterator[Any]:
-    """What the node gives for the values of each batch. Parameters, quantised where they are, are
+    """What the node gives for the values of each batch. Parameters, quantized where they are, are
     read once for all of them.
     """
     constants = {n: _constant(n, network) for n in node.all_input_nodes if _is_constant(n)}

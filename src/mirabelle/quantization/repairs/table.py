@@ -44,7 +44,7 @@ def suitable(network: fx.GraphModule) -> list[str]:
     scaling = []
     if any(c.weights for c in scalable(network.graph, clipped=True)):
         scaling.append("equalize-activations")
-    if any(c.normalised for c in scalable(network.graph)):
+    if any(c.normalized for c in scalable(network.graph)):
         scaling.append("smooth-quant")
     return [*scaling, "bias-means"]
 

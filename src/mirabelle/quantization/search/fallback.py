@@ -1,4 +1,4 @@
-"""Which layers quantisation hurts, and leaving the fewest of them unquantised that keep the
+"""Which layers quantization hurts, and leaving the fewest of them unquantized that keep the
 accuracy within a limit.
 """
 
@@ -34,7 +34,7 @@ FEW = 64  # samples on which layers are compared
 
 
 class Switchboard:
-    """A quantised network whose layers can be quantised one at a time. reference: its float graph,
+    """A quantized network whose layers can be quantized one at a time. reference: its float graph,
     with parameters of the same names.
     """
 
@@ -46,7 +46,7 @@ class Switchboard:
         weights = weight_keys(reference, described.keep)
         self.needs: dict[
             str, set[str]
-        ] = {}  # by weight: the quantisers of what its layers read, of itself and of what they give
+        ] = {}  # by weight: the quantizers of what its layers read, of itself and of what they give
         for node in contractions(reference.graph, described.keep):
             weight = weight_name(node)
             ends = {sites[n.name] for n in (layer_input(node), tail(node)) if n.name in sites}
@@ -54,12 +54,12 @@ class Switchboard:
 
     @contextmanager
     def only(self, weight: str | None) -> Iterator[fx.GraphModule]:
-        """The network with only the layers of this weight quantised. Everything else is the float
+        """The network with only the layers of this weight quantized. Everything else is the float
         network's, biases too: what repairs made of those makes up for layers that are in float now.
         """
         working = self.needs[weight] if weight is not None else ()
         state = self.network.state_dict()
-        mended = {n: t.clone() for n, t in state.items()}
+        repaired = {n: t.clone() for n, t in state.items()}
         try:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = name in working
@@ -68,7 +68,7 @@ class Switchboard:
                     state[name].copy_(exact)
             yield self.network
         finally:
-            for name, tensor in mended.items():
+            for name, tensor in repaired.items():
                 state[name].copy_(tensor)
             for quantizer in self.quantizers.values():
                 quantizer.enabled = True
@@ -102,7 +102,7 @@ def sensitivities(
     network: fx.GraphModule, reference: fx.GraphModule, data: Iterable[Batch]
 ) -> dict[str, float | None]:
     """By weight, the most sensitive first: the float output over what changes in it, in dB, when
-    the layers of this weight alone are quantised.
+    the layers of this weight alone are quantized.
 
     On the first FEW samples of `data`; no labels are needed. None where nothing changes.
     """
@@ -122,14 +122,14 @@ class Judge:
 
     def __init__(self, model: nn.Module, validation: Iterable, metric: Metric):
         self.model, self.validation, self.given = model, validation, metric
-        self.labelled = (
+        self.labeled = (
             next(iter(batches(validation, 1, what="the validation data"))).target is not None
         )
         self.scores = self._scores(model)
         self.metric = self.scores.metric
 
     def _scores(self, network: nn.Module) -> Scores:
-        if self.labelled:
+        if self.labeled:
             return scores_of(predictor(network), self.validation, self.given, "validating")
         ours, theirs = predictor(network), predictor(self.model)
         same = [same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
@@ -181,7 +181,7 @@ def within(
     """The network with the fewest layers fallen back, in the order of their sensitivity, whose
     metric falls by at most `limit`.
 
-    model: the float network. network: quantised, repaired. reference: its float graph. fallen_back:
+    model: the float network. network: quantized, repaired. reference: its float graph. fallen_back:
     weights -> the network with their layers in `precision`, repaired.
     data: for the sensitivities. Raises `InputError` where nothing would be left.
     """

@@ -21,7 +21,7 @@ def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
     scaling: list[tuple[str, ...]] = [()]
     if any(c.weights for c in scalable(network.graph, clipped=True)):
         scaling.append(("equalize-activations",))
-    if any(c.normalised for c in scalable(network.graph)):
+    if any(c.normalized for c in scalable(network.graph)):
         scaling.append(("smooth-quant",))
     return [(*s, *b) for s in scaling for b in ((), ("bias-means",), ("bias",))]
 
@@ -33,7 +33,7 @@ def best_repairs(
 ) -> list[str]:
     """The combination with the least squared error of the outputs.
 
-    network: the captured float network. attempt: (repairs, batches) -> the network quantised with
+    network: the captured float network. attempt: (repairs, batches) -> the network quantized with
     these. Tried with all batches but those that hold the last FEW or the last quarter of the
     samples, whichever are fewer, and compared on these; with a single batch on that itself.
     """

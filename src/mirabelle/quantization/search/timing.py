@@ -33,7 +33,7 @@ FINEST = 4  # placements tried between none and all of the chains in float
 
 
 def file_of(network: nn.Module, example: Batch, folder: Path, runtime: str) -> Artifact:
-    """The network, float or quantised, as a file of `runtime` with one thread, for one sample: to
+    """The network, float or quantized, as a file of `runtime` with one thread, for one sample: to
     be timed.
     """
     described, source = quantization(network), source_of(network)
@@ -86,7 +86,7 @@ class Chain:
 
 
 def chains(graph: fx.Graph, sites: Sequence, keep: Sequence[str] = ()) -> list[Chain]:
-    """The quantised layers in chains, in the order of execution."""
+    """The quantized layers in chains, in the order of execution."""
     integer = integer_nodes(graph, sites, keep)
     parent = {n: n for n in integer}
 
@@ -123,7 +123,7 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
     """The placement that is fastest on `runtime`, with one sample on one thread: which layers stay
     in float.
 
-    Both files, in float and with all layers quantised, are profiled. A chain's loss is what its
+    Both files, in float and with all layers quantized, are profiled. A chain's loss is what its
     layers and the conversions around it take above its layers in float. The
     chains that lose most stay in float: as many as turn out fastest in whole files, timed in turn
     with the float file. Single layers that lose are tried as well.
@@ -145,7 +145,7 @@ def fastest(model: nn.Module, calibrated: Calibrated, example: Batch, runtime: s
         raise InputError(
             f"of {len(tried)} placements none is faster than float on {runtime}: the best takes "
             f"{tried[best]['ratio']:.2f} of its time; "
-            "leave this network in float on this machine, or quantise it for its size with "
+            "leave this network in float on this machine, or quantize it for its size with "
             "placement='all'"
         )
     milliseconds = {
@@ -171,7 +171,7 @@ class _Trials:
         self.found: dict[tuple[str, ...], dict[str, float]] = {}
 
     def layers(self) -> dict[str, LayerRow]:
-        """By layer, what it takes in float and with everything quantised."""
+        """By layer, what it takes in float and with everything quantized."""
         arrays, named = one_sample(self.example)
         return {r.layer: r for r in compare_layers(self.base, self.whole, *arrays, **named)}
 

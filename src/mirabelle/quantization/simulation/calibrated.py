@@ -1,4 +1,4 @@
-"""From a calibrated float network to a quantised one: any layers of it, in any precision."""
+"""From a calibrated float network to a quantized one: any layers of it, in any precision."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from mirabelle.sparsity import masks
 class Calibrated:
     """A captured float network and what calibration saw in it.
 
-    described: how it is to be quantised; its sites, float operators and what else depends on the
+    described: how it is to be quantized; its sites, float operators and what else depends on the
     layers are filled in by `quantized`. histograms: by node.
-    choose, choose_weight: the rules for thresholds. meta: what the quantised network is to remember
+    choose, choose_weight: the rules for thresholds. meta: what the quantized network is to remember
     besides. sparse: its weights that are marked as sparse (`sparsify.masks`).
     """
 
@@ -48,8 +48,8 @@ class Calibrated:
     def quantized(
         self, keep: tuple[str, ...] = (), precision: Mapping[str, int] | None = None
     ) -> fx.GraphModule:
-        """Quantised but for the layers that `keep` names beside those kept anyway. precision: bits
-        by the name of a quantiser, where these are others.
+        """Quantized but for the layers that `keep` names beside those kept anyway. precision: bits
+        by the name of a quantizer, where these are others.
         """
         bits = dict(precision or {})
         d = replace(self.described, keep=(*self.described.keep, *keep), precision=bits)
@@ -112,7 +112,7 @@ class Calibrated:
         }
 
     def fallen_back(self, weights: Sequence[str], precision: str | int) -> fx.GraphModule:
-        """Quantised, with the layers of these weights in float, or with what they read and their
+        """Quantized, with the layers of these weights in float, or with what they read and their
         weights in `precision` bits.
         """
         if precision == "float":

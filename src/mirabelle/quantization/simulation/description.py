@@ -1,4 +1,4 @@
-"""How a network was quantised."""
+"""How a network was quantized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DESCRIPTION = "quantization"  # the key in a network's `meta`
 @dataclass(frozen=True)
 class Sensitivity:
     """One layer's: sqnr_db is the float network's output over what changes in it when this layer
-    alone is quantised (None where nothing does).
+    alone is quantized (None where nothing does).
     """
 
     layer: str
@@ -28,7 +28,7 @@ class Fallback:
 
     metric: `agreement` with the float network's classes where the validation data has no labels. n:
     its samples. drop, interval: of the network as it is, paired, with its 95 % interval;
-    all_quantized: the drop with every layer quantised. precision: what layers fall back to, `float`
+    all_quantized: the drop with every layer quantized. precision: what layers fall back to, `float`
     or a number of bits; layers: those that did, the most sensitive first. sensitivity: of all
     layers, the most sensitive first. milliseconds: of one call with one sample on one thread of
     `runtime`: `float`, `all_quantized` and `fallback`, timed in turn; None where nothing fell back,
@@ -76,12 +76,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a network was quantised: all that is needed to build its structure again, but the
+    """How a network was quantized: all that is needed to build its structure again, but the
     numbers, which are its state.
 
     inputs: name ('' for a positional one), shape and dtype of each part of the example that it was
     captured with.
-    precision: bits by the name of the quantiser, for those that have others than `bits` and
+    precision: bits by the name of the quantizer, for those that have others than `bits` and
     `weight_bits`.
     keep: modules and parameters whose layers stay in float because that was asked for. repair:
     names of `REPAIRS`, in the order in which they were applied.
@@ -140,13 +140,13 @@ class Quantization:
 
 
 def quantization(model: object) -> Quantization | None:
-    """The description of a quantised network; None for any other."""
+    """The description of a quantized network; None for any other."""
     found = model.meta.get(DESCRIPTION) if isinstance(model, fx.GraphModule) else None
     return found if isinstance(found, Quantization) else None
 
 
 def described_of(model: fx.GraphModule) -> Quantization:
-    """The description of a network that is known to be quantised."""
+    """The description of a network that is known to be quantized."""
     found = quantization(model)
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""The graph of a quantised network: captured, with quantisers in it, and built again from its
+"""The graph of a quantized network: captured, with quantizers in it, and built again from its
 description.
 """
 
@@ -94,7 +94,7 @@ def takes_any_batch(network: fx.GraphModule) -> bool:
 
 
 def weight_keys(network: fx.GraphModule, keep: Iterable[str] = ()) -> dict[str, str]:
-    """The parameter that is the weight of each layer to be quantised -> the name of its quantiser:
+    """The parameter that is the weight of each layer to be quantized -> the name of its quantizer:
     that of its first node.
 
     Names of nodes are unique in the graph, which parameter paths with their dots replaced are not.
@@ -113,7 +113,7 @@ def insert(
     weights: Mapping[str, WeightQuantizer],
     described: Quantization,
 ) -> fx.GraphModule:
-    """Puts the quantisers into the graph: behind each site, and between each weight and its layer.
+    """Puts the quantizers into the graph: after each site, and between each weight and its layer.
     activations: by node. weights: by `weight_keys`' names.
     """
     by_name = {n.name: n for n in network.graph.nodes}
@@ -159,7 +159,7 @@ def activation_grid(bits: int, target: Target) -> tuple[int, int]:
 
 
 def example_of(described: dict[str, Any]) -> Batch:
-    """Zeros of the shapes and types that a quantised network was captured with."""
+    """Zeros of the shapes and types that a quantized network was captured with."""
     zeros = [
         (name, torch.zeros(shape, dtype=getattr(torch, dtype)))
         for name, shape, dtype in Quantization.from_dict(described).inputs
@@ -170,7 +170,7 @@ def example_of(described: dict[str, Any]) -> Batch:
 
 
 def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
-    """The structure of a quantised network, from its float network (of the pruned sizes) and
+    """The structure of a quantized network, from its float network (of the pruned sizes) and
     `Quantization.to_dict()`.
 
     The numbers come with its state.
@@ -181,7 +181,7 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
         s.node for s in found.sites
     ]:
         raise InputError(
-            "this network has other layers than the one that was quantised; build the same one"
+            "this network has other layers than the one that was quantized; build the same one"
         )
     goal = TARGETS[found.target]
     activations = {

@@ -75,7 +75,7 @@ def unpadded(node: fx.Node) -> fx.Node | None:
 
 
 def layer_input(node: fx.Node) -> fx.Node:
-    """What a layer reads, before a padding that it can do itself: the value that is quantised for
+    """What a layer reads, before a padding that it can do itself: the value that is quantized for
     it.
     """
     source = argument(node, 0)

@@ -1,4 +1,4 @@
-"""Placement: which values of a captured graph are quantised, so that runtimes can fuse every layer
+"""Placement: which values of a captured graph are quantized, so that runtimes can fuse every layer
 into one integer kernel.
 """
 
@@ -34,7 +34,7 @@ from mirabelle.quantization.targets import TARGETS, Target
 
 @dataclass(frozen=True)
 class Site:
-    """A value that is quantised. node: its name in the graph. layer: the module path (and operator)
+    """A value that is quantized. node: its name in the graph. layer: the module path (and operator)
     that people know it by.
 
     source: the name of the site whose grid it shares, or None for a grid of its own.
@@ -60,7 +60,7 @@ def layer_name(node: fx.Node) -> str:
 
 
 def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
-    """The layers that are quantised: those whose weight is a parameter, without those that `keep`
+    """The layers that are quantized: those whose weight is a parameter, without those that `keep`
     names by module or parameter.
     """
     return [n for n in graph.nodes if is_contraction(n) and not is_kept(n, keep)]
@@ -158,11 +158,11 @@ def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x
     """The sites in order of execution.
 
     The inputs of every convolution and linear layer. Where the target rounds what convolutions
-    give: their outputs, after the rectifier, and additions whose operands are both quantised; where
+    give: their outputs, after the rectifier, and additions whose operands are both quantized; where
     it adds before it rounds: the operand of an addition that no convolution hands over directly.
-    Averages over space of quantised values.
+    Averages over space of quantized values.
     Where the target multiplies them as integers: the queries and keys of attention, as far as they
-    come from quantised layers. Data movement keeps the grid of what it moves. A value that only
+    come from quantized layers. Data movement keeps the grid of what it moves. A value that only
     floats read is left in float, and so are the layers that `keep` names and whatever no rule
     names.
     """
@@ -175,7 +175,7 @@ def place(graph: fx.Graph, keep: Iterable[str] = (), target: Target = TARGETS["x
 
 
 class _Sites:
-    """The sites of a graph whose nodes are visited in order. layers: those that are quantised."""
+    """The sites of a graph whose nodes are visited in order. layers: those that are quantized."""
 
     def __init__(self, layers: Iterable[fx.Node], keep: Iterable[str], target: Target):
         self.layers, self.keep, self.target = set(layers), keep, target

@@ -1,4 +1,4 @@
-"""Simulated quantisation: float tensors that hold only values of an integer grid, with gradients
+"""Simulated quantization: float tensors that hold only values of an integer grid, with gradients
 for training.
 
 Everything here computes in float32 whatever autocast says: a grid of 256 steps does not fit
@@ -144,7 +144,7 @@ class WeightQuantizer(Quantizer):
         )
         return found.clamp(self.low, self.high).to(torch.int8 if self.high < 128 else torch.int16)
 
-    def centred(self, weight: torch.Tensor) -> torch.Tensor:
+    def centered(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight in steps: its integers without the zero points, int32."""
         return self.integers(weight).int() - self._spread(self.offset, weight).int()
 

@@ -1,4 +1,4 @@
-"""What a quantised network's report shows: every tensor's distribution, its threshold, and what
+"""What a quantized network's report shows: every tensor's distribution, its threshold, and what
 rounding costs it.
 """
 
@@ -20,11 +20,11 @@ from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, We
 
 
 def describe_tensors(model: fx.GraphModule) -> list[dict[str, Any]]:
-    """One dict for each quantised activation (where the calibration's histograms are at hand) and
+    """One dict for each quantized activation (where the calibration's histograms are at hand) and
     each weight.
 
     threshold, maximum, scale: in the tensor's units; for weights, lists over output channels of
-    threshold and scale. sqnr_db: the tensor's signal over the error of quantising it, from the
+    threshold and scale. sqnr_db: the tensor's signal over the error of quantizing it, from the
     histogram for activations, exact for weights (None where these are values of the grid already,
     as after learned rounding).
     histogram: counts over equal bins of [low, high]. For activations also rule, what chose the
@@ -60,11 +60,11 @@ def _decibels(signal: float, noise: float) -> float | None:
 def _rounding(histogram: Histogram, scale: float, zero: int, low: int, high: int) -> float | None:
     """What a grid leaves of the signal, in dB, from the histogram."""
     bins = len(histogram.counts)
-    centres = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
-    rounded = (np.clip(np.rint(centres / scale) + zero, low, high) - zero) * scale
+    centers = (np.arange(bins) - bins // 2 + 0.5) * (2 * histogram.reach / bins)
+    rounded = (np.clip(np.rint(centers / scale) + zero, low, high) - zero) * scale
     return _decibels(
-        float((histogram.counts * centres**2).sum()),
-        float((histogram.counts * (centres - rounded) ** 2).sum()),
+        float((histogram.counts * centers**2).sum()),
+        float((histogram.counts * (centers - rounded) ** 2).sum()),
     )
 
 

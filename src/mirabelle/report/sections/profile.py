@@ -87,20 +87,20 @@ def reconciled(report: dict, runtime: str) -> list[dict]:
 
 
 def layer_times(rows: list[dict]) -> list[dict]:
-    """Rows for `charts.bars`: milliseconds of each layer before and after, int8 in a colour of its
+    """Rows for `charts.bars`: milliseconds of each layer before and after, int8 in a color of its
     own.
     """
     found = []
     for row in rows:
         name, bars = str(row.get("layer") or ""), []
         after = "s2" if row.get("int8") else "s1"
-        for side, colour in (("before", "before"), ("after", after)):
+        for side, color in (("before", "before"), ("after", after)):
             ms, share = number(row.get(f"{side}_ms")), number(row.get(f"{side}_share"))
             of = "" if share is None else f", {100 * share:.0f}{NBSP}% of the call"
             bars.append(
                 {
                     "value": ms,
-                    "class": colour,
+                    "class": color,
                     "title": f"{name} {side}: {units.milliseconds(ms)}{of}",
                 }
             )

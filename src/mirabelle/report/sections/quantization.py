@@ -24,7 +24,7 @@ from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
 CLIPPING = (
-    "Grey: the tensor's values. Columns: the steps that they are rounded to, as high as what "
+    "Gray: the tensor's values. Columns: the steps that they are rounded to, as high as what "
     "falls to each; orange: what saturates at an end. "
     "With the threshold (dashed) inside, steps are finer where the values are. The tensor that "
     "gained most."

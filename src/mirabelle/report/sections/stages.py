@@ -61,7 +61,7 @@ def _megabytes(size: Any) -> float | None:
 
 
 def show_axis(report: dict) -> Callable[[float], str]:
-    """How the metric's axis is labelled: in percent where it is a share."""
+    """How the metric's axis is labeled: in percent where it is a share."""
     if is_share(report):
         return lambda v: f"{100 * v:.4g}{NBSP}%"
     return lambda v: units.digits(v, 4)

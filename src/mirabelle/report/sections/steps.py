@@ -53,7 +53,7 @@ def waterfall_rows(
         took = timings.get(str(stage.get("name")))
         cost = f" in {units.seconds(took)}" if number(took) is not None else ""
         value = f"{show(before)} → {show(after)} ({sign}{show(abs(change))})".replace("-", "−")
-        colour = "before" if not change else "s2" if change * better > 0 else "s1"
+        color = "before" if not change else "s2" if change * better > 0 else "s1"
         row = {"name": name + cost, "value": value, "start": before, "end": after}
-        rows.append({**row, "class": colour})
+        rows.append({**row, "class": color})
     return rows

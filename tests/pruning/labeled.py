@@ -1,16 +1,16 @@
-"""Small networks with labelled data, and their scores."""
+"""Small networks with labeled data, and their scores."""
 
 import torch
 from torch import nn
 
 from mirabelle.base.data import as_batch
-from mirabelle.channels.groups import Group, analyse
+from mirabelle.channels.groups import Group, analyze
 from mirabelle.pruning.criteria import CRITERIA, group_scores
 from mirabelle.pruning.stats import Stats, collect
 from tests.modules import Head, Net, image
 
 
-def labelled(
+def labeled(
     count: int = 3, n: int = 8, classes: int = 3, size: int = 8, dtype=torch.float32
 ) -> list:
     generator = torch.Generator().manual_seed(5)
@@ -35,7 +35,7 @@ def tiny() -> tuple[nn.Module, Group, Stats]:
     model.a.weight.data = torch.tensor([[3.0, -4.0], [1.0, 0.0]]).view(2, 2, 1, 1)
     model.b.weight.data = torch.tensor([[1.0, 1.0], [-2.0, 2.0]]).view(2, 2, 1, 1)
     model.bn.weight.data = torch.tensor([0.5, -2.0])
-    (group,) = (coupling := analyse(model, as_batch(image(channels=2)))).groups
+    (group,) = (coupling := analyze(model, as_batch(image(channels=2)))).groups
     return model, group, collect(model, coupling, None, None, 1, needs_gradients=False)
 
 
