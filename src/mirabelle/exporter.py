@@ -64,16 +64,31 @@ def export(
 ) -> Artifact:
     """Writes `model` as `folder/name.*` for `runtime` and returns it, ready to call.
 
-    model: a network, float or quantized, or a name of one (`sources.networks`): an ONNX file is
-    handed to the runtime as it is, where that reads such files. A network that was read from an
-    ONNX file (`mb.prune("net.onnx", ...)`) is written as that file, with its own weights in it:
-    names, opset, open sizes, metadata and unknown operators stay. It is then compared on `inputs`.
-    inputs: the batch size stays free where network and runtime allow it; files for LiteRT and
-    ExecuTorch take that of the example.
+    - model: a network, float or quantized, or a name of one (`sources.networks`). An ONNX file is
+      handed to the runtime as it is, where that reads such files. A network that was read from an
+      ONNX file (`mb.prune("net.onnx", ...)`) is written as that file, with its own weights in it.
+      Names, opset, open sizes, metadata and unknown operators stay; it is then compared on
+      `inputs`.
+    - folder: where files go. It is made where it is missing; files of the same name are replaced.
+    - runtime: a name of `mirabelle.runtimes.RUNTIMES`, `onnxruntime` by default.
+    - inputs: an example. The batch size stays free where network and runtime allow it. Files for
+      LiteRT and ExecuTorch take that of the example.
+    - threads: those with which the returned file is run, 1 by default.
+    - name: of the file without its suffix, `model` by default.
+
+    Files for a GPU are written without one, and come back unopened.
     Raises `InputError` for an unknown runtime, missing inputs or inputs that the network does not
-    take, and where the runtime cannot run what it is given (integers, ONNX files);
-    `MissingRuntimeError` names what to install. Files for a GPU are written without one, and come
-    back unopened.
+    take, and where the runtime cannot run what it is given (integers, ONNX files).
+    `MissingRuntimeError` names what to install.
+
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+        >>> file = mb.export(model, "out", inputs=torch.zeros(1, 4))
+        >>> file.path.name, file(torch.zeros(5, 4)).shape
+        ('model.onnx', (5, 3))
     """
     adapter = RUNTIMES[runtime]
     adapter.version()

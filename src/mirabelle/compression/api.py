@@ -89,28 +89,51 @@ def compress(
     seed: Annotated[int, Ge(0), Doc("of everything that is random")] = 0,
     check: Annotated[bool, Doc("raise LimitError where a limit is missed, at the end")] = True,
 ) -> Compressed:
-    """The smallest network that holds the limits: pruned, distilled and with integers, as one plan
-    decides, written for `runtime` and measured there.
+    """The smallest network that holds the limits, as a file for `runtime` that was measured there.
 
-    model: the network, which stays as it is and is the teacher; or its name, as in
-    `sources.networks.find`. data: an iterable of inputs or (inputs, target), a dict or object with
-    `train` and some of `calibration`, `validation` and `test`, or a name, as in
-    `sources.data.read`: a folder of pictures, a file of arrays. What is not given is held back from
-    `train`. Without labels accuracy is agreement with the original's outputs.
+    It is pruned, distilled and given integers, as one plan decides.
 
-    For each layer there is a menu: its widths, float or integers. What an entry loses is predicted
-    in squared error of the network's outputs, what it costs in milliseconds that the runtime's
-    profiler has shown. One knapsack chooses from all menus. How deep to cut, in how many rounds and
-    how to train is left to a search (Optuna, with successive halving), for `minutes`.
-    Choices use training, calibration and validation data; the test data are read once, at the end.
+    - model: the network, which stays as it is and is the teacher; or its name, as in
+      `sources.networks.find`.
+    - data: an iterable of inputs or (inputs, target); a dict or object with `train` and some of
+      `calibration`, `validation` and `test`; or a name, as in `sources.data.read`: a folder of
+      pictures, a file of arrays. What is not given is held back from `train`.
+    - accuracy_drop: how far the metric may fall, as a fraction. Without labels accuracy is
+      agreement with the original's outputs.
+    - latency, size, macs: the share of milliseconds, bytes, multiply-accumulates that is kept at
+      most.
+    - minimize: what is made small within the limits. None is latency, or the drop where costs are
+      given.
+    - runtime: what the file is for, and where milliseconds are measured; `onnxruntime` by default.
+    - minutes: how long the search takes, 30 by default.
+    - metric: as for `mb.measure`.
+    - keep: modules or parameters, by path, whose channels are left alone.
+    - folder: where the search and its result go; None is `runs/compress-` and its identity. A
+      search that was interrupted goes on there. The same call in another process, or on another
+      machine that shares the folder, joins in.
+    - seed: of everything that is random.
+    - check: raise `LimitError` where a limit is missed, after everything was written. Then the
+      nearest points are in the folder, and `check=False` returns them.
 
-    folder: a search that was interrupted goes on there, and the same call in another process, or on
-    another machine that shares the folder, joins in.
+    For each layer there is a menu. What an entry loses is predicted in squared error of the
+    network's outputs, what it costs in milliseconds that the runtime's profiler has shown. One
+    knapsack chooses from all menus. How deep to cut, in how many rounds and how to train is left
+    to a search (Optuna, with successive halving). Choices use training, calibration and validation
+    data. The test data are read once, at the end.
 
-    Raises `InputError` for limits that say nothing, data that cannot be split, and networks without
-    a channel to prune, before anything takes long; `LimitError` where a limit is missed, after
-    everything was written. Then the nearest points are in the folder, and `check=False` returns
-    them.
+    Returns a `Compressed`: `model`, `artifact`, `front`, `report`.
+    Raises `InputError` for limits that say nothing, data that cannot be split, and networks
+    without a channel to prune, before anything takes long.
+    Source: Hassibi and Stork 1993, section 3 (losses); Shen et al. 2022 (HALP: the knapsack over
+    milliseconds).
+
+    Example:
+
+        >>> import mirabelle as mb
+        >>> from tests import tiny
+        >>> best = mb.compress(tiny.model(), tiny.data()[0], macs=0.6, minutes=0.1, check=False)
+        >>> best.artifact.path.is_file(), len(best.front) > 0
+        (True, True)
     """
     options = dict(locals())
     goal = Goal.of(options)

@@ -99,26 +99,49 @@ def distill(
     ] = "cross_entropy",
     **options: Any,
 ) -> nn.Module:
-    """Trains a copy of `student` on what `teacher` says of `data`, and returns it. No labels are
-    needed.
+    """Trains a copy of `student` on what `teacher` says of `data`, and returns it.
 
-    student: a network, or a name of one (`sources.networks`).
-    teacher: a network, a name of one, the path of an .onnx file, that of a .safetensors file
-    written by `save_outputs`, or a list of these: an ensemble.
-    options: those that `mirabelle.training.train` declares. The signature says what the others are;
-    what it does not say:
+    No labels are needed. Without options losses, rate and batch are chosen by a short look at the
+    data.
 
-    losses: those of `LOSSES` (outputs) and `FEATURE_LOSSES` (layers, with `features=`),
-    `"package.module:function"`, `head` and `head_labels` (with `head=`), `labels` (needs targets).
-    head: it judges the student's embeddings too.
-    ensemble: a name of `ENSEMBLES`, or `random`, one teacher for each batch. None is the mean of
-    probabilities for losses of a softmax, of sigmoids for `binary_kd`, else of the outputs.
-    cache: a view is a sample with its augmentation; later epochs, students and runs know it.
-    cache_top: for `kd`, `dist`, `decoupled_kd`.
-    views: without it every epoch is new, and a cache helps only where nothing is augmented.
+    - student: a network, or a name of one (`sources.networks`).
+    - teacher: a network, a name of one, the path of an .onnx file, that of a .safetensors file
+      written by `save_outputs`, or a list of these: an ensemble. Teachers stay as they are.
+    - data: batches of inputs or (inputs, target).
+    - losses: weights by name, of `LOSSES` (outputs) and `FEATURE_LOSSES` (layers, with
+      `features=`), `"package.module:function"`, `head` and `head_labels` (with `head=`), `labels`
+      (needs targets).
+    - temperature: of the softmax, 1 by default.
+    - features: the student's module paths and those of the teacher's that they are compared with.
+    - head: a frozen classifier of the teacher's embeddings; it judges the student's too.
+    - ensemble: a name of `ENSEMBLES`, or `random`, one teacher for each batch. None is the mean of
+      probabilities for losses of a softmax, of sigmoids for `binary_kd`, else of the outputs.
+    - weights, teacher_temperatures: one number for each teacher.
+    - cache: a folder. A view is a sample with its augmentation; later epochs, students and runs
+      know it.
+    - cache_precision, cache_top: how much of an output is kept; the latter for `kd`, `dist`,
+      `decoupled_kd`.
+    - views: so many epochs have augmentation of their own. Without it every epoch is new, and a
+      cache helps only where nothing is augmented.
+    - label_loss: the loss of `labels` and `head_labels`.
+    - options: those that `mirabelle.training.train` declares, as for `mb.fit`.
 
     Raises `InputError` before training for unknown losses or layers (with the nearest names),
     outputs that cannot be compared (with both shapes), and missing targets.
+    Source: Hinton et al. 2015, section 2; each loss names its own.
+
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> teacher = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+        >>> student = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> x = torch.randn(256, 4)
+        >>> taught = mb.distill(student, teacher, list(x.split(32)), epochs=5, lr=0.01)
+        >>> def error(m):
+        ...     return (m(x) - teacher(x)).square().mean().item()
+        >>> error(taught) < error(student)
+        True
     """
     given = dict(locals())
     return run(**given.pop("options"), **given).model

@@ -213,20 +213,39 @@ def measure(
     ] = None,
     serial: Annotated[str | None, Doc("for adb: which phone")] = None,
 ) -> Measurement:
-    """Everything that Mirabelle measures of one network.
+    """Everything that Mirabelle measures of one network: size, time, memory and score.
 
-    model: an artifact, a network (run by torch, on one thread) or the path of an exported file.
-    loader: its score is that of the whole loader, if labeled; its first sample is what latency and
-    memory are measured with, unless `inputs` is given (batch as given). A file whose shapes are
-    known needs neither.
-    metric: as for `measurement.accuracy.evaluate`. baseline: what `model` may be.
-    break_even: True, or the shares of zeros to measure (`measurement.breakeven`). Needs MNN, and a
-    network or an .onnx file; takes minutes.
-    device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after
-    `mirabelle setup-arm64`; `adb` times on the phone `serial` with `binary`, the runtime's own
-    benchmark program. The last two take artifacts and give no score and no memory.
+    - model: an artifact, a network (run by torch, on one thread) or the path of an exported file.
+    - loader: batches, with targets for a score that needs them. The score is that of the whole
+      loader. Its first sample is what latency and memory are measured with, unless `inputs` is
+      given. A file whose shapes are known needs neither.
+    - metric: a name of `METRICS`, `"package.module:function"`, a function (output, target) -> (N,)
+      scores, or an accumulator with `update` and `compute`. `top1` by default.
+    - inputs: an example; its batch size is timed as given.
+    - runs: rounds of timing, 100 by default.
+    - baseline: what `model` may be; it is timed in turn with it, so that the ratio has an
+      interval.
+    - break_even: True, or shares of zeros to measure (`measurement.breakeven`). Needs MNN, and a
+      network or an .onnx file; takes minutes.
+    - device: `here`; `arm64` counts the instructions of one inference on an emulated `core`, after
+      `mirabelle setup-arm64`; `adb` times on a phone. The last two take artifacts and give no
+      score and no memory.
+    - core: what `arm64` emulates, a Cortex-A76 by default.
+    - binary: the runtime's own benchmark program, for `adb`.
+    - serial: which phone, for `adb`.
+
+    Returns a `Measurement`: milliseconds, bytes, multiply-accumulates, score with its interval.
     Raises `InputError` where there is nothing to run on, or the network does not take it. Neither
     network is changed.
+
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> measured = mb.measure(model, inputs=torch.zeros(1, 4), runs=10)
+        >>> measured.macs, measured.parameters, measured.latency.p50_ms > 0
+        (112, 131, True)
     """
     from mirabelle.runtimes import Artifact
 

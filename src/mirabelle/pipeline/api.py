@@ -77,18 +77,32 @@ def run(
 ) -> Run:
     """Carries out a recipe and writes its report.
 
-    recipe: a YAML file. resume: steps that are finished are taken from the folder; otherwise all
-    are done anew. folder: `runs/<recipe's name>` by default.
-    check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has
-    been written. stop_early: leave out the steps that follow one by which such a limit has become
-    hopeless; what is there is measured and reported.
+    - recipe: a YAML file, or a `Recipe`.
+    - resume: steps that are finished are taken from the folder; otherwise all are done anew.
+    - folder: where everything goes, `runs/<recipe's name>` by default.
+    - check: raise `LimitError` where a limit with `on_fail: stop` is missed, after everything has
+      been written.
+    - stop_early: leave out the steps that follow one by which such a limit has become hopeless.
+      What is there is measured and reported.
 
-    After each step it is said what accuracy is left: on the validation data, else on a tenth of the
-    training data, at most 512 samples, that no step sees. These also choose the file that is
+    After each step it is said what accuracy is left: on the validation data, else on a tenth of
+    the training data, at most 512 samples, that no step sees. These also choose the file that is
     recommended, over all stages and runtimes. The test data give the last figures alone.
 
+    Returns a `Run`: the report, the folder, what was missed.
     Raises `RecipeError` for anything that is wrong with the recipe, the network, the data or the
     metric, before the first step.
+
+    Example:
+
+        >>> import mirabelle as mb
+        >>> from pathlib import Path
+        >>> steps = "steps: [prune: {macs: 0.5}, export: {runtimes: [onnxruntime]}]"
+        >>> names = ["version: 1", "model: tests.tiny:model", "data: tests.tiny:data", steps]
+        >>> _ = Path("tiny.yaml").write_text(chr(10).join(names))
+        >>> found = mb.run("tiny.yaml")
+        >>> [file.name for file in found.files], found.missed
+        (['model.onnx'], [])
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     named = opened(recipe)

@@ -157,35 +157,55 @@ def prune(
 ) -> nn.Module:
     """A smaller copy of `model`, of the same class, without its least important channels.
 
-    model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX file
-    `export` then writes that file with smaller constants. x: example inputs; without them a name
-    takes the first batch of `data`, or what it knows itself. The signature says what each option
-    is; what it does not say:
+    - model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX
+      file `export` then writes that file with smaller constants.
+    - x: example inputs. Without them a name takes the first batch of `data`, or what it knows
+      itself.
+    - macs, params, latency: the fraction that is kept, of which exactly one is given. With the
+      first two the result has at most that. For a latency the network's own layers are timed on
+      `runtime`. The cut is then measured and corrected until it is within 3 % of what was asked,
+      if five tries suffice.
+    - runtime: where latency is measured, `onnxruntime` by default.
+    - criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
+      (C,) or (coupled layers, C) scores. None takes what is best for the data: `brain_surgeon`,
+      which needs no labels, or `l2` without data.
+    - normalize, aggregate: how scores of coupled layers become one; None suits the criterion.
+    - data: labeled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
+    - loss, step: of criteria that need gradients: a name or (output, target) -> scalar; or
+      (network, batch) -> scalar.
+    - batches: how many of data the criterion and the repair read, 16 by default.
+    - align: layers keep multiples of so many channels. None is 8. For a latency it is what the
+      kernels of `runtime` compute together, or half of it, as measured.
+    - keep: modules or parameters, by path, that are left alone.
+    - part: the path of the only module that is pruned, for where `torch.export` refuses the whole
+      (a detector's `backbone`). It is cut on what it is given when the network runs. Its outputs
+      stay; budget and keep are its own. Criteria that need a loss cannot be used then.
+    - allocation: `global` sorts all channels together, `worth` by score per cost. `uniform` takes
+      the same share of each group. `knapsack` finds the widths that keep the most importance. None
+      is `global`, but for criteria whose scores add up (`ADDITIVE`): there it is `worth`, and
+      `knapsack` for a latency, which rises in steps.
+    - least: the fraction of each group that always stays, 0.1 by default.
+    - repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares`
+      first solves for the weights of layers whose inputs have changed. Without data nothing is
+      repaired.
+    - steps: the number of cuts, each by the same factor, up to the budget.
+    - train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
+    - checkpoint: a folder that keeps what the steps and their training have done.
+    - seed: of everything that is random.
 
-    macs, params, latency: exactly one is given. With the first two the result has at most that. For
-    a latency the network's own layers are timed on `runtime`. The cut is then measured and
-    corrected until it is within 3 % of what was asked, if five tries suffice.
-    criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
-    (C,) or (coupled layers, C) scores.
-    None takes what is best for the data: `brain_surgeon`, which needs no labels, or `l2` without.
-    data, loss: labeled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
-    align: None is 8. For a latency it is what the kernels of `runtime` compute together, or half
-    of it, as measured.
-    part: for where `torch.export` refuses the whole (a detector's `backbone`). The module is cut on
-    what it is given when the network runs. Its outputs stay; budget and keep are the part's own.
-    Criteria that need a loss cannot be used then.
-    allocation: `global` sorts all channels together, `worth` by score per cost. `uniform` takes the
-    same share of each group. `knapsack` finds the widths that keep the most importance. None is
-    `global`, but for criteria whose scores add up (`ADDITIVE`): there it is `worth`, and `knapsack`
-    for a latency, which rises in steps.
-    repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares` first
-    solves for the weights of layers whose inputs have changed. Without data nothing is repaired.
-    train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
-    checkpoint: it keeps what the steps and their training have done.
+    Channels that cannot be pruned are left alone; `mb.explain` names them.
+    Raises `InputError` for wrong arguments and for a budget that cannot be reached, before
+    anything that takes long; `SurgeryError` where the network's forward has sizes written into it.
+    Source: each criterion names its own; masking equivalence is in docs/architecture.md.
 
-    Raises `InputError` for wrong arguments and for a budget that cannot be reached, before anything
-    is computed that takes long; `SurgeryError` where the network's forward has sizes written into
-    it. Channels that cannot be pruned are left alone (`mb.explain` names them).
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+        >>> small = mb.prune(model, torch.zeros(1, 4), macs=0.5, data=[torch.randn(64, 4)])
+        >>> small[0].out_features, small[2].in_features
+        (32, 32)
     """
     network, x = with_example(model, x, data)
     if step is not None:

@@ -115,15 +115,26 @@ def most_clipped(tensors: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def picture(model: Any, layer: str | None = None, path: str | Path | None = None) -> str:
-    """The histogram of a quantized network's activation, its threshold, and the steps before and
-    after clipping: a page, or an SVG file where `path` ends in .svg.
+    """The histogram of an activation, its threshold, and the steps before and after clipping.
 
-    model: from `mb.quantize`, in the same process: a network that was loaded has no histograms any
-    more. layer: a name as in the report, such as `layer1.0.conv1` or `input x`; None for the
-    activation that clipping gained most. path: where the picture is written too, if anywhere; its
-    ending says as what. Returns what was written.
+    - model: from `mb.quantize`, in the same process. A network that was loaded has no histograms.
+    - layer: a name as in the report, such as `layer1.0.conv1` or `input x`. None is the activation
+      that clipping gained most.
+    - path: where the picture is written too. An SVG file where it ends in .svg, a page where in
+      .html; None writes nothing.
+
+    Returns what was written, as text.
     Raises `InputError` where the network is not quantized, has no such layer or has no histograms,
     and where the ending is neither .html nor .svg.
+
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> q = mb.quantize(model, [torch.randn(64, 4)])
+        >>> mb.picture(q, path="threshold.svg").startswith("<?xml")
+        True
     """
     form = choose(Path(path or "picture.html").suffix.lower(), FORMS, "ending of a picture")
     from mirabelle.quantization.simulation.description import quantization

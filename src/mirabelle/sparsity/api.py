@@ -101,28 +101,43 @@ def sparsify(
     ] = None,
     seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
 ) -> nn.Module:
-    """A copy of `model` in which the share `sparsity` of the weights of its linear layers and
-    ungrouped convolutions is zero, and stays zero.
+    """A copy of `model` in which the share `sparsity` of its weights is zero, and stays zero.
 
-    The zeros survive `mb.fit`, `mb.distill`, `mb.quantize`, `mb.save` and `mb.load`. They make a
-    network faster only where a runtime leaves them out: export it with `runtime="sparse"`. Biases,
-    normalizations and grouped convolutions are left alone and not counted.
+    Meant are the weights of linear layers and ungrouped convolutions. Biases, normalizations and
+    grouped convolutions are left alone and not counted. The zeros survive `mb.fit`, `mb.distill`,
+    `mb.quantize`, `mb.save` and `mb.load`. They make a network faster only where a runtime leaves
+    them out: export it with `runtime="sparse"`.
 
-    The signature says what each option is; what it does not say:
+    - model: a network, or a name of one (`sources.networks`). Zeros that it has are kept.
+    - sparsity: the share that becomes zero, between 0 and 1.
+    - block: None for single weights, or (n, 1), which the kernels like for (4, 1). The last block
+      of a layer may be smaller; the sparsity is then that of blocks.
+    - criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores;
+      larger stays. None is `obs`, and `magnitude` without data.
+    - data: labeled batches for `taylor`, inputs alone for `wanda` and `obs`.
+    - loss, step: of `taylor`: a name or (output, target) -> scalar; or (network, batch) -> scalar.
+    - batches: how many of data the criterion and the repair read, 16 by default.
+    - allocation: `global` sorts the units of all layers together. `uniform` takes the same share
+      of every layer, `erk` leaves small layers more, `lamp` compares within layers first.
+    - keep: modules or parameters, by path, that are left alone.
+    - least: the share of every layer that always stays, 0.005 by default.
+    - repair: `bn` re-estimates BatchNorm's statistics. `least-squares` first fits the weights that
+      are left, so that every layer gives what it gave before. Without data nothing is repaired.
+    - rounds: so many cuts, each smaller than the one before. None is 4 with least squares.
+    - seed: of everything that is random.
 
-    block: None for single weights, or (n, 1), which the kernels like for (4, 1). The last block of
-    a layer may be smaller; the sparsity is then that of blocks.
-    criterion: a name of `CRITERIA`, `"package.module:function"` or a callable (layer) -> scores;
-    larger stays.
-    data: labeled batches for `taylor`, inputs alone for `wanda` and `obs`.
-    allocation: `global` sorts the units of all layers together, `uniform` takes the same share of
-    every layer, `erk` leaves small layers more.
-    repair: `bn` re-estimates BatchNorm's statistics. `least-squares` first fits the weights that
-    are left, so that every layer gives what it gave before. Without data nothing is repaired.
-    rounds: each cut is smaller than the one before.
+    Raises `InputError` for wrong arguments and for a sparsity that cannot be reached, before
+    anything that takes long.
+    Source: Hassibi and Stork 1993 (`obs`), Lee et al. 2021 (`lamp`), Evci et al. 2020 (`erk`).
 
-    A network that has zeros from before keeps them. Raises `InputError` for wrong arguments and for
-    a sparsity that cannot be reached, before anything that takes long.
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> sparse = mb.sparsify(model, sparsity=0.75)
+        >>> int((sparse[0].weight == 0).sum() + (sparse[2].weight == 0).sum())
+        84
     """
     model = check_network(for_data(model, data))
     loss = loss_function(loss, step)

@@ -216,17 +216,39 @@ def fit(
     ] = None,
     **options: Any,
 ) -> nn.Module:
-    """Trains a copy of `model` on labeled batches and returns it. Training a quantized network is
-    quantization-aware training.
+    """Trains a copy of `model` on batches and returns it.
 
-    model: a network, or a name of one (`sources.networks`); the batch norms that an ONNX file has
-    merged stay merged.
-    loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar. It gets
-    what the network gives and the targets as they are: dicts, lists, several heads.
-    step: for networks that compute their loss themselves: (network, batch) -> scalar, or a dict of
-    scalars, which are summed. `batch` has `args`, `kwargs` and `target`. Held-back data are scored
-    with it too, in training mode with BatchNorm and dropout as in evaluation.
-    options: those that `mirabelle.training.train` declares.
+    Training a quantized network is quantization-aware training. Zeros of `mb.sparsify` stay. The
+    network is judged on data that it does not train on, before and after; the better one comes
+    back.
+
+    - model: a network, or a name of one (`sources.networks`). The batch norms that an ONNX file
+      has merged stay merged.
+    - loader: batches of (inputs, target), read once an epoch. Lists, loaders and iterables without
+      a length will do, the last with `steps`.
+    - loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar. It gets
+      what the network gives and the targets as they are: dicts, lists, several heads.
+    - step: for networks that compute their loss themselves: (network, batch) -> scalar, or a dict
+      of scalars, which are summed. `batch` has `args`, `kwargs` and `target`. Held-back data are
+      scored with it too, in training mode with BatchNorm and dropout as in evaluation.
+    - options: those that `mirabelle.training.train` declares: `epochs`, `steps`, `lr`,
+      `optimizer`, `holdout`, `checkpoint`, `seed` and so on. Without `lr` a range test chooses it.
+
+    Raises `InputError` for wrong options, data without targets and losses that are not finite.
+    Source: Smith 2017 (range test).
+
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> x = torch.randn(256, 4)
+        >>> batches = [(x[i : i + 32], x[i : i + 32, :3].argmax(1)) for i in range(0, 256, 32)]
+        >>> trained = mb.fit(model, batches, epochs=5, lr=0.01)
+        >>> def loss(m):
+        ...     return nn.functional.cross_entropy(m(x), x[:, :3].argmax(1)).item()
+        >>> loss(trained) < loss(model)
+        True
     """
     function = loss_function(loss, step)
     return train(model, loader, LabelsObjective(function), **with_loss(options, function)).model

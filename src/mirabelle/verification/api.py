@@ -54,20 +54,42 @@ def verify(
         nn.Module | Artifact | None, Doc("the float network that outputs are compared with")
     ] = None,
 ) -> Verification:
-    """Compares `artifact` with the quantized network that it was exported from, on the first
-    `samples` inputs of `data`: float, simulation, integer reference and runtime, layer by layer.
+    """Compares a file, layer by layer, with the quantized network that it was exported from.
 
-    The runtime executes a copy of the artifact with the integers of every layer as outputs; each is
-    compared with the integer reference. Where they differ, the layer is computed again from the
-    runtime's own integers before it, so that only its own departure is left, and causes are tried
-    in turn: a fusion that leaves out a rounding, float arithmetic. Where this processor's kernels
-    clip pairs of products at 16 bits (x86 without VNNI) the reference clips them, too, and
-    `Verification.saturated` counts what that changed: other departures are found after it. The
-    final outputs are compared on the artifact itself. Where the runtime's files cannot be edited,
-    the layers' values come from a second file made from `model`, and are left out if that one gives
-    other outputs than the artifact.
-    original: by default `model` without its grids, which is the same until it is trained.
-    Raises `InputError` where `model` is not quantized or does not fit the artifact.
+    Four forms are compared: float, simulation, integer reference and runtime.
+
+    - model: what `mb.quantize` has returned.
+    - artifact: what `mb.export(model, ...)` has returned.
+    - data: inputs, with or without targets.
+    - samples: how many of them are compared, 256 by default.
+    - original: the float network that outputs are compared with; None is `model` without its
+      grids, which is the same until it is trained.
+
+    The runtime executes a copy of the artifact with the integers of every layer as outputs. Each
+    is compared with the integer reference. Where they differ, the layer is computed again from the
+    runtime's own integers before it, so that only its own departure is left. Causes are then tried
+    in turn: a fusion that leaves out a rounding, float arithmetic.
+
+    Where this processor's kernels clip pairs of products at 16 bits (x86 without VNNI) the
+    reference clips them, too. `Verification.saturated` counts what that changed. The final outputs
+    are compared on the artifact itself. Where the runtime's files cannot be edited, the layers'
+    values come from a second file made from `model`. They are left out if that one gives other
+    outputs than the artifact.
+
+    Returns a `Verification`. Raises `InputError` where `model` is not quantized or does not fit
+    the artifact.
+
+    Example:
+
+        >>> import mirabelle as mb, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> x = torch.randn(256, 4)
+        >>> q = mb.quantize(model, [x])
+        >>> file = mb.export(q, "out", inputs=x[:1])
+        >>> found = mb.verify(q, file, [x])
+        >>> found.agreement.value, [layer.max_off_by for layer in found.layers]
+        (1.0, [0, 0])
     """
     described = quantization(model)
     if described is None:
