@@ -97,7 +97,7 @@ def run(
 
         >>> import mirabelle as mb
         >>> from pathlib import Path
-        >>> steps = "steps: [prune: {macs: 0.5}, export: {runtimes: [onnxruntime]}]"
+        >>> steps = "steps: [prune: {macs: 0.7}, export: {runtimes: [onnxruntime]}]"
         >>> names = ["version: 1", "model: tests.tiny:model", "data: tests.tiny:data", steps]
         >>> _ = Path("tiny.yaml").write_text(chr(10).join(names))
         >>> found = mb.run("tiny.yaml")

@@ -13,6 +13,7 @@ from torch import fx, nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_float32, check_network
+from mirabelle.base.data import Batch
 from mirabelle.base.data import samples as first_samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
@@ -22,12 +23,12 @@ from mirabelle.measurement.accuracy import METRICS
 from mirabelle.onnx_files.source import source_of
 from mirabelle.onnx_files.write_back import check_opset
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS, rules_for
-from mirabelle.quantization.prepared import Grids, prepared, repaired
+from mirabelle.quantization.prepared import Grids, Prepared, prepared, repaired
 from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
 from mirabelle.quantization.search.fallback import Judge, within
 from mirabelle.quantization.search.repairs import best_repairs
 from mirabelle.quantization.search.timing import fastest
-from mirabelle.quantization.simulation.calibrated import adopt_weights
+from mirabelle.quantization.simulation.calibrated import Calibrated, adopt_weights
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
 from mirabelle.runtimes import RUNTIMES, check_runs_here
@@ -214,17 +215,8 @@ def quantize(
         keep,
     )
     ready = prepared(model, first, grids)
-    if repairs == [AUTO]:
-        repairs = suitable(ready.network)
-    if repairs == [SEARCH]:
-        # One pass of a loader: another may shuffle, and calibrate on what it is judged by.
-        held = [first, *stream]
-        repairs = best_repairs(
-            ready.network, lambda names, some: ready.quantized(some, samples, names), held
-        )
-        stream = iter(held[1:])
-    batches = chain([first], stream)
-    calibrated, few = ready.calibrated(batches, samples, repairs)
+    repairs, stream = _chosen(repairs, ready, first, stream, samples)
+    calibrated, few = ready.calibrated(chain([first], stream), samples, repairs)
     if placement == "fastest":
         timing = fastest(model, calibrated, first, runtime)
         described = replace(calibrated.described, keep=(*keep, *timing.layers), timing=timing)
@@ -232,27 +224,51 @@ def quantize(
     result = repaired(calibrated.quantized(), calibrated.network, few, repairs)
     if judge is None:
         return result
-
-    def fallen_back(weights: Sequence[str]) -> fx.GraphModule:
-        other = calibrated.fallen_back(weights, fallback)
-        # What layers learned stays good; biases make up for the layers before, and are corrected
-        # again.
-        if "learned-rounding" in repairs:
-            adopt_weights(other, result, weights)
-        left = [n for n in repairs if n != "learned-rounding"]
-        return repaired(other, calibrated.network, few, left)
-
     return within(
         model,
         result,
         calibrated.network,
-        fallen_back,
+        lambda weights: _fallen_back(weights, calibrated, result, few, repairs, fallback),
         judge,
         accuracy_drop or 0.0,
         fallback,
         few,
         runtime,
     )
+
+
+def _chosen(
+    repairs: list[str], ready: Prepared, first: Batch, stream: Iterator[Batch], samples: int
+) -> tuple[list[str], Iterator[Batch]]:
+    """The repairs by name, and what is left to read of the data after the first batch."""
+    if repairs == [AUTO]:
+        return suitable(ready.network), stream
+    if repairs != [SEARCH]:
+        return repairs, stream
+    # One pass of a loader: another may shuffle, and calibrate on what it is judged by.
+    held = [first, *stream]
+    found = best_repairs(
+        ready.network, lambda names, some: ready.quantized(some, samples, names), held
+    )
+    return found, iter(held[1:])
+
+
+def _fallen_back(
+    weights: Sequence[str],
+    calibrated: Calibrated,
+    result: fx.GraphModule,
+    few: list[Batch],
+    repairs: Sequence[str],
+    precision: str | int,
+) -> fx.GraphModule:
+    """The quantized network with the layers of these weights in another precision.
+
+    What layers learned stays good. Biases make up for the layers before, and are corrected again.
+    """
+    other = calibrated.fallen_back(weights, precision)
+    if "learned-rounding" in repairs:
+        adopt_weights(other, result, weights)
+    return repaired(other, calibrated.network, few, [n for n in repairs if n != "learned-rounding"])
 
 
 def _check_limit(limit: float | None, validation: Iterable | None) -> None:
