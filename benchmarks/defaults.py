@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import quantization as others
+from benchmarks import quantization_methods as others
 from benchmarks.runs import carry_out, kept
 from mirabelle.measurement.accuracy import score
 from mirabelle.measurement.latency import alternate, speedup

@@ -27,7 +27,6 @@ re-estimated on them. Seeds draw the batches, and the halves of the photographs.
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 from collections.abc import Callable, Iterable
@@ -35,16 +34,27 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from benchmarks import photographs
 from benchmarks.openings import milliseconds, share_of
-from benchmarks.runs import carry_out, command, is_asked, kept, rows, span, those
+from benchmarks.pruning_methods import (
+    BATCHES,
+    BEST,
+    EPOCHS,
+    METHODS,
+    PHOTOGRAPHS,
+    RATE,
+    SEEDS,
+    SHARES,
+    TIMED,
+    TUNED,
+)
+from benchmarks.pruning_table import table
+from benchmarks.runs import carry_out, command, is_asked, kept
 from examples import fashion
 from mirabelle.base.data import cache_folder, example_inputs, seed_everything
-from mirabelle.fitting.batchnorm import reestimate_batchnorm
 from mirabelle.measurement import count_macs
 from mirabelle.measurement.accuracy import evaluate, predictor
 from mirabelle.measurement.machine import machine, versions
@@ -53,94 +63,6 @@ from mirabelle.store import load, save
 from mirabelle.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
-SHARES = (0.8, 0.65, 0.5)
-SEEDS = (0, 1, 2)
-EPOCHS = (1, 3, 10)
-PHOTOGRAPHS = (37, 75, 150, 225)  # of 300; the other tables have 150 for calibration
-BATCHES = {"fashion": 8, "mobilenet_v2": 16}
-RATE = 1e-3
-TIMED: dict[
-    str, dict[str, tuple[float, ...]]
-] = {  # shares of the MACs, and of the milliseconds on each runtime
-    "fashion": {
-        "macs": (0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
-        "onnxruntime": (0.6, 0.5, 0.4),
-        "openvino": (0.6, 0.5, 0.4),
-    },
-    "mobilenet_v2": {
-        "macs": (0.85, 0.75, 0.65),
-        "onnxruntime": (0.85, 0.75),
-        "openvino": (0.85, 0.75),
-    },
-}
-Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int, int], nn.Module]
-
-
-def torch_pruning(importance: str, global_: bool) -> Method:
-    """Torch-Pruning's own loop: small steps until the MACs are reached; gradients of one batch
-    before each step where its criterion reads them.
-    """
-
-    def run(
-        model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int
-    ) -> nn.Module:
-        import torch_pruning as tp
-
-        small = copy.deepcopy(model)
-        last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1]
-        pruner = tp.pruner.BasePruner(
-            small,
-            x,
-            importance=getattr(tp.importance, importance)(),
-            global_pruning=global_,
-            pruning_ratio=0.95,
-            iterative_steps=200,
-            ignored_layers=[last],
-        )
-        target, batches = share * count_macs(model, x), iter(loader)
-        while count_macs(small, x) > target:
-            if "Taylor" in importance:
-                images, labels = next(batches, None) or next(batches := iter(loader))
-                small.zero_grad()
-                nn.functional.cross_entropy(small(images), labels).backward()
-            pruner.step()
-        return reestimate_batchnorm(small, loader, count)
-
-    return run
-
-
-def ours(criterion: str, allocation: str | None, repair: str) -> Method:
-    def run(
-        model: nn.Module, x: torch.Tensor, share: float, loader: Iterable, count: int, seed: int
-    ) -> nn.Module:
-        return prune(
-            model,
-            x,
-            macs=share,
-            criterion=criterion,
-            allocation=allocation,
-            data=loader,
-            batches=count,
-            align=1,
-            repair=repair,
-            seed=seed,
-        )
-
-    return run
-
-
-BEST = "Mirabelle, brain surgeon, least squares"
-METHODS: dict[str, Method] = {
-    "Torch-Pruning, L2, global": torch_pruning("GroupMagnitudeImportance", True),
-    "Torch-Pruning, L2, uniform": torch_pruning("GroupMagnitudeImportance", False),
-    "Torch-Pruning, Taylor, global": torch_pruning("GroupTaylorImportance", True),
-    "Torch-Pruning, Taylor, uniform": torch_pruning("GroupTaylorImportance", False),
-    "Torch-Pruning, BatchNorm scale, uniform": torch_pruning("BNScaleImportance", False),
-    "Mirabelle, Taylor, uniform, BatchNorm only": ours("taylor", "uniform", "bn"),
-    "Mirabelle, Taylor, uniform, least squares": ours("taylor", "uniform", "least-squares"),
-    BEST: ours("brain_surgeon", None, "least-squares"),
-}
-TUNED = ("Torch-Pruning, L2, uniform", "Torch-Pruning, Taylor, uniform", BEST)
 
 
 @lru_cache(maxsize=1)
@@ -306,122 +228,6 @@ def wanted() -> list[dict[str, Any]]:
             for m in TUNED
         ]
     return runs
-
-
-def table(results: dict) -> str:
-    heads = " | ".join(f"{share:.0%} of the MACs" for share in SHARES)
-    columns = "|---|" + "---|" * len(SHARES)
-    original = results.get("original", math.nan)
-    parts = [f"| residual network, points lost before any training | {heads} |", columns]
-    for m in METHODS:
-        cells = [
-            span(
-                [
-                    100 * (original - r["top1"])
-                    for r in rows(results, kind="fashion", method=m, share=s)
-                ]
-            )
-            for s in SHARES
-        ]
-        parts.append(f"| {m} | {' | '.join(cells)} |")
-    for key, title, factor in (
-        ("agreement", "agreement with the original, %", 100),
-        ("sqnr", "SQNR of the logits, dB", 1),
-    ):
-        parts += ["", f"| MobileNetV2, {title} | {heads} |", columns]
-        for m in METHODS:
-            cells = [
-                span(
-                    [factor * r[key] for r in rows(results, kind="mobilenet_v2", method=m, share=s)]
-                )
-                for s in SHARES
-            ]
-            parts.append(f"| {m} | {' | '.join(cells)} |")
-    parts += [
-        "",
-        "| MobileNetV2 at 80 % of the MACs, 512 views of | agreement, % | SQNR, dB | agreement "
-        "on those views, % | SQNR on them, dB |",
-        "|---|---|---|---|---|",
-    ]
-    for n in PHOTOGRAPHS:
-        found = rows(results, kind="photographs", photographs=n)
-        cells = [
-            span([f * r[key] for r in side])
-            for side in (found, [r["seen"] for r in found])
-            for key, f in (("agreement", 100), ("sqnr", 1))
-        ]
-        parts.append(f"| {n} photographs | {' | '.join(cells)} |")
-    parts += [
-        "",
-        "| residual network at 50 % of the MACs, points lost after training | "
-        + " | ".join(f"{e} epochs" for e in EPOCHS)
-        + " |",
-        "|---|" + "---|" * len(EPOCHS),
-    ]
-    for m in TUNED:
-        cells = [
-            span(
-                [
-                    100 * (original - r["top1"])
-                    for r in rows(results, kind="tuned", method=m, epochs=e)
-                ]
-            )
-            for e in EPOCHS
-        ]
-        parts.append(f"| {m} | {' | '.join(cells)} |")
-    parts += ["", *_latency_table(results)]
-    info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
-    parts.append(
-        f"\nMean (range; seeds). Original {100 * original:.2f} %, n = 10 000. "
-        f"{results.get('machine', {}).get('cpu')}, one thread, {info}."
-    )
-    return "\n".join(parts)
-
-
-def _latency_table(results: dict) -> list[str]:
-    lines = [
-        "| on | asked | time of a call, % | by milliseconds, % | more than by MACs, points | "
-        "SQNR by milliseconds, dB | more than by MACs, dB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for network, key, title in (
-        ("fashion", "top1", "residual network, top-1"),
-        ("mobilenet_v2", "agreement", "MobileNetV2, agreement"),
-    ):
-        for runtime, share in [
-            (by, s) for by, asked in TIMED[network].items() if by != "macs" for s in asked
-        ]:
-            cuts = [
-                those(r["cuts"], runtime=runtime)
-                for r in rows(results, kind="latency", network=network)
-            ]
-            pairs = [(those(c, by=runtime, share=share)[0], those(c, by="macs")) for c in cuts]
-            cells = [
-                f"{title}, {runtime}",
-                f"{share:.0%}",
-                span([100 * own["time"] for own, _ in pairs]),
-            ]
-            for value, factor in ((key, 100), ("sqnr", 1)):
-                known = [
-                    (factor * own[value], factor * _at(own["time"], macs, value))
-                    for own, macs in pairs
-                    if value in own
-                ]
-                cells += (
-                    [span([own for own, _ in known]), span([own - other for own, other in known])]
-                    if known
-                    else ["", ""]
-                )
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _at(time: float, cuts: list[dict], key: str) -> float:
-    """What cuts by MACs have at this time, on straight lines between them; not a number outside of
-    them.
-    """
-    known = sorted((c["time"], c[key]) for c in cuts)
-    return float(np.interp(time, [t for t, _ in known], [v for _, v in known], math.nan, math.nan))
 
 
 def do(run: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from benchmarks.distillation import MISSING, Batches, _best_shift
+from benchmarks.distillation import MISSING, _best_shift
+from benchmarks.distillation_bench import Batches
 from benchmarks.distillation_table import by_name, interval, tables
 
 

