@@ -15,6 +15,7 @@ from rich.console import Console
 
 import mirabelle as mb
 from mirabelle.base import progress
+from mirabelle.base.png import URI
 from mirabelle.cli import main
 from tests.sources.pictures import Colors, folder
 
@@ -91,8 +92,11 @@ def test_an_onnx_file_and_photographs_become_a_verified_int8_file(fresh):
         == {"folder": "photos/", "size": [24], "mean": [0.1], "std": [0.5], "resize": "stretch"}
         or recipe["data"]["size"] == 24
     )
-    sheet = json.loads((fresh / "out" / "report.json").read_text())["data"]["sheet"]
-    assert sheet.startswith("<figure><img") and "base64" in sheet
+    seen = json.loads((fresh / "out" / "report.json").read_text())["data"]
+    assert URI.fullmatch(seen["sheet"]["picture"]) and seen["check"]["right"] == 1.0
+    assert set(seen["sheet"]["captions"]) == {"red", "green", "blue"}
+    page = (fresh / "out" / "report.html").read_text()
+    assert seen["sheet"]["picture"] in page and "is right about 100 % of them" in page
 
 
 def test_without_labels_the_agreement_is_measured(fresh, capsys):

@@ -7,9 +7,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from mirabelle import report as reports
+from mirabelle.base.png import encode, uri
 
 EXAMPLE = Path(__file__).parent / "data" / "report_example.json"
+DOT = uri(encode(np.full((8, 8, 3), 200, np.uint8)))
+PICTURES = {
+    "text": "photos/: 36 samples, 2 classes",
+    "pictures": "24x24 RGB, 0..1, mean 0.5, std 0.25, what was asked for",
+    "check": {"warnings": [], "pictures": 18, "right": 0.944, "steady": 1.0},
+    "sheet": {"picture": DOT, "columns": 6, "captions": ["husky", "wolf"]},
+}
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from mirabelle.report.sections.data import data
 from mirabelle.report.sections.downloads import downloads
 from mirabelle.report.sections.layers import layers
 from mirabelle.report.sections.profile import layer_times, paired, reconciled
@@ -15,7 +16,7 @@ from mirabelle.report.sections.quantization import placed, thresholds
 from mirabelle.report.sections.recipe import as_yaml
 from mirabelle.report.sections.steps import waterfall_rows
 from mirabelle.report.sections.verification import verification
-from tests.report.pages import Page, text_of
+from tests.report.pages import PICTURES, Page, text_of
 
 
 def test_every_stage_is_there_with_its_figures(example):
@@ -357,3 +358,25 @@ def test_downloads_name_the_files_and_how_to_use_them(example):
     (data,) = re.findall('href="data:text/yaml;charset=utf-8,(.*?)"', page)
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(unquote(data)) == example["recipe"]
+
+
+def test_pictures_are_shown_with_what_was_taken_and_what_was_asked(example):
+    text = text_of({**example, "data": PICTURES})
+    assert "preprocessing 24x24 RGB, 0..1, mean 0.5, std 0.25, what was asked for" in text
+    assert (
+        "looked at 18 of them in neighboring ways, and none is better. It is right about 94 %"
+        in (text)
+    )
+    assert "Their classes, row by row: husky, wolf." in text
+    doubt = {"warnings": ["the preprocessing may be wrong; try --color bgr"], "pictures": 18}
+    text = text_of({**example, "data": {**PICTURES, "check": doubt}})
+    assert "try --color bgr" in text and "none is better" not in text
+    unchecked = {**PICTURES, "check": {"warnings": [], "pictures": 0}}
+    assert "was not checked: the network gives no classes" in text_of({"data": unchecked})
+    assert "was not checked" not in text_of({"data": {"text": "tests.tiny:data", "check": {}}})
+
+
+@pytest.mark.parametrize("uri", ["https://x/y.png", 'data:image/png;base64,A" onload="', None, 3])
+def test_only_pictures_inside_of_the_page_are_drawn(uri):
+    sheet = {**PICTURES["sheet"], "picture": uri}
+    assert "<img" not in data({"data": {**PICTURES, "sheet": sheet}})

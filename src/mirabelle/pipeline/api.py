@@ -108,8 +108,8 @@ def run(
     named = opened(recipe)
     recipe, model, loaders = named.recipe, named.model, named.loaders
     example = check_fit(recipe, model, loaders)
-    doubts = check_pictures(named)
-    for doubt in doubts:
+    checked = check_pictures(named)
+    for doubt in checked.warnings:
         console.print(f"warning: {doubt}", style="yellow")
     workspace = Workspace(
         Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
@@ -123,7 +123,7 @@ def run(
         state = State(recipe, held, example, [original], looks, source=named.found.file)
         report = _steps(state, workspace, content_hash(inputs), stop_early)
         report |= {"inputs": inputs, "files": _delivered(state)}
-        report["data"] = described(named, doubts)
+        report["data"] = described(named, checked)
         write(report, workspace.folder)
         _collect(state, workspace.folder)
     finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))

@@ -8,6 +8,7 @@ import re
 
 from mirabelle.report.parts import child, items
 from mirabelle.report.sections.channels import channels
+from mirabelle.report.sections.data import data
 from mirabelle.report.sections.downloads import downloads
 from mirabelle.report.sections.front import front
 from mirabelle.report.sections.headline import headline
@@ -44,6 +45,7 @@ def render(report: dict) -> str:
         verification(items(report, "verification")),
         profile(report),
         training(items(report, "training")),
+        data(report),
         downloads(report),
         how_measured(report),
         recipe(report.get("recipe")),
