@@ -62,6 +62,8 @@ def test_leaves_everything(whole):
     assert [s["name"] for s in report["stages"]] == ["original", "prune", "distill", "quantize"]
     assert report["stages"][1]["macs"] <= 0.5 * report["stages"][0]["macs"]
     assert len(report["training"][0]["history"]) == 3
+    curve = report["training"][0]["curve"]
+    assert curve["step"] == list(range(1, 10)) and set(curve["loss"]) == {"kd"}
     rows = {r["layer"]: r for r in report["profile"]["onnxruntime"]["layers"]}
     layers = {c["layer"] for c in report["channels"]}
     assert layers == {"0", "3", "9"} == {n for n in rows if not n.startswith("(")}

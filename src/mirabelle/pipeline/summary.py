@@ -56,7 +56,12 @@ def summarize(
         "stages": stages,
         "channels": _channels(state, first, last),
         "training": [
-            {"stage": name, "history": f["history"], "seconds": t.get("training")}
+            {
+                "stage": name,
+                "history": f["history"],
+                "curve": f["curve"],
+                "seconds": t.get("training"),
+            }
             for name, f, t in facts
             if "history" in f
         ],
