@@ -20,6 +20,19 @@ PICTURES = {
     "check": {"warnings": [], "pictures": 18, "right": 0.944, "steady": 1.0},
     "sheet": {"picture": DOT, "columns": 6, "captions": ["husky", "wolf"]},
 }
+CHANGED = {
+    "stage": "quantize",
+    "runtime": "onnxruntime",
+    "n": 2000,
+    "changed": 12,
+    "gained": 4,
+    "lost": 7,
+    "colors": False,
+    "examples": [
+        {"index": 3, "before": "husky", "after": "wolf", "label": "husky", "picture": DOT},
+        {"index": 1041, "before": "wolf", "after": "husky", "label": "husky", "picture": DOT},
+    ],
+}
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 

@@ -21,7 +21,7 @@ from mirabelle.measurement.macs import count_macs
 from mirabelle.pipeline.facts import check_fit, depends, root_facts
 from mirabelle.pipeline.grids import grids_of
 from mirabelle.pipeline.inputs import check as opened
-from mirabelle.pipeline.inputs import check_pictures, described
+from mirabelle.pipeline.inputs import check_pictures, class_names, described
 from mirabelle.pipeline.looks import Looks, hold_back, hopeless, said
 from mirabelle.pipeline.measuring import measure_all
 from mirabelle.pipeline.recipe import Recipe, Step, load_recipe
@@ -121,6 +121,7 @@ def run(
         workspace.sweep()
         original = Stage("original", "original", model)
         state = State(recipe, held, example, [original], looks, source=named.found.file)
+        state.how, state.classes = named.data.how, class_names(named)
         report = _steps(state, workspace, content_hash(inputs), stop_early)
         report |= {"inputs": inputs, "files": _delivered(state)}
         report["data"] = described(named, checked)

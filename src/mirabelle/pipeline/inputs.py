@@ -81,6 +81,12 @@ def check_pictures(opened_: Opened) -> Checked:
     return check_preprocessing(opened_.model, opened_.data)
 
 
+def class_names(named: Opened) -> tuple[str, ...]:
+    """Of the data, else of the network; empty where neither knows them."""
+    table = named.data.table
+    return (() if table is None else table.classes) or named.found.classes
+
+
 def described(named: Opened, checked: Checked) -> dict[str, Any]:
     """What the report says of the data."""
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 
 from mirabelle.report.parts import child, items
+from mirabelle.report.sections.changed import changed
 from mirabelle.report.sections.channels import channels
 from mirabelle.report.sections.data import data
 from mirabelle.report.sections.downloads import downloads
@@ -45,6 +46,7 @@ def render(report: dict) -> str:
         verification(items(report, "verification")),
         profile(report),
         training(items(report, "training")),
+        changed(report),
         data(report),
         downloads(report),
         how_measured(report),
