@@ -125,6 +125,14 @@ def test_without_labels_the_agreement_is_measured(fresh, capsys):
     assert "agree on 100.00 %" in said and "speed-up" in said
     assert main(["compare", "out", "out/report.json"]) == 0
     assert "agreement, 95 %" in capsys.readouterr().out
+    assert main(["compare", "out", "out/report.json", "out", "--page", "both.html"]) == 0
+    assert capsys.readouterr().out.endswith("both.html\n")
+    page = (fresh / "both.html").read_text()
+    assert "channels, out/report.json" in page and "Limits" not in page
+    assert main(["compare", "out", "out/report.json", "out"]) == 1
+    assert "name it with --page" in capsys.readouterr().err
+    assert main(["compare", "net.onnx", "net.onnx", "--page", "none.html"]) == 1
+    assert "--page: that is for runs, and net.onnx is none" in capsys.readouterr().err
     assert main(["compare", "out", "net.onnx"]) == 1
     assert "two of a kind" in capsys.readouterr().err
 
