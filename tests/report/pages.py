@@ -77,3 +77,10 @@ def headings(report: dict) -> list[str]:
 
 def drawings(page: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", page, re.S)]
+
+
+def small(value, most: int = 2):
+    """The same report with so many entries in each list."""
+    if isinstance(value, dict):
+        return {k: small(v, most) for k, v in value.items()}
+    return [small(v, most) for v in value[:most]] if isinstance(value, list) else value

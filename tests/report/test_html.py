@@ -12,7 +12,7 @@ from mirabelle import report as reports
 from mirabelle.base.png import URI
 from mirabelle.cli import main
 from mirabelle.report.style import CSS, SCRIPT
-from tests.report.pages import PICTURES, Page, drawings, headings, text_of
+from tests.report.pages import PICTURES, Page, drawings, headings, small, text_of
 
 FILE = re.compile(r"report\.json|\w[\w.-]*/\w[\w.-]*")
 
@@ -155,13 +155,6 @@ def test_a_missing_section_is_left_out_and_nothing_else(example, key, title):
     assert headings(example) == [h for h in before if h != title]
 
 
-def small(value):
-    """The same report with at most two entries in each list."""
-    if isinstance(value, dict):
-        return {k: small(v) for k, v in value.items()}
-    return [small(v) for v in value[:2]] if isinstance(value, list) else value
-
-
 def places(value, path=()):
     yield path
     for k, v in (
@@ -228,7 +221,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_bars_stand_out_from_what_is_behind_them_and_text_is_readable(dark):
-    light, _, night = CSS.partition("@media (prefers-color-scheme: dark)")
+    light, _, night = CSS.partition("@media screen and (prefers-color-scheme: dark)")
     colors = dict(re.findall(r"--([\w-]+):\s*(#\w{6})", light.partition("* {")[0]))
     if dark:
         colors |= dict(re.findall(r"--([\w-]+):\s*(#\w{6})", night.partition("* {")[0]))
