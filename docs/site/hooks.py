@@ -63,3 +63,46 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     markdown = OPTIONS.sub(lambda m: reference.options_of_verb(m[1]), markdown)
     return ANDROID.sub(lambda m: reference.on_android(m[1]), LINK.sub(link, markdown))
+
+
+TABLE = re.compile(r"<table>(.*?)</table>", re.DOTALL)
+CELL = re.compile(r"<td([^>]*)>(.*?)</td>", re.DOTALL)
+FIGURE = re.compile(r"[-−+]?\d[\d \u00a0]*(\.\d+)?")
+LONG = 6  # rows: a shorter table is seen whole
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Tables stand in regions that a keyboard scrolls. Those of results sort and are searched by
+    the script of the report, which stands in the page itself; without it they are as they are.
+    """
+    results = page.file.src_uri.startswith(("results/", "networks"))
+    count = 0
+
+    def placed(table: re.Match) -> str:
+        nonlocal count
+        count += 1
+        long = results and table[1].count("<tr>") > LONG
+        body = CELL.sub(lambda m: f"<td{m[1]}{ordered(m[2])}>{m[2]}</td>", table[1])
+        opened = "<table data-sortable>" if long else "<table>"
+        heading = re.search(r"<th[^>]*>(.*?)</th>", table[1], re.DOTALL)
+        name = re.sub(r"<[^>]+>", "", heading[1]).strip() if heading else ""
+        label = " ".join(f"table {count}: {name}".rstrip(": ").replace('"', "&quot;").split())
+        return (
+            f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
+            f"{opened}{body if long else table[1]}</table></div>"
+        )
+
+    html = TABLE.sub(placed, html)
+    if "<table data-sortable>" not in html:
+        return html
+    script = (ROOT / "src" / "mirabelle" / "report" / "script.js").read_text(encoding="utf-8")
+    return f"{html}<script>{script}</script>"
+
+
+def ordered(cell: str) -> str:
+    """The number that a cell begins with, for sorting."""
+    found = FIGURE.match(re.sub(r"<[^>]+>", "", cell).strip())
+    if not found:
+        return ""
+    value = re.sub(r"[ \u00a0]", "", found[0]).replace("−", "-")
+    return f' data-v="{value}"'

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import mirabelle as mb
 from mirabelle.base import progress
+from mirabelle.base.png import URI
 from mirabelle.cli import main
 from tests.sources.pictures import Colors, folder
 
@@ -91,8 +92,11 @@ def test_an_onnx_file_and_photographs_become_a_verified_int8_file(fresh):
         == {"folder": "photos/", "size": [24], "mean": [0.1], "std": [0.5], "resize": "stretch"}
         or recipe["data"]["size"] == 24
     )
-    sheet = json.loads((fresh / "out" / "report.json").read_text())["data"]["sheet"]
-    assert sheet.startswith("<figure><img") and "base64" in sheet
+    seen = json.loads((fresh / "out" / "report.json").read_text())["data"]
+    assert URI.fullmatch(seen["sheet"]["picture"]) and seen["check"]["right"] == 1.0
+    assert set(seen["sheet"]["captions"]) == {"red", "green", "blue"}
+    page = (fresh / "out" / "report.html").read_text()
+    assert seen["sheet"]["picture"] in page and "is right about 100 % of them" in page
 
 
 def test_without_labels_the_agreement_is_measured(fresh, capsys):
@@ -121,6 +125,14 @@ def test_without_labels_the_agreement_is_measured(fresh, capsys):
     assert "agree on 100.00 %" in said and "speed-up" in said
     assert main(["compare", "out", "out/report.json"]) == 0
     assert "agreement, 95 %" in capsys.readouterr().out
+    assert main(["compare", "out", "out/report.json", "out", "--page", "both.html"]) == 0
+    assert capsys.readouterr().out.endswith("both.html\n")
+    page = (fresh / "both.html").read_text()
+    assert "channels, out/report.json" in page and "Limits" not in page
+    assert main(["compare", "out", "out/report.json", "out"]) == 1
+    assert "name it with --page" in capsys.readouterr().err
+    assert main(["compare", "net.onnx", "net.onnx", "--page", "none.html"]) == 1
+    assert "--page: that is for runs, and net.onnx is none" in capsys.readouterr().err
     assert main(["compare", "out", "net.onnx"]) == 1
     assert "two of a kind" in capsys.readouterr().err
 

@@ -19,6 +19,7 @@ import yaml
 from mirabelle.base.options import options_of
 from mirabelle.cli import COMMANDS, app
 from mirabelle.pipeline import recipe
+from tests.browser import browser
 from tests.documents.test_docs import ROOT, SPAN
 
 DOCS = ROOT / "docs"
@@ -174,11 +175,54 @@ def test_the_reference_names_every_option_and_command(reference):
     assert {len(re.findall(r"(?<!\\)\|", r)) for r in rows} == {5}
 
 
-def test_the_site_builds_strictly(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built strictly."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
-    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    return folder
+
+
+def test_the_site_builds_strictly(site):
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
     assert "equalize-activations" in page and 'id="mirabelle.quantization.api.quantize"' in page
+
+
+SHOWN = [
+    ("index.html", 390, "light"),
+    ("results/runtimes.html", 1280, "light"),
+    ("seminar/en.html", 390, "dark"),
+    ("concepts/integers.html", 1280, "dark"),
+]
+
+
+def test_pages_of_the_site_are_accessible(site):
+    """WCAG 2.2 AA by axe, and nothing that has to be scrolled sideways."""
+    with browser() as opened:
+        for name, width, scheme in SHOWN:
+            page = opened.page((site / name).as_uri(), width, scheme)
+            assert opened.violations(page) == [], (name, width, scheme)
+            assert opened.width(page) <= width, (name, width)
+            page.close()
+
+
+def test_results_are_filtered_and_sorted_and_are_there_without_the_script(site):
+    with browser() as opened:
+        page = opened.page((site / "results" / "quantization.html").as_uri(), 1280)
+        table = page.locator("table[data-sortable]").first
+        whole = table.locator("tbody tr").count()
+        page.locator(".search input").first.fill("nncf openvino")
+        shown = table.locator("tbody tr:visible").all_inner_texts()
+        assert 0 < len(shown) < whole and all("NNCF" in t and "openvino" in t for t in shown)
+        page.locator(".search input").first.fill("")
+        table.locator("thead button", has_text="SQNR").click()
+        assert table.locator("thead th:nth-child(4)").get_attribute("aria-sort") == "ascending"
+        figures = [float(c) for c in table.locator("tbody td:nth-child(4)").all_inner_texts()]
+        assert figures == sorted(figures) and len(figures) == whole
+        bare = opened.page((site / "results" / "quantization.html").as_uri(), 1280, script=False)
+        assert bare.locator("table[data-sortable]").first.locator("tbody tr").count() == whole
+        assert bare.locator(".search").count() == 0

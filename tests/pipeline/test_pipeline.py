@@ -62,6 +62,18 @@ def test_leaves_everything(whole):
     assert [s["name"] for s in report["stages"]] == ["original", "prune", "distill", "quantize"]
     assert report["stages"][1]["macs"] <= 0.5 * report["stages"][0]["macs"]
     assert len(report["training"][0]["history"]) == 3
+    curve = report["training"][0]["curve"]
+    assert curve["step"] == list(range(1, 10)) and set(curve["loss"]) == {"kd"}
+    seen = json.loads((finished(whole)["measure"] / "changed.json").read_text())
+    assert set(seen) == {f"{s}/onnxruntime" for s in ("prune", "distill", "quantize")}
+    assert all(c["n"] == 60 and c["changed"] >= len(c["examples"]) for c in seen.values())
+    shown = report[
+        "changed"
+    ]  # the first ones of the file that is recommended, as far as it has any
+    best = seen[f"{report['result']['stage']}/onnxruntime"]
+    assert (shown or {"examples": []})["examples"] == [
+        {**e, **{k: str(e[k]) for k in ("before", "after", "label")}} for e in best["examples"]
+    ]
     rows = {r["layer"]: r for r in report["profile"]["onnxruntime"]["layers"]}
     layers = {c["layer"] for c in report["channels"]}
     assert layers == {"0", "3", "9"} == {n for n in rows if not n.startswith("(")}

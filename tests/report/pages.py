@@ -7,9 +7,32 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from mirabelle import report as reports
+from mirabelle.base.png import encode, uri
 
 EXAMPLE = Path(__file__).parent / "data" / "report_example.json"
+DOT = uri(encode(np.full((8, 8, 3), 200, np.uint8)))
+PICTURES = {
+    "text": "photos/: 36 samples, 2 classes",
+    "pictures": "24x24 RGB, 0..1, mean 0.5, std 0.25, what was asked for",
+    "check": {"warnings": [], "pictures": 18, "right": 0.944, "steady": 1.0},
+    "sheet": {"picture": DOT, "columns": 6, "captions": ["husky", "wolf"]},
+}
+CHANGED = {
+    "stage": "quantize",
+    "runtime": "onnxruntime",
+    "n": 2000,
+    "changed": 12,
+    "gained": 4,
+    "lost": 7,
+    "colors": False,
+    "examples": [
+        {"index": 3, "before": "husky", "after": "wolf", "label": "husky", "picture": DOT},
+        {"index": 1041, "before": "wolf", "after": "husky", "label": "husky", "picture": DOT},
+    ],
+}
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
@@ -54,3 +77,10 @@ def headings(report: dict) -> list[str]:
 
 def drawings(page: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", page, re.S)]
+
+
+def small(value, most: int = 2):
+    """The same report with so many entries in each list."""
+    if isinstance(value, dict):
+        return {k: small(v, most) for k, v in value.items()}
+    return [small(v, most) for v in value[:most]] if isinstance(value, list) else value

@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from mirabelle.report import charts, histograms, svg
+from mirabelle.report.curves import Line, Panel, stacked
 from mirabelle.report.sections.channels import channels
+from tests.report.pages import drawings
 
 
 def test_bars_are_as_long_as_their_values():
@@ -157,3 +159,20 @@ def test_a_waterfall_goes_from_value_to_value():
     drawn = ElementTree.fromstring(charts.waterfall(rows, "label", from_zero=False))
     bar = next(r for r in drawn.iter("rect") if "bar" in r.get("class"))
     assert float(bar.get("width").rstrip("%")) == pytest.approx(100 / 1.16, abs=1e-3)
+
+
+def test_curves_share_one_axis_and_show_single_points():
+    loss = Line("loss", [(1, 2.0), (2, 1.0), (4, 0.5)])
+    held = Line("held out", [(0, 2.5), (4, 0.75)], 1, marks=True)
+    rate = Line("learning rate", [(1, 0.1), (4, 0.0)], 5)
+    page = stacked([Panel("loss", [loss, held]), Panel("rate", [rate])], "step", "a training")
+    (drawing,) = drawings(page)
+    curves = drawing.findall(".//polyline")
+    ends = [[p.split(",") for p in c.get("points").split()] for c in curves]
+    assert [e[-1][0] for e in ends] == ["350"] * 3 and ends[1][0][0] == "48"
+    assert len(drawing.findall(".//rect")) == 2  # the marks of what is held out
+    assert "held out, step 4: 0.75" in page and drawing.get("aria-label") == "a training"
+    heights = [float(y) for e in ends for _, y in e]
+    assert max(heights[:5]) < min(heights[5:])  # panels do not overlap
+    assert stacked([Panel("loss", [Line("loss", [])])], "step", "none") == ""
+    assert "circle" in stacked([Panel("loss", [Line("loss", [(1, 1.0)])])], "step", "one point")

@@ -9,9 +9,10 @@ import re
 import pytest
 
 from mirabelle import report as reports
+from mirabelle.base.png import URI
 from mirabelle.cli import main
 from mirabelle.report.style import CSS, SCRIPT
-from tests.report.pages import Page, drawings, headings, text_of
+from tests.report.pages import PICTURES, Page, drawings, headings, small, text_of
 
 FILE = re.compile(r"report\.json|\w[\w.-]*/\w[\w.-]*")
 
@@ -28,13 +29,20 @@ def test_the_sections_stand_in_their_order(example):
 
 
 def test_nothing_is_loaded_from_elsewhere(example):
-    page = reports.render({**example, "files": {"onnxruntime": ["model.onnx"]}})
-    assert "http" not in page and "url(" not in page and "@import" not in page
+    page = reports.render({**example, "files": {"onnxruntime": ["model.onnx"]}, "data": PICTURES})
+    assert (
+        page.count("<img ") == 1
+        and "http" not in page
+        and "url(" not in page
+        and "@import" not in page
+    )
     for word in ("fetch", "XMLHttp", "import(", "WebSocket", "eval", "innerHTML", "document.write"):
         assert word not in SCRIPT
     for tag, attributes in Page(page).tags:
-        assert tag not in ("link", "img", "iframe", "base", "object")
-        assert not {"src", "xlink:href", "srcset", "style"} & set(attributes)
+        assert tag not in ("link", "iframe", "base", "object")
+        assert not {"xlink:href", "srcset", "style"} & set(attributes)
+        assert tag == "img" or "src" not in attributes
+        assert tag != "img" or URI.fullmatch(attributes["src"])
         assert not any(a.startswith("on") for a in attributes)
         target = attributes.get("href", "#")
         assert target.startswith(("#", "data:text/yaml;")) or FILE.fullmatch(target)
@@ -147,13 +155,6 @@ def test_a_missing_section_is_left_out_and_nothing_else(example, key, title):
     assert headings(example) == [h for h in before if h != title]
 
 
-def small(value):
-    """The same report with at most two entries in each list."""
-    if isinstance(value, dict):
-        return {k: small(v) for k, v in value.items()}
-    return [small(v) for v in value[:2]] if isinstance(value, list) else value
-
-
 def places(value, path=()):
     yield path
     for k, v in (
@@ -220,7 +221,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_bars_stand_out_from_what_is_behind_them_and_text_is_readable(dark):
-    light, _, night = CSS.partition("@media (prefers-color-scheme: dark)")
+    light, _, night = CSS.partition("@media screen and (prefers-color-scheme: dark)")
     colors = dict(re.findall(r"--([\w-]+):\s*(#\w{6})", light.partition("* {")[0]))
     if dark:
         colors |= dict(re.findall(r"--([\w-]+):\s*(#\w{6})", night.partition("* {")[0]))

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from mirabelle.sources.check import check, kappa
+from mirabelle.base.png import URI
+from mirabelle.sources.check import Checked, check, kappa
 from mirabelle.sources.data import read
-from mirabelle.sources.sheet import fragment, tiles, write_sheet
+from mirabelle.sources.sheet import described, tiles, write_sheet
 from tests.sources.pictures import Colors, folder
 
 pytest.importorskip("PIL")
@@ -29,29 +30,30 @@ def data(photos, **options):
 
 
 def test_right_preprocessing_says_nothing(photos):
-    assert check(Colors((2, 1, 0)), data(photos)) == []
+    found = check(Colors((2, 1, 0)), data(photos))
+    assert found == Checked([], 48, 1.0, 1.0)
 
 
 def test_colors_in_the_other_order(photos):
-    (said,) = check(Colors((2, 1, 0)), data(photos, color="bgr"))
+    (said,) = check(Colors((2, 1, 0)), data(photos, color="bgr")).warnings
     assert "48 pictures are right with --color rgb" in said and said.endswith("try --color rgb")
     assert said.startswith("the preprocessing may be wrong: 100 %")
 
 
 def test_labels_in_another_order(photos):
     """Red is called green, green blue and blue red: no way of seeing the pictures helps."""
-    (said,) = check(Colors((1, 0, 2)), data(photos, classes=["blue", "red", "green"]))
+    (said,) = check(Colors((1, 0, 2)), data(photos, classes=["blue", "red", "green"])).warnings
     assert "labels may be in another order" in said
 
 
 def test_values_that_are_too_small(photos):
     """The network sees nothing of pictures from 0 to 1 that a mean was taken off twice."""
-    (said,) = check(Normalized((2, 1, 0)), data(photos, mean=0.5, std=1.0))
+    (said,) = check(Normalized((2, 1, 0)), data(photos, mean=0.5, std=1.0)).warnings
     assert "may be wrong" in said and "--mean 0 --std 1" in said
 
 
 def test_networks_without_classes_are_left_alone(photos):
-    assert check(torch.nn.Conv2d(3, 4, 3), data(photos)) == []
+    assert check(torch.nn.Conv2d(3, 4, 3), data(photos)) == Checked()
 
 
 def test_kappa_by_hand():
@@ -71,4 +73,6 @@ def test_the_contact_sheet_shows_what_the_network_sees(photos, tmp_path):
         write_sheet(found, tmp_path / "sheet.png")
         and (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
     )
-    assert fragment(found).count("<img") == 1 and "24x24 BGR" in fragment(found)
+    sheet = described(found)
+    assert sheet is not None and URI.fullmatch(sheet["picture"])
+    assert sheet["captions"] == [name for _, name in tiles(found)] and len(sheet["captions"]) == 18

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 import mirabelle
+from mirabelle.base import files
 from mirabelle.base.data import Batch, batches, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import read_json
@@ -35,6 +36,7 @@ from mirabelle.cli.table import accuracy
 from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.measurement.agreement import agreement
 from mirabelle.measurement.api import measure as measure_verb
+from mirabelle.report import render_comparison
 from mirabelle.runtimes import Artifact
 from mirabelle.sources.data import read
 
@@ -49,24 +51,49 @@ def compare(
     a: Annotated[str, SUBJECT],
     b: Annotated[str, SUBJECT],
     /,
-    *,
+    *others: Annotated[str, Parameter(help="more runs, for the page alone")],
     data: Annotated[str | None, DATA] = None,
     input: Annotated[tuple[InputSpec, ...] | None, INPUT] = None,
     metric: Annotated[str, described(measure_verb, "metric")] = default(measure_verb, "metric"),
     runs: Annotated[int, described(measure_verb, "runs")] = default(measure_verb, "runs"),
     samples: Annotated[int, Parameter(help="how many outputs are compared")] = 256,
+    page: Annotated[
+        str | None, Parameter(help="of runs: an HTML file that draws them side by side")
+    ] = None,
     common: Common = Common(),  # noqa: B008
     **options: Any,
 ) -> int:
     """Two runs, or two files or networks of any runtime, side by side."""
-    reports = [_report(name) for name in (a, b)]
-    if all(reports):
-        found = {"a": _of_run(a, reports[0]), "b": _of_run(b, reports[1])}
-        return say(found, common.json, _table(found, a, b))
-    if any(reports):
+    names = (a, b, *others)
+    reports = {name: found for name in names if (found := _report(name)) is not None}
+    if len(reports) == len(set(names)):
+        return _runs(names, reports, page, common)
+    if reports:
         raise InputError("one of them is a run and the other is none; give two of a kind")
+    if others or page is not None:
+        raise InputError(
+            f"{'more than two' if others else '--page'}: that is for runs, and {a} is none; give "
+            "folders of runs or their report.json"
+        )
     found = _files(a, b, data, input, metric, runs, samples, options)
     return say(found, common.json, _table(found, a, b))
+
+
+def _runs(
+    names: Sequence[str], reports: Mapping[str, dict[str, Any]], page: str | None, common: Common
+) -> int:
+    """The table of the first two runs, and the page of all."""
+    a, b = names[:2]
+    found = {"a": _of_run(a, reports[a]), "b": _of_run(b, reports[b])}
+    found |= {"others": [_of_run(n, reports[n]) for n in names[2:]]} if names[2:] else {}
+    text = _table(found, a, b)
+    if page is not None:
+        files.write_text(Path(page), render_comparison([(n, reports[n]) for n in names]))
+        found |= {"page": page}
+        text += f"\n{page}"
+    elif names[2:]:
+        raise InputError("more than two runs are drawn on a page alone: name it with --page")
+    return say(found, common.json, text)
 
 
 def _report(name: str) -> dict[str, Any] | None:
@@ -81,9 +108,10 @@ def _report(name: str) -> dict[str, Any] | None:
     return found
 
 
-def _of_run(name: str, report: dict[str, Any] | None) -> dict[str, Any]:
-    assert report is not None
-    last, result = report["stages"][-1], report["result"]
+def _of_run(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of the file that a run recommends."""
+    result, stages = report["result"], report["stages"]
+    last = next((s for s in stages if s["name"] == result.get("stage")), stages[-1])
     seen = last["runtimes"][result["runtime"]]
     latency = seen["latency"]
     return {
@@ -95,10 +123,10 @@ def _of_run(name: str, report: dict[str, Any] | None) -> dict[str, Any]:
         "p50_ms": latency["p50_ms"] if latency else None,
         "speedup": result["speedup"],
         "accuracy": seen["accuracy"],
-        "metric": report["recipe"]["metric"].rpartition(":")[2],
+        "metric": seen["accuracy"]["metric"].rpartition(":")[2],
         "accuracy_drop": result["accuracy_drop"],
         "machine": report["machine"]["cpu"],
-        "steps": [next(iter(s)) for s in report["recipe"]["steps"]],
+        "steps": [next(iter(s)) for s in report.get("recipe", {}).get("steps", [])],
     }
 
 

@@ -27,7 +27,7 @@ def dry_run(recipe: Recipe, folder: Path, common: Common) -> int:
     """Checks everything that a run checks before its first step, and says what would follow."""
     named = check(recipe)
     check_fit(named.recipe, named.model, named.loaders)
-    doubts = check_pictures(named)
+    doubts = check_pictures(named).warnings
     seconds = estimated(named)
     lines = [
         f"network: {named.found.name}",

@@ -60,7 +60,7 @@ def init(
     }
     named = check(parse(content, output))
     check_fit(named.recipe, named.model, named.loaders)
-    doubts = check_pictures(named)
+    doubts = check_pictures(named).warnings
     text = recipe_text(content, named, runtimes, doubts)
     write_text(path, text)
     shown = [*(f"warning: {d}" for d in doubts), f"{path}; next: mirabelle run {path} --dry-run"]

@@ -165,7 +165,7 @@ def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any]:
     network = check_network(found.module(example)).eval()
     if named is not None and named.how is not None and named.table is not None:
         console.print(f"{named}; pictures: {named.how}", style="dim")
-        for doubt in check_pictures(network, named):
+        for doubt in check_pictures(network, named).warnings:
             console.print(f"warning: {doubt}", style="yellow")
     return network, data
 

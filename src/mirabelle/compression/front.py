@@ -16,7 +16,8 @@ class Point:
     runtime, `size` of the file, `macs`. milliseconds, bytes, macs: the same, absolute. drop: of the
     metric on validation data, as a fraction, with its paired 95 % interval; accuracy: the metric;
     n: samples. loss: the squared error of the outputs relative to their energy, measured; None
-    after training. folder: where its files are, in the study's.
+    after training. folder: where its files are, in the study's. history, curve: of the training,
+    see `Trained`.
     """
 
     trial: int
@@ -36,6 +37,7 @@ class Point:
     loss: float | None = None
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    curve: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:

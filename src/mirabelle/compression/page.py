@@ -55,7 +55,14 @@ def report_of(
         "network": {"name": type(setting.model).__name__, "inputs": _inputs(setting.inputs)},
         "stages": [before, after],
         "channels": _channels(setting, best),
-        "training": [{"stage": best.name, "history": best.history, "seconds": best.seconds}],
+        "training": [
+            {
+                "stage": best.name,
+                "history": best.history,
+                "curve": best.curve,
+                "seconds": best.seconds,
+            }
+        ],
         "verification": verified,
         "result": result,
         "limits": _limits(goal, best, runtime),

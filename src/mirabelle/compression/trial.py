@@ -32,6 +32,7 @@ from mirabelle.measurement.macs import count_macs
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import Artifact
 from mirabelle.store import load, save
+from mirabelle.training.curve import joined
 
 SECONDS = 3.0  # of timing a file and the original in turn
 STATISTICS = 256  # samples for scores of channels and for least squares
@@ -88,6 +89,7 @@ class Trial:
     milliseconds: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    curve: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -123,6 +125,7 @@ class Trial:
         )
         self.student = trained.model
         self.history += [{k: float(v) for k, v in h.items()} for h in trained.history]
+        self.curve = joined(self.curve, trained.curve) if self.curve else trained.curve
         self.steps, self.stage = self.steps + steps, self.stage + 1
         self.seconds += time.monotonic() - started
 
@@ -183,6 +186,7 @@ class Trial:
             loss=loss,
             seconds=self.seconds,
             history=list(self.history),
+            curve=dict(self.curve),
         )
 
     def _measure(self, artifact: Artifact) -> None:
@@ -235,4 +239,5 @@ def restored(setting: Setting, point: Point) -> Trial:
         point.milliseconds,
         point.seconds,
         list(point.history),
+        dict(point.curve),
     )

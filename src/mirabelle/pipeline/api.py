@@ -21,7 +21,7 @@ from mirabelle.measurement.macs import count_macs
 from mirabelle.pipeline.facts import check_fit, depends, root_facts
 from mirabelle.pipeline.grids import grids_of
 from mirabelle.pipeline.inputs import check as opened
-from mirabelle.pipeline.inputs import check_pictures, described
+from mirabelle.pipeline.inputs import check_pictures, class_names, described
 from mirabelle.pipeline.looks import Looks, hold_back, hopeless, said
 from mirabelle.pipeline.measuring import measure_all
 from mirabelle.pipeline.recipe import Recipe, Step, load_recipe
@@ -108,8 +108,8 @@ def run(
     named = opened(recipe)
     recipe, model, loaders = named.recipe, named.model, named.loaders
     example = check_fit(recipe, model, loaders)
-    doubts = check_pictures(named)
-    for doubt in doubts:
+    checked = check_pictures(named)
+    for doubt in checked.warnings:
         console.print(f"warning: {doubt}", style="yellow")
     workspace = Workspace(
         Path(folder) if folder is not None else Path("runs") / Path(recipe.path).stem, resume
@@ -121,9 +121,10 @@ def run(
         workspace.sweep()
         original = Stage("original", "original", model)
         state = State(recipe, held, example, [original], looks, source=named.found.file)
+        state.how, state.classes = named.data.how, class_names(named)
         report = _steps(state, workspace, content_hash(inputs), stop_early)
         report |= {"inputs": inputs, "files": _delivered(state)}
-        report["data"] = described(named, doubts)
+        report["data"] = described(named, checked)
         write(report, workspace.folder)
         _collect(state, workspace.folder)
     finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from mirabelle.pipeline.sources import code_hash
 from mirabelle.sources import data as data_sources
 from mirabelle.sources import networks
 from mirabelle.sources.callables import Loaders
+from mirabelle.sources.check import Checked
 from mirabelle.sources.check import check as check_preprocessing
 from mirabelle.sources.data import Data
 from mirabelle.sources.networks import Found
-from mirabelle.sources.sheet import fragment
+from mirabelle.sources.sheet import described as contact_sheet
 
 WHOLE = 2**24  # bytes up to which a file of data is known by its content
 
@@ -75,23 +76,26 @@ def _labeled(loader: Iterable) -> bool:
     return next(batches(loader, 1, what="the test loader")).target is not None
 
 
-def check_pictures(opened_: Opened) -> list[str]:
-    """Warnings about how pictures are brought to the network, where they are."""
-    data = opened_.data
-    if data.how is None or data.table is None:
-        return []
-    return check_preprocessing(opened_.model, data)
+def check_pictures(opened_: Opened) -> Checked:
+    """Whether pictures are brought to the network as it knows them, where there are any."""
+    return check_preprocessing(opened_.model, opened_.data)
 
 
-def described(named: Opened, doubts: list[str]) -> dict[str, Any]:
+def class_names(named: Opened) -> tuple[str, ...]:
+    """Of the data, else of the network; empty where neither knows them."""
+    table = named.data.table
+    return (() if table is None else table.classes) or named.found.classes
+
+
+def described(named: Opened, checked: Checked) -> dict[str, Any]:
     """What the report says of the data."""
     return {
         "name": named.data.name,
         "text": str(named.data),
         "preprocessing": None if named.data.how is None else named.data.how.to_dict(),
         "pictures": None if named.data.how is None else str(named.data.how),
-        "warnings": doubts,
-        "sheet": fragment(named.data),
+        "check": asdict(checked),
+        "sheet": contact_sheet(named.data),
     }
 
 

@@ -12,9 +12,11 @@ import numpy as np
 from mirabelle.base.data import Batch
 from mirabelle.base.names import resolve
 from mirabelle.measurement.accuracy import METRICS, Scores, in_form_of, predictor, scores_of
+from mirabelle.measurement.agreement import Answered
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
+from mirabelle.pipeline.changed import Album, Watch
 from mirabelle.pipeline.profiles import profiles
 from mirabelle.pipeline.state import Outcome, State, seed_loaders
 from mirabelle.runtimes.artifact import MOST_THREADS, Artifact
@@ -23,19 +25,22 @@ LATENCY_SECONDS = 12.0
 
 
 def measure_all(state: State, folder: Path) -> Outcome:
-    """Every stage on every runtime: bytes, accuracy (each sample's score goes into `scores.npz`),
-    latency in one alternating run, memory and layers.
+    """Every stage on every runtime: bytes, accuracy (each sample's score goes into `scores`),
+    pictures whose class changed, latency in one alternating run, memory and layers.
 
     Where there are no files the accuracy is that of the networks in PyTorch, and nothing is timed.
     What is chosen by is the accuracy of each file on other data (`Looks`).
     """
+    watch = Watch(Album(state.how), isinstance(state.loaders.test, Answered))
     if not state.runtimes:
-        _write_scores(folder, _scores_in_pytorch(state))
+        _write_scores(folder, _scores_in_pytorch(state, watch))
+        watch.write(folder)
         return Outcome({"bytes": {}})
     artifacts = {
         (s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes
     }
-    _write_scores(folder, _scores_of_files(state, artifacts))
+    _write_scores(folder, _scores_of_files(state, artifacts, watch))
+    watch.write(folder)
     sizes = {f"{s}/{r}": a.bytes for (s, r), a in artifacts.items()}
     looks = {
         f"{s}/{r}": fact
@@ -54,19 +59,22 @@ def _formed(state: State, artifact: Artifact) -> Callable[[Batch], Any]:
     return in_form_of(example, artifact.with_threads(cores).predict)
 
 
-def _scores_in_pytorch(state: State) -> dict[str, Scores]:
+def _scores_in_pytorch(state: State, watch: Watch) -> dict[str, Scores]:
     metric = resolve(state.recipe.metric, METRICS, "metric")
     scores = {}
     for stage in state.stages:
         seed_loaders(state)  # the same samples in the same order for each stage
         scores[f"{stage.name}/pytorch"] = scores_of(
-            predictor(stage.model), state.loaders.test, metric, f"{stage.label} in PyTorch"
+            watch.watched(predictor(stage.model), stage.name, "pytorch"),
+            state.loaders.test,
+            metric,
+            f"{stage.label} in PyTorch",
         )
     return scores
 
 
 def _scores_of_files(
-    state: State, artifacts: Mapping[tuple[str, str], Artifact]
+    state: State, artifacts: Mapping[tuple[str, str], Artifact], watch: Watch
 ) -> dict[str, Scores]:
     metric = resolve(state.recipe.metric, METRICS, "metric")
     scores = {}
@@ -74,7 +82,7 @@ def _scores_of_files(
         for runtime in state.runtimes:
             seed_loaders(state)
             scores[f"{stage.name}/{runtime}"] = scores_of(
-                _formed(state, artifacts[stage.name, runtime]),
+                watch.watched(_formed(state, artifacts[stage.name, runtime]), stage.name, runtime),
                 state.loaders.test,
                 metric,
                 f"{stage.label} on {runtime}",

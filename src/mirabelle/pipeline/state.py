@@ -15,6 +15,7 @@ from mirabelle.pipeline.recipe import Recipe
 from mirabelle.runtimes import RUNTIMES, load
 from mirabelle.runtimes.artifact import Artifact
 from mirabelle.sources.callables import Loaders
+from mirabelle.sources.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class State:
     """What steps pass on. looks: what accuracy is left, on data that choose. saved: where the last
     network that a step changed is. exported: where the export step put the files of each stage.
     failed: by runtime, why it has no files. stopped: why the run ended before its last step.
-    source: the ONNX file that the original came from.
+    source: the ONNX file that the original came from. how: how pictures are brought to the network;
+    classes: their names, where they are known.
     """
 
     recipe: Recipe
@@ -53,6 +55,8 @@ class State:
     threads: int = 1
     stopped: str | None = None
     source: Path | None = None
+    how: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def model(self) -> nn.Module:

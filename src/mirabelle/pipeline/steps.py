@@ -60,7 +60,7 @@ def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path
 
 
 def _trained(trained: Trained) -> Outcome:
-    facts = {"history": trained.history, "choices": trained.choices}
+    facts = {"history": trained.history, "choices": trained.choices, "curve": trained.curve}
     return Outcome(facts, {"training": trained.seconds}, trained.model)
 
 

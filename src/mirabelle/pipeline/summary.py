@@ -12,6 +12,7 @@ from torch import nn
 from mirabelle.base.version import __version__
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters, macs_by_module
+from mirabelle.pipeline.changed import read_changed
 from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State
@@ -56,7 +57,12 @@ def summarize(
         "stages": stages,
         "channels": _channels(state, first, last),
         "training": [
-            {"stage": name, "history": f["history"], "seconds": t.get("training")}
+            {
+                "stage": name,
+                "history": f["history"],
+                "curve": f["curve"],
+                "seconds": t.get("training"),
+            }
             for name, f, t in facts
             if "history" in f
         ],
@@ -86,7 +92,12 @@ def summarize(
         }
         if "sparse" in runtimes:
             report["forms"] = choice(state.artifact(last.name, "sparse").path).to_dict()
-    return report | _verdict(state, report["stages"], measured["facts"].get("looks", {}), home)
+    report |= _verdict(state, report["stages"], measured["facts"].get("looks", {}), home)
+    best = report["result"]
+    report["changed"] = read_changed(
+        folder, best["stage"], best["runtime"], state.classes, state.how is not None
+    )
+    return report
 
 
 def _verdict(
@@ -237,11 +248,15 @@ def without_timings(report: dict[str, Any]) -> dict[str, Any]:
     """The report without what the clock and the memory of this run decided: equal for equal runs,
     however often they were interrupted.
 
-    The runtime that came out fastest is a timing too, so what hangs on it (`result`, `limits`) is
-    left out.
+    The runtime that came out fastest is a timing too, so what hangs on it (`result`, `limits`,
+    `changed`) is left out.
     """
     stripped = copy.deepcopy(
-        {k: v for k, v in report.items() if k not in (*TIMED, "result", "limits", "machine")}
+        {
+            k: v
+            for k, v in report.items()
+            if k not in (*TIMED, "result", "limits", "changed", "machine")
+        }
     )
     for stage in stripped["stages"]:
         for figures in stage["runtimes"].values():

@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mirabelle.base import files
-from mirabelle.report.html import render
+from mirabelle.report.html import render, render_comparison
 
-__all__ = ["render", "write"]
+__all__ = ["render", "render_comparison", "write"]
 
 
 def write(report: dict, folder: str | Path) -> Path:

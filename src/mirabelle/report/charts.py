@@ -189,15 +189,17 @@ def _limit_line(limit: dict, x: Scale, y: Scale) -> str:
     return element("g", titled(limit["title"]), element("path", d=d, class_="threshold"), named)
 
 
-def waterfall(rows: list[dict], label: str, from_zero: bool = True) -> str:
+def waterfall(
+    rows: list[dict], label: str, from_zero: bool = True, over: Sequence[float] = ()
+) -> str:
     """What each step added or took away: a floating bar from the value before to the value after.
 
     rows: {"name", "value" (text below the name), "start", "end", "class"}. from_zero: the left edge
     is 0; otherwise it is a little below the smallest value, which shows small changes of large
-    values.
+    values. over: values that the axis covers too, so that several charts have one.
     """
-    every = [v for r in rows for v in (r["start"], r["end"])]
-    if not every:
+    every = [*over, *(v for r in rows for v in (r["start"], r["end"]))]
+    if not rows:
         return ""
     low, high = (min(0.0, *every), max(0.0, *every)) if from_zero else padded(every)
     at = linear(low, high, 0.0, 100.0)

@@ -5,9 +5,13 @@ the dict lacks is left out.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from mirabelle.report import comparison
 from mirabelle.report.parts import child, items
+from mirabelle.report.sections.changed import changed
 from mirabelle.report.sections.channels import channels
+from mirabelle.report.sections.data import data
 from mirabelle.report.sections.downloads import downloads
 from mirabelle.report.sections.front import front
 from mirabelle.report.sections.headline import headline
@@ -44,22 +48,41 @@ def render(report: dict) -> str:
         verification(items(report, "verification")),
         profile(report),
         training(items(report, "training")),
+        changed(report),
+        data(report),
         downloads(report),
         how_measured(report),
         recipe(report.get("recipe")),
     ]
     body = [p for p in parts if p]
+    foot = "The same figures, unrounded, are in report.json beside this page."
+    return page(report, title, [headline(report), contents(body), *body], foot)
+
+
+def render_comparison(runs: Sequence[tuple[str, dict]]) -> str:
+    """Two or more runs side by side, on a page of the same kind.
+
+    runs: (name, report), the report as `report.json` has it.
+    """
+    body = comparison.sections(runs)
+    title = " and ".join(name for name, _ in runs)
+    parts = [comparison.opening(runs), contents(body), *body]
+    return page(runs[0][1] if runs else {}, title, parts, "")
+
+
+def page(report: dict, title: str, parts: list[str], foot: str) -> str:
+    """Everything around the parts."""
     version = escape(report.get("mirabelle") or "")
+    name = escape(title)
+    written = " ".join(p for p in (f"Written by Mirabelle {version}.", foot) if p)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta '
         'name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)} · '
+        f'<meta name="color-scheme" content="light dark">\n<title>{name} · '
         f"Mirabelle</title>\n<style>{CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1><b>Mirabelle</b> · {escape(title)}</h1>\n"
-        + "\n".join([headline(report), contents(body), *body])
-        + "\n</main>\n"
-        f"<footer>Written by Mirabelle {version}. The same figures, unrounded, are in "
-        f"report.json beside this page.</footer>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<body>\n<main>\n<h1><b>Mirabelle</b> · {name}</h1>\n"
+        + "\n".join(parts)
+        + f"\n</main>\n<footer>{written}</footer>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 

@@ -110,13 +110,15 @@ def table(
     mark_last: bool = False,
     words: Collection[str] = (),
     sortable: bool = False,
+    name: str = "",
 ) -> str:
     """A table in a container that scrolls by itself; on a narrow page every row is a card. Cells
     are (figure, small print) and, where a column is sorted by number, that number; columns of
     dashes are left out.
 
     mark_last: tint the last row. words: the heads of columns of prose. sortable: the script of the
-    page makes its heads sort and its rows searchable; without it the table is as it is.
+    page makes its heads sort and its rows searchable; without it the table is as it is. name: what
+    a screen reader says of it; several tables of a page need names that differ.
     """
     kept = [i for i in range(len(head)) if i == 0 or any(r[i][0] not in ("", DASH) for r in rows)]
     if not rows:
@@ -142,7 +144,7 @@ def table(
         class_="wide",
         tabindex=0,
         role="region",
-        aria_label=f"table of each {head[0]}",
+        aria_label=name or f"table of each {head[0]}",
     )
 
 

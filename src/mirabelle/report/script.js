@@ -7,9 +7,10 @@
     typeof a === "number" && typeof b === "number" ? a - b
       : typeof a === "number" ? -1 : typeof b === "number" ? 1
         : a.localeCompare(b, undefined, { numeric: true });
-  for (const table of document.querySelectorAll("table.sortable")) {
+  for (const table of document.querySelectorAll("table.sortable, table[data-sortable]")) {
     const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, i) => {
+      if (!head.textContent.trim()) return;
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = head.textContent;

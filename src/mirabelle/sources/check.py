@@ -10,7 +10,7 @@ sure says nothing: values that are too large make any network sure.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,19 @@ class Answer:
         return self.steady > other.steady + STEADIER
 
 
+@dataclass(frozen=True)
+class Checked:
+    """warnings: one line for each thing that is likely wrong, with its remedy. pictures: how many
+    were looked at, 0 where the network gives no classes or there are no pictures. right, steady:
+    see `Answer`; of the pictures as they are brought to the network.
+    """
+
+    warnings: list[str] = field(default_factory=list)
+    pictures: int = 0
+    right: float | None = None
+    steady: float | None = None
+
+
 def neighbors(how: Preprocessing) -> dict[str, Preprocessing]:
     """Other ways that people take, by what one would have to say to get them."""
     if how.dtype == "uint8" or how.color == "gray":
@@ -69,18 +82,19 @@ def neighbors(how: Preprocessing) -> dict[str, Preprocessing]:
     return {k: v for k, v in found.items() if (v.mean, v.std, v.scale, v.color) != values}
 
 
-def check(model: nn.Module, data: Data) -> list[str]:
-    """One line for each thing that is likely wrong, with its remedy; nothing where the network
-    gives no classes, or there are no pictures.
+def check(model: nn.Module, data: Data) -> Checked:
+    """Asks the network about test pictures in neighboring ways.
+
+    model: the float network. data: whose `how` says how pictures are brought to it.
+    Nothing was looked at where the network gives no classes, or there are no pictures.
     """
-    assert data.how is not None
-    found = _pictures(data)
-    if found is None:
-        return []
+    found = None if data.how is None or data.table is None else _pictures(data)
+    if found is None or data.how is None:
+        return Checked()
     pixels, labels = found
     own = _answer(model, data.how, pixels, labels)
     if own is None:
-        return []
+        return Checked()
     others = {
         k: a for k, n in neighbors(data.how).items() if (a := _answer(model, n, pixels, labels))
     }
@@ -100,7 +114,7 @@ def check(model: nn.Module, data: Data) -> list[str]:
             f"{own.kinds} kinds of them: their labels may be in another order than its classes; "
             "folders are numbered by name, a .csv with a column `label` says the numbers"
         )
-    return warnings
+    return Checked(warnings, len(pixels), own.right, own.steady)
 
 
 def _as_by_chance(own: Answer, labels: list[int] | None) -> bool:

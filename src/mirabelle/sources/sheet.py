@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from typing import Any
 
 import numpy as np
 
 from mirabelle.base.files import atomic
+from mirabelle.base.png import uri
 from mirabelle.runtimes.artifact import require
 from mirabelle.sources.data import Data
 from mirabelle.sources.samples import Samples, UnreadableError
@@ -46,12 +45,14 @@ def tiles(data: Data, count: int = COLUMNS * ROWS) -> list[tuple[np.ndarray, str
 def sheet(data: Data) -> Any:
     """The contact sheet as a PIL image; None where the data are no pictures."""
     shown = tiles(data)
-    if not shown:
-        return None
+    return _drawn([pixels for pixels, _ in shown]) if shown else None
+
+
+def _drawn(shown: list[np.ndarray]) -> Any:
     image = require("PIL.Image", "images")
     rows = -(-len(shown) // COLUMNS)
     canvas = image.new("RGB", (COLUMNS * (SIDE + 4), rows * (SIDE + 4)), "white")
-    for place, (pixels, _) in enumerate(shown):
+    for place, pixels in enumerate(shown):
         tile = image.fromarray(np.ascontiguousarray(pixels))
         tile.thumbnail((SIDE, SIDE))
         corner = (place % COLUMNS * (SIDE + 4) + 2, place // COLUMNS * (SIDE + 4) + 2)
@@ -69,18 +70,17 @@ def write_sheet(data: Data, path: Any) -> bool:
     return True
 
 
-def fragment(data: Data) -> str:
-    """The contact sheet as HTML with its pictures inside: `<figure>` with how they were made; empty
-    where the data are no pictures.
+def described(data: Data) -> dict[str, Any] | None:
+    """The contact sheet for a report: `picture`, a data URI, and `captions`, the classes of its
+    tiles row by row, empty where there are none. None where the data are no pictures.
     """
-    picture = sheet(data)
-    if picture is None:
-        return ""
+    shown = tiles(data)
+    if not shown:
+        return None
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    content = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><img alt="calibration pictures as the network sees them" '
-        f'src="data:image/png;base64,{content}"><figcaption>{html.escape(str(data.how))}'
-        "</figcaption></figure>"
-    )
+    _drawn([pixels for pixels, _ in shown]).save(buffer, format="PNG", optimize=True)
+    return {
+        "picture": uri(buffer.getvalue()),
+        "columns": COLUMNS,
+        "captions": [name for _, name in shown],
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mirabelle.base.checks import load_state
 from mirabelle.base.errors import CheckpointError, InputError
 from mirabelle.base.files import read_tensors, write_tensors
 from mirabelle.base.identity import differences
+from mirabelle.training.curve import Curve
 from mirabelle.training.state import Best, State
 
 
@@ -59,6 +61,7 @@ def save_checkpoint(folder: str | Path, state: State, run: dict[str, Any]) -> No
         "best": [state.best.score, state.best.done],
         "checks": state.checks,
         "choices": state.choices,
+        "curve": asdict(state.curve),
         "stale": state.stale,
         "totals": state.totals,
         "run": run,
@@ -156,6 +159,8 @@ def _restore(
     state.done, state.history, state.stale = plain["done"], plain["history"], plain["stale"]
     state.totals = plain["totals"]
     state.checks, state.choices = plain["checks"], plain["choices"]
+    scores = [(s, v) for s, v in plain["curve"]["scores"]]
+    state.curve = Curve(**{**plain["curve"], "scores": scores})
     state.best = Best(plain["best"][0], parts.get("best"), plain["best"][1])
 
 

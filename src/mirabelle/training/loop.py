@@ -41,13 +41,14 @@ from mirabelle.training.state import Objective, State, Step, placed
 class Trained:
     """The trained network and what was seen on the way: one dict per epoch (mean of each loss part,
     the score on validation or held-back data). choices: what was decided where no learning rate
-    was given, why, and what became of it.
+    was given, why, and what became of it. curve: loss, rate and scores by step, see `Curve`.
     """
 
     model: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     choices: dict[str, Any] = field(default_factory=dict)
+    curve: dict[str, Any] = field(default_factory=dict)
 
 
 class Loop:
@@ -169,7 +170,8 @@ class Loop:
         if self.judged:
             state.choices |= outcome(self.judge, state, total, before)
         result = clone(result).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        return Trained(result, state.history, time.monotonic() - self.begun, state.choices)
+        seconds, curve = time.monotonic() - self.begun, state.curve.to_dict(self.judge.name)
+        return Trained(result, state.history, seconds, state.choices, curve)
 
     def _stale(self) -> bool:
         return self.settings.patience is not None and self.state.stale >= self.settings.patience
@@ -218,7 +220,7 @@ class Loop:
         """Scores the network within an epoch, or before the first. Raises `DivergedError`."""
         state = self.state
         value = self.judge.score(state.result)
-        state.checks.append(self.judge.figure(value))
+        state.note(self.judge.figure(value))
         if self.gradual is None or self.gradual.finished(state.done):
             state.watch(value, keep=True, epoch=False)
         if self.judge.held and self.gradual is None and diverges(state.checks[0], state.checks):
@@ -250,15 +252,17 @@ class Loop:
                 parts = self.wrapped(batch.args, batch.kwargs, batch.target)
             loss = torch.stack([p.float() for p in parts.values()]).sum()
             state.scaler.scale(loss * share / self.plan.together(number)).backward()
-        for name, part in parts.items():
-            state.totals[name] = state.totals.get(name, 0.0) + float(part.detach())
+        losses = {name: float(part.detach()) for name, part in parts.items()}
+        for name, value in losses.items():
+            state.totals[name] = state.totals.get(name, 0.0) + value
         if not math.isfinite(sum(state.totals.values())):
             raise DivergedError(
                 f"the loss is not finite at step {state.done} of {self.plan.total} "
-                f"({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in parts.items())}; "
+                f"({', '.join(f'{k} {v:.3g}' for k, v in losses.items())}; "
                 f"batch of {size}, lr {self.settings.lr:g}); lower lr, set clip=1.0, or look for "
                 "NaN in the data"
             )
+        state.curve.batch(losses)
 
     def _update(self) -> None:
         """One step of the optimizer."""
@@ -276,6 +280,7 @@ class Loop:
         if state.average is not None:
             state.average.update_parameters(self.model)
         state.done += 1
+        state.curve.step(state.done, self.plan.rate(state.done - 1, settings))
 
     def _close_epoch(self, count: int) -> None:
         """Scores, and writes down, an epoch of `count` batches."""
@@ -286,7 +291,7 @@ class Loop:
         if self.judge:
             value = self.judge.score(state.result)
             record[self.judge.name] = self.judge.figure(value)
-            state.checks.append(self.judge.figure(value))
+            state.note(self.judge.figure(value))
             if self.gradual is None or self.gradual.finished(state.done):
                 state.watch(value, keep=settings.patience is not None or self.judged)
         state.history.append(record)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mirabelle.base import structures
 from mirabelle.base.data import Batch
+from mirabelle.training.curve import Curve
 from mirabelle.training.optimizers import OPTIMIZERS, parameter_groups
 from mirabelle.training.plan import Settings
 
@@ -48,7 +49,7 @@ class Step(nn.Module):
 class State:
     """step: the network and what is trained along. done: optimizer steps. stale: epochs without a
     better score. totals: the sums of an epoch that is not over. checks: the losses on held-back
-    data so far. choices: what training chose by itself.
+    data so far. choices: what training chose by itself. curve: what a report draws.
     """
 
     step: Step
@@ -62,6 +63,7 @@ class State:
     totals: dict[str, float] = field(default_factory=dict)
     checks: list[float] = field(default_factory=list)
     choices: dict[str, Any] = field(default_factory=dict)
+    curve: Curve = field(default_factory=Curve)
 
     @classmethod
     def of(cls, step: Step, settings: Settings, where: torch.device, scaled: bool) -> State:
@@ -81,6 +83,11 @@ class State:
     def result(self) -> nn.Module:
         """The network as it would be returned now: the average where there is one."""
         return self.average.module if self.average is not None else self.step.model
+
+    def note(self, figure: float) -> None:
+        """Writes down a score as it is shown."""
+        self.checks.append(figure)
+        self.curve.score(self.done, figure)
 
     def watch(self, value: float, keep: bool, epoch: bool = True) -> None:
         """Takes note of a score. keep: the best weights too. epoch: it is that of a whole one.

@@ -120,7 +120,7 @@ def _recipe(value: Any) -> str:
 
 
 def _code(title: str, note: str, text: str) -> str:
-    return fold(title, note, element("pre", element("code", escape(text))), False)
+    return fold(title, note, element("pre", element("code", escape(text)), tabindex=0), False)
 
 
 def _python(report: dict, files: dict[str, list[str]]) -> list[str]:

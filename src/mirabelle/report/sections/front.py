@@ -172,7 +172,7 @@ def _plan(point: dict, plan: list[dict]) -> str:
     words = [HEADS["action"]]
     return titled(
         f"The plan of {point.get('name') or 'the best'}",
-        table(head, rows, words=words, sortable=True),
+        table(head, rows, words=words, sortable=True, name="plan of each layer"),
     )
 
 

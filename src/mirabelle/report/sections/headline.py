@@ -102,32 +102,45 @@ def absolutes(report: dict) -> tuple[str, str]:
     return time, "" if None in sizes else f"{units.size(sizes[0])} → {units.size(sizes[1])}"
 
 
-def headline(report: dict) -> str:
-    """A sentence for anyone, the three figures it rests on, and each limit as met or missed."""
+def sentence(report: dict) -> str:
+    """What came of the run, for anyone; empty where nothing is known."""
+    ratios, lost = changes(report), loss(report, child(report, "result"))
+    known = " and ".join(f"{c} ({figure})" if figure else c for c, figure in ratios if c)
+    where = place(report, timed=ratios[0][0] is not None)
+    if known:
+        return f"{where} is {known}{', ' + lost[0] if lost else ''}."
+    return f"{where} {lost[0].removeprefix('and ')}." if lost else ""
+
+
+def changes(report: dict) -> list[tuple[str | None, str]]:
+    """The two ratios in words, each with the figures behind it."""
     result = child(report, "result")
     ratios = (
         factor(result.get("speedup"), "faster", "slower"),
         factor(result.get("size_ratio"), "smaller", "larger"),
     )
-    lost = loss(report, result)
-    pairs = list(zip(ratios, absolutes(report), strict=True))
-    changes = " and ".join(f"{c} ({known})" if known else c for c, known in pairs if c)
+    return list(zip(ratios, absolutes(report), strict=True))
+
+
+def place(report: dict, timed: bool) -> str:
+    """`On ONNX Runtime, on an AMD EPYC core, not a phone, the quantized network`. timed: the
+    sentence says how fast it is, so that the machine matters.
+    """
+    result = child(report, "result")
     places = [runtime_name(result["runtime"])] if result.get("runtime") else []
-    if ratios[0] and (machine := processor(report)):
+    if timed and (machine := processor(report)):
         places.append(f"{'on ' if places else ''}{machine}, not a phone,")
     network = f"the {result['label']} network" if result.get("label") else "the network"
-    if places:
-        where = f"On {', '.join(places)} {network}"
-    else:
-        where = network[0].upper() + network[1:]
-    if changes:
-        sentence = f"{where} is {changes}{', ' + lost[0] if lost else ''}."
-    else:
-        sentence = f"{where} {lost[0].removeprefix('and ')}." if lost else ""
+    return f"On {', '.join(places)} {network}" if places else network[0].upper() + network[1:]
+
+
+def headline(report: dict) -> str:
+    """A sentence for anyone, the three figures it rests on, and each limit as met or missed."""
+    text = sentence(report)
     limits = "".join(limit(row, is_share(report)) for row in items(report, "limits"))
-    big = cards(report, pairs, lost)
+    big = cards(report, changes(report), loss(report, child(report, "result")))
     return (
-        (element("p", escape(sentence), class_="headline") if sentence else "")
+        (element("p", escape(text), class_="headline") if text else "")
         + (element("div", big, class_="big") if big else "")
         + (element("ul", limits, class_="limits") if limits else "")
         + "".join(element("p", escape(s), class_="note") for s in remarks(report))

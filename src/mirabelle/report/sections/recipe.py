@@ -41,7 +41,9 @@ def as_yaml(value: Any, indent: str = "") -> str:
 
 def recipe(value: Any) -> str:
     return (
-        section("The recipe", "What was asked for.", element("pre", escape(as_yaml(value))))
+        section(
+            "The recipe", "What was asked for.", element("pre", escape(as_yaml(value)), tabindex=0)
+        )
         if value
         else ""
     )

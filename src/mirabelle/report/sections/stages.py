@@ -122,6 +122,7 @@ def before_after(report: dict) -> str:
             HEAD,
             [stage_row(s, child(child(s, "runtimes"), r)) for s in stages],
             mark_last=is_last and r == best.get("runtime"),
+            name=f"table of each stage on {runtime_name(r)}",
         )
         for r in runtimes
     )

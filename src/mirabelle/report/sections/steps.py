@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -18,17 +19,8 @@ def steps(report: dict) -> str:
     stages, runtime = items(report, "stages"), child(report, "result").get("runtime")
     if len(stages) < 2 or not runtime:
         return ""
-    show = (
-        (lambda v: f"{100 * v:.2f}{NBSP}%") if is_share(report) else (lambda v: units.digits(v, 4))
-    )
-    panels = [
-        ("Latency, ms", lambda f: child(f, "latency").get("p50_ms"), units.milliseconds, -1),
-        ("File size", lambda f: f.get("bytes"), units.size, -1),
-        (f"{metric_name(report)}", lambda f: child(f, "accuracy").get("value"), show, 1),
-    ]
     drawn = []
-    for title, of, shown, better in panels:
-        values = [number(of(child(child(s, "runtimes"), str(runtime)))) for s in stages]
+    for title, values, shown, better in axes(report):
         rows = waterfall_rows(stages, values, shown, better, child(report, "timings"))
         chart = charts.waterfall(rows, f"{title} after each step", from_zero=better < 0)
         drawn.append(titled(title, chart))
@@ -37,6 +29,29 @@ def steps(report: dict) -> str:
         "after it: green is better, orange worse. Accuracy is drawn on the range that it covers."
     )
     return section("What each step cost and bought", note, pair(*(d for d in drawn if d)))
+
+
+Axis = tuple[str, list[float | None], Callable[[Any], str], int]
+
+
+def axes(report: dict) -> list[Axis]:
+    """What is drawn of the result's runtime: (title, the value at each stage, how it is shown, the
+    sign of a change for the better).
+    """
+    runtime = str(child(report, "result").get("runtime"))
+    found = [child(child(s, "runtimes"), runtime) for s in items(report, "stages")]
+
+    def share(value: Any) -> str:
+        return f"{100 * value:.2f}{NBSP}%" if is_share(report) else units.digits(value, 4)
+
+    times = [number(child(f, "latency").get("p50_ms")) for f in found]
+    sizes = [number(f.get("bytes")) for f in found]
+    scores = [number(child(f, "accuracy").get("value")) for f in found]
+    return [
+        ("Latency, ms", times, units.milliseconds, -1),
+        ("File size", sizes, units.size, -1),
+        (metric_name(report), scores, share, 1),
+    ]
 
 
 def waterfall_rows(

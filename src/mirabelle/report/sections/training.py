@@ -2,54 +2,91 @@
 
 from __future__ import annotations
 
-from mirabelle.report import charts, units
-from mirabelle.report.parts import items, legend, pair, section
+from mirabelle.report import units
+from mirabelle.report.curves import Line, Panel, stacked
+from mirabelle.report.parts import child, legend, pair, section
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
+HELD_OUT = "held_out"  # the score that is the loss itself, on data that are held back
+
 
 def training(runs: list[dict]) -> str:
-    """Per training: the losses by epoch and, on a scale of its own, the validation score by
-    epoch.
+    """Per training one drawing: the loss by step with that on held-back data, the score on
+    validation data, and the learning rate.
     """
-    blocks = []
-    for run in runs:
-        history = items(run, "history")
-        keys = [
-            k
-            for k in dict.fromkeys(k for h in history for k in h)
-            if k not in ("epoch", "seconds", "lr")
-            and any(number(h.get(k)) is not None for h in history)
-        ]
-        scores = [k for k in keys if k.startswith("validation")]
-        losses = [k for k in keys if k not in scores]
-        curves = []
-        for names, label in ((losses, "loss"), (scores, "validation score")):
-            series = [{"name": k, "values": [number(h.get(k)) for h in history]} for k in names]
-            share = all(k.endswith(("top1", "top5")) for k in names)
-            chart = charts.lines(
-                series,
-                "epoch",
-                label,
-                y_format=(lambda v: f"{100 * v:.4g}{NBSP}%") if share else units.digits,
-            )
-            curves.append(
-                element(
-                    "div",
-                    legend([(s["name"], f"s{i % 6}", 0) for i, s in enumerate(series)]),
-                    chart,
-                )
-                if chart
-                else ""
-            )
-        took = (
-            f", {units.seconds(run['seconds'])}" if number(run.get("seconds")) is not None else ""
-        )
-        if any(curves):
-            blocks.append(
-                element(
-                    "h3", escape(f"{run.get('stage') or 'training'}: {len(history)} epochs{took}")
-                )
-                + pair(*[c for c in curves if c])
-            )
-    return section("Training", "", *blocks)
+    blocks = [block for run in runs if (block := _training(run))]
+    note = (
+        "The title says how many steps a point is the mean of. Scores are those of the network as "
+        "it would have been returned at that step."
+    )
+    return section("Training", note, pair(*blocks))
+
+
+def _training(run: dict) -> str:
+    curve = child(run, "curve")
+    losses, scores, rates = lines(curve)
+    panels = [Panel("loss", losses)]
+    held = str(child(curve, "score").get("name") or "") == HELD_OUT
+    if held:
+        panels = [Panel("loss", [*losses, *scores])]
+    else:
+        panels.append(Panel("score", scores, _shown(scores), 90))
+    panels.append(Panel("learning rate", rates, height=50))
+    name = str(run.get("stage") or "training")
+    chart = stacked(panels, "step", f"{name}: {_told(losses, scores)}")
+    if not chart:
+        return ""
+    steps, each = units.numbers(curve.get("step")), number(curve.get("each"))
+    facts = [f"{units.digits(steps[-1])} steps"] if steps else []
+    facts += [f"{each:g} steps a point"] if each and each > 1 else []
+    took = number(run.get("seconds"))
+    facts += [units.seconds(took)] if took is not None else []
+    drawn = [*losses, *scores] if len(losses) + len(scores) > 1 else []
+    named = legend([(v.name, f"s{v.number % 6}", v.number if v.marks else None) for v in drawn])
+    title = ": ".join(p for p in (name, ", ".join(facts)) if p)
+    return element("div", element("h3", escape(title)), named if drawn else "", chart)
+
+
+def lines(curve: dict) -> tuple[list[Line], list[Line], list[Line]]:
+    """Losses, scores and rates of a curve, each with the points that are numbers. Of several parts
+    the sum is the first loss.
+    """
+    steps, parts = _column(curve, "step"), child(curve, "loss")
+    columns = {str(k): _column(parts, k) for k in parts}
+    if len(columns) > 1:
+        rows = zip(*columns.values(), strict=False)
+        sums = [None if None in row else sum(v for v in row if v is not None) for row in rows]
+        columns = {"sum": sums, **columns}
+    losses = [Line(k, _points(steps, v), i) for i, (k, v) in enumerate(columns.items())]
+    score = child(curve, "score")
+    name = str(score.get("name") or "score").replace("_", " ")
+    seen = _points(_column(score, "step"), _column(score, "value"))
+    scores = [Line(name, seen, len(losses), marks=True)] if seen else []
+    rates = _points(steps, _column(curve, "lr"))
+    known = [v for v in losses if v.points]
+    return known, scores, [Line("learning rate", rates, 5)] if rates else []
+
+
+def _column(mapping: dict, key: str) -> list[float | None]:
+    found = mapping.get(key)
+    return [number(v) for v in found] if isinstance(found, list) else []
+
+
+def _points(x: list[float | None], y: list[float | None]) -> list[tuple[float, float]]:
+    pairs = zip(x, y, strict=False)
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def _shown(scores: list[Line]):
+    share = all(v.name.endswith(("top1", "top5")) for v in scores)
+    return (lambda v: f"{100 * v:.4g}{NBSP}%") if share else units.digits
+
+
+def _told(losses: list[Line], scores: list[Line]) -> str:
+    """The ends of the curves in words, for those who do not see them."""
+    ends = [
+        f"{v.name} from {units.digits(v.points[0][1])} to {units.digits(v.points[-1][1])}"
+        for v in [*losses, *scores]
+    ]
+    return ", ".join(ends)

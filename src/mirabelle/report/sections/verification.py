@@ -54,7 +54,9 @@ def verification(checks: list[dict]) -> str:
         body = fold(
             "Every layer",
             f"{len(rows)} layers, off by at most {units.digits(worst)}",
-            table(head, rows, words=("note",)),
+            table(
+                head, rows, words=("note",), name=f"layers compared on {check.get('runtime') or ''}"
+            ),
             worst > tolerance(check) and len(rows) <= MANY,
         )
         blocks.append(
