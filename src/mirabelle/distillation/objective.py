@@ -274,6 +274,15 @@ class Distillation:
         with torch.autocast(output.device.type, enabled=False):
             return self._parts(output, taught, batch, taps)
 
+    def of(self, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """The parts for what a student gave of a batch somewhere else, in a training that is not
+        ours. Losses of layers need `__call__`.
+        """
+        taught = self.teach(batch, self.position()) if self.needs_teacher else None
+        given = as_tensor(output)
+        with torch.autocast(given.device.type, enabled=False):
+            return self._parts(given, taught, batch, None)
+
     def _parts(
         self, output: torch.Tensor, taught: torch.Tensor | None, batch: Batch, taps: Taps | None
     ) -> dict[str, torch.Tensor]:
