@@ -18,6 +18,7 @@ from typing_extensions import Doc
 from mirabelle.base.data import Batch, device_of
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import Expected, OneOf, OptionsOf, declared
+from mirabelle.distillation.api import networks_of
 from mirabelle.distillation.checks import check_losses, default_ensemble
 from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
 from mirabelle.distillation.features import FEATURE_LOSSES
@@ -284,7 +285,7 @@ class Companion:
         assert network is not None and plan.teacher is not None
         parts = {n: w for n, w in plan.losses.items() if n != OWN}
         teachers = Teachers(
-            plan.teacher,
+            networks_of(plan.teacher),
             device_of(network),
             ensemble=plan.ensemble or default_ensemble(parts),
             weights=plan.weights,
