@@ -38,7 +38,8 @@ class State:
     """What steps pass on. looks: what accuracy is left, on data that choose. saved: where the last
     network that a step changed is. exported: where the export step put the files of each stage.
     failed: by runtime, why it has no files. stopped: why the run ended before its last step.
-    source: the ONNX file that the original came from.
+    source: the ONNX file that the original came from. unpruned: what saved networks are loaded
+    into, where the run started from a saved one; else it is the original.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class State:
     threads: int = 1
     stopped: str | None = None
     source: Path | None = None
+    unpruned: nn.Module | None = None
 
     @property
     def model(self) -> nn.Module:
