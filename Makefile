@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz mutants test-slow test-phones test-processors test-wheel test-oldest lint docs docs-serve clean
+.PHONY: demo test fuzz mutants test-slow test-phones test-integrations test-processors test-wheel test-oldest lint docs docs-serve clean
 
 demo: .venv/demo
 	$(BIN)/mirabelle run examples/fashion.yaml --resume
@@ -31,6 +31,11 @@ test-processors: .venv/dev
 test-phones: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,litert,executorch]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtimes/test_phone_runtimes.py tests/runtimes/test_tflite_sparse.py tests/test_exporter.py tests/verification/test_verify.py tests/runtimes/test_watch.py
+
+# Lightning and Hugging Face's Trainer, 100 MB: their weights against those of our loop.
+test-integrations: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lightning,transformers]" tensorboard
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations
 
 # The wheel, installed in a new environment and used outside the tree.
 test-wheel: .venv/bin/python

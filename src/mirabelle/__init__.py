@@ -84,6 +84,7 @@ _ROOMS = (
     "fitting",
     "graph",
     "integers",
+    "integrations",
     "measurement",
     "onnx_files",
     "pipeline",

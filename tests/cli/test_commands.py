@@ -8,16 +8,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 import mirabelle as mb
 from mirabelle.base import progress
 from mirabelle.base.png import URI
 from mirabelle.cli import main
+from mirabelle.cli.common import input_of
 from tests.sources.pictures import Colors, folder
+from tests.tiny import model
 
 pytest.importorskip("PIL")
 PICTURES = ["--size", "24", "--mean", "0.1", "--std", "0.5", "--resize", "stretch"]
@@ -190,6 +194,92 @@ def test_prune_and_distill_take_the_options_of_their_verbs(fresh, capsys, monkey
     ]
     assert main([*line, "--folder", "d", "--dry-run"]) == 0
     assert list(json.loads(capsys.readouterr().out)["seconds"])[:2] == ["distill", "export"]
+
+
+def test_a_saved_network_is_where_a_command_starts(fresh, capsys, monkeypatch):
+    """Pruned here, and again by the command: both folders belong to the unpruned network."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    x, how = torch.randn(2, 1, 8, 8), {"criterion": "l2", "align": 1}
+    once = mb.prune(model(), x, macs=0.7, **how)
+    mb.save(once, "once")
+    options = ["--data", "tests.tiny:data", "--criterion", "l2", "--repair", "none", "--align", "1"]
+    line = ["prune", "tests.tiny:model", *options, "--macs", "0.7", "--json"]
+    assert main([*line, "--load", "once", "--folder", "twice"]) == 0, capsys.readouterr().err
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    twice = mb.load("twice/model", model())
+    kept = [mb.measure(m, inputs=x, runs=1).macs for m in (model(), once, twice)]
+    assert [s["macs"] for s in stages] == kept[1:] and kept[0] > kept[1] > kept[2]
+    assert yaml.safe_load(Path("twice/recipe.yaml").read_text())["load"] == "once"
+    mb.save(mb.quantize(once, [x]), "integers")
+    for load, message in (("integers", "holds a quantized network"), ("no", "expected a folder")):
+        assert main([*line, "--load", load, "--folder", "no_run"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_an_onnx_file_goes_on_from_where_it_was_saved(fresh, capsys):
+    net = mb.prune("net.onnx", torch.randn(1, 3, 24, 24), macs=0.8, criterion="l2", align=1)
+    mb.save(net, "saved")
+    line = ["quantize", "net.onnx", "--data", "photos", *PICTURES, "--folder", "out", "--json"]
+    assert main([*line, "--load", "saved"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    whole = mb.measure("net.onnx", inputs=torch.randn(1, 3, 24, 24), runs=1).macs
+    assert found["stages"][0]["macs"] < whole
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("1,3,24,24", (None, (1, 3, 24, 24), "float32", ())),
+        ("ids:1x8:int32", ("ids", (1, 8), "int32", ())),
+        ("sr:int64=16000", ("sr", (), "int64", (16000,))),
+        ("sr=0.5", ("sr", (), "float32", (0.5,))),
+        ("scales:float32=1,2", ("scales", (2,), "float32", (1.0, 2.0))),
+        ("x:1,3=0.5", ("x", (1, 3), "float32", (0.5,))),
+    ],
+)
+def test_inputs_are_read(text, spec):
+    assert tuple(input_of(text)) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sr:int64=1.5", "no number of int64"),
+        ("sr:in64=1", "did you mean 'int64'"),
+        ("=3", "is no input"),
+        ("a:b:1:int64", "is no input"),
+    ],
+)
+def test_wrong_inputs_are_said(text, message):
+    with pytest.raises(ValueError, match=message):
+        input_of(text)
+
+
+def test_a_scalar_that_cannot_be_random_is_given(fresh, capsys):
+    """A sample rate that decides what a file computes, as in silero-vad."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"])
+    rate = helper.make_tensor_value_info("sr", TensorProto.INT64, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    size = numpy_helper.from_array(np.array([-1, 4]), "size")
+    nodes = [
+        helper.make_node("Expand", ["x", "wide"], ["long"]),
+        helper.make_node("Unsqueeze", ["sr", "zero"], ["row"]),
+        helper.make_node("Concat", ["row", "one"], ["wide"], axis=0),
+        helper.make_node("Reshape", ["long", "size"], ["y"]),
+    ]
+    parts = [numpy_helper.from_array(np.array([v]), n) for n, v in (("zero", 0), ("one", 1))]
+    graph = helper.make_graph(
+        [nodes[1], nodes[2], nodes[0], nodes[3]], "g", [x, rate], [y], [size, *parts]
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), "vad.onnx")
+    line = ["measure", "vad.onnx", "--runs", "2", "--json", "--input", "x:1,4"]
+    assert main([*line, "sr:int64=2"]) == 0
+    assert json.loads(capsys.readouterr().out)["inputs"] == [[1, 4], []]
+    assert main(["explain", "vad.onnx"]) == 1
+    assert "sr:int64=?" in capsys.readouterr().err
+    assert main([*line, "sr:3:int64=1,2"]) == 1
+    assert "2 values for 3 elements of sr" in capsys.readouterr().err
 
 
 def test_doctor_says_what_is_installed_and_what_is_missing(capsys):

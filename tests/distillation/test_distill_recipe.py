@@ -66,6 +66,20 @@ def teacher_of_width(width: int) -> nn.Module:
     return model(0, width)
 
 
+def test_an_exported_program_teaches(tmp_path):
+    file = tmp_path / "teacher.pt2"
+    torch.export.save(torch.export.export(teacher().eval(), (torch.zeros(2, 1, 8, 8),)), file)
+    options = {"losses": {"kd": 1.0}, "lr": 0.01}
+    weights = []
+    for name in (str(file), "tests.tiny:teacher"):
+        folder = tmp_path / f"run{len(weights)}"
+        mb.run(written(tmp_path, [{"distill": {"teacher": name, **options}}]), folder=folder)
+        weights.append(mb.load(folder / "model", teacher_of_width(8)).state_dict())
+    for a, b in zip(*(w.values() for w in weights), strict=True):
+        torch.testing.assert_close(a, b)
+    assert depends(Step("distill", {"teacher": str(file)}))[str(file)]
+
+
 def test_an_onnx_file_teaches(tmp_path):
     exported = mb.export(
         teacher(), tmp_path / "out", runtime="onnxruntime", inputs=torch.zeros(1, 1, 8, 8)

@@ -102,6 +102,50 @@ def test_channels_are_scored_and_trained_by_a_step(detector):
     assert float((sparse.get_parameter("more.weight") == 0).float().mean()) > 0.3
 
 
+def test_distillation_takes_the_loss_of_a_step(detector):
+    """With the batch's own statistics frozen, a second pass of the student changes nothing."""
+    options = {"epochs": 2, "lr": 1e-3, "holdout": 0.0, "batchnorm": "freeze"}
+    losses = {"mse": 0.5, "labels": 1.0}
+    teacher = Detector().eval()
+
+    def boxes(output, target):
+        return (output - torch.stack([t["box"] for t in target])).abs().mean()
+
+    def own(network, batch):
+        assert network.training
+        return boxes(network(*batch.args)["boxes"], batch.target)
+
+    one = mb.distill(detector, teacher, _data(), losses=losses, step=own, **options)
+    other = mb.distill(detector, teacher, _data(), losses=losses, label_loss=boxes, **options)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    alone = mb.distill(detector, teacher, _data(), losses={"mse": 0.5}, **options)
+    weights = [m.get_parameter("box.weight") for m in (one, alone)]
+    assert not torch.equal(*weights)
+
+
+def test_distillation_judges_a_step_on_data_held_back(detector):
+    trained = mb.distill(
+        detector, Detector().eval(), _data(8), losses={"mse": 1.0, "labels": 1.0}, step=step
+    )
+    assert not trained.training and detector.body[1].num_batches_tracked == 0
+
+
+def test_what_distillation_cannot_do_with_a_step_is_said(detector):
+    teacher = Detector().eval()
+    with pytest.raises(InputError, match="the loss that losses calls labels"):
+        mb.distill(detector, teacher, _data(), losses={"mse": 1.0}, step=step, lr=0.1)
+    with pytest.raises(InputError, match="does not run on the first training batch"):
+        mb.distill(
+            detector,
+            teacher,
+            _data(),
+            losses={"mse": 1.0, "labels": 1.0},
+            step=lambda network, batch: network(batch.nothing),
+            lr=0.1,
+        )
+
+
 def test_gradients_of_a_step_leave_statistics_alone(detector):
     data = _data()
     one = list(loss_gradients(detector, data, StepLoss(step), 2))

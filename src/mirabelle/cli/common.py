@@ -31,6 +31,7 @@ DATA = Parameter(
     help="a folder of pictures (in folders of classes, or without labels), a .csv of paths and "
     "labels, .npz, .npy, a folder of Hugging Face's datasets, or module:callable"
 )
+LOAD = Parameter(help="a folder that mb.save or a run wrote: the pruned form of the network")
 WEIGHTS = Parameter(
     help="a file of the network's weights, such as .safetensors; none for an untrained network; "
     "without it a named network's hub is asked"
@@ -100,25 +101,48 @@ def default(verb: Callable, name: str) -> Any:
 
 
 class InputSpec(NamedTuple):
-    """What `--input` says of one input: name and dtype where they are said."""
+    """What `--input` says of one input: name, dtype and values where they are said. values: one for
+    all elements, or one for each.
+    """
 
     name: str | None
     shape: tuple[int, ...]
     dtype: str
+    values: tuple[float, ...] = ()
 
 
 def input_of(text: str) -> InputSpec:
     """`1,3,224,224` or `1x3x224x224`, with a name before it and a type after it:
-    `ids:1,2048:int32`.
+    `ids:1,2048:int32`. With values after an =, the shape may be left out: `sr:int64=16000` is a
+    scalar, `scales:float32=1,2` has two numbers.
     """
-    parts = text.split(":")
+    said, given, numbers = text.partition("=")
+    parts = said.split(":")
     name = parts.pop(0) if len(parts) > 1 and not _is_shape(parts[0]) else None
-    dtype = parts.pop() if len(parts) > 1 else "float32"
-    if len(parts) != 1:
-        raise ValueError(f"{text[:80]!r} is no input; write it like name:1,2048:int32")
+    if given and name is None and not _is_shape(parts[0]) and parts[0] not in TYPES:
+        name = parts.pop(0)
+    dtype = parts.pop() if len(parts) > 1 or (given and parts and not _is_shape(parts[0])) else ""
+    dtype = dtype or "float32"
+    if (len(parts) != 1 and not (given and not parts)) or name == "" or "" in parts:
+        raise ValueError(
+            f"{text[:80]!r} is no input; write it like name:1,2048:int32, or sr:int64=16000"
+        )
     if dtype not in TYPES:
         raise ValueError(f"{dtype[:20]!r} is no type of numbers{did_you_mean(dtype, TYPES)}")
-    return InputSpec(name, shape_of(parts[0]), dtype)
+    values = _values(numbers, dtype) if given else ()
+    own = () if len(values) == 1 else (len(values),)
+    return InputSpec(name, shape_of(parts[0]) if parts else own, dtype, values)
+
+
+def _values(text: str, dtype: str) -> tuple[float, ...]:
+    """`16000`, or several with commas between them; integers for types of integers."""
+    import torch
+
+    kind = float if getattr(torch, dtype).is_floating_point else int
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text[:50]!r} is no number of {dtype}, nor several") from None
 
 
 def _is_shape(text: str) -> bool:
@@ -151,13 +175,14 @@ INPUT = Parameter(
     negative=(),
     metavar="SHAPE...",
     help="shape of an example input, such as 1,3,224,224, with its name and type where there are "
-    "several: ids:1,128:int64 mask:1,128:int64",
+    "several: ids:1,128:int64 mask:1,128:int64; with values where random ones make no sense: "
+    "sr:int64=16000",
 )
 
 
 def example(specs: tuple[InputSpec, ...] | None) -> Any:
-    """Normal numbers of these shapes, always the same; zeros where they count something. By name
-    where names are said.
+    """Normal numbers of these shapes, always the same; zeros where they count something; the values
+    that are said. By name where names are said.
     """
     import torch
 
@@ -167,11 +192,31 @@ def example(specs: tuple[InputSpec, ...] | None) -> Any:
     made = []
     for spec in specs:
         kind = getattr(torch, spec.dtype)
+        if spec.values:
+            made.append(_filled(spec, kind))
+            continue
         values = torch.randn(spec.shape, generator=generator) if kind.is_floating_point else None
         made.append(torch.zeros(spec.shape, dtype=kind) if values is None else values.to(kind))
     if all(s.name for s in specs):
         return {s.name: v for s, v in zip(specs, made)}
     return made[0] if len(made) == 1 else tuple(made)
+
+
+def _filled(spec: InputSpec, kind: Any) -> Any:
+    """The values that `--input` says, in its shape."""
+    import torch
+
+    count, wanted = len(spec.values), math.prod(spec.shape)
+    if count not in (1, wanted):
+        raise InputError(
+            f"--input gives {count} values for {wanted} elements of {spec.name or 'an input'}; "
+            "give one, or one for each"
+        )
+    try:
+        values = torch.tensor(spec.values, dtype=kind)
+    except (RuntimeError, OverflowError):
+        raise InputError(f"--input gives {spec.values[0]}, too large for {spec.dtype}") from None
+    return values.reshape(spec.shape) if count == wanted else values.expand(spec.shape).clone()
 
 
 def example_for(network: Any, specs: tuple[InputSpec, ...] | None) -> Any:

@@ -12,7 +12,17 @@ from cyclopts import Parameter
 
 from mirabelle.base.errors import InputError
 from mirabelle.base.options import options_of
-from mirabelle.cli.common import DATA, FLAG, MODEL, RUNTIMES, WEIGHTS, Common, target_for, weighted
+from mirabelle.cli.common import (
+    DATA,
+    FLAG,
+    LOAD,
+    MODEL,
+    RUNTIMES,
+    WEIGHTS,
+    Common,
+    target_for,
+    weighted,
+)
 from mirabelle.cli.options import closed, only_given, taking
 from mirabelle.cli.plans import dry_run
 from mirabelle.cli.recipes import carried_out
@@ -41,6 +51,7 @@ def _technique(name: str, summary: str, leave: tuple[str, ...] = ()) -> Callable
         *,
         data: Annotated[str, DATA],
         weights: Annotated[str | None, WEIGHTS] = None,
+        load: Annotated[str | None, LOAD] = None,
         runtime: Annotated[list[str] | None, RUNTIMES] = None,
         folder: Annotated[str | None, FOLDER] = None,
         resume: Annotated[bool, FLAG, RESUME] = False,
@@ -48,7 +59,8 @@ def _technique(name: str, summary: str, leave: tuple[str, ...] = ()) -> Callable
         common: Common = Common(),  # noqa: B008
         **options: Any,
     ) -> int:
-        recipe = _recipe(name, weighted(model, weights), data, runtime or ["onnxruntime"], options)
+        network = {"model": weighted(model, weights)} | ({"load": load} if load else {})
+        recipe = _recipe(name, network, data, runtime or ["onnxruntime"], options)
         where = Path(folder or f"runs/{name}")
         return _done(recipe, where, resume, dry_run, common)
 
@@ -57,7 +69,7 @@ def _technique(name: str, summary: str, leave: tuple[str, ...] = ()) -> Callable
 
 
 def _recipe(
-    name: str, model: str, data: str, runtimes: list[str], options: Mapping[str, Any]
+    name: str, network: dict[str, str], data: str, runtimes: list[str], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The recipe, as it could stand in a file."""
     own = only_given(options, STEPS[name])
@@ -72,7 +84,7 @@ def _recipe(
         steps.append("verify")
     return {
         "version": 1,
-        "model": model,
+        **network,
         "data": {"folder": data, **pictures} if pictures else data,
         **only_given(options, _RECIPE),
         "steps": steps,

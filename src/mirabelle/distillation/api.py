@@ -12,7 +12,8 @@ from annotated_types import Ge, Gt
 from torch import nn
 from typing_extensions import Doc
 
-from mirabelle.base.checks import check_network
+from mirabelle.base import structures
+from mirabelle.base.checks import check_network, running, shell
 from mirabelle.base.data import Batch, batches, check_finite, device_of, seed_everything
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
@@ -27,6 +28,7 @@ from mirabelle.distillation.outputs import PRECISIONS, Encoding
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.distillation.views import Views
 from mirabelle.fitting.gradients import LOSSES as LABEL_LOSSES
+from mirabelle.fitting.gradients import StepLoss, evaluated
 from mirabelle.sources.networks import for_data, module
 from mirabelle.training.api import train, with_loss
 from mirabelle.training.loop import Trained
@@ -39,6 +41,11 @@ def _together(options: Mapping[str, Any]) -> None:
     """What `distill` asks of several options at once."""
     parts, features = parts_of(options["losses"], options["features"]), options["features"]
     check_losses(parts, features, options["head"] is not None)
+    if options["step"] is not None and not parts.get("labels"):
+        raise InputError(
+            "step computes the loss that losses calls labels; give it a weight, such as "
+            "losses={'kd': 1.0, 'labels': 1.0}"
+        )
     check_cache(parts, options["cache"], options["cache_precision"], options["cache_top"])
 
 
@@ -97,6 +104,9 @@ def distill(
         FromRun,
         Doc("the loss behind labels and head_labels"),
     ] = "cross_entropy",
+    step: Annotated[
+        Callable | None, FromRun, Doc("(network, batch) -> loss, behind labels in place of it")
+    ] = None,
     **options: Any,
 ) -> nn.Module:
     """Trains a copy of `student` on what `teacher` says of `data`, and returns it.
@@ -124,6 +134,8 @@ def distill(
     - views: so many epochs have augmentation of their own. Without it every epoch is new, and a
       cache helps only where nothing is augmented.
     - label_loss: the loss of `labels` and `head_labels`.
+    - step: for networks that compute their loss themselves: (network, batch) -> a scalar, or a dict
+      of scalars, which are summed. It is then `labels`. The student runs once more for it.
     - options: those that `mirabelle.training.train` declares, as for `mb.fit`.
 
     Raises `InputError` before training for unknown losses or layers (with the nearest names),
@@ -163,6 +175,7 @@ class Lesson:
     cache_top: int | None
     views: int | None
     label_loss: str | Callable
+    step: Callable | None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Lesson:
@@ -179,7 +192,7 @@ def run(
     **options: Any,
 ) -> Trained:
     """`distill` with its history."""
-    lesson, teacher = Lesson.of(options), _networks(teacher)
+    lesson, teacher = Lesson.of(options), networks_of(teacher)
     student = check_network(for_data(student, data, "student"), "student")
     if lesson.head is not None:
         check_network(lesson.head, "head")
@@ -220,10 +233,10 @@ def run(
             kept.flush()
 
 
-def _networks(teacher: Any) -> Any:
+def networks_of(teacher: Any) -> Any:
     """The teachers, with networks in the place of their names; ONNX files answer as they are."""
     if isinstance(teacher, (list, tuple)):
-        return [_networks(t) for t in teacher]
+        return [networks_of(t) for t in teacher]
     if isinstance(teacher, (str, Path)) and (":" in str(teacher) or Path(teacher).suffix == ".pt2"):
         return module(teacher)
     return teacher
@@ -251,6 +264,8 @@ def _for_training(
         return own
     # It reads between the steps, where `Views` would lose its place.
     own["sparsify"] = {"data": data, **own["sparsify"]}
+    if lesson.step is not None:
+        return with_loss(own, StepLoss(lesson.step))
     return with_loss(own, resolve(lesson.label_loss, LABEL_LOSSES, "label loss"))
 
 
@@ -272,14 +287,33 @@ def _objective(
     student: nn.Module, teachers: Teachers, first: Batch, lesson: Lesson
 ) -> Distillation:
     parts, hard = lesson.parts, None
-    for name in ("labels", "head_labels"):
+    step = None if lesson.step is None else StepLoss(lesson.step)
+    for name in ("head_labels",) if step is not None else ("labels", "head_labels"):
         if parts.get(name) and first.target is None:
             raise InputError(f"losses has {name!r}, but the training loader yields no targets")
     if {"labels", "head_labels"} & set(parts):
         hard = resolve(lesson.label_loss, LABEL_LOSSES, "label loss")
+    if step is not None:
+        _check_step(step, student, first.head(2).to(teachers.device))
     return Distillation(
-        student, teachers, first, parts, lesson.temperature, lesson.features, hard, lesson.head
+        student,
+        teachers,
+        first,
+        parts,
+        lesson.temperature,
+        lesson.features,
+        hard,
+        lesson.head,
+        step,
     )
+
+
+def _check_step(step: StepLoss, student: nn.Module, few: Batch) -> None:
+    """`InputError` where the step does not take the network and the batch."""
+    network = shell(student)
+    few = few._replace(target=structures.mapped(few.target, lambda t: t.to(device_of(student))))
+    with torch.no_grad(), evaluated(network, step), running(few, "the first training batch"):
+        step(network, few)
 
 
 def _cache(teachers: Teachers, first: Batch, lesson: Lesson, precision: str) -> Cache:

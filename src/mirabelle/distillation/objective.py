@@ -26,6 +26,7 @@ from mirabelle.distillation.losses import (
     kd,
 )
 from mirabelle.distillation.teachers import Teachers
+from mirabelle.fitting.gradients import StepLoss, evaluated
 from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.training.distributed import gather
 
@@ -60,7 +61,8 @@ class Distillation:
     raises `InputError` before training.
 
     weights: of the losses, by name. teach: the teachers, or a cache of theirs; called with the
-    batch and `position()`. head: a frozen classifier of embeddings.
+    batch and `position()`. head: a frozen classifier of embeddings. step: the loss behind `labels`,
+    of network and batch, in place of `hard`.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class Distillation:
         features: Mapping[str, str] | None,
         hard: Callable | None,
         head: nn.Module | None,
+        step: StepLoss | None = None,
     ):
+        self.step = step
         self.weights = {n: w for n, w in weights.items() if w}
         self.temperature, self.hard, self.features = temperature, hard, dict(features or {})
         self.functions = {n: resolve(n, LOSSES, "loss") for n in self.weights if n not in OTHERS}
@@ -101,7 +105,7 @@ class Distillation:
             "losses": {n: [w, self._source(n)] for n, w in self.weights.items()},
             "temperature": self.temperature,
             "features": self.features,
-            "label loss": function_identity(self.hard),
+            "label loss": function_identity(self.step.step if self.step else self.hard),
             "head": None if self.head is None else network_identity(self.head),
             "teacher": self.teachers.identity,
         }
@@ -270,12 +274,35 @@ class Distillation:
         finally:
             if taps is not None:
                 taps.close()
+        own = self._own(network, batch) if self.step and "labels" in self.weights else None
         # Sums over classes and samples are not for half precision, in which the networks may run.
         with torch.autocast(output.device.type, enabled=False):
-            return self._parts(output, taught, batch, taps)
+            return self._parts(output, taught, batch, taps, own)
+
+    def _own(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """The loss that the network computes itself, which may need training mode."""
+        assert self.step is not None
+        if network.training:
+            return self.step(network, batch)
+        with evaluated(network, self.step):
+            return self.step(network, batch)
+
+    def of(self, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """The parts for what a student gave of a batch somewhere else, in a training that is not
+        ours. Losses of layers need `__call__`.
+        """
+        taught = self.teach(batch, self.position()) if self.needs_teacher else None
+        given = as_tensor(output)
+        with torch.autocast(given.device.type, enabled=False):
+            return self._parts(given, taught, batch, None)
 
     def _parts(
-        self, output: torch.Tensor, taught: torch.Tensor | None, batch: Batch, taps: Taps | None
+        self,
+        output: torch.Tensor,
+        taught: torch.Tensor | None,
+        batch: Batch,
+        taps: Taps | None,
+        own: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         parts: dict[str, torch.Tensor] = {}
         target = batch.target if isinstance(batch.target, torch.Tensor) else None
@@ -292,7 +319,9 @@ class Distillation:
                 parts["head"] = self._against_head(scores, taught)
             if "head_labels" in self.weights and self.hard is not None:
                 parts["head_labels"] = self.hard(scores, batch.target)
-        if "labels" in self.weights and self.hard is not None:
+        if own is not None:
+            parts["labels"] = own.float()
+        elif "labels" in self.weights and self.hard is not None:
             parts["labels"] = self.hard(output, batch.target)
         parts = {n: self.weights[n] * v for n, v in parts.items()}
         if not set(parts) - set(FEATURE_LOSSES):

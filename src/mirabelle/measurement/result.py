@@ -99,7 +99,7 @@ class Measurement:
             "size": f"{self.bytes / 1e6:.3f} MB"
             + ("" if self.parameters is None else f", {self.parameters / 1e6:.3f} M parameters"),
             "MACs": macs,
-            "input": ", ".join("x".join(map(str, shape)) for shape in self.inputs),
+            "input": ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs),
             "latency": self.latency,
             "baseline": self.baseline and f"{self.baseline}: {self.baseline_latency}",
             "speed-up": self.speedup,

@@ -120,7 +120,10 @@ def run(
     with interruptible(), workspace.lock():
         workspace.sweep()
         original = Stage("original", "original", model)
-        state = State(recipe, held, example, [original], looks, source=named.found.file)
+        source = named.found.file if recipe.load is None else None
+        state = State(
+            recipe, held, example, [original], looks, source=source, unpruned=named.unpruned
+        )
         state.how, state.classes = named.data.how, class_names(named)
         report = _steps(state, workspace, content_hash(inputs), stop_early)
         report |= {"inputs": inputs, "files": _delivered(state)}
@@ -185,7 +188,7 @@ def _take(state: State, path: Path, step: Step, number: int, facts: dict[str, An
         state.saved = path / "model"
         taken = any(s.name == step.name for s in state.stages)
         name = f"{step.name}{number}" if taken else step.name
-        original = state.stages[0].model
+        original = state.stages[0].model if state.unpruned is None else state.unpruned
         others: dict[str, Any] = {}
         if step.name == "quantize":
             for i, way in enumerate(grids_of(state.recipe.steps)[1:], 1):

@@ -33,11 +33,11 @@ def _check_teachers(teachers: Any) -> None:
             teacher is not None
             and teacher not in OWN
             and ":" not in teacher
-            and not teacher.endswith((".onnx", ".safetensors"))
+            and not teacher.endswith((".onnx", ".pt2", ".safetensors"))
         ):
             raise InputError(
                 f"teacher is {teacher!r}; expected 'original', 'float', 'module:callable', a "
-                "file (.onnx, .safetensors), or a list of these"
+                "file (.onnx, .pt2, .safetensors), or a list of these"
             )
 
 

@@ -226,7 +226,8 @@ def build_teachers(
         else names
     ):
         own = {"original": original, "float": before}.get(name)
-        found.append(own if own is not None else module(name) if ":" in name else Path(name))
+        named = ":" in name or Path(name).suffix == ".pt2"
+        found.append(own if own is not None else module(name) if named else Path(name))
     return found
 
 

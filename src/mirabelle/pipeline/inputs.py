@@ -17,6 +17,7 @@ from mirabelle.base.progress import console
 from mirabelle.measurement.agreement import METRIC, Answered
 from mirabelle.pipeline.recipe import Recipe
 from mirabelle.pipeline.sources import code_hash
+from mirabelle.quantization.simulation.description import quantization
 from mirabelle.sources import data as data_sources
 from mirabelle.sources import networks
 from mirabelle.sources.callables import Loaders
@@ -25,16 +26,20 @@ from mirabelle.sources.check import check as check_preprocessing
 from mirabelle.sources.data import Data
 from mirabelle.sources.networks import Found
 from mirabelle.sources.sheet import described as contact_sheet
+from mirabelle.store import load
 
 WHOLE = 2**24  # bytes up to which a file of data is known by its content
 
 
 @dataclass(frozen=True)
 class Opened:
-    """recipe: with the metric that is measured. loaders: as steps read them."""
+    """recipe: with the metric that is measured. loaders: as steps read them. model: the network
+    that the run starts from; unpruned: as its name says, to which saved networks belong.
+    """
 
     recipe: Recipe
     model: nn.Module
+    unpruned: nn.Module
     loaders: Loaders
     found: Found
     data: Data
@@ -47,13 +52,14 @@ def opened(recipe: Recipe) -> Opened:
     found = networks.find(recipe.model)
     data = data_sources.from_any(recipe.data, found.how, found.classes or None, recipe.seed)
     loaders = data.loaders
-    model = check_network(found.module(_example(found, loaders)), recipe.model).eval()
+    unpruned = check_network(found.module(_example(found, loaders)), recipe.model).eval()
+    model = unpruned if recipe.load is None else _loaded(recipe.load, found, unpruned)
     if data.table is not None:
         console.print(str(data), style="dim")
     if data.how is not None:
         console.print(f"pictures: {data.how}", style="dim")
     if _labeled(loaders.test):
-        return Opened(recipe, model, loaders, found, data)
+        return Opened(recipe, model, unpruned, loaders, found, data)
     console.print(
         "the test data have no labels: what is measured is how often the outputs agree with the "
         "original's",
@@ -62,7 +68,18 @@ def opened(recipe: Recipe) -> Opened:
     answered = Answered(loaders.test, model)
     judged = None if loaders.validation is None else Answered(loaders.validation, model)
     loaders = replace(loaders, test=answered, validation=judged)
-    return Opened(replace(recipe, metric=METRIC), model, loaders, found, data)
+    return Opened(replace(recipe, metric=METRIC), model, unpruned, loaders, found, data)
+
+
+def _loaded(folder: str, found: Found, unpruned: nn.Module) -> nn.Module:
+    """The float network that a folder holds."""
+    model = load(folder, unpruned if found.file is None else found.file)
+    if quantization(model) is not None:
+        raise InputError(
+            f"load is {folder}, which holds a quantized network; a run starts from the float one, "
+            "and quantizes it again"
+        )
+    return model
 
 
 def _example(found: Found, loaders: Loaders) -> Batch | None:
@@ -102,6 +119,8 @@ def described(named: Opened, checked: Checked) -> dict[str, Any]:
 def network_key(recipe: Recipe) -> list[Any]:
     """What the network depends on besides its weights: its name, code and files."""
     code, files = networks.identity(recipe.model)
+    if recipe.load is not None:
+        files = [*files, *(Path(recipe.load) / n for n in ("model.json", "model.safetensors"))]
     return [recipe.model, None if code is None else code_hash(code), [sha256(f) for f in files]]
 
 

@@ -82,6 +82,11 @@ def _check_step(value: str | None) -> None:
         load(value, "it")
 
 
+def _check_load(value: str | None) -> None:
+    if value is not None and not (Path(value) / "model.json").is_file():
+        raise InputError(f"{value} holds no saved network: there is no {value}/model.json")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe as it was written; `load_recipe` has checked every key and value."""
@@ -111,6 +116,12 @@ class Recipe:
         Expected("'module:callable'"),
         Doc("module:callable (network, batch) -> scalar, in place of loss"),
     ] = None
+    load: Annotated[
+        str | None,
+        Check(_check_load),
+        Expected("a folder that mb.save or a run wrote"),
+        Doc("a folder that mb.save or a run wrote: the pruned form of model, from which it starts"),
+    ] = None
     seed: Annotated[int, Ge(0), Lt(2**32), Doc("of everything that is random")] = 0
     limits: Limits = Limits()
     version: int = 1
@@ -125,6 +136,7 @@ class Recipe:
             "metric": self.metric,
             "loss": self.loss,
             **({"step": self.step} if self.step is not None else {}),
+            **({"load": self.load} if self.load is not None else {}),
             "seed": self.seed,
             "limits": limits,
             "steps": [{s.name: dict(s.options)} for s in self.steps],

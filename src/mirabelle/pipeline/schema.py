@@ -19,7 +19,7 @@ def schema() -> dict[str, Any]:
     properties = plain["properties"]
     ordered = {
         "version": {"const": 1, "description": "of the format"},
-        **{n: properties[n] for n in ("model", "data", "metric", "loss", "step", "seed")},
+        **{n: properties[n] for n in ("model", "data", "metric", "loss", "step", "load", "seed")},
         "limits": options_of(Limits).schema() | {"description": "what the result must keep"},
         "steps": {
             "type": "array",

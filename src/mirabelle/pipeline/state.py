@@ -40,7 +40,8 @@ class State:
     network that a step changed is. exported: where the export step put the files of each stage.
     failed: by runtime, why it has no files. stopped: why the run ended before its last step.
     source: the ONNX file that the original came from. how: how pictures are brought to the network;
-    classes: their names, where they are known.
+    classes: their names, where they are known. unpruned: what saved networks are loaded into, where
+    the run started from a saved one; else it is the original.
     """
 
     recipe: Recipe
@@ -57,6 +58,7 @@ class State:
     source: Path | None = None
     how: Preprocessing | None = None
     classes: tuple[str, ...] = ()
+    unpruned: nn.Module | None = None
 
     @property
     def model(self) -> nn.Module:

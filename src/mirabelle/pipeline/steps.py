@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from mirabelle.base.errors import InputError
-from mirabelle.base.names import resolve
+from mirabelle.base.names import load, resolve
 from mirabelle.base.progress import console, track
 from mirabelle.distillation.api import run as run_distillation
 from mirabelle.exporter import export
@@ -88,6 +88,8 @@ def _distill(state: State, options: Mapping[str, Any], folder: Path, work: Path)
         floats[0],
         floats[-1] if quantization(state.model) is not None else None,
     )
+    if state.recipe.step is not None and (options.get("losses") or {}).get("labels"):
+        options["step"] = load(state.recipe.step, "step")
     return _trained(
         run_distillation(
             state.model,

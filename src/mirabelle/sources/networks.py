@@ -257,10 +257,10 @@ def open_sizes(name: str, specs: list[TensorSpec]) -> str:
 
 
 def _asked(spec: TensorSpec) -> str:
-    """`ids:1,?:int64`."""
+    """`ids:1,?:int64`; a scalar is a value that somebody has to say: `sr:int64=?`."""
     sizes = [str(v or ("1" if i == 0 else "?")) for i, v in enumerate(spec.shape or ())]
     kind = "" if spec.dtype == "float32" else f":{spec.dtype}"
-    return f"{spec.name}:{','.join(sizes) or 'scalar'}{kind}"
+    return f"{spec.name}:{','.join(sizes)}{kind}" if sizes else f"{spec.name}{kind}=?"
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -136,6 +136,11 @@ def train(
         Expected("options of mb.sparsify, such as {'sparsity': 0.9}"),
         Doc("options of mb.sparsify, for zeros that become more while the network is trained"),
     ] = None,
+    log: Annotated[
+        str | Callable | None,
+        Expected("tensorboard, mlflow or wandb, as tensorboard:FOLDER, or a function"),
+        Doc("where figures go: tensorboard[:FOLDER], mlflow[:EXPERIMENT], wandb[:PROJECT]"),
+    ] = None,
     progress: Annotated[str, FromRun, Doc("what the progress bar says")] = "training",
 ) -> Trained:
     """Minimizes `objective` over the loader and returns a trained copy; `model` is left as it was.
@@ -153,6 +158,8 @@ def train(
     checkpoint: training goes on from what is there, to the same weights as without the
     interruption. Order and augmentation follow torch's, NumPy's and Python's generators, seeded per
     epoch from `seed`.
+    log: a function gets (step, figures): every 50 steps the mean of each part of the loss so far in
+    the epoch, and after each epoch its record. Of several processes the first one logs.
     sparsify: weights are made zero little by little while the others are trained
     (`mirabelle.sparsity.gradual`). The zeros of a network that is sparse already stay zeros.
     Under `torchrun` every process takes its share of each batch, so any number of processes sees

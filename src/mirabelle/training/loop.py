@@ -32,6 +32,7 @@ from mirabelle.training.checkpoint import (
 from mirabelle.training.choices import RangeTest, choose
 from mirabelle.training.holdout import SHARE, split
 from mirabelle.training.judge import CHECKS, DivergedError, Judge, diverges, outcome
+from mirabelle.training.logs import EVERY, logger
 from mirabelle.training.norms import train_mode
 from mirabelle.training.plan import Plan, Settings, autocast_type
 from mirabelle.training.state import Objective, State, Step, placed
@@ -65,6 +66,7 @@ class Loop:
         self.begun = time.monotonic()
         self.model, self.settings = model, settings
         self.world = distributed.start()
+        self.log = logger(settings.log if self.world.rank == 0 else None)
         self.where = (
             torch.device(settings.device) if settings.device is not None else device_of(model)
         )
@@ -202,7 +204,10 @@ class Loop:
                 continue
             self._update()
             shown.advance()
-            shown.note(**{k: v / (number + 1) for k, v in state.totals.items()})
+            means = {k: v / (number + 1) for k, v in state.totals.items()}
+            shown.note(**means)
+            if state.done % EVERY == 0:
+                self._log(means)
             if state.done >= plan.total:
                 break
             if self.judged and state.done % max(1, plan.total // CHECKS) == 0 and self.judge.held:
@@ -215,6 +220,11 @@ class Loop:
                 f"epoch {epoch}; it must give as many in every epoch"
             )
         self._close_epoch(number + 1)
+
+    def _log(self, figures: dict[str, float]) -> None:
+        if self.log is not None:
+            rate = self.state.optimizer.param_groups[0]["lr"]
+            self.log(self.state.done, {**figures, "lr": rate})
 
     def _check(self) -> None:
         """Scores the network within an epoch, or before the first. Raises `DivergedError`."""
@@ -295,6 +305,7 @@ class Loop:
             if self.gradual is None or self.gradual.finished(state.done):
                 state.watch(value, keep=settings.patience is not None or self.judged)
         state.history.append(record)
+        self._log({f"epoch/{k}": v for k, v in record.items()})
         state.totals = {}
         if settings.checkpoint and self.world.rank == 0:
             self._save()

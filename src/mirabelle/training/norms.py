@@ -20,6 +20,11 @@ def is_frozen(norm: nn.Module) -> bool:
 def train_mode(model: nn.Module, freeze: bool = False) -> None:
     """Training mode, but for BatchNorms that are frozen; all of them where `freeze` says so."""
     model.train()
+    keep_still(model, freeze)
+
+
+def keep_still(model: nn.Module, freeze: bool = False) -> None:
+    """Evaluation mode for BatchNorms that are frozen; for all of them where `freeze` says so."""
     for norm in norms(model):
         if freeze or is_frozen(norm):
             norm.eval()

@@ -45,6 +45,7 @@ class Settings:
     device: str | torch.device | None
     extra: nn.Module | None
     sparsify: Mapping[str, Any] | None
+    log: str | Callable | None
     progress: str
 
     @classmethod
