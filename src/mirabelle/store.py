@@ -258,7 +258,7 @@ def _in_saved_form(
     if form:
         with _sound(folder, "no graph form"):
             result = rebuild_graph_form(result, form)
-            if structure["low_rank"]:
+            if any(structure.values()):
                 result = restructured(result, structure)
                 _resize(result, own)
     if described["quantization"] is not None:

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
+from mirabelle.channels.blocks import leave_out
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import Parameter, Value
 from mirabelle.channels.masking import Cutting, compress
@@ -44,12 +45,18 @@ LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
-def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
-    """`model` as a graph module without the indices `gone[parameter, dimension]`. Raises
-    `SurgeryError` where that cannot be written.
+def graph_form(
+    model: nn.Module, inputs: Batch, gone: Gone, skipped: Sequence[str] = ()
+) -> fx.GraphModule:
+    """`model` as a graph module without the indices `gone[parameter, dimension]` and without the
+    residual blocks of these names (`blocks.py`). Raises `SurgeryError` where that cannot be
+    written.
     """
     graph_module = capture(model, inputs, dynamic_batch=True)
     make_concrete(graph_module)
+    if skipped:
+        leave_out(graph_module, skipped)
+        graph_module.delete_all_unused_submodules()
     parameters = read_parameters(graph_module, model)
     flow = Flow(graph_module, parameters, RULES)
     cutting = Cutting(flow, gone)
@@ -86,7 +93,7 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
     if (source := source_of(model)) is not None:  # too much of the file has other sizes now
         graph_module.meta.pop(SOURCE, None)
         graph_module.meta |= {NAMES: source, ONNX_FORM: model.meta.get(ONNX_FORM)}  # type: ignore[operator]
-    graph_module.meta[FORM] = cut_again(_begun(model, inputs), gone)
+    graph_module.meta[FORM] = cut_again(_begun(model, inputs), gone, skipped)
     return graph_module
 
 
@@ -115,13 +122,18 @@ def _whole(model: nn.Module, inputs: Batch) -> dict[str, Any]:
     }
 
 
-def cut_again(described: Mapping[str, Any], gone: Gone) -> dict[str, Any]:
+def cut_again(
+    described: Mapping[str, Any], gone: Gone, skipped: Sequence[str] = ()
+) -> dict[str, Any]:
     """`meta[FORM]` of a graph form after one cut more."""
     return {
         **described,
         "cuts": [
             *described["cuts"],
-            {"channels": [[n, d, index.tolist()] for (n, d), index in gone.items()]},
+            {
+                "channels": [[n, d, index.tolist()] for (n, d), index in gone.items()],
+                "skipped": list(skipped),
+            },
         ],
     }
 
@@ -143,7 +155,7 @@ def rebuild_graph_form(model: nn.Module, described: Mapping[str, Any]) -> nn.Mod
             replace_tensors(model, {n: t for n, t in new.items() if t.shape != own[n].shape})
             continue
         gone = {(n, d): torch.tensor(index) for n, d, index in cut["channels"]}
-        model = graph_form(model, inputs, gone)
+        model = graph_form(model, inputs, gone, cut["skipped"])
     return model
 
 

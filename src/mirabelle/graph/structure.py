@@ -1,10 +1,11 @@
-"""What was changed in a network besides its sizes: layers that have become two. A network says it
-itself, by the kinds of its modules, so that it can be built again from the original.
+"""What was changed in a network besides its sizes: layers that have become two, residual blocks
+that have gone. A network says it itself, by the kinds of its modules, so that it can be built again
+from the original.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,28 @@ class LowRank(nn.Sequential):
         """The weight of the one layer that computes the same."""
         first, second = (self.get_parameter(f"{i}.weight").detach() for i in (0, 1))
         return (second.flatten(1) @ first.flatten(1)).reshape(-1, *first.shape[1:])
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+class Skipped(nn.Sequential):
+    """What is left of a residual block without its branch: its activations, or nothing."""
+
+    @classmethod
+    def of(cls, activations: Iterable[str]) -> Skipped:
+        """From names of `ACTIVATIONS`."""
+        return cls(*(ACTIVATIONS[name]() for name in activations))
+
+    def activations(self) -> list[str]:
+        return [n for m in self for n, kind in ACTIVATIONS.items() if type(m) is kind]
 
 
 def in_two(layer: nn.Module, rank: int, bias: bool) -> LowRank:
@@ -63,7 +86,8 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def structure_of(model: nn.Module) -> dict[str, Any]:
-    """low_rank: by path of a factorized layer its rank and whether it has a bias.
+    """low_rank: by path of a factorized layer its rank and whether it has a bias. skipped: by path
+    of the module of a residual block the activations that are left of it.
 
     A network in graph form says what was done after it was captured, a quantized one what its float
     network was.
@@ -76,7 +100,8 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
         n: {"rank": m.rank, "bias": getattr(m[1], "bias", None) is not None}
         for n, m in pairs.items()
     }
-    return {"low_rank": low_rank}
+    skipped = {n: m.activations() for n, m in model.named_modules() if isinstance(m, Skipped)}
+    return {"low_rank": low_rank, "skipped": skipped}
 
 
 def restructured(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
@@ -85,6 +110,13 @@ def restructured(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     Raises `InputError` where it has no such layer.
     """
     result = clone(model)
+    for path, left in structure["skipped"].items():
+        if path not in dict(result.named_modules()) or not path:
+            raise InputError(
+                f"{path} was saved as a block that is skipped, and {type(model).__name__} has no "
+                "such module; load needs the network that was saved, as it was before"
+            )
+        replace_module(result, path, Skipped.of(left).train(result.training))
     for path, entry in structure["low_rank"].items():
         rank, bias = entry["rank"], entry["bias"]
         if type(rank) is not int or type(bias) is not bool or rank < 1:

@@ -15,11 +15,12 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs, seed_everything
 from mirabelle.base.errors import InputError
-from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels.groups import Coupling, analyze
+from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
+from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.onnx_files.source import source_of
@@ -34,10 +35,11 @@ from mirabelle.pruning.criteria import (
     NORMALIZATIONS,
     group_scores,
 )
+from mirabelle.pruning.depth import block_losses, costs_without, known_blocks, to_skip
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut
-from mirabelle.pruning.rounds import in_steps
+from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES, check_runs_here
@@ -138,6 +140,7 @@ def prune(
         OneOf(lambda: (AUTO, *REPAIRS)),
         Doc("what is made up for after the cut; auto is least-squares; None does nothing"),
     ] = AUTO,
+    depth: Annotated[bool, Doc("whole residual blocks may go, beside channels")] = False,
     steps: Annotated[
         int, Ge(1), Doc("the number of cuts, each by the same factor, up to the budget")
     ] = 1,
@@ -188,6 +191,8 @@ def prune(
     - repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares`
       first solves for the weights of layers whose inputs have changed. Without data nothing is
       repaired.
+    - depth: residual blocks may go, too, with data and `brain_surgeon` alone. What the outputs lose
+      without a block is measured; one knapsack chooses blocks and widths. `mb.explain` names them.
     - steps: the number of cuts, each by the same factor, up to the budget.
     - train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
     - checkpoint: a folder that keeps what the steps and their training have done.
@@ -219,12 +224,12 @@ def prune(
             part,
             data,
             NEEDS_GRADIENTS,
-            lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen))[0],
+            lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen)).network,
             criterion,
         )
     network = check_network(network)
     if steps == 1 and train is None:
-        return plan(network, x, settings)[0]
+        return plan(network, x, settings).network
     settings = replace(settings, least=least ** (1 / steps))
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
@@ -250,18 +255,8 @@ def prune(
         checkpoint,
         {}
         if checkpoint is None
-        else settings.identity() | {"steps": steps, "train": _identity_of_training(train, seed)},
+        else settings.identity() | {"steps": steps, "train": identity_of_training(train, seed)},
     )
-
-
-def _identity_of_training(train: Mapping[str, Any] | Callable | None, seed: int) -> Any:
-    """What tells the training of one run from another's, as JSON."""
-    if not isinstance(train, Mapping):
-        return function_identity(train)
-    own = {k: function_identity(v) if callable(v) else v for k, v in train.items()}
-    if own.get("validation") is not None:
-        own["validation"] = data_identity(own["validation"], seed)
-    return own
 
 
 def settings_of(**options: Any) -> Settings:
@@ -281,26 +276,14 @@ def _share(model: nn.Module, x: Any, settings: Settings) -> Callable[[nn.Module]
     return lambda m: 1.0 if m is model else count(m) / whole
 
 
-def plan(
-    model: nn.Module, x: Any, settings: Settings
-) -> tuple[nn.Module, Coupling, Mapping[str, torch.Tensor]]:
-    """`prune` in one cut, with what was found in the network and the channels that were removed of
-    each group.
-    """
+def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
+    """`prune` in one cut, with what was found in the network and what was removed of it."""
     model = check_network(model)
     _check(model, settings)
     data, repair, criterion = settings.data, settings.repair, settings.criterion
     inputs = example_inputs(x)
     coupling = analyze(model, inputs, settings.keep)
-    if not coupling.groups:
-        reasons = sorted({f.reason for f in coupling.frozen})
-        source = source_of(model)
-        outside = list(source.outside.items())[:4] if source is not None else []
-        inside = "".join(f"; of the ONNX file {n} runs outside torch ({w})" for n, w in outside)
-        raise InputError(
-            "no channel of this network can be pruned: "
-            f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}"
-        )
+    _check_groups(model, coupling)
     cost: Callable[[dict[str, int]], float]
     if settings.budget == "latency":
         cost = latency_model(model, coupling, settings.runtime)
@@ -308,7 +291,8 @@ def plan(
     else:
         cost, align = _cost(model, coupling, settings.budget), settings.align or ALIGN
     whole, fraction, least = cost({}), settings.fraction, settings.least
-    check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
+    if not settings.depth:
+        check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
     seed_everything(settings.seed)
     stats = collect(
@@ -325,6 +309,13 @@ def plan(
         g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
         for g in coupling.groups
     }
+    if settings.depth:
+        known = known_blocks(coupling, settings.keep)
+        losses = block_losses(model, coupling, data or (), [b.name for b in known])
+        cost_of = costs_without(coupling, cost, _trained(model, coupling))
+        at_most = fraction * whole
+        if gone := to_skip(coupling, known, losses, scores, cost_of, at_most, align, least):
+            return _without(model, x, settings, coupling, gone)
     allocate = ALLOCATIONS[settings.allocation or _usual_allocation(settings)]
 
     def cut(share: float) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
@@ -342,12 +333,34 @@ def plan(
     )
     if repair is not None and data is not None:
         small = REPAIRS[repair](small, Cut(model, coupling, removed), data, settings.batches)
-    return small, coupling, removed
+    return Planned(small, coupling, removed)
+
+
+def _without(
+    model: nn.Module, x: Any, settings: Settings, coupling: Coupling, gone: list[str]
+) -> Planned:
+    """The network without these blocks, and with channels removed where that is not yet enough."""
+    small = skip(model, coupling.inputs, gone)
+    if settings.repair is not None and settings.data is not None:
+        small = reestimate_where_better(small, model, settings.data, settings.batches)
+    fraction = settings.fraction / _share(model, x, settings)(small)
+    if fraction >= 1:
+        return Planned(small, coupling, {}, tuple(gone))
+    left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
+    given = [settings.keep] if isinstance(settings.keep, str) else settings.keep
+    keep = [k for k in given if k in left]  # all else went with a block
+    further = plan(small, x, replace(settings, depth=False, fraction=fraction, keep=keep))
+    return further._replace(skipped=tuple(gone))
 
 
 def _check(model: nn.Module, settings: Settings) -> None:
     """`InputError` for what these settings lack for this network."""
     data, criterion = settings.data, settings.criterion
+    if settings.depth and (data is None or criterion != "brain_surgeon"):
+        raise InputError(
+            "depth=True compares blocks with channels by what the outputs lose: give data=, inputs "
+            "without labels, and leave criterion= out"
+        )
     if masks.blocks(model):
         raise InputError(
             "this network is sparse, and a repair after the cut would fill its zeros; prune "
@@ -367,6 +380,20 @@ def _check(model: nn.Module, settings: Settings) -> None:
         )
 
 
+def _check_groups(model: nn.Module, coupling: Coupling) -> None:
+    """`InputError` where no channel can be pruned, with the reasons."""
+    if coupling.groups:
+        return
+    reasons = sorted({f.reason for f in coupling.frozen})
+    source = source_of(model)
+    outside = list(source.outside.items())[:4] if source is not None else []
+    inside = "".join(f"; of the ONNX file {n} runs outside torch ({w})" for n, w in outside)
+    raise InputError(
+        "no channel of this network can be pruned: "
+        f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}"
+    )
+
+
 def _usual_allocation(settings: Settings) -> str:
     if settings.criterion not in ADDITIVE:
         return "global"
@@ -376,5 +403,9 @@ def _usual_allocation(settings: Settings) -> str:
 def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str, int]], float]:
     if what == "macs":
         return Macs(coupling)
-    trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
+    trained = _trained(model, coupling)
     return lambda kept: coupling.parameters(kept, trained)
+
+
+def _trained(model: nn.Module, coupling: Coupling) -> list[str]:
+    return [n for n, _ in model.named_parameters() if n in coupling.shapes]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +11,14 @@ from torch import fx, nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
+from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.data import batches as read
-from mirabelle.base.data import example_inputs
 from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.base.options import Expected, declared
 from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.onnx_files.source import NAMES, SOURCE, source_of
-from mirabelle.pruning.low_rank import Table, candidates, factorized, table
+from mirabelle.pruning.low_rank import Candidate, Table, candidates, factorized, table
 from mirabelle.sources.networks import with_example
 from mirabelle.sparsity import masks
 
@@ -59,53 +58,41 @@ def factorize(
 ) -> nn.Module:
     """A copy of `model` in which linear layers and convolutions of low rank are two thinner ones.
 
-    model: the network, which stays as it is, or a name of one (`sources.networks`). x: example
-    inputs; without them a name takes the first batch of `data`, or what it knows itself.
+    - model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX
+      file `export` then writes the result anew, with the file's names.
+    - x: example inputs. Without them a name takes the first batch of `data`, or what it knows
+      itself.
+    - rank: that of every layer which is cheaper so, whatever it loses. Exactly one of rank, macs
+      and params is given.
+    - macs, params: the fraction that is kept. A knapsack chooses the rank of each layer so that all
+      together lose least; a layer may also stay as it is.
+    - data: inputs without labels. Factors are then those that lose least of the network's outputs,
+      biases make up for the mean of what is lost, and BatchNorm's statistics are estimated anew
+      where that helps. Without data each weight is approximated for itself.
+    - batches: how many of data are read, 16 by default.
+    - align: ranks are multiples of it, 8 by default, or of less in small layers.
+    - keep: modules or parameters, by path, that are left alone.
 
     A layer at the path `fc` becomes a `LowRank` there, with the layers `fc.0` and `fc.1`. The first
     keeps kernel, stride and padding, and gives `rank` channels; the second is linear, or 1 x 1.
-    All that takes networks takes these: they are trained, pruned, quantized, exported and saved.
-
-    The signature says what each option is; what it does not say:
-
-    rank, macs, params: exactly one is given. With a fraction a knapsack chooses the rank of each
-    layer so that all together lose least; a layer may also stay as it is.
-    data: inputs without labels. Factors are then those that lose least of the network's outputs
-    (`pruning/low_rank.py`), biases make up for the mean of what is lost, and BatchNorm's statistics
-    are estimated anew where that helps. Without data each weight is approximated for itself.
-
     Grouped convolutions, layers that share their weights and those with hooks are left alone.
     Raises `InputError` for sparse and quantized networks, where no layer can be factorized, and for
     a fraction that cannot be reached; `SurgeryError` where forward reads a layer's attributes.
+    Source: Eckart & Young 1936, in the norms of inputs and outputs; `pruning/low_rank.py`.
 
-    The example recovers the rank that a weight has:
+    Example:
 
-        >>> import torch, mirabelle as mb
+        >>> import mirabelle as mb, torch
         >>> layer = torch.nn.Linear(16, 16)
         >>> layer.weight.data = torch.randn(16, 2) @ torch.randn(2, 16)
-        >>> small = mb.factorize(torch.nn.Sequential(layer), torch.randn(4, 16), rank=2)
+        >>> small = mb.factorize(torch.nn.Sequential(layer), torch.zeros(1, 16), rank=2)
         >>> small[0].rank
         2
     """
     network, x = with_example(model, x, data)
     network = _checked(network)
     inputs = example_inputs(x)
-    kept = [keep] if isinstance(keep, str) else list(keep)
-    known = {n for n, _ in network.named_modules()} | {n for n, _ in network.named_parameters()}
-    if unknown := [k for k in kept if k not in known]:
-        raise InputError(
-            f"keep names {unknown[0]!r}, which is no module or parameter of "
-            f"{type(network).__name__}{did_you_mean(unknown[0], known)}"
-        )
-    layers, refused = candidates(network, inputs, kept)
-    if not layers:
-        reasons = "; ".join(f"{n}: {why}" for n, why in list(refused.items())[:4])
-        raise InputError(
-            "no layer of this network can be factorized: "
-            f"{reasons or 'it has no linear layer and no convolution'}"
-        )
-    if data is not None and isinstance(data, Iterator):
-        data = list(islice(data, batches))
+    layers = _layers(network, inputs, [keep] if isinstance(keep, str) else list(keep))
     seen = None
     if data is not None:
         seen = [b._replace(target=None) for b in read(data, batches, what="data")]
@@ -137,6 +124,26 @@ def _checked(model: nn.Module) -> nn.Module:
     if getattr(model, "meta", {}).get("quantization") is not None:
         raise InputError("this network is quantized; factorize the float network, then quantize")
     return model
+
+
+def _layers(network: nn.Module, inputs: Batch, keep: list[str]) -> list[Candidate]:
+    """The layers that may be factorized; `InputError` where there are none, or for an unknown name
+    in `keep`.
+    """
+    known = {n for n, _ in network.named_modules()} | {n for n, _ in network.named_parameters()}
+    if unknown := [k for k in keep if k not in known]:
+        raise InputError(
+            f"keep names {unknown[0]!r}, which is no module or parameter of "
+            f"{type(network).__name__}{did_you_mean(unknown[0], known)}"
+        )
+    layers, refused = candidates(network, inputs, keep)
+    if not layers:
+        reasons = "; ".join(f"{n}: {why}" for n, why in list(refused.items())[:4])
+        raise InputError(
+            "no layer of this network can be factorized: "
+            f"{reasons or 'it has no linear layer and no convolution'}"
+        )
+    return layers
 
 
 def _within(
