@@ -23,13 +23,12 @@ from mirabelle.channels.surgery import remove
 from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.macs import count_macs, count_parameters
-from mirabelle.onnx_files.source import source_of
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
+from mirabelle.pruning.checks import check_groups, check_settings
 from mirabelle.pruning.criteria import (
     ADDITIVE,
     AGGREGATIONS,
     CRITERIA,
-    NEEDS_DATA,
     NEEDS_GRADIENTS,
     NEEDS_SAMPLES,
     NORMALIZATIONS,
@@ -42,9 +41,8 @@ from mirabelle.pruning.repair import REPAIRS, Cut
 from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
 from mirabelle.pruning.stats import collect
-from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes import RUNTIMES
 from mirabelle.sources.networks import with_example
-from mirabelle.sparsity import masks
 from mirabelle.training.api import fit
 
 ALIGN = 8  # channels, where no runtime says
@@ -279,11 +277,11 @@ def _share(model: nn.Module, x: Any, settings: Settings) -> Callable[[nn.Module]
 def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     """`prune` in one cut, with what was found in the network and what was removed of it."""
     model = check_network(model)
-    _check(model, settings)
+    check_settings(model, settings)
     data, repair, criterion = settings.data, settings.repair, settings.criterion
     inputs = example_inputs(x)
     coupling = analyze(model, inputs, settings.keep)
-    _check_groups(model, coupling)
+    check_groups(model, coupling)
     cost: Callable[[dict[str, int]], float]
     if settings.budget == "latency":
         cost = latency_model(model, coupling, settings.runtime)
@@ -351,47 +349,6 @@ def _without(
     keep = [k for k in given if k in left]  # all else went with a block
     further = plan(small, x, replace(settings, depth=False, fraction=fraction, keep=keep))
     return further._replace(skipped=tuple(gone))
-
-
-def _check(model: nn.Module, settings: Settings) -> None:
-    """`InputError` for what these settings lack for this network."""
-    data, criterion = settings.data, settings.criterion
-    if settings.depth and (data is None or criterion != "brain_surgeon"):
-        raise InputError(
-            "depth=True compares blocks with channels by what the outputs lose: give data=, inputs "
-            "without labels, and leave criterion= out"
-        )
-    if masks.blocks(model):
-        raise InputError(
-            "this network is sparse, and a repair after the cut would fill its zeros; prune "
-            "channels first, then sparsify"
-        )
-    if settings.budget == "latency":
-        check_runs_here(settings.runtime)
-    if criterion in NEEDS_DATA and data is None:
-        raise InputError(
-            f"criterion={criterion!r} needs data=, a loader of "
-            f"{'(inputs, targets)' if criterion in NEEDS_GRADIENTS else 'inputs'}"
-        )
-    if isinstance(data, Iterator) and criterion in NEEDS_DATA and settings.repair is not None:
-        raise InputError(
-            f"data is an iterator ({type(data).__name__}), which can be read only once; "
-            f"criterion={criterion!r} and repair={settings.repair!r} each read it"
-        )
-
-
-def _check_groups(model: nn.Module, coupling: Coupling) -> None:
-    """`InputError` where no channel can be pruned, with the reasons."""
-    if coupling.groups:
-        return
-    reasons = sorted({f.reason for f in coupling.frozen})
-    source = source_of(model)
-    outside = list(source.outside.items())[:4] if source is not None else []
-    inside = "".join(f"; of the ONNX file {n} runs outside torch ({w})" for n, w in outside)
-    raise InputError(
-        "no channel of this network can be pruned: "
-        f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}"
-    )
 
 
 def _usual_allocation(settings: Settings) -> str:
