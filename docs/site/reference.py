@@ -20,6 +20,7 @@ VERBS: dict[str, Callable] = {
     for name in (
         "compress",
         "prune",
+        "factorize",
         "sparsify",
         "distill",
         "fit",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mirabelle.measurement.result import Measurement
     from mirabelle.pipeline.api import Run, run
     from mirabelle.pruning.api import prune
+    from mirabelle.pruning.factorization import factorize
     from mirabelle.quantization.api import quantize
     from mirabelle.report.picture import picture
     from mirabelle.runtimes.artifact import Artifact
@@ -44,6 +45,7 @@ _HOME = {
     "distill": "distillation.api",
     "explain": "channels.explain",
     "export": "exporter",
+    "factorize": "pruning.factorization",
     "fit": "training.api",
     "load": "store",
     "measure": "measurement.api",
@@ -134,6 +136,7 @@ __all__ = [
     "distill",
     "explain",
     "export",
+    "factorize",
     "fit",
     "load",
     "measure",

@@ -234,9 +234,9 @@ def to_onnx(model: nn.Module, inputs: Batch | None, path: str | Path) -> list[st
     names = getattr(model, "meta", {}).get(NAMES)
     if names is not None:
         warnings.warn(
-            "this network has other sizes than its ONNX file in places that are computed there, so "
-            f"that the file is written anew: of opset {OPSET}, with the names of its inputs and "
-            "outputs and its metadata, but other nodes",
+            "this network has other layers than its ONNX file, or other sizes in places that are "
+            f"computed there, so that the file is written anew: of opset {OPSET}, with the names "
+            "of its inputs and outputs and its metadata, but other nodes",
             stacklevel=3,
         )
     write_onnx(onnx_proto(network, inputs), path, names)

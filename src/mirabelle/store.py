@@ -31,6 +31,7 @@ from mirabelle.channels.onnx_numbers import renew
 from mirabelle.channels.rewrite import FORM, rebuild_graph_form
 from mirabelle.channels.sizes import replace_tensors
 from mirabelle.graph.architecture import architecture, difference
+from mirabelle.graph.structure import STRUCTURE, restructured, structure_of
 from mirabelle.onnx_files.read import network as network_of
 from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.api import quantize
@@ -39,8 +40,10 @@ from mirabelle.quantization.simulation.graph import example_of, rebuild
 from mirabelle.quantization.simulation.notes import FLOAT_SIZES, float_sizes_of
 from mirabelle.sparsity import masks
 
-FORMAT = 3
-NEEDED = tuple("architecture quantization graph_form onnx_form float_sizes sparse sha256".split())
+FORMAT = 4
+NEEDED = tuple(
+    "architecture structure quantization graph_form onnx_form float_sizes sparse sha256".split()
+)
 LARGEST_INPUT = 2**28  # elements of the example that a file may ask for
 
 
@@ -72,6 +75,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "format": FORMAT,
         "network": type(model).__name__ if described is None else "quantized",
         "architecture": architecture(model),
+        STRUCTURE: structure_of(model),
         "quantization": None if described is None else described.to_dict(),
         "graph_form": getattr(model, "meta", {}).get(FORM),
         "onnx_form": getattr(model, "meta", {}).get(ONNX_FORM),
@@ -243,26 +247,26 @@ def _in_saved_form(
     """
     result = clone(model)
     form = described["graph_form"]
+    own = described["float_sizes"] or {n: list(t.shape) for n, t in tensors.items()}
+    structure = described[STRUCTURE]
     with _sound(folder, "no sizes"):
-        known = (
-            form["sizes"]
-            if form
-            else described["float_sizes"] or {n: list(t.shape) for n, t in tensors.items()}
-        )
-        for shape in known.values():
-            _check_shape(shape)
-        _resize(result, {n: tuple(s) for n, s in known.items()})
+        result = restructured(result, form[STRUCTURE] if form else structure)
+        _resize(result, form["sizes"] if form else own)
     if described["onnx_form"] is not None:
         with _sound(folder, "no numbers of an ONNX file"):
             renew(result, described["onnx_form"])
     if form:
         with _sound(folder, "no graph form"):
             result = rebuild_graph_form(result, form)
+            if any(structure.values()):
+                result = restructured(result, structure)
+                _resize(result, own)
     if described["quantization"] is not None:
         with _sound(folder, "no quantization"):
             result = rebuild(result, described["quantization"])
         result.meta |= {
             FLOAT_SIZES: described["float_sizes"],
+            STRUCTURE: structure,
             FORM: form,
             ONNX_FORM: described["onnx_form"],
         }
@@ -322,7 +326,10 @@ def _whole(
     return tensors
 
 
-def _resize(model: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
+def _resize(model: nn.Module, known: Mapping[str, list[int]]) -> None:
+    for shape in known.values():
+        _check_shape(shape)
+    sizes = {n: tuple(s) for n, s in known.items()}
     own = dict(model.state_dict(keep_vars=True))
     for name in [*own, *sizes]:
         if name not in own or name not in sizes:

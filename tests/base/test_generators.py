@@ -72,6 +72,7 @@ VERBS = {
         train={"lr": 0.01},
         criterion="random",
     ),
+    "factorize": lambda data, folder: mb.factorize(model().eval(), X, rank=2, data=data),
     "sparsify": lambda data, folder: mb.sparsify(
         model().eval(), sparsity=0.5, data=data, criterion="random"
     ),

@@ -43,6 +43,7 @@ def _data(batches: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 VERBS = {
     "prune": lambda m, d: mb.prune(m, d[0][0], macs=0.7, align=1, data=d),
+    "factorize": lambda m, d: mb.factorize(m, d[0][0], rank=2, data=d),
     "sparsify": lambda m, d: mb.sparsify(m, sparsity=0.5, data=d),
     "fit": lambda m, d: mb.fit(m, d, steps=2, lr=1e-3),
     "distill": lambda m, d: mb.distill(Writes(), m, d, steps=2, lr=1e-3),

@@ -42,6 +42,10 @@ def _sparsify(options: dict[str, Any]) -> nn.Module:
     return mb.sparsify(network(), **{"data": DATA, **options})
 
 
+def _factorize(options: dict[str, Any]) -> nn.Module:
+    return mb.factorize(network(), X[:2], **{"data": DATA, **options})
+
+
 def _fit(options: dict[str, Any]) -> nn.Module:
     return mb.fit(network(), DATA, **options)
 
@@ -54,6 +58,7 @@ VERBS: dict[str, tuple[Callable, Callable[[dict[str, Any]], nn.Module]]] = {
     "prune": (mb.prune, _prune),
     "quantize": (mb.quantize, _quantize),
     "sparsify": (mb.sparsify, _sparsify),
+    "factorize": (mb.factorize, _factorize),
     "fit": (mb.fit, _fit),
     "distill": (mb.distill, _distill),
 }

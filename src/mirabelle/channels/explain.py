@@ -13,22 +13,33 @@ from torch import nn
 from mirabelle.base.data import example_inputs, preserved
 from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.base.terminal import drawn, plain
+from mirabelle.channels.blocks import blocks
 from mirabelle.channels.groups import Coupling, analyze
+from mirabelle.channels.skipping import skipped_blocks
 from mirabelle.sources.networks import find
 
 
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` found; `str()` of it is a table. `coupling` is None where the network cannot
-    be captured: then `problem` says why.
+    be captured: then `problem` says why. blocks: the residual blocks that `prune(depth=True)` may
+    skip, by their last layers; skipped: those that have gone.
     """
 
     coupling: Coupling | None
     problem: str | None = None
+    blocks: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         if self.coupling is None:
-            return {"groups": [], "frozen": [], "problem": self.problem}
+            return {
+                "groups": [],
+                "frozen": [],
+                "blocks": [],
+                "skipped": list(self.skipped),
+                "problem": self.problem,
+            }
         return {
             "groups": [
                 {
@@ -41,6 +52,8 @@ class Explanation:
                 for g in self.coupling.groups
             ],
             "frozen": [vars(f) for f in self.coupling.frozen],
+            "blocks": list(self.blocks),
+            "skipped": list(self.skipped),
             "problem": None,
         }
 
@@ -83,7 +96,15 @@ class Explanation:
             "that it touches are left alone"
             for name, places in self.coupling.unknown.items()
         ]
-        return drawn(groups, frozen, *unknown, most=140) + "\n"
+        depth = [
+            f"{what}: {', '.join(names)}"
+            for what, names in (
+                ("residual blocks that may be skipped, by their last layers", self.blocks),
+                ("blocks that were skipped", self.skipped),
+            )
+            if names
+        ]
+        return drawn(groups, frozen, *depth, *unknown, most=140) + "\n"
 
 
 @preserved()
@@ -112,7 +133,11 @@ def explain(model: nn.Module | str | Path, x: Any = None, keep: Any = ()) -> Exp
     network = found.module(x)
     if x is None:
         raise InputError("explain needs x, an example of what the network takes")
+    skipped = skipped_blocks(network)
     try:
-        return Explanation(analyze(network, example_inputs(x), keep))
+        coupling = analyze(network, example_inputs(x), keep)
     except CaptureError as error:
-        return Explanation(None, str(error))
+        return Explanation(None, str(error), skipped=skipped)
+    assert coupling.graph_module is not None
+    names = tuple(b.name for b in blocks(coupling.graph_module.graph))
+    return Explanation(coupling, None, names, skipped)

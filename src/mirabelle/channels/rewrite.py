@@ -17,14 +17,16 @@ from torch import fx, nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
+from mirabelle.channels.blocks import leave_out
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import Parameter, Value
 from mirabelle.channels.masking import Cutting, compress
 from mirabelle.channels.operators import PARTS
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
-from mirabelle.channels.sizes import mend_sizes
+from mirabelle.channels.sizes import mend_sizes, replace_tensors
 from mirabelle.graph.capture import capture, make_concrete, operator, parameter_name, parameter_uses
+from mirabelle.graph.structure import STRUCTURE, restructured, structure_of
 from mirabelle.onnx_files.source import NAMES, ONNX_FORM, SOURCE, source_of
 
 FORM = "graph_form"  # the key of a graph form's `meta` under which it says how it was made
@@ -43,12 +45,18 @@ LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
-def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
-    """`model` as a graph module without the indices `gone[parameter, dimension]`. Raises
-    `SurgeryError` where that cannot be written.
+def graph_form(
+    model: nn.Module, inputs: Batch, gone: Gone, skipped: Sequence[str] = ()
+) -> fx.GraphModule:
+    """`model` as a graph module without the indices `gone[parameter, dimension]` and without the
+    residual blocks of these names (`blocks.py`). Raises `SurgeryError` where that cannot be
+    written.
     """
     graph_module = capture(model, inputs, dynamic_batch=True)
     make_concrete(graph_module)
+    if skipped:
+        leave_out(graph_module, skipped)
+        graph_module.delete_all_unused_submodules()
     parameters = read_parameters(graph_module, model)
     flow = Flow(graph_module, parameters, RULES)
     cutting = Cutting(flow, gone)
@@ -85,29 +93,48 @@ def graph_form(model: nn.Module, inputs: Batch, gone: Gone) -> fx.GraphModule:
     if (source := source_of(model)) is not None:  # too much of the file has other sizes now
         graph_module.meta.pop(SOURCE, None)
         graph_module.meta |= {NAMES: source, ONNX_FORM: model.meta.get(ONNX_FORM)}  # type: ignore[operator]
-    graph_module.meta[FORM] = cut_again(
-        getattr(model, "meta", {}).get(FORM) or _whole(model, inputs), gone
-    )
+    graph_module.meta[FORM] = cut_again(_begun(model, inputs), gone, skipped)
     return graph_module
 
 
+def _begun(model: nn.Module, inputs: Batch) -> dict[str, Any]:
+    """What is known of how a network came to its graph form, or how it begins one."""
+    known = getattr(model, "meta", {}).get(FORM)
+    if known is None:
+        return _whole(model, inputs)
+    since = _whole(model, inputs)
+    if not any(since[STRUCTURE].values()):
+        return known
+    changed = {STRUCTURE: since[STRUCTURE], "sizes": since["sizes"]}
+    return {**known, "cuts": [*known["cuts"], changed]}
+
+
 def _whole(model: nn.Module, inputs: Batch) -> dict[str, Any]:
-    """How a graph form begins: the sizes of the network, and the inputs that it was
+    """How a graph form begins: the structure and sizes of the network, and the inputs that it was
     captured with.
     """
     named = [*(("", t) for t in inputs.args), *inputs.kwargs.items()]
     return {
+        STRUCTURE: structure_of(model),
         "sizes": {n: list(t.shape) for n, t in model.state_dict().items()},
         "inputs": [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named],
         "cuts": [],
     }
 
 
-def cut_again(described: Mapping[str, Any], gone: Gone) -> dict[str, Any]:
+def cut_again(
+    described: Mapping[str, Any], gone: Gone, skipped: Sequence[str] = ()
+) -> dict[str, Any]:
     """`meta[FORM]` of a graph form after one cut more."""
     return {
         **described,
-        "cuts": [*described["cuts"], [[n, d, index.tolist()] for (n, d), index in gone.items()]],
+        "cuts": [
+            *described["cuts"],
+            {
+                "channels": [[n, d, index.tolist()] for (n, d), index in gone.items()],
+                "skipped": list(skipped),
+            },
+        ],
     }
 
 
@@ -121,7 +148,14 @@ def rebuild_graph_form(model: nn.Module, described: Mapping[str, Any]) -> nn.Mod
     ]
     inputs = Batch(tuple(t for n, t in named if not n), {n: t for n, t in named if n}, None)
     for cut in described["cuts"]:
-        model = graph_form(model, inputs, {(n, d): torch.tensor(index) for n, d, index in cut})
+        if STRUCTURE in cut:
+            model = restructured(model, cut[STRUCTURE])
+            own = model.state_dict()
+            new = {n: torch.zeros(s, dtype=own[n].dtype) for n, s in cut["sizes"].items()}
+            replace_tensors(model, {n: t for n, t in new.items() if t.shape != own[n].shape})
+            continue
+        gone = {(n, d): torch.tensor(index) for n, d, index in cut["channels"]}
+        model = graph_form(model, inputs, gone, cut["skipped"])
     return model
 
 

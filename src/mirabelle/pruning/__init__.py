@@ -1,4 +1,4 @@
-"""Channels removed: `mb.prune`."""
+"""Channels removed, `mb.prune`, and layers of low rank, `mb.factorize`."""
 
 from mirabelle.pruning.allocation import ALLOCATIONS
 from mirabelle.pruning.api import prune
@@ -10,6 +10,7 @@ from mirabelle.pruning.criteria import (
     NEEDS_SAMPLES,
     NORMALIZATIONS,
 )
+from mirabelle.pruning.factorization import factorize
 from mirabelle.pruning.repair import REPAIRS
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "NEEDS_SAMPLES",
     "NORMALIZATIONS",
     "REPAIRS",
+    "factorize",
     "prune",
 ]

@@ -15,34 +15,34 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs, seed_everything
 from mirabelle.base.errors import InputError
-from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels.groups import Coupling, analyze
+from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
+from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.fitting.gradients import LOSSES, loss_function
 from mirabelle.measurement.macs import count_macs, count_parameters
-from mirabelle.onnx_files.source import source_of
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
+from mirabelle.pruning.checks import check_groups, check_settings
 from mirabelle.pruning.criteria import (
     ADDITIVE,
     AGGREGATIONS,
     CRITERIA,
-    NEEDS_DATA,
     NEEDS_GRADIENTS,
     NEEDS_SAMPLES,
     NORMALIZATIONS,
     group_scores,
 )
+from mirabelle.pruning.depth import block_losses, costs_without, known_blocks, to_skip
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut
-from mirabelle.pruning.rounds import in_steps
+from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
 from mirabelle.pruning.stats import collect
-from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes import RUNTIMES
 from mirabelle.sources.networks import with_example
-from mirabelle.sparsity import masks
 from mirabelle.training.api import fit
 
 ALIGN = 8  # channels, where no runtime says
@@ -138,6 +138,7 @@ def prune(
         OneOf(lambda: (AUTO, *REPAIRS)),
         Doc("what is made up for after the cut; auto is least-squares; None does nothing"),
     ] = AUTO,
+    depth: Annotated[bool, Doc("whole residual blocks may go, beside channels")] = False,
     steps: Annotated[
         int, Ge(1), Doc("the number of cuts, each by the same factor, up to the budget")
     ] = 1,
@@ -188,6 +189,8 @@ def prune(
     - repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares`
       first solves for the weights of layers whose inputs have changed. Without data nothing is
       repaired.
+    - depth: residual blocks may go, too, with data and `brain_surgeon` alone. What the outputs lose
+      without a block is measured; one knapsack chooses blocks and widths. `mb.explain` names them.
     - steps: the number of cuts, each by the same factor, up to the budget.
     - train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
     - checkpoint: a folder that keeps what the steps and their training have done.
@@ -219,12 +222,12 @@ def prune(
             part,
             data,
             NEEDS_GRADIENTS,
-            lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen))[0],
+            lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen)).network,
             criterion,
         )
     network = check_network(network)
     if steps == 1 and train is None:
-        return plan(network, x, settings)[0]
+        return plan(network, x, settings).network
     settings = replace(settings, least=least ** (1 / steps))
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
@@ -250,18 +253,8 @@ def prune(
         checkpoint,
         {}
         if checkpoint is None
-        else settings.identity() | {"steps": steps, "train": _identity_of_training(train, seed)},
+        else settings.identity() | {"steps": steps, "train": identity_of_training(train, seed)},
     )
-
-
-def _identity_of_training(train: Mapping[str, Any] | Callable | None, seed: int) -> Any:
-    """What tells the training of one run from another's, as JSON."""
-    if not isinstance(train, Mapping):
-        return function_identity(train)
-    own = {k: function_identity(v) if callable(v) else v for k, v in train.items()}
-    if own.get("validation") is not None:
-        own["validation"] = data_identity(own["validation"], seed)
-    return own
 
 
 def settings_of(**options: Any) -> Settings:
@@ -281,26 +274,14 @@ def _share(model: nn.Module, x: Any, settings: Settings) -> Callable[[nn.Module]
     return lambda m: 1.0 if m is model else count(m) / whole
 
 
-def plan(
-    model: nn.Module, x: Any, settings: Settings
-) -> tuple[nn.Module, Coupling, Mapping[str, torch.Tensor]]:
-    """`prune` in one cut, with what was found in the network and the channels that were removed of
-    each group.
-    """
+def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
+    """`prune` in one cut, with what was found in the network and what was removed of it."""
     model = check_network(model)
-    _check(model, settings)
+    check_settings(model, settings)
     data, repair, criterion = settings.data, settings.repair, settings.criterion
     inputs = example_inputs(x)
     coupling = analyze(model, inputs, settings.keep)
-    if not coupling.groups:
-        reasons = sorted({f.reason for f in coupling.frozen})
-        source = source_of(model)
-        outside = list(source.outside.items())[:4] if source is not None else []
-        inside = "".join(f"; of the ONNX file {n} runs outside torch ({w})" for n, w in outside)
-        raise InputError(
-            "no channel of this network can be pruned: "
-            f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}"
-        )
+    check_groups(model, coupling)
     cost: Callable[[dict[str, int]], float]
     if settings.budget == "latency":
         cost = latency_model(model, coupling, settings.runtime)
@@ -308,7 +289,8 @@ def plan(
     else:
         cost, align = _cost(model, coupling, settings.budget), settings.align or ALIGN
     whole, fraction, least = cost({}), settings.fraction, settings.least
-    check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
+    if not settings.depth:
+        check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
     seed_everything(settings.seed)
     stats = collect(
@@ -325,6 +307,13 @@ def plan(
         g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
         for g in coupling.groups
     }
+    if settings.depth:
+        known = known_blocks(coupling, settings.keep)
+        losses = block_losses(model, coupling, data or (), [b.name for b in known])
+        cost_of = costs_without(coupling, cost, _trained(model, coupling))
+        at_most = fraction * whole
+        if gone := to_skip(coupling, known, losses, scores, cost_of, at_most, align, least):
+            return _without(model, x, settings, coupling, gone)
     allocate = ALLOCATIONS[settings.allocation or _usual_allocation(settings)]
 
     def cut(share: float) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
@@ -342,29 +331,24 @@ def plan(
     )
     if repair is not None and data is not None:
         small = REPAIRS[repair](small, Cut(model, coupling, removed), data, settings.batches)
-    return small, coupling, removed
+    return Planned(small, coupling, removed)
 
 
-def _check(model: nn.Module, settings: Settings) -> None:
-    """`InputError` for what these settings lack for this network."""
-    data, criterion = settings.data, settings.criterion
-    if masks.blocks(model):
-        raise InputError(
-            "this network is sparse, and a repair after the cut would fill its zeros; prune "
-            "channels first, then sparsify"
-        )
-    if settings.budget == "latency":
-        check_runs_here(settings.runtime)
-    if criterion in NEEDS_DATA and data is None:
-        raise InputError(
-            f"criterion={criterion!r} needs data=, a loader of "
-            f"{'(inputs, targets)' if criterion in NEEDS_GRADIENTS else 'inputs'}"
-        )
-    if isinstance(data, Iterator) and criterion in NEEDS_DATA and settings.repair is not None:
-        raise InputError(
-            f"data is an iterator ({type(data).__name__}), which can be read only once; "
-            f"criterion={criterion!r} and repair={settings.repair!r} each read it"
-        )
+def _without(
+    model: nn.Module, x: Any, settings: Settings, coupling: Coupling, gone: list[str]
+) -> Planned:
+    """The network without these blocks, and with channels removed where that is not yet enough."""
+    small = skip(model, coupling.inputs, gone)
+    if settings.repair is not None and settings.data is not None:
+        small = reestimate_where_better(small, model, settings.data, settings.batches)
+    fraction = settings.fraction / _share(model, x, settings)(small)
+    if fraction >= 1:
+        return Planned(small, coupling, {}, tuple(gone))
+    left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
+    given = [settings.keep] if isinstance(settings.keep, str) else settings.keep
+    keep = [k for k in given if k in left]  # all else went with a block
+    further = plan(small, x, replace(settings, depth=False, fraction=fraction, keep=keep))
+    return further._replace(skipped=tuple(gone))
 
 
 def _usual_allocation(settings: Settings) -> str:
@@ -376,5 +360,9 @@ def _usual_allocation(settings: Settings) -> str:
 def _cost(model: nn.Module, coupling: Coupling, what: str) -> Callable[[dict[str, int]], float]:
     if what == "macs":
         return Macs(coupling)
-    trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
+    trained = _trained(model, coupling)
     return lambda kept: coupling.parameters(kept, trained)
+
+
+def _trained(model: nn.Module, coupling: Coupling) -> list[str]:
+    return [n for n, _ in model.named_parameters() if n in coupling.shapes]

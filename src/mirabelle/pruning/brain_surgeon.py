@@ -4,6 +4,7 @@ been fitted again.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -118,21 +119,37 @@ def _measured(
     """The scores scaled to the errors of the outputs without the first fifth and the first half of
     the channels.
     """
-    assert stats.trial is not None
+    trial = stats.trial
+    assert trial is not None
     order = scores.argsort(stable=True)
-    predicted = scores[order].cumsum(0)
-    scaled, begun, before, expected = scores.clone(), 0, 0.0, 0.0
+    rising = scaled_to_trials(
+        scores[order],
+        {group.channels // 5, group.channels // 2},
+        lambda count: trial(_without(group, stats, layers, order[:count])),
+    )
+    return torch.empty_like(scores).index_copy_(0, order, rising)
+
+
+def scaled_to_trials(
+    costs: torch.Tensor, counts: Iterable[int], error: Callable[[int], float]
+) -> torch.Tensor:
+    """Predicted costs of what goes one after the other, scaled to errors of the network's outputs
+    that are measured without the first so many; each at least the one before.
+
+    costs: (n,) in the order of removal. counts: at which it is measured; 0 is left out.
+    """
+    predicted = costs.cumsum(0)
+    scaled, begun, before, expected = costs.clone(), 0, 0.0, 0.0
     factor = 1.0
-    for count in sorted({group.channels // 5, group.channels // 2} - {0}):
-        error = stats.trial(_without(group, stats, layers, order[:count]))
-        factor = max(error - before, 1e-2 * error, 1e-12) / max(
+    for count in sorted(set(counts) - {0}):
+        found = error(count)
+        factor = max(found - before, 1e-2 * found, 1e-12) / max(
             float(predicted[count - 1]) - expected, 1e-30
         )
-        scaled[order[begun:count]] *= factor
-        begun, before, expected = count, max(before, error), float(predicted[count - 1])
-    scaled[order[begun:]] *= factor
-    rising = scaled[order].cummax(0).values * (1 + 1e-9 * torch.arange(len(order)))
-    return torch.empty_like(scaled).index_copy_(0, order, rising)
+        scaled[begun:count] *= factor
+        begun, before, expected = count, max(before, found), float(predicted[count - 1])
+    scaled[begun:] *= factor
+    return scaled.cummax(0).values * (1 + 1e-9 * torch.arange(len(scaled)))
 
 
 def _without(
@@ -163,17 +180,7 @@ def _readers(
         rows = slice(number * each, (number + 1) * each)
         w = weights[rows]
         inverse = torch.linalg.inv(gram + ridge(gram, float(gram[-1, -1])))
-        if known.sensitivity is None:
-            about_mean = (
-                gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
-            )  # a bias gives the mean
-            root = (
-                torch.eye(each, dtype=w.dtype)
-                / ((w @ about_mean) * w).sum().clamp_min(1e-30).sqrt()
-            )
-        else:
-            values, vectors = torch.linalg.eigh(known.sensitivity.cpu()[rows, rows])
-            root = values.clamp_min(0).sqrt()[:, None] * vectors.T
+        root = root_of_sensitivity(known, rows, w, about_mean(gram))
         plain = (
             inverse[:-1, :-1] - torch.outer(inverse[:-1, -1], inverse[-1, :-1]) / inverse[-1, -1]
         )
@@ -182,6 +189,26 @@ def _readers(
             (Reader(inverse[columns][:, columns], root @ w[:, columns], places.shape[1]), layer)
         )
     return found
+
+
+def about_mean(gram: torch.Tensor) -> torch.Tensor:
+    """A'A of what a layer reads, less its mean, which a bias can give."""
+    return gram[:-1, :-1] - torch.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
+
+
+def root_of_sensitivity(
+    known: Gram, rows: slice, weights: torch.Tensor, spread: torch.Tensor, ridge: float = 0.0
+) -> torch.Tensor:
+    """R with R'R = F, how much the network's outputs depend on these rows of the layer's; one over
+    the energy of what they give where that is unknown. spread: `about_mean`. ridge: so much of the
+    mean of F's diagonal is added to it.
+    """
+    if known.sensitivity is None:
+        energy = ((weights @ spread) * weights).sum().clamp_min(1e-30)
+        return torch.eye(len(weights), dtype=weights.dtype) / energy.sqrt()
+    values, vectors = torch.linalg.eigh(known.sensitivity.cpu()[rows, rows])
+    values = values.clamp_min(0)
+    return (values + ridge * values.mean()).sqrt()[:, None] * vectors.T
 
 
 def _removed_in_order(readers: list[Reader], other: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,11 +14,23 @@ from mirabelle.base.checks import load_state
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CheckpointError
 from mirabelle.base.files import read_tensors, write_tensors
-from mirabelle.base.identity import differences, network_identity
+from mirabelle.base.identity import data_identity, differences, function_identity, network_identity
 from mirabelle.channels.groups import Coupling, analyze
+from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
 
 Removed = Mapping[str, torch.Tensor]
+
+
+class Planned(NamedTuple):
+    """One cut: the network, what was found in it once the blocks `skipped` had gone, and the
+    channels that were removed of each group.
+    """
+
+    network: nn.Module
+    coupling: Coupling
+    removed: Removed
+    skipped: tuple[str, ...] = ()
 
 
 def in_steps(
@@ -26,7 +38,7 @@ def in_steps(
     inputs: Batch,
     fraction: float,
     count: int,
-    cut: Callable[[nn.Module, float], tuple[nn.Module, Coupling, Removed]],
+    cut: Callable[[nn.Module, float], Planned],
     tune: Callable[[nn.Module, Path | None], nn.Module] | None,
     share: Callable[[nn.Module], float],
     keep: Iterable[str],
@@ -52,9 +64,10 @@ def in_steps(
             current = _restored(current, inputs, keep, files["cut"], key)
         else:
             asked = min(1.0, fraction ** (step / count) / share(current))
-            current, _, removed = cut(current, asked)
+            planned = cut(current, asked)
+            current = planned.network
             if files:
-                _write(files["cut"], _named(current, removed), key)
+                _write(files["cut"], _named(current, planned.removed), key, planned.skipped)
         if tune is None:
             continue
         if files and files["trained"].is_file():
@@ -72,11 +85,14 @@ def _named(model: nn.Module, removed: Removed) -> dict[str, torch.Tensor]:
     }
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], key: dict[str, Any]) -> None:
-    write_tensors(path, tensors, {"key": json.dumps(key, default=str)})
+def _write(
+    path: Path, tensors: dict[str, torch.Tensor], key: dict[str, Any], skipped: Sequence[str] = ()
+) -> None:
+    noted = {"key": json.dumps(key, default=str), "skipped": json.dumps(list(skipped))}
+    write_tensors(path, tensors, noted)
 
 
-def _read(path: Path, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Removed]:
+def _read(path: Path, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Removed, list[str]]:
     tensors, metadata = read_tensors(path)
     if different := differences(json.loads(metadata.get("key", "null")), key):
         raise CheckpointError(
@@ -87,13 +103,25 @@ def _read(path: Path, key: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Rem
         {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(kind)}
         for kind in ("model/", "removed/")
     )
-    return state, removed
+    return state, removed, json.loads(metadata.get("skipped", "[]"))
 
 
 def _restored(
     model: nn.Module, inputs: Batch, keep: Iterable[str], path: Path, key: dict[str, Any]
 ) -> nn.Module:
-    state, removed = _read(path, key)
+    state, removed, skipped = _read(path, key)
+    if skipped:
+        model = skip(model, inputs, skipped)
     small = remove(model, analyze(model, inputs, keep), removed)
     load_state(small, state)
     return small
+
+
+def identity_of_training(train: Mapping[str, Any] | Callable | None, seed: int) -> Any:
+    """What tells the training of one run from another's, as JSON."""
+    if not isinstance(train, Mapping):
+        return function_identity(train)
+    own = {k: function_identity(v) if callable(v) else v for k, v in train.items()}
+    if own.get("validation") is not None:
+        own["validation"] = data_identity(own["validation"], seed)
+    return own

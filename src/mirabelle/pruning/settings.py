@@ -45,6 +45,7 @@ class Settings:
     allocation: str | None
     least: float
     repair: str | None
+    depth: bool
     seed: int
 
     @classmethod

@@ -96,7 +96,7 @@ def collect(
         tensors,
         scales=frozenset(f"{n}.weight" for n in norms),
         read=read,
-        trial=None if data is None or isinstance(data, Iterator) else _trial(model, data),
+        trial=None if data is None or isinstance(data, Iterator) else trial_on(model, data),
     )
     if not needs_gradients:
         return stats
@@ -138,7 +138,7 @@ def _add_gradients(
         )
 
 
-def _trial(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:
+def trial_on(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:
     """`Stats.trial`; the data is read when it is first called."""
     known: list[tuple[nn.Module, Batch, torch.Tensor]] = []
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from mirabelle.base.data import Batch, pieces
 from mirabelle.base.errors import InputError
 from mirabelle.channels.rewrite import FORM
+from mirabelle.graph.structure import STRUCTURE, structure_of
 from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.observation import (
@@ -107,6 +108,7 @@ class Prepared:
             grids.weight_threshold,
             {
                 "histograms": histograms,
+                STRUCTURE: structure_of(self.model),
                 FORM: meta.get(FORM),
                 ONNX_FORM: meta.get(ONNX_FORM),
                 "float_sizes": sizes,
