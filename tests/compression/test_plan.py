@@ -1,6 +1,7 @@
 """Plans on a small network, in multiply-accumulates and bytes, which need no clock."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,17 @@ import torch
 
 from mirabelle.base.data import Batch
 from mirabelle.channels.groups import analyze
+from mirabelle.channels.skipping import skip, skipped_blocks
+from mirabelle.compression.limits import Goal
 from mirabelle.compression.losses import output_loss
+from mirabelle.compression.page import _plan
 from mirabelle.compression.plan import Plan, cut, table
 from mirabelle.compression.prices import FLOAT, INT8, edges, prices
+from mirabelle.graph.structure import Skipped
 from mirabelle.measurement.accuracy import predictor
 from mirabelle.measurement.macs import count_macs
 from tests.networks import plain
+from tests.pruning.test_depth import network
 
 ALIGN = 2
 
@@ -99,3 +105,54 @@ def test_a_plan_survives_json(found):
     plan = found[0].plan({"size": 0.3})
     assert Plan.of(json.loads(json.dumps(plan.to_dict()))) == plan
     assert all(isinstance(v, int) and not isinstance(v, np.integer) for v in plan.kept.values())
+
+
+@pytest.fixture(scope="module")
+def residual(one_thread):
+    """Two blocks, the first of which gives a thousandth of what it gave."""
+    model = network(1e-3)
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = [Batch((x[:32],), {}, None), Batch((x[32:],), {}, None)]
+    coupling = analyze(model, data[0].head(1))
+    known = {q: prices(q, model, coupling, "onnxruntime", True, data) for q in ("macs", "size")}
+    return table(model, data, known, coupling, ALIGN), data
+
+
+def test_a_block_that_does_nothing_is_skipped_first(residual):
+    known, data = residual
+    example = data[0].head(1)
+    plan = known.plan({"macs": 0.6})
+    assert plan.skipped == ("2.b.0",) and plan.loss < 1e-3
+    small = cut(known, plan, data)
+    assert skipped_blocks(small) == ("2",) and isinstance(small[2], Skipped)
+    share = count_macs(small, example) / count_macs(known.model, example)
+    assert share == pytest.approx(plan.costs["macs"], rel=0.01)
+    wanted = [predictor(known.model)(b) for b in data]
+    assert output_loss(small, wanted, data) < 1e-3
+    # Bytes and widths, too, count for what is left; no layer of the block is named.
+    deep = known.plan({"macs": 0.3, "size": 0.2})
+    assert deep.skipped == ("2.b.0",) and deep.costs["size"] <= 0.205
+    assert deep.floats is not None and not any(w.startswith("2.") for w in deep.floats)
+    small = cut(known, deep, data)
+    share = count_macs(small, example) / count_macs(known.model, example)
+    assert share == pytest.approx(deep.costs["macs"], rel=0.01)
+
+
+def test_what_a_block_loses_is_measured(residual):
+    known, data = residual
+    wanted = [predictor(known.model)(b) for b in data]
+    small = skip(known.model, data[0].head(1), ["3.b.0"])
+    assert known.blocks["3.b.0"] == pytest.approx(output_loss(small, wanted, data), rel=1e-3)
+    found = table(known.model, data, known.prices, known.coupling, ALIGN, keep=["2", "3"])
+    assert found.blocks == {} and found.plan({"macs": 0.6}).skipped == ()
+
+
+def test_the_page_names_what_was_skipped(residual):
+    known, _ = residual
+    setting = SimpleNamespace(table=known, goal=Goal({"macs": 0.6}, "accuracy_drop"))
+    best = SimpleNamespace(plan=known.plan({"macs": 0.6}).to_dict())
+    rows = {r["layer"]: r for r in _plan(setting, best)}
+    assert rows["2.a.0"]["form"] == rows["2.b.0"]["form"] == "skipped"
+    assert rows["2.b.0"]["after"] == 0 and rows["2.b.0"]["cost_after"] == 0
+    assert rows["2.b.0"]["loss_of_blocks"] == known.blocks["2.b.0"] > 0
+    assert rows["3.b.0"]["form"] == "float" and rows["2.a.0"]["loss_of_blocks"] == 0

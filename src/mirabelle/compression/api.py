@@ -79,7 +79,7 @@ def compress(
     keep: Annotated[
         Iterable[str],
         Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters whose channels are left alone, by path"),
+        Doc("modules or parameters whose channels and blocks are left alone, by path"),
     ] = (),
     folder: Annotated[
         str | Path | None,

@@ -128,13 +128,15 @@ def _stage(
 
 def _channels(setting: Setting, best: Point) -> list[dict[str, Any]]:
     coupling, kept = setting.table.coupling, best.plan["kept"]
+    dead = setting.table.dead(best.plan["skipped"])
     found = []
-    for cost in coupling.costs:
+    for i, cost in enumerate(coupling.costs):
         side = next((s for s in cost.sides if not s.summed), None)
         shape = coupling.shapes.get(cost.weight)
         if shape is None:
             continue
         left = shape[0] if side is None else round(side.left(kept, coupling.channels))
+        left = 0 if i in dead else left
         layer = cost.weight.removesuffix(".weight")
         found.append({"layer": layer, "before": shape[0], "after": min(left, shape[0])})
     return found
@@ -193,7 +195,9 @@ def _plan(setting: Setting, best: Point) -> list[dict[str, Any]]:
     table, kept = setting.table, best.plan["kept"]
     floats = best.plan["floats"]
     prices = table.prices[setting.goal.quantity]
-    found = []
+    dead, found = table.dead(best.plan["skipped"]), []
+    # what is lost without a block stands at its last layer
+    blocks = {max(table.layers_of[n]): table.blocks[n] for n in best.plan["skipped"]}
     for i, cost in enumerate(table.coupling.costs):
         if not cost.weight:
             continue
@@ -206,19 +210,21 @@ def _plan(setting: Setting, best: Point) -> list[dict[str, Any]]:
         left = shape[0] if side is None else round(side.left(kept, table.coupling.channels))
         group = None if side is None else next(iter(side.groups))
         lost = 0.0 if group is None else _lost(table, group, kept)
-        found.append(
-            {
-                "layer": cost.weight.removesuffix(".weight"),
-                "before": shape[0],
-                "after": min(left, shape[0]),
-                "form": form,
-                "cost_before": before,
-                "cost_after": after,
-                "loss_of_channels": lost,
-                "loss_of_integers": 0.0 if is_float else table.layers[cost.weight],
-                "group": group,
-            }
-        )
+        row = {
+            "layer": cost.weight.removesuffix(".weight"),
+            "before": shape[0],
+            "after": min(left, shape[0]),
+            "form": form,
+            "cost_before": before,
+            "cost_after": after,
+            "loss_of_channels": lost,
+            "loss_of_integers": 0.0 if is_float else table.layers[cost.weight],
+            "loss_of_blocks": blocks.get(i, 0.0),
+            "group": group,
+        }
+        if i in dead:
+            row |= {"after": 0, "form": "skipped", "cost_after": 0.0, "loss_of_integers": 0.0}
+        found.append(row)
     return found
 
 

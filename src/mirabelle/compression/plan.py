@@ -1,12 +1,13 @@
-"""The plan, in one currency: how many channels each group keeps and which layers compute with
-integers, by one knapsack over all menus.
+"""The plan, in one currency: how many channels each group keeps, which layers compute with integers
+and which residual blocks go, by one knapsack over all menus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,32 +17,37 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.channels.groups import Coupling, analyze
+from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
 from mirabelle.compression.losses import channel_scores, integer_losses
 from mirabelle.compression.prices import FLOAT, INT8, Prices
+from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.pruning.allocation import lost_with, widths_of
+from mirabelle.pruning.depth import block_losses, dead_layers, known_blocks
 from mirabelle.pruning.repair import REPAIRS, Cut
 
 TRIES = 12  # at weights of several limits
 LEAST = 0.05  # of a group's channels always stay
-GROUP, LAYER = "channels of ", "form of "
+GROUP, LAYER, BLOCK = "channels of ", "form of ", "block "
 
 
 @dataclass(frozen=True)
 class Plan:
     """kept: channels by group. floats: weights of layers that stay in float; None where nothing
     computes with integers. loss: predicted, see `losses`. costs: predicted, by quantity, relative
-    to the original's.
+    to the original's. skipped: residual blocks that go.
     """
 
     kept: dict[str, int]
     floats: tuple[str, ...] | None
     loss: float
     costs: dict[str, float]
+    skipped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         found = asdict(self)
-        return found | {"floats": None if self.floats is None else list(self.floats)}
+        floats = None if self.floats is None else list(self.floats)
+        return found | {"floats": floats, "skipped": list(self.skipped)}
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Plan:
@@ -51,7 +57,18 @@ class Plan:
             None if floats is None else tuple(floats),
             found["loss"],
             dict(found["costs"]),
+            tuple(found["skipped"]),
         )
+
+
+class Known(NamedTuple):
+    """What was measured of a network: scores of channels by group, what integers lose by weight,
+    and what is lost without each residual block.
+    """
+
+    scores: Mapping[str, torch.Tensor]
+    layers: Mapping[str, float]
+    blocks: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,8 @@ class Table:
     """Everything that a plan of one network needs: what each entry of each menu loses and costs.
 
     widths: the channels that each group may keep. scores: of the channels, see `losses`. layers:
-    by weight, what integers lose; {} where the runtime has none.
+    by weight, what integers lose; {} where the runtime has none. blocks: by residual block, what
+    is lost without it.
     """
 
     model: nn.Module
@@ -68,6 +86,13 @@ class Table:
     scores: Mapping[str, torch.Tensor]
     layers: Mapping[str, float]
     prices: Mapping[str, Prices]
+    blocks: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def layers_of(self) -> dict[str, frozenset[int]]:
+        """By block, the places in `coupling.costs` of the layers that go with it."""
+        found = known_blocks(self.coupling, ())
+        return {b.name: dead_layers(self.coupling, [b]) for b in found if b.name in self.blocks}
 
     def numbers(self, weight: str) -> list[int]:
         """The places in `coupling.costs` of the layers with this weight."""
@@ -107,12 +132,14 @@ class Table:
         whole.
         """
         half = {GROUP + n: int(np.abs(w - w[-1] / 2).argmin()) for n, w in self.widths.items()}
-        return [half | {LAYER + w: 0 for w in self.layers}]
+        whole = {BLOCK + n: 0 for n in self.blocks}
+        return [half | whole | {LAYER + w: 0 for w in self.layers}]
 
     def _menus(self, weights: Mapping[str, float], mixed: bool) -> Menus:
         losses = {GROUP + n: lost_with(self.scores[n], w) for n, w in self.widths.items()}
         for weight, lost in self.layers.items():
             losses[LAYER + weight] = np.array([lost, 0.0] if mixed else [lost])
+        losses |= {BLOCK + n: np.array([0.0, lost]) for n, lost in self.blocks.items()}
         scale = {q: w / self.whole(q) for q, w in weights.items()}
 
         def cost(choice: Choice) -> float:
@@ -120,6 +147,8 @@ class Table:
             return sum(s * self.prices[q].network(kept, forms) for q, s in scale.items())
 
         def curve(choice: Choice, name: str) -> np.ndarray:
+            if name.startswith(BLOCK):
+                return np.array([cost({**choice, name: entry}) for entry in (0, 1)])
             kept, forms = self._kept(choice), self._forms(choice)
             found = np.zeros(len(losses[name]))
             for quantity, s in scale.items():
@@ -134,10 +163,10 @@ class Table:
         if name.startswith(GROUP):
             group = name.removeprefix(GROUP)
             kept = {**kept, group: self.widths[group]}
-            along = self.coupling.along[group]
+            along = [i for i in self.coupling.along[group] if i in forms]
             parts = (prices.layer(i, kept, forms[i]) for i in along)
             return sum(parts, np.zeros(len(self.widths[group])))
-        mine = self.numbers(name.removeprefix(LAYER))
+        mine = [i for i in self.numbers(name.removeprefix(LAYER)) if i in forms]
         found = []
         for form in (INT8, FLOAT):
             other = {**forms, **dict.fromkeys(mine, form)}
@@ -149,23 +178,36 @@ class Table:
         return {n: int(w[choice[GROUP + n]]) for n, w in self.widths.items()}
 
     def _forms(self, choice: Choice) -> dict[int, str]:
-        """By place in `coupling.costs`. What has no weight of its own follows the network."""
-        usual = INT8 if self.layers else FLOAT
+        """By place in `coupling.costs`, but for what is skipped. What has no weight of its own
+        follows the network.
+        """
+        usual, dead = INT8 if self.layers else FLOAT, self.dead(self._skipped(choice))
         floats = {w for w in self.layers if choice[LAYER + w] == 1}
         return {
             i: FLOAT if c.weight in floats or (c.weight and c.weight not in self.layers) else usual
             for i, c in enumerate(self.coupling.costs)
+            if i not in dead
         }
+
+    def dead(self, skipped: Iterable[str]) -> frozenset[int]:
+        """The places in `coupling.costs` of the layers that go with these blocks."""
+        return frozenset().union(*(self.layers_of[n] for n in skipped))
+
+    def _skipped(self, choice: Choice) -> tuple[str, ...]:
+        return tuple(n for n in self.blocks if choice[BLOCK + n] == 1)
 
     def _read(self, choice: Choice, menus: Menus) -> Plan:
         kept, forms = self._kept(choice), self._forms(choice)
-        floats = tuple(w for w in self.layers if choice[LAYER + w] == 1)
-        nothing = not self.layers or len(floats) == len(self.layers)
+        left = [w for w in self.layers if any(i in forms for i in self.numbers(w))]
+        floats = tuple(w for w in left if choice[LAYER + w] == 1)
+        # integers of what is skipped lose nothing
+        unread = sum(menus.losses[LAYER + w][choice[LAYER + w]] for w in self.layers.keys() - left)
         return Plan(
             kept,
-            None if nothing else floats,
-            menus.loss(choice),
+            None if len(floats) == len(left) else floats,
+            menus.loss(choice) - float(unread),
             {q: p.network(kept, forms) / self.whole(q) for q, p in self.prices.items()},
+            self._skipped(choice),
         )
 
 
@@ -175,32 +217,59 @@ def table(
     prices: Mapping[str, Prices],
     coupling: Coupling,
     align: int,
-    known: tuple[Mapping[str, torch.Tensor], Mapping[str, float]] | None = None,
+    known: Known | None = None,
+    keep: Sequence[str] = (),
 ) -> Table:
     """The table of a network. data: samples without labels. prices: by quantity; where they have
-    integers, what these lose is measured, too. known: scores and what integers lose, where they
-    were found before.
+    integers, what these lose is measured, too. known: what was found before. keep: modules whose
+    blocks are not skipped.
     """
     integers = any(INT8 in p.forms for p in prices.values())
     few = list(data)
     if known is None:
         layers = integer_losses(model, few) if integers else {}
-        known = channel_scores(model, coupling, few), layers
+        names = [b.name for b in known_blocks(coupling, keep)]
+        blocks = block_losses(model, coupling, few, names) if names else {}
+        known = Known(channel_scores(model, coupling, few), layers, blocks)
     widths = {g.name: widths_of(g, align, LEAST) for g in coupling.groups}
-    return Table(model, coupling, widths, *known, prices)
+    return Table(model, coupling, widths, known.scores, known.layers, prices, known.blocks)
 
 
 def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
-    """The network with the plan's widths, its layers fitted again by least squares."""
+    """The network without the plan's blocks and with its widths, its layers fitted again by least
+    squares.
+    """
+    model, coupling, scores, kept = found.model, found.coupling, found.scores, plan.kept
+    if plan.skipped:
+        model = skip(model, coupling.inputs, plan.skipped)
+        coupling = analyze(model, coupling.inputs)
+        same = _same_groups(coupling, found.coupling)
+        scores = {n: found.scores[old] for n, old in same.items()}
+        kept = {n: plan.kept[old] for n, old in same.items()}
+        model = reestimate_where_better(model, found.model, list(data), len(data))
     removed = {
-        g.name: found.scores[g.name].sort(stable=True).indices[: g.channels - plan.kept[g.name]]
-        for g in found.coupling.groups
+        n: scores[n].sort(stable=True).indices[: coupling.channels[n] - k] for n, k in kept.items()
     }
-    small = remove(found.model, found.coupling, removed)
+    small = remove(model, coupling, removed)
     if not any(len(r) for r in removed.values()):
         return small
-    how = Cut(found.model, found.coupling, removed)
+    how = Cut(model, coupling, removed)
     return REPAIRS["least-squares"](small, how, list(data), len(data))
+
+
+def _same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:
+    """By group of a network without some blocks the group that it was: channels in the same places
+    of a parameter. Groups that were none, as `keep` names them, are left out.
+    """
+    places = {(s.parameter, s.dim): (g, s) for g in before.groups for s in g.slots}
+    found = {}
+    for group in coupling.groups:
+        for slot in group.slots:
+            old, other = places.get((slot.parameter, slot.dim), (None, None))
+            if old is not None and other is not None and torch.equal(slot.index, other.index):
+                found[group.name] = old.name
+                break
+    return found
 
 
 def coupled(model: nn.Module, inputs: Batch, keep: Sequence[str] = ()) -> Coupling:

@@ -85,10 +85,11 @@ class Prices:
         return self.forms[form].layer(number, kept)
 
     def conversions(self, forms: Mapping[int, str]) -> float:
-        """What conversions cost. forms: of the layers, by number."""
+        """What conversions cost. forms: of the layers, by number; those that go are not named."""
         if self.quantity != "latency":
             return 0.0
-        crossing = (e for e in self.edges if forms[e.before] != forms[e.after])
+        known = (e for e in self.edges if e.before in forms and e.after in forms)
+        crossing = (e for e in known if forms[e.before] != forms[e.after])
         return CONVERSION * sum(e.numbers for e in crossing)
 
     def network(self, kept: Mapping[str, int], forms: Mapping[int, str]) -> float:

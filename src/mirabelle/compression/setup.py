@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mirabelle.compression.clock import locked, timing
 from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import Goal
 from mirabelle.compression.parts import Parts
-from mirabelle.compression.plan import LEAST, Table, coupled, table
+from mirabelle.compression.plan import LEAST, Known, Table, coupled, table
 from mirabelle.compression.prices import FLOAT, Prices, prices
 from mirabelle.compression.trial import STATISTICS, Setting
 from mirabelle.distillation.choices import choose_losses
@@ -72,7 +72,8 @@ def prepared(
                 q: prices(q, model, coupling, runtime, integers, parts.calibration)
                 for q in quantities
             }
-        found = fine_enough(_table(model, coupling, parts, known, goal.quantity, folder), goal)
+        measured = _table(model, coupling, parts, known, goal.quantity, folder, options["keep"])
+        found = fine_enough(measured, goal)
     return Setting(
         model,
         parts,
@@ -102,6 +103,7 @@ def _table(
     known: Mapping[str, Prices],
     quantity: str,
     folder: Path,
+    keep: Sequence[str],
 ) -> Table:
     """The table of `folder` if it was written before, else a new one."""
     path, groups = folder / TABLE, {g.name for g in coupling.groups}
@@ -110,10 +112,12 @@ def _table(
         scores, about = read_tensors(path)
         if set(scores) != groups:
             raise InputError(f"{path} is of another network; choose another folder")
-        layers = json.loads(about["layers"])
-        return table(model, [], known, coupling, align, (scores, layers))
-    found = table(model, list(samples(parts.calibration, STATISTICS)), known, coupling, align)
-    write_tensors(path, found.scores, {"layers": json.dumps(dict(found.layers))})
+        layers, blocks = json.loads(about["layers"]), json.loads(about["blocks"])
+        return table(model, [], known, coupling, align, Known(scores, layers, blocks))
+    few = list(samples(parts.calibration, STATISTICS))
+    found = table(model, few, known, coupling, align, keep=keep)
+    about = {"layers": json.dumps(dict(found.layers)), "blocks": json.dumps(dict(found.blocks))}
+    write_tensors(path, found.scores, about)
     return found
 
 

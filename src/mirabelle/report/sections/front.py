@@ -37,6 +37,7 @@ HEADS = {
     "cost_after": "cost after, predicted",
     "loss_of_channels": "loss by channels, predicted",
     "loss_of_integers": "loss by integers, predicted",
+    "loss_of_blocks": "loss by skipping, predicted",
 }
 ENDS = ("predicted", "measured")
 QUANTITIES = {
