@@ -29,6 +29,7 @@ USUAL_RATE = 1e-3
 RATES = (3e-4, 6e-3)  # of learning: what students take that are close to their teachers
 LONGEST = 4  # of the longest stage of the search: training at the end
 POLISHED = 3  # trials, at most, that are trained longer at the end
+LEAST = 60  # steps of the first training: fewer unsettle a network, and say nothing of it
 SEEN = 3  # trials that must show what training leaves before it is believed
 
 
@@ -118,16 +119,24 @@ class Search:
         return goal.minimize != DROP and point.drop <= 0.5 * goal.limits[DROP]
 
     def _time_for(self, trial: Trial, stage: int) -> bool:
-        seconds = self.seconds * FIRST * FACTOR**stage
-        return self._left(ALL) > 1.5 * seconds
+        """Whether the training of the stage that comes next fits in."""
+        return self._left(ALL) > 1.5 * self._seconds(trial, stage + 1)
+
+    def _seconds(self, trial: Trial, stage: int) -> float:
+        """What the training of a stage takes: its share of the time, and no less than teaches."""
+        share = max(self.seconds * FIRST, LEAST * self._step(trial))
+        return share * FACTOR ** (stage - 1)
 
     def steps(self, trial: Trial, stage: int) -> int:
         """So many fit into the time of a stage."""
-        return self._steps_in(trial, self.seconds * FIRST * FACTOR ** (stage - 1))
+        return self._steps_in(trial, self._seconds(trial, stage))
+
+    def _step(self, trial: Trial) -> float:
+        """Seconds of a step of training."""
+        return self.step * (0.3 + 0.7 * trial.costs["macs"])
 
     def _steps_in(self, trial: Trial, seconds: float) -> int:
-        each = self.step * (0.3 + 0.7 * trial.costs["macs"])
-        return max(1, round(seconds / each))
+        return max(1, round(seconds / self._step(trial)))
 
     # --- longer training of the best
     # ----------------------------------------------------------------------------------------------
@@ -139,11 +148,13 @@ class Search:
         for _ in range(POLISHED):
             check_interrupted()
             point = self._promising()
-            longest = self.seconds * FIRST * FACTOR ** (STAGES - 2)
-            seconds = min(LONGEST * longest, 0.8 * self._left(ALL))
-            if point is None or seconds < longest / 2:
+            if point is None:
                 break
             trial = restored(self.setting, point)
+            longest = self._seconds(trial, STAGES - 1)
+            seconds = min(LONGEST * longest, 0.8 * self._left(ALL))
+            if seconds < longest / 2:
+                break
             steps = self._steps_in(trial, seconds)
             trial.train(steps, float(point.knobs["rate"]) / 2)
             found = trial.judged(steps)
