@@ -46,7 +46,7 @@ def draw(seed: int, count: int) -> tuple[torch.Tensor, list[dict], torch.Tensor]
             if boxes and float(overlap(torch.tensor([box]), torch.tensor(boxes)).max()) > 0.1:
                 continue
             kind = int(rng.integers(3))
-            inside = _inside(kind, (columns - x) / radius, (rows - y) / radius)
+            inside = filled(kind, (columns - x) / radius, (rows - y) / radius)
             color = rng.uniform(-1.5, 1.5, 3)
             color += np.sign(color - ground.mean((1, 2))) * 0.5
             image[:, inside] = color[:, None] + rng.normal(0, 0.25, (3, int(inside.sum())))
@@ -60,7 +60,7 @@ def draw(seed: int, count: int) -> tuple[torch.Tensor, list[dict], torch.Tensor]
     return torch.from_numpy(images), objects, torch.from_numpy(pixels)
 
 
-def _inside(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def filled(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Whether points are inside of a shape that fills the square from -1 to 1."""
     if kind == 0:
         return x * x + y * y <= 1

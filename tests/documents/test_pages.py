@@ -30,7 +30,11 @@ NEW = sorted(
         *(DOCS / f"{n}.md" for n in ("index", "install", "quickstart", "report", "faq")),
         DOCS / "limitations.md",
         DOCS / "reference" / "exit-codes.md",
-        *(p for folder in ("guides", "concepts", "seminar") for p in (DOCS / folder).glob("*.md")),
+        *(
+            p
+            for folder in ("tutorials", "guides", "concepts", "seminar")
+            for p in (DOCS / folder).glob("*.md")
+        ),
     ]
 )
 MOST_WORDS = 25
@@ -46,14 +50,35 @@ def blocks(path: Path, *languages: str) -> list[str]:
     return [text for mark, language, text in found if language in languages and not mark]
 
 
-@pytest.mark.parametrize("page", [p for p in NEW if blocks(p, "python")], ids=named)
+SLOW = {
+    f"tutorials/{n}.md" for n in ("compress", "detector", "distill")
+}  # pages whose cells take half a minute and more
+WITH_PYTHON = [
+    pytest.param(p, marks=pytest.mark.slow) if named(p) in SLOW else p
+    for p in NEW
+    if blocks(p, "python")
+]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=named)
 def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks of a page share their names, as in a notebook, and start in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "page"}
-    with contextlib.redirect_stdout(io.StringIO()):
-        for number, code in enumerate(blocks(page, "python"), 1):
+    said = []
+    for number, code in enumerate(blocks(page, "python"), 1):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, f"{named(page)}, block {number}", "exec"), names)
+        said.append(printed.getvalue())
+    if page.parent.name == "tutorials":  # `python docs/site/execute.py` writes what cells print
+        assert [without_figures(t) for t in said if t] == [
+            without_figures(t) for t in blocks(page, "text")
+        ]
+
+
+def without_figures(text: str) -> str:
+    """What a cell prints but for numbers, which another machine may have others of."""
+    return " ".join(re.sub(r"[-−]?\d[\d.]*", "#", text).split())
 
 
 @pytest.mark.parametrize("page", [p for p in NEW if blocks(p, "sh")], ids=named)

@@ -73,6 +73,11 @@ def test_the_contact_sheet_shows_what_the_network_sees(photos, tmp_path):
         write_sheet(found, tmp_path / "sheet.png")
         and (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
     )
+    picture = pytest.importorskip("PIL.Image").open(tmp_path / "sheet.png")
+    # 24 pixels are shown as 96: the square of the first one, and what is behind its last corner
+    first = shown[0][0]
+    assert picture.getpixel((2 + 4 * 10, 2 + 4 * 10)) == tuple(first[10, 10])
+    assert picture.getpixel((2 + 95, 2 + 95)) == tuple(first[23, 23])
     sheet = described(found)
     assert sheet is not None and URI.fullmatch(sheet["picture"])
     assert sheet["captions"] == [name for _, name in tiles(found)] and len(sheet["captions"]) == 18

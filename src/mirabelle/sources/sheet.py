@@ -53,7 +53,8 @@ def _drawn(shown: list[np.ndarray]) -> Any:
     rows = -(-len(shown) // COLUMNS)
     canvas = image.new("RGB", (COLUMNS * (SIDE + 4), rows * (SIDE + 4)), "white")
     for place, pixels in enumerate(shown):
-        tile = image.fromarray(np.ascontiguousarray(pixels))
+        times = max(1, SIDE // max(pixels.shape[:2]))  # a small picture is shown larger
+        tile = image.fromarray(np.ascontiguousarray(pixels.repeat(times, 0).repeat(times, 1)))
         tile.thumbnail((SIDE, SIDE))
         corner = (place % COLUMNS * (SIDE + 4) + 2, place // COLUMNS * (SIDE + 4) + 2)
         canvas.paste(tile, corner)
