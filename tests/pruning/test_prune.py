@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleWarning
 from mirabelle.channels.explain import explain
 from mirabelle.measurement import count_macs
 from mirabelle.pruning import prune
@@ -273,3 +273,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
         assert torch.equal(v, found.state_dict()[k]), k
     with pytest.raises(InputError, match="belongs to another run, which differs in"):
         prune(model, x, **{**options, "macs": 0.5}, checkpoint=tmp_path)
+
+
+def test_a_way_of_saving_that_knows_no_other_sizes_is_warned_of():
+    """Hugging Face's: from_pretrained builds the network from its config."""
+    model, x = make("plain", torch.float32)
+    model.save_pretrained = never
+    with pytest.warns(MirabelleWarning, match=r"mb\.save\(network, folder\)"):
+        small = prune(model, x, macs=0.7, align=1)
+    assert count_macs(small, x) < count_macs(model, x)

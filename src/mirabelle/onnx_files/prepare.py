@@ -99,6 +99,51 @@ def _simplified(model: ModelProto, path: Path) -> ModelProto:
         return onnx.load(options.optimized_model_filepath)
 
 
+def with_open_batch(proto: ModelProto, example: dict[str, np.ndarray]) -> tuple[ModelProto, int]:
+    """The file as it is written, or a copy that takes as many samples as the example has, where it
+    was written for another number; and that number, 0 where nothing had to be opened. Whether its
+    nodes take them is for a run to say (`check_opened`).
+    """
+    constants = {t.name for t in proto.graph.initializer}
+    fixed = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_value
+        for value in proto.graph.input
+        if value.name not in constants and len(value.type.tensor_type.shape.dim)
+    }
+    written = next((n for n in fixed.values() if n), 0)
+    sizes = {len(example[name]) for name, n in fixed.items() if n and n == written}
+    if not written or sizes == {written} or len(sizes) != 1:
+        return proto, 0
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for value in copy.graph.input:
+        if fixed.get(value.name) == written:
+            value.type.tensor_type.shape.dim[0].dim_param = "samples"
+    del copy.graph.value_info[:]  # these say the old sizes
+    return copy, written
+
+
+def check_opened(
+    proto: ModelProto, written: int, values: dict[str, np.ndarray], size: int, path: Path
+) -> None:
+    """`InputError` where an output that had `written` samples has not one for each of `size`."""
+    for output in proto.graph.output:
+        dims = output.type.tensor_type.shape.dim
+        value = values.get(output.name)
+        if len(dims) and dims[0].dim_value == written and value is not None:
+            if not value.ndim or len(value) != size:
+                raise InputError(fixed_batch(path, written, size))
+
+
+def fixed_batch(path: Path, written: int, size: int) -> str:
+    """What to say of a file whose nodes have its number of samples in them."""
+    return (
+        f"{path} is written for batches of {written}, its nodes too, and does not take {size}; "
+        f"give batches of {written} (on the command line --batch {written}), or write it again "
+        "with an open batch"
+    )
+
+
 def run_all(proto: ModelProto, example: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Every value of the graph on the example, by ONNX Runtime."""
     import onnxruntime

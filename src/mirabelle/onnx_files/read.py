@@ -27,7 +27,14 @@ from mirabelle.onnx_files.constants import Constants, is_vector
 from mirabelle.onnx_files.layers import layer, padded
 from mirabelle.onnx_files.nodes import Foreign, Node, agrees, attributes_of
 from mirabelle.onnx_files.operators import OPERATORS, UnsupportedError
-from mirabelle.onnx_files.prepare import as_it_is, prepared, run_all
+from mirabelle.onnx_files.prepare import (
+    as_it_is,
+    check_opened,
+    fixed_batch,
+    prepared,
+    run_all,
+    with_open_batch,
+)
 from mirabelle.onnx_files.shapes import LARGEST, Host, as_tensor
 from mirabelle.onnx_files.source import ONNX_FORM, SOURCE, Reader, Source
 
@@ -87,7 +94,16 @@ class _Reader:
         self.proto = source.proto
         self.constants = Constants(self.proto.graph)
         self.opset = next(o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx"))
-        self.values = run_all(self.proto, example, path)
+        size = len(example[source.inputs[0]]) if example[source.inputs[0]].ndim else 0
+        runs, written = with_open_batch(self.proto, example)
+        try:
+            self.values = run_all(runs, example, path)
+        except InputError as error:
+            if not written:
+                raise
+            raise InputError(fixed_batch(path, written, size)) from error
+        if written:
+            check_opened(self.proto, written, self.values, size, path)
         self.constants.fold(self.proto.graph, self.values)
         for (
             output
@@ -101,13 +117,12 @@ class _Reader:
                         [None] * value.ndim,
                     )
                 )
-        size = len(example[source.inputs[0]]) if example[source.inputs[0]].ndim else 0
         twice = {
             n: np.concatenate([a, a]) if a.ndim and len(a) == size else a
             for n, a in example.items()
         }
         try:
-            self.doubled = run_all(self.proto, twice, path)
+            self.doubled = run_all(runs, twice, path)
         except InputError:
             self.doubled = {}
         self.root, self.graph = nn.Module(), fx.Graph()

@@ -14,7 +14,7 @@ from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs, seed_everything
-from mirabelle.base.errors import InputError
+from mirabelle.base.errors import InputError, warn
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels.groups import Coupling, analyze
@@ -211,6 +211,7 @@ def prune(
         (32, 32)
     """
     network, x = with_example(model, x, data)
+    _warn_of_saving(network)
     if step is not None:
         loss = loss_function(loss, step)
     settings = Settings.of(locals())
@@ -255,6 +256,16 @@ def prune(
         if checkpoint is None
         else settings.identity() | {"steps": steps, "train": identity_of_training(train, seed)},
     )
+
+
+def _warn_of_saving(model: nn.Module) -> None:
+    """Networks of Hugging Face have a way of saving that does not know of other sizes."""
+    if callable(getattr(model, "save_pretrained", None)):
+        warn(
+            "save_pretrained writes the sizes of the network's config, which stay those of the "
+            "unpruned one, and from_pretrained will refuse the pruned weights; keep it with "
+            "mb.save(network, folder) and mb.load(folder, original)"
+        )
 
 
 def settings_of(**options: Any) -> Settings:
