@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -314,3 +315,19 @@ def test_training_lowers_the_loss_and_the_steps_learn():
     ]
     assert len(moved) == len(activations(q))
     assert quantization(trained) == quantization(q)
+
+
+def test_nothing_of_torchs_is_warned_about():
+    """Users have no filter for what it says of its own outdated descriptions of outputs."""
+
+    class Maps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return {"maps": self.b(self.a(x).relu())}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(Maps().eval(), [torch.randn(4, 3, 8, 8)], repair=["equalize"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from torch import fx, nn
 
+from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch, pieces
 from mirabelle.base.errors import InputError
 from mirabelle.channels.rewrite import FORM
@@ -83,7 +83,7 @@ class Prepared:
         Also the batches for the other repairs.
         """
         grids = self.grids
-        network = copy.deepcopy(self.network) if set(repairs) & set(BEFORE) else self.network
+        network = clone(self.network) if set(repairs) & set(BEFORE) else self.network
         stream = self._pieces(batches)
         few = _enough(stream, self.first.numbers)
         held, shown = held_out(few)
