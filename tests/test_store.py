@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
 from torch import nn
 
 import mirabelle as mb
 from mirabelle import store
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import SEAL, sealed
+from mirabelle.store import FILES
 from tests.tiny import data, model
 from tests.wide_networks import WIDE
 
@@ -37,6 +40,21 @@ def networks() -> dict[str, nn.Module]:
     }
 
 
+def test_a_saved_folder_has_the_card_that_hubs_read(networks, tmp_path):
+    folder = mb.save(networks["quantized"], tmp_path / "q")
+    text = (folder / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---\n")[1])
+    assert metadata == {"library_name": "mirabelle", "tags": ["mirabelle", "pytorch", "int8"]}
+    sparse = mb.sparsify(networks["original"], sparsity=0.5, criterion="magnitude", repair=None)
+    mb.save(sparse, folder)
+    assert "- sparse" in (folder / "README.md").read_text()  # a card of ours follows the network
+    (folder / "README.md").write_text("# Mine")
+    mb.save(networks["pruned"], folder)
+    assert (folder / "README.md").read_text() == "# Mine"
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
 @pytest.mark.parametrize("name", ["original", "pruned", "quantized"])
 def test_round_trip(networks, name, tmp_path):
     net, fresh = networks[name], model(5)
@@ -49,9 +67,9 @@ def test_round_trip(networks, name, tmp_path):
         torch.equal(a, b) for a, b in zip(before, fresh.state_dict().values(), strict=True)
     )
     mb.save(back, tmp_path / "b")
-    for file in ("model.safetensors", "model.json"):
+    for file in FILES:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(FILES)
     # Still a network: it trains, and is saved and loaded again.
     trained = mb.fit(back, data()[0])
     mb.save(trained, tmp_path / "c")
@@ -108,7 +126,7 @@ def test_modules_with_a_version_of_their_own(tmp_path):
 def test_no_pickle(networks, tmp_path):
     mb.save(networks["quantized"], tmp_path)
     for file in tmp_path.iterdir():
-        assert file.suffix in (".json", ".safetensors") and not file.read_bytes().startswith(
+        assert file.suffix in (".json", ".safetensors", ".md") and not file.read_bytes().startswith(
             (b"PK", *(bytes([0x80, protocol]) for protocol in range(6)))
         )
 

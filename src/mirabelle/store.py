@@ -26,6 +26,8 @@ from mirabelle.base.files import (
     write_json,
     write_tensors,
 )
+from mirabelle.base.model_card import NAME as CARD
+from mirabelle.base.model_card import card, write_card
 from mirabelle.base.options import options_of, shown
 from mirabelle.channels.onnx_numbers import renew
 from mirabelle.channels.rewrite import FORM, rebuild_graph_form
@@ -35,11 +37,13 @@ from mirabelle.graph.structure import STRUCTURE, restructured, structure_of
 from mirabelle.onnx_files.read import network as network_of
 from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.api import quantize
-from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.description import Quantization, quantization
 from mirabelle.quantization.simulation.graph import example_of, rebuild
 from mirabelle.quantization.simulation.notes import FLOAT_SIZES, float_sizes_of
 from mirabelle.sparsity import masks
 
+# In the order in which `save` writes them.
+FILES: tuple[str, ...] = ("model.safetensors", CARD, "model.json")
 FORMAT = 4
 NEEDED = tuple(
     "architecture structure quantization graph_form onnx_form float_sizes sparse sha256".split()
@@ -51,8 +55,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     """Writes a network so that `mb.load` can build it again, without pickle.
 
     - model: what any verb has returned, or a plain `nn.Module`. It stays as it is.
-    - folder: gets `model.safetensors` (weights and buffers, with their sizes) and `model.json`
-      (what else is needed). It is made where it is missing.
+    - folder: gets `model.safetensors` (weights and buffers, with their sizes), `model.json` (what
+      else is needed), and a `README.md` with the metadata that hubs read. One of yours stays. The
+      folder is made where it is missing.
 
     Of weights that `mb.sparsify` made sparse only those that are not zero are written. The weights
     are written first, the JSON with the checksums of both last. So an interrupted save leaves no
@@ -65,12 +70,13 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         >>> model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
         >>> small = mb.prune(model, torch.zeros(1, 4), params=0.5)
         >>> sorted(file.name for file in mb.save(small, "small").iterdir())
-        ['model.json', 'model.safetensors']
+        ['README.md', 'model.json', 'model.safetensors']
     """
     folder = Path(folder)
     described = quantization(model)
     tensors, sparse = _compact(model)
-    write_tensors(folder / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_card(folder, _card(model, described))
     content = {
         "format": FORMAT,
         "network": type(model).__name__ if described is None else "quantized",
@@ -85,6 +91,25 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     }
     write_json(folder / "model.json", sealed(content))
     return folder
+
+
+def _card(model: nn.Module, described: Quantization | None) -> str:
+    """What a hub and its readers are told of a saved network."""
+    form = getattr(model, "meta", {})
+    sparse = masks.zeros(model)
+    rows = [("parameters", f"{sum(p.numel() for p in model.parameters())}")]
+    tags = []
+    if described is not None:
+        tags.append(f"int{described.weight_bits}")
+        rows.append(("bits of weights", f"{described.weight_bits}"))
+        rows.append(("bits of activations", f"{described.bits}"))
+    if sparse:
+        share = sum(int(m.sum()) for m in sparse.values()) / sum(m.numel() for m in sparse.values())
+        tags.append("sparse")
+        rows.append(("zeros of the sparse weights", f"{share:.4f}"))
+    what = "quantized network" if described is not None else f"`{type(model).__name__}`"
+    file = form.get(ONNX_FORM) is not None
+    return card(f"A {what}, compressed", tags, rows, '"net.onnx"' if file else "original")
 
 
 def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:

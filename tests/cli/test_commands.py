@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,40 @@ def test_a_scalar_that_cannot_be_random_is_given(fresh, capsys):
     assert "sr:int64=?" in capsys.readouterr().err
     assert main([*line, "sr:3:int64=1,2"]) == 1
     assert "2 values for 3 elements of sr" in capsys.readouterr().err
+
+
+JSON = {
+    "measure": ["measure", "net.onnx", "--input", "1,3,24,24", "--runs", "1"],
+    "compare": ["compare", "net.onnx", "net.onnx", "--runs", "1", "--input", "1,3,24,24"],
+    "explain": ["explain", "net.onnx"],
+    "export": ["export", "net.onnx", "--folder", "e"],
+    "init": ["init", "net.onnx", "--data", "photos", *PICTURES],
+    "doctor": ["doctor"],
+    "run --check": ["run", "recipe.yaml", "--check"],
+    "--dry-run": ["run", "recipe.yaml", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("command", JSON)
+def test_json_has_the_keys_that_are_documented(fresh, capsys, command):
+    """And nothing else stands on standard output."""
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    (row,) = [r for r in page.splitlines() if r.startswith(f"| `{command}`")]
+    documented = set(re.findall(r"`(\w+)`", row.split("|")[2]))
+    steps = {"version": 1, "model": "net.onnx", "data": {"folder": "photos", "size": 24}}
+    Path("recipe.yaml").write_text(yaml.safe_dump({**steps, "steps": ["quantize", "export"]}))
+    if command == "init":
+        Path("recipe.yaml").unlink()
+    assert main([*JSON[command], "--json"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= documented if "and more" in row else set(found) == documented
+
+
+def test_commands_that_fail_print_nothing_for_programs(fresh, capsys):
+    for line, code in ((["measure", "none.onnx"], 1), (["measure"], 2)):
+        assert main([*line, "--json"]) == code
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
 
 
 def test_doctor_says_what_is_installed_and_what_is_missing(capsys):

@@ -192,7 +192,7 @@ def rewrite(folder, tensors, text):
 
 def test_no_pickle(tmp_path):
     mb.save(mb.sparsify(net(), sparsity=0.9), tmp_path)
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
     assert not any(p.read_bytes().startswith((b"PK", b"\x80")) for p in tmp_path.iterdir())
 
 

@@ -28,7 +28,7 @@ from mirabelle.quantization.simulation.description import quantization
 from mirabelle.report import write
 from mirabelle.runtimes import RUNTIMES, Artifact
 from mirabelle.runtimes import load as open_file
-from mirabelle.store import load
+from mirabelle.store import FILES, load
 from mirabelle.verification.api import verify
 
 MOST = 5  # points of the front that the test data judge
@@ -144,7 +144,7 @@ def _help(goal: Goal, name: str, points: Sequence[Point]) -> str:
 def _place(setting: Setting, best: Point) -> None:
     """Copies the best network and its files to where they are easily found."""
     folder, runtime = setting.folder, setting.runtime
-    for name in ("model.safetensors", "model.json"):  # in the order in which `mb.save` writes them
+    for name in FILES:
         with atomic(folder / "model" / name) as temporary:
             shutil.copyfile(folder / best.folder / "network" / name, temporary)
     for source in RUNTIMES[runtime].files(file_of(folder, best, runtime)):

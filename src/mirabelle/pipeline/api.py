@@ -31,7 +31,7 @@ from mirabelle.pipeline.summary import missed, summarize
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
 from mirabelle.runtimes import RUNTIMES
-from mirabelle.store import load
+from mirabelle.store import FILES, load
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _line(text: str, record: dict[str, Any]) -> str:
 
 def _delivered(state: State) -> dict[str, list[str]]:
     """By folder, the files of the last stage that `_collect` puts into the run's folder."""
-    found = {} if state.saved is None else {"model": ["model.safetensors", "model.json"]}
+    found = {} if state.saved is None else {"model": list(FILES)}
     for runtime in state.runtimes:
         path = state.artifact(state.stages[-1].name, runtime).path
         found[runtime] = [f.name for f in RUNTIMES[runtime].files(path)]
@@ -267,10 +267,7 @@ def _delivered(state: State) -> dict[str, list[str]]:
 def _collect(state: State, folder: Path) -> None:
     """Copies the last stage's files to where they are easily found."""
     if state.saved is not None:
-        for name in (
-            "model.safetensors",
-            "model.json",
-        ):  # in the order in which `mb.save` writes them
+        for name in FILES:
             with atomic(folder / "model" / name) as temporary:
                 shutil.copyfile(state.saved / name, temporary)
     last = state.stages[-1].name
