@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "src"), str(ROOT)]
 import reference  # noqa: E402
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
-ANDROID = re.compile(r"^\{\{ android (\w+) \}\}$", re.MULTILINE)
+IN_APP = re.compile(r"^\{\{ (android|ios) (\w+) \}\}$", re.MULTILINE)
 OPTIONS = re.compile(r"^\{\{ options (\w+) \}\}$", re.MULTILINE)
 # Documents that lie beside the folder, and what they are called in it.
 BESIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -62,7 +62,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{m[1]} (`{name}`)"  # a file of the sources, which the site has none of
 
     markdown = OPTIONS.sub(lambda m: reference.options_of_verb(m[1]), markdown)
-    return ANDROID.sub(lambda m: reference.on_android(m[1]), LINK.sub(link, markdown))
+    return IN_APP.sub(lambda m: reference.in_app(m[1], m[2]), LINK.sub(link, markdown))
 
 
 TABLE = re.compile(r"<table>(.*?)</table>", re.DOTALL)

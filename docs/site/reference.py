@@ -12,7 +12,7 @@ from mirabelle.base.options import REQUIRED, Option, options_of
 from mirabelle.cli import COMMANDS, main
 from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.recipe import Limits, Recipe
-from mirabelle.report.sections import downloads
+from mirabelle.report.sections import in_apps
 from mirabelle.runtimes import RUNTIMES
 
 VERBS: dict[str, Callable] = {
@@ -63,10 +63,12 @@ def options_of_verb(name: str) -> str:
     return table(options_of(VERBS[name]).values())
 
 
-def on_android(runtime: str) -> str:
-    """The Kotlin of a report's downloads; `{{ android litert }}` on a page."""
-    name = f"model{RUNTIMES[runtime].suffix}"
-    return f"```kotlin\n{downloads.on_android(runtime, name, ['1', '3', '224', '224'])}\n```"
+def in_app(system: str, runtime: str) -> str:
+    """The code of a report's downloads; `{{ android litert }}` and `{{ ios litert }}` on a page."""
+    name, shape = f"model{RUNTIMES[runtime].suffix}", ["1", "3", "224", "224"]
+    if system == "ios":
+        return f"```swift\n{in_apps.on_ios(runtime, name, shape)}\n```"
+    return f"```kotlin\n{in_apps.on_android(runtime, name, shape)}\n```"
 
 
 def recipe_page() -> str:

@@ -168,7 +168,7 @@ def test_the_reference_names_every_option_and_command(reference):
     for step, options in recipe.OPTIONS.items():
         section = page.split(f"## {step}\n")[1].split("\n## ")[0]
         assert all(f"| `{o}` |" in section for o in options), step
-    assert 'assets.open("model.tflite")' in reference.on_android("litert")
+    assert 'assets.open("model.tflite")' in reference.in_app("android", "litert")
     page = reference.command_line_page()
     assert all(f"## mirabelle {name}\n" in page for name in COMMANDS)
     rows = [r for r in reference.recipe_page().splitlines() if r.startswith("|")]

@@ -352,8 +352,16 @@ def test_downloads_name_the_files_and_how_to_use_them(example):
         'assets.open("model.onnx")',
         "longArrayOf(1, 1, 28, 28)",
         'assets.open("model.tflite")',
+        'forResource: "model", ofType: "tflite"',
+        "elementType: .float, shape: [1, 1, 28, 28]",
     ):
         assert code in text
+    specs = [{"name": "x", "shape": [None, 1, 28, 28], "dtype": "float32"}]
+    example["handoff"] = {"onnxruntime": {"inputs": specs, "outputs": [{**specs[0], "shape": []}]}}
+    example["data"] = {"pictures": "28 × 28, mean 0.5", "preprocessing": {"layout": "nchw"}}
+    text = text_of(example)
+    assert "float32, any × 1 × 28 × 28: samples, channels, height, width" in text
+    assert "float32, a scalar" in text and "28 × 28, mean 0.5" in text
     example["network"]["name"] = "timm:mobilenetv3_small_100"
     page = downloads(example)
     assert "from timm import" not in page

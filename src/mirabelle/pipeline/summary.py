@@ -17,7 +17,7 @@ from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State
 from mirabelle.quantization.simulation.description import quantization
-from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes import RUNTIMES, Artifact, TensorSpec
 from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
 
@@ -92,12 +92,25 @@ def summarize(
         }
         if "sparse" in runtimes:
             report["forms"] = choice(state.artifact(last.name, "sparse").path).to_dict()
+    report["handoff"] = {r: _tensors(state.artifact(last.name, r)) for r in state.runtimes}
     report |= _verdict(state, report["stages"], measured["facts"].get("looks", {}), home)
     best = report["result"]
     report["changed"] = read_changed(
         folder, best["stage"], best["runtime"], state.classes, state.how is not None
     )
     return report
+
+
+def _tensors(file: Artifact) -> dict[str, Any]:
+    """What a file takes and gives, as whoever calls it has to name it."""
+    return {
+        kind: [{"name": s.name, "shape": _sizes(s), "dtype": s.dtype} for s in specs]
+        for kind, specs in (("inputs", file.inputs), ("outputs", file.outputs))
+    }
+
+
+def _sizes(spec: TensorSpec) -> list[int | None] | None:
+    return None if spec.shape is None else list(spec.shape)
 
 
 def _verdict(

@@ -6,7 +6,8 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from mirabelle.report.parts import child, fold, runtime_name, section
+from mirabelle.report.parts import child, fold, items, listing, runtime_name, section
+from mirabelle.report.sections.in_apps import ON_ANDROID, ON_IOS, on_android, on_ios
 from mirabelle.report.sections.recipe import as_yaml
 from mirabelle.report.svg import element, escape
 
@@ -31,55 +32,6 @@ interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)  # x: a N
 interpreter.invoke()
 output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])""",
 }
-ORT_ANDROID = """// in build.gradle.kts:
-// implementation("com.microsoft.onnxruntime:onnxruntime-android:1.22.0")
-import ai.onnxruntime.OnnxTensor
-import ai.onnxruntime.OrtEnvironment
-import java.nio.FloatBuffer
-
-val environment = OrtEnvironment.getEnvironment()
-val session = environment.createSession(assets.open("{name}").readBytes())
-
-fun run(pixels: FloatArray): FloatArray {{
-    val input = OnnxTensor.createTensor(environment, FloatBuffer.wrap(pixels), longArrayOf({shape}))
-    return input.use {{
-        session.run(mapOf(session.inputNames.first() to it)).use {{ outputs ->
-            (outputs[0] as OnnxTensor).floatBuffer.let {{ b -> FloatArray(b.remaining(), b::get) }}
-        }}
-    }}
-}}"""
-ON_ANDROID = {
-    "onnxruntime": ORT_ANDROID,
-    "onnxruntime-mobile": ORT_ANDROID,
-    "litert": """// build.gradle.kts: implementation("com.google.ai.edge.litert:litert:1.4.0")
-import java.nio.ByteBuffer
-import java.nio.ByteOrder
-import org.tensorflow.lite.Interpreter
-
-val bytes = assets.open("{name}").readBytes()
-val model = ByteBuffer.allocateDirect(bytes.size).order(ByteOrder.nativeOrder())
-val network = Interpreter(model.apply {{ put(bytes); rewind() }})
-
-fun run(pixels: FloatArray): FloatArray {{
-    val input = ByteBuffer.allocateDirect(4 * pixels.size).order(ByteOrder.nativeOrder())
-    input.asFloatBuffer().put(pixels)
-    val size = network.getOutputTensor(0).numElements()
-    val output = ByteBuffer.allocateDirect(4 * size).order(ByteOrder.nativeOrder())
-    network.run(input, output)
-    return FloatArray(size).also {{ output.rewind(); output.asFloatBuffer().get(it) }}
-}}""",
-    "executorch": """// build.gradle.kts: implementation("org.pytorch:executorch-android:1.0.0")
-import org.pytorch.executorch.EValue
-import org.pytorch.executorch.Module
-import org.pytorch.executorch.Tensor
-
-val network = Module.load(path) // the path of {name} after it was copied out of the assets
-
-fun run(pixels: FloatArray): FloatArray {{
-    val input = Tensor.fromBlob(pixels, longArrayOf({shape}))
-    return network.forward(EValue.from(input))[0].toTensor().dataAsFloatArray
-}}""",
-}
 
 
 def downloads(report: dict) -> str:
@@ -98,7 +50,12 @@ def downloads(report: dict) -> str:
     listed = "".join(element("dt", escape(k)) + element("dd", v) for k, v in rows if v)
     note = "Links lead to the files beside this page, in the folder of the run."
     return section(
-        "Downloads", note, element("dl", listed), *_python(report, files), *_android(report, files)
+        "Downloads",
+        note,
+        element("dl", listed),
+        *_tensors(report, files),
+        *_python(report, files),
+        *_in_apps(report, files),
     )
 
 
@@ -141,22 +98,48 @@ def _python(report: dict, files: dict[str, list[str]]) -> list[str]:
     return blocks
 
 
-def on_android(runtime: str, name: str, shape: list[str]) -> str:
-    """Kotlin that opens a file of the app's assets and runs it."""
-    return ON_ANDROID[runtime].format(name=name, shape=", ".join(shape))
+def _tensors(report: dict, files: dict[str, list[str]]) -> list[str]:
+    """What each file takes and gives: names, sizes, layout, and how pictures are brought to it."""
+    how = child(child(report, "data"), "preprocessing")
+    blocks = []
+    for runtime, found in child(report, "handoff").items():
+        if not files.get(str(runtime)) or not isinstance(found, dict):
+            continue
+        rows = [
+            (f"{kind} {spec.get('name')}", _spec(spec, how))
+            for kind in ("input", "output")
+            for spec in items(found, f"{kind}s")
+        ]
+        if pictures := child(report, "data").get("pictures"):
+            rows.append(("pictures", str(pictures)))
+        title = f"What the file takes and gives, {runtime_name(runtime)}"
+        blocks.append(fold(title, "", listing(rows), False))
+    return blocks
 
 
-def _android(report: dict, files: dict[str, list[str]]) -> list[str]:
+def _spec(spec: dict, how: dict) -> str:
+    """`float32, 1 × 3 × 224 × 224: samples, channels, height, width`."""
+    sizes = spec.get("shape")
+    if not isinstance(sizes, list):
+        return f"{spec.get('dtype')}, of any sizes"
+    shown = " × ".join("any" if s is None else str(s) for s in sizes) or "a scalar"
+    nhwc = len(sizes) == 4 and how.get("layout") == "nhwc" and sizes[-1] in (1, 3)
+    axes = "samples, height, width, channels" if nhwc else "samples, channels, height, width"
+    return f"{spec.get('dtype')}, {shown}{f': {axes}' if len(sizes) == 4 else ''}"
+
+
+def _in_apps(report: dict, files: dict[str, list[str]]) -> list[str]:
     inputs = child(report, "network").get("inputs")
     first = inputs[0] if isinstance(inputs, list) and inputs else {}
     sizes = first.get("shape") if isinstance(first, dict) else None
     shape = [str(s) for s in sizes if isinstance(s, int)] if isinstance(sizes, list) else []
-    return [
-        _code(
-            f"The file on Android, {runtime_name(runtime)}",
-            "Kotlin; put the file into src/main/assets",
-            on_android(runtime, files[runtime][0], shape),
-        )
-        for runtime in ON_ANDROID
-        if files.get(runtime)
-    ]
+    blocks = []
+    for place, table, note, code in (
+        ("Android", ON_ANDROID, "Kotlin; put the file into src/main/assets", on_android),
+        ("iOS", ON_IOS, "Swift; add the file to the app's bundle", on_ios),
+    ):
+        for runtime in table:
+            if names := files.get(runtime):
+                title = f"The file on {place}, {runtime_name(runtime)}"
+                blocks.append(_code(title, note, code(runtime, names[0], shape)))
+    return blocks
