@@ -42,6 +42,8 @@ from mirabelle.quantization.simulation.graph import example_of, rebuild
 from mirabelle.quantization.simulation.notes import FLOAT_SIZES, float_sizes_of
 from mirabelle.sparsity import masks
 
+# In the order in which `save` writes them.
+FILES: tuple[str, ...] = ("model.safetensors", CARD, "model.json")
 FORMAT = 4
 # In the order in which `save` writes them.
 FILES: tuple[str, ...] = ("model.safetensors", CARD, "model.json")
