@@ -8,8 +8,6 @@ from urllib.parse import unquote
 
 import pytest
 
-from mirabelle.report.sections.changed import changed
-from mirabelle.report.sections.data import data
 from mirabelle.report.sections.downloads import downloads
 from mirabelle.report.sections.layers import layers
 from mirabelle.report.sections.profile import layer_times, paired, reconciled
@@ -18,7 +16,7 @@ from mirabelle.report.sections.recipe import as_yaml
 from mirabelle.report.sections.steps import waterfall_rows
 from mirabelle.report.sections.training import training
 from mirabelle.report.sections.verification import verification
-from tests.report.pages import CHANGED, DOT, PICTURES, Page, text_of
+from tests.report.pages import Page, text_of
 
 
 def test_every_stage_is_there_with_its_figures(example):
@@ -370,28 +368,6 @@ def test_downloads_name_the_files_and_how_to_use_them(example):
     assert yaml.safe_load(unquote(data)) == example["recipe"]
 
 
-def test_pictures_are_shown_with_what_was_taken_and_what_was_asked(example):
-    text = text_of({**example, "data": PICTURES})
-    assert "preprocessing 24x24 RGB, 0..1, mean 0.5, std 0.25, what was asked for" in text
-    assert (
-        "looked at 18 of them in neighboring ways, and none is better. It is right about 94 %"
-        in (text)
-    )
-    assert "Their classes, row by row: husky, wolf." in text
-    doubt = {"warnings": ["the preprocessing may be wrong; try --color bgr"], "pictures": 18}
-    text = text_of({**example, "data": {**PICTURES, "check": doubt}})
-    assert "try --color bgr" in text and "none is better" not in text
-    unchecked = {**PICTURES, "check": {"warnings": [], "pictures": 0}}
-    assert "was not checked: the network gives no classes" in text_of({"data": unchecked})
-    assert "was not checked" not in text_of({"data": {"text": "tests.tiny:data", "check": {}}})
-
-
-@pytest.mark.parametrize("uri", ["https://x/y.png", 'data:image/png;base64,A" onload="', None, 3])
-def test_only_pictures_inside_of_the_page_are_drawn(uri):
-    sheet = {**PICTURES["sheet"], "picture": uri}
-    assert "<img" not in data({"data": {**PICTURES, "sheet": sheet}})
-
-
 def test_a_training_is_drawn_by_step_with_its_scores(example):
     text = text_of(example)
     assert "distill: 3 600 steps, 100 steps a point, 71.2 s" in text
@@ -402,26 +378,3 @@ def test_a_training_is_drawn_by_step_with_its_scores(example):
     assert "fit: labels from 1.5 to 1.25, held out from 2 to 1.5" in page
     assert page.count('class="axis"') == 3 and page.count("<polyline") == 3  # on one axis: loss
     assert training([{"stage": "fit", "curve": {}}]) == "" == training([])
-
-
-def test_pictures_whose_class_changed_are_shown_with_both_classes(example):
-    text = text_of({**example, "changed": CHANGED})
-    assert (
-        "12 of 2 000 test pictures (0.60 %) have another class on ONNX Runtime than with the "
-        "original network: 4 became right, 7 wrong, 1 wrong both times. The first 2 are shown "
-        "as the network sees them. Black is the smallest value of a picture, white the largest."
-    ) in text
-    assert "husky → wolf label husky: right before" in text
-    assert "wolf → husky label husky: right after" in text
-    unlabelled = {"index": 0, "before": "1", "after": "2", "label": None, "picture": DOT}
-    shown = {"n": 5, "changed": 1, "gained": None, "examples": [unlabelled], "colors": True}
-    text = text_of({"changed": shown})
-    assert "1 of 5 test pictures (20.00 %) have another class than with the original" in text
-    assert "1 → 2" in text and "label" not in text and "Black" not in text
-
-
-@pytest.mark.parametrize("uri", ["https://x/y.png", None])
-def test_an_example_without_a_picture_is_left_out(uri):
-    examples = [{**CHANGED["examples"][0], "picture": uri}]
-    assert changed({"changed": {**CHANGED, "examples": examples}}) == ""
-    assert changed({"changed": None}) == "" == changed({})
