@@ -11,7 +11,7 @@ test: .venv/dev lint
 	$(BIN)/python -m tests.processors --short
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
-# What takes half a minute and more each, and has a quicker relative in `make test`.
+# What takes ten seconds and more each, and has a quicker relative in `make test`.
 test-slow: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 

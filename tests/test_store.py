@@ -319,12 +319,12 @@ def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monk
     "name",
     [
         "attention: fused",
-        "attention: module",
-        "class token",
+        pytest.param("attention: module", marks=pytest.mark.slow),
+        pytest.param("class token", marks=pytest.mark.slow),
         "unequal split",
         "weight standardization",
         "lstm",
-        "gru cell",
+        pytest.param("gru cell", marks=pytest.mark.slow),
     ],
 )
 def test_pruned_networks_are_saved_pruned_again_quantized_and_exported(name, tmp_path):

@@ -105,6 +105,7 @@ def test_a_finished_run_is_certified(whole, tmp_path):
     assert main(["certify", "--check", str(out)]) == 4
 
 
+@pytest.mark.slow
 def test_killed_in_every_step_and_resumed(whole, tmp_path):
     out = tmp_path / "out"
     path = recipe(tmp_path)

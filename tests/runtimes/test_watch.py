@@ -44,7 +44,13 @@ def test_the_watch_kills_what_opens_a_socket():
     assert watched("socket", "").returncode == -signal.SIGSYS
 
 
-@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+QUICK = ("onnxruntime", "openvino", "litert")  # those that users have most
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [pytest.param(r, marks=() if r in QUICK else pytest.mark.slow) for r in sorted(RUNTIMES)],
+)
 def test_a_runtime_installs_nothing_and_tells_nobody(runtime, tmp_path):
     needs(runtime)
     ran = watched(runtime, str(tmp_path))
@@ -55,6 +61,7 @@ def test_a_runtime_installs_nothing_and_tells_nobody(runtime, tmp_path):
     assert programs <= OWN, started
 
 
+@pytest.mark.slow
 def test_onnxruntime_tells_nobody_later(tmp_path):
     """It would eight seconds after the first session."""
     ran = watched("onnxruntime", str(tmp_path), "15")

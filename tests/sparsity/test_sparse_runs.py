@@ -255,6 +255,7 @@ def test_orders_and_options_that_cannot_be(steps_, words):
         )
 
 
+@pytest.mark.slow
 def test_measure_on_the_command_line(tmp_path, capsys):
     assert (
         main(

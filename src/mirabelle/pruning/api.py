@@ -32,6 +32,7 @@ from mirabelle.pruning.criteria import (
     NEEDS_GRADIENTS,
     NEEDS_SAMPLES,
     NORMALIZATIONS,
+    WITHIN_LAYERS,
     group_scores,
 )
 from mirabelle.pruning.depth import block_losses, costs_without, known_blocks, to_skip
@@ -183,8 +184,9 @@ def prune(
       stay; budget and keep are its own. Criteria that need a loss cannot be used then.
     - allocation: `global` sorts all channels together, `worth` by score per cost. `uniform` takes
       the same share of each group. `knapsack` finds the widths that keep the most importance. None
-      is `global`, but for criteria whose scores add up (`ADDITIVE`): there it is `worth`, and
-      `knapsack` for a latency, which rises in steps.
+      is `uniform` for norms, which say something within their layer alone (`WITHIN_LAYERS`). For
+      criteria whose scores add up (`ADDITIVE`) it is `worth`, and `knapsack` for a latency, which
+      rises in steps. For the others it is `global`.
     - least: the fraction of each group that always stays, 0.1 by default.
     - repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares`
       first solves for the weights of layers whose inputs have changed. Without data nothing is
@@ -363,6 +365,8 @@ def _without(
 
 
 def _usual_allocation(settings: Settings) -> str:
+    if settings.criterion in WITHIN_LAYERS:
+        return "uniform"
     if settings.criterion not in ADDITIVE:
         return "global"
     return "knapsack" if settings.budget == "latency" else "worth"

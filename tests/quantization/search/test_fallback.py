@@ -153,6 +153,7 @@ def test_nothing_falls_back_where_nothing_has_to():
     )
 
 
+@pytest.mark.slow
 def test_repairs_are_done_again_for_the_layers_that_are_left(monkeypatch):
     network, data = fragile(), batches(count=4)
     limit = {"accuracy_drop": 0.1, "validation": data}
