@@ -217,7 +217,7 @@ def test_trained_quantized_and_loaded(tmp_path):
 @pytest.mark.parametrize("build", [network, written])
 def test_pruned_before_and_after(build, tmp_path):
     """In any order with cuts, in place and in graph form, it is saved and loaded."""
-    options = {"criterion": "l1", "align": 2, "macs": 0.7}
+    options = {"criterion": "l1", "allocation": "global", "align": 2, "macs": 0.7}
     one = mb.prune(mb.factorize(build(), X, rank=4), X, **options)
     other = mb.factorize(mb.prune(build(), X, **options), X, rank=4)
     both = mb.prune(other, X, **options)

@@ -110,13 +110,15 @@ class Table:
         weighting their costs until each holds.
         """
         weights = {q: (1.0 if i == 0 else 1e-3) for i, q in enumerate(limits)}
-        found = self._planned(limits, weights, mixed)
-        for _ in range(TRIES if len(limits) > 1 else 0):
+        found, within = self._planned(limits, weights, mixed), 1.0
+        for number in range(TRIES if len(limits) > 1 else 0):
             over = {q: found.costs[q] / max(limits[q], 1e-9) for q in limits}
             if max(over.values()) <= 1 + 1e-6:
                 break
             weights = {q: w * max(0.5, over[q]) ** 3 for q, w in weights.items()}
-            found = self._planned(limits, weights, mixed)
+            # Weights may swing from one limit to the other; a smaller budget holds both.
+            within *= 0.9 if number >= TRIES // 2 else 1.0
+            found = self._planned({q: within * v for q, v in limits.items()}, weights, mixed)
         return found
 
     def _planned(
