@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +17,7 @@ def table(results: dict) -> str:
     original = results.get("original", math.nan)
     parts = [f"| residual network, points lost before any training | {heads} |", columns]
     for m in METHODS:
-        cells = [
-            span(
-                [
-                    100 * (original - r["top1"])
-                    for r in rows(results, kind="fashion", method=m, share=s)
-                ]
-            )
-            for s in SHARES
-        ]
+        cells = [_lost(results, kind="fashion", method=m, share=s) for s in SHARES]
         parts.append(f"| {m} | {' | '.join(cells)} |")
     for key, title, factor in (
         ("agreement", "agreement with the original, %", 100),
@@ -61,15 +54,7 @@ def table(results: dict) -> str:
         "|---|" + "---|" * len(EPOCHS),
     ]
     for m in TUNED:
-        cells = [
-            span(
-                [
-                    100 * (original - r["top1"])
-                    for r in rows(results, kind="tuned", method=m, epochs=e)
-                ]
-            )
-            for e in EPOCHS
-        ]
+        cells = [_lost(results, kind="tuned", method=m, epochs=e) for e in EPOCHS]
         parts.append(f"| {m} | {' | '.join(cells)} |")
     parts += ["", *_latency_table(results)]
     info = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
@@ -78,6 +63,12 @@ def table(results: dict) -> str:
         f"{results.get('machine', {}).get('cpu')}, one thread, {info}."
     )
     return "\n".join(parts)
+
+
+def _lost(results: dict, **known: Any) -> str:
+    """The points of top-1 that these runs lost."""
+    original = results.get("original", math.nan)
+    return span([100 * (original - r["top1"]) for r in rows(results, **known)])
 
 
 def _latency_table(results: dict) -> list[str]:

@@ -16,9 +16,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from mirabelle.base.checks import check_network, check_runs, clone
+from mirabelle.base.checks import check_keep, check_network, check_runs, clone
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import CaptureError, InputError, did_you_mean, warn
+from mirabelle.base.errors import CaptureError, InputError, warn
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import FIXED, Parameter
 from mirabelle.channels.parameters import first_names, read_parameters
@@ -173,7 +173,7 @@ def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     """
     model = check_network(model)
     keep = [keep] if isinstance(keep, str) else list(keep)
-    _check_keep(model, keep)
+    check_keep(model, keep)
     small = _few(model, inputs)
     try:
         graph_module = capture(model, small)
@@ -257,18 +257,6 @@ def _training_graph(
         )
         return None
     return graph_module, read_parameters(graph_module, model)
-
-
-def _check_keep(model: nn.Module, keep: list[str]) -> None:
-    known = [n for n, _ in model.named_modules(remove_duplicate=False) if n] + [
-        n for n, _ in model.named_parameters(remove_duplicate=False)
-    ]
-    for name in keep:
-        if name not in known:
-            raise InputError(
-                f"keep names {name!r}, which is no module or parameter of "
-                f"{type(model).__name__}{did_you_mean(name, known)}"
-            )
 
 
 def _costs(flow: Flow, groups: list[Group], roots: torch.Tensor, samples: int) -> list[Cost]:

@@ -10,10 +10,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import fx, nn
 from typing_extensions import Doc
 
-from mirabelle.base.checks import check_network
+from mirabelle.base.checks import check_keep, check_network
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.data import batches as read
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.errors import InputError
 from mirabelle.base.options import Expected, declared
 from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.measurement.macs import count_macs, count_parameters
@@ -130,12 +130,7 @@ def _layers(network: nn.Module, inputs: Batch, keep: list[str]) -> list[Candidat
     """The layers that may be factorized; `InputError` where there are none, or for an unknown name
     in `keep`.
     """
-    known = {n for n, _ in network.named_modules()} | {n for n, _ in network.named_parameters()}
-    if unknown := [k for k in keep if k not in known]:
-        raise InputError(
-            f"keep names {unknown[0]!r}, which is no module or parameter of "
-            f"{type(network).__name__}{did_you_mean(unknown[0], known)}"
-        )
+    check_keep(network, keep)
     layers, refused = candidates(network, inputs, keep)
     if not layers:
         reasons = "; ".join(f"{n}: {why}" for n, why in list(refused.items())[:4])
