@@ -124,7 +124,12 @@ def test_files_run_on_arm(runtime, tmp_path):
     q = quantize(network, data, target="symmetric")
     artifact = mb.export(q, tmp_path / "q", runtime=runtime, inputs=x)
     small = mb.measure(artifact, inputs=x, device="arm64", core="cortex-a53", baseline=artifact)
-    assert small.instructions.relative < 0.05 and 0.99 < small.fewer < 1.01
+    assert 0.99 < small.fewer < 1.01
+    # Not as on this processor, whose kernels may clip pairs of such weights.
+    _, (given,) = arm64.run(artifact, [x], "cortex-a53", runs=1)
+    with torch.no_grad():
+        simulated = q(data[0][:1]).numpy()
+    assert np.abs(given - simulated).max() < 0.05 * np.abs(simulated).max()
     assert (
         np.isfinite(small.instructions.difference)
         and small.to_dict()["instructions"]["count"] > 1000

@@ -78,7 +78,8 @@ class Runtime:
     of them and an entry in `RUNTIMES`.
 
     suffix: of the main file. version(): of the installed package. files(path): all files that
-    belong to a main file. open(path, threads): a `Session`. profile(path, threads, arrays, runs):
+    belong to a main file. check(path): refuses what a runtime itself would read too willingly,
+    before it is opened here. open(path, threads): a `Session`. profile(path, threads, arrays, runs):
     one `LayerTime` per executed node, in order; None where the package does not tell.
 
     Its files are made by one of these, or both; networks go through `convert` where there is one,
@@ -105,6 +106,7 @@ class Runtime:
     int8: bool = True
     off_by: int = 1
     free_batch: bool = True
+    check: Callable[[Path], object] = lambda path: None
     absent: Callable[[], str | None] = lambda: None
 
 
@@ -229,6 +231,7 @@ class Artifact:
                 else f"{self.path} is a folder; expected a file"
             )
         check_runs_here(self.runtime)
+        runtime.check(self.path)
         return runtime.open(self.path, self.threads)
 
     @property

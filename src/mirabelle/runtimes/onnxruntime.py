@@ -80,9 +80,13 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, shape, TYPES.get(kind) or kind)
 
 
-def open(path: Path, threads: int, providers: Providers = ON_CPU) -> Session:
-    if path.suffix == RUNTIME.suffix:  # ONNX Runtime follows external data wherever it leads
+def check(path: Path) -> None:
+    """Refuses external data outside the file's folder: ONNX Runtime follows them wherever they lead."""
+    if path.suffix == RUNTIME.suffix:
         read_model(path, weights=False)
+
+
+def open(path: Path, threads: int, providers: Providers = ON_CPU) -> Session:
     session = _session(path, threads, providers)
     inputs = [_spec(v) for v in session.get_inputs()]
     return Session(
@@ -172,5 +176,5 @@ def _save_mobile(onnx_path: Path, folder: Path) -> Path:
     return target
 
 
-RUNTIME = Runtime("onnxruntime", ".onnx", version, files, open, profile, save)
+RUNTIME = Runtime("onnxruntime", ".onnx", version, files, open, profile, save, check=check)
 MOBILE = Runtime("onnxruntime-mobile", ".ort", version, alone, open, profile, _save_mobile)

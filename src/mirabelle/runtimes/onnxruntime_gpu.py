@@ -142,6 +142,7 @@ def _runtime(name: str, provider: str) -> Runtime:
         partial(open, **own),
         partial(profile, **own),
         partial(save, **own),
+        check=cpu.check,
         absent=partial(_absent, provider),
     )
 

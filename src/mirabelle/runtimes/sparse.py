@@ -102,6 +102,7 @@ def example_arrays(onnx_path: Path) -> list[np.ndarray]:
     """One sample for an ONNX file, of noise: speed does not depend on what floats hold.
     `InputError` where more than the batch is left open.
     """
+    onnxruntime.check(onnx_path)
     session = onnxruntime.open(onnx_path, 1)
     generator = np.random.default_rng(0)
     found = []
@@ -258,6 +259,11 @@ def files(path: Path) -> list[Path]:
     return [path, *runtime.files(inner)]
 
 
+def check(path: Path) -> None:
+    runtime, inner = _inner(path)
+    runtime.check(inner)
+
+
 def open(path: Path, threads: int) -> Session:
     runtime, inner = _inner(path)
     return runtime.open(inner, threads)
@@ -277,4 +283,4 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return choose(onnx_path, folder)
 
 
-RUNTIME = Runtime("sparse", ".sparse", version, files, open, profile, save, int8=False)
+RUNTIME = Runtime("sparse", ".sparse", version, files, open, profile, save, int8=False, check=check)
