@@ -122,6 +122,29 @@ def export(
         return _opened(adapter.save(source, folder), runtime, threads)
 
 
+class OnnxFiles:
+    """ONNX files of networks that go to several runtimes, each written once, below `folder`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._written: dict[int, tuple[nn.Module, Path]] = {}
+
+    def source(self, model: nn.Module | Path, runtime: str, inputs: Any) -> nn.Module | Path:
+        """What `export` is given for this runtime: the ONNX file of the network where the runtime
+        reads such files, else the network.
+        """
+        adapter = RUNTIMES[runtime]
+        refused = not isinstance(model, Path) and quantization(model) and not adapter.int8
+        if isinstance(model, Path) or adapter.save is None or refused:
+            return model
+        if id(model) not in self._written:
+            path = self.folder / str(len(self._written)) / "model.onnx"
+            path.parent.mkdir(parents=True)
+            to_onnx(model, example_inputs(inputs), path)
+            self._written[id(model)] = model, path
+        return self._written[id(model)][1]
+
+
 @contextmanager
 def _called(file: Path, name: str | None) -> Iterator[Path]:
     """An ONNX file under another name, with the data beside it."""

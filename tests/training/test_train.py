@@ -13,10 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mirabelle as mb
+from mirabelle.base.data import as_batch
 from mirabelle.base.errors import CheckpointError, InputError, MirabelleError
 from mirabelle.training import train
 from mirabelle.training.api import LabelsObjective
 from mirabelle.training.optimizers import SCHEDULES, learning_rate
+from mirabelle.training.state import placed
 from tests.tiny import Noisy, model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -366,3 +368,12 @@ def test_two_processes_equal_one(tmp_path):
         two = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for k in one:
             torch.testing.assert_close(two[k], one[k], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_reach_convolutions_with_their_channels_last(channels):
+    images = torch.randn(4, channels, 6, 5)
+    found = placed(as_batch(images[:, :, ::2]), torch.device("cpu")).args[0]
+    assert torch.equal(found, images[:, :, ::2])
+    assert found.stride() == (15 * channels, 1, 5 * channels, channels)
+    assert nn.Conv2d(channels, 8, 3)(found).is_contiguous(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ and says what is to be known of it.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.names import load, resolve
 from mirabelle.base.progress import console, track
 from mirabelle.distillation.api import run as run_distillation
-from mirabelle.exporter import export
+from mirabelle.exporter import OnnxFiles, export
 from mirabelle.fitting.gradients import LOSSES
 from mirabelle.measurement.accuracy import METRICS, predictor
 from mirabelle.pipeline.facts import build_teachers, loss_in
@@ -149,21 +150,23 @@ def _export(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
     """A runtime that fails leaves the files of the others."""
     runtimes = options.get("runtimes", ["onnxruntime"])
     failed: dict[str, str] = {}
-    for runtime in track(runtimes, "exporting"):
-        try:
-            for stage in state.stages:
-                place = folder / stage.name / runtime
-                # The original as it is: what was read from its file and written again is another.
-                whole = state.source if stage is state.stages[0] else None
-                model = whole or stage.on(runtime)
-                export(model, place, runtime=runtime, inputs=state.inputs)
-        except Exception as error:  # of a converter, too
-            failed[runtime] = f"{type(error).__name__}: {error}"
-            console.print(f"{runtime}: no file: {error}", style="yellow")
-            for stage in state.stages:
-                shutil.rmtree(folder / stage.name / runtime, ignore_errors=True)
-            if len(failed) == len(runtimes):
-                raise
+    with tempfile.TemporaryDirectory() as temporary:
+        written = OnnxFiles(Path(temporary))
+        for runtime in track(runtimes, "exporting"):
+            try:
+                for stage in state.stages:
+                    place = folder / stage.name / runtime
+                    # The original as it is: read from its file and written again it is another.
+                    whole = state.source if stage is state.stages[0] else None
+                    model = written.source(whole or stage.on(runtime), runtime, state.inputs)
+                    export(model, place, runtime=runtime, inputs=state.inputs)
+            except Exception as error:  # of a converter, too
+                failed[runtime] = f"{type(error).__name__}: {error}"
+                console.print(f"{runtime}: no file: {error}", style="yellow")
+                for stage in state.stages:
+                    shutil.rmtree(folder / stage.name / runtime, ignore_errors=True)
+                if len(failed) == len(runtimes):
+                    raise
     return Outcome({"failed": failed})
 
 

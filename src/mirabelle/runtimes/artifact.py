@@ -79,8 +79,8 @@ class Runtime:
 
     suffix: of the main file. version(): of the installed package. files(path): all files that
     belong to a main file. check(path): refuses what a runtime itself would read too willingly,
-    before it is opened here. open(path, threads): a `Session`. profile(path, threads, arrays, runs):
-    one `LayerTime` per executed node, in order; None where the package does not tell.
+    before it is opened here. open(path, threads): a `Session`. profile(path, threads, arrays,
+    runs): one `LayerTime` per executed node, in order; None where the package does not tell.
 
     Its files are made by one of these, or both; networks go through `convert` where there is one,
     ONNX files through `save`: save(onnx_path, folder): from an ONNX file, float or in Q/DQ form;

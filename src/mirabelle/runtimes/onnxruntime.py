@@ -81,7 +81,7 @@ def _spec(value: Any) -> TensorSpec:
 
 
 def check(path: Path) -> None:
-    """Refuses external data outside the file's folder: ONNX Runtime follows them wherever they lead."""
+    """Refuses external data outside the file's folder, which ONNX Runtime itself would follow."""
     if path.suffix == RUNTIME.suffix:
         read_model(path, weights=False)
 

@@ -107,7 +107,13 @@ def placed(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`, images with their channels last."""
 
     def move(t: torch.Tensor) -> torch.Tensor:
-        return t.to(device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(device)
+        if t.ndim != 4:
+            return t.to(device)
+        t = t.to(device, memory_format=torch.channels_last)
+        # With one channel the strides do not tell the format by themselves, and a convolution of
+        # weights in the usual format would take the slower one.
+        _, c, h, w = t.shape
+        return t.as_strided(t.shape, (c * h * w, 1, w * c, c)) if c == 1 else t
 
     target = structures.mapped(batch.target, lambda t: t.to(device))
     return batch.map(move)._replace(target=target)
