@@ -123,11 +123,20 @@ def test_commands_do_as_they_are_written(start, line, place, monkeypatch, capsys
     assert "warning" not in seen.err
 
 
-def test_the_python_runs(place, monkeypatch):
+CODES = [text for name, text in FENCE.findall(TEXT) if name == "python"]
+
+
+@pytest.mark.parametrize("code", CODES, ids=["file" if "net.onnx" in c else "part" for c in CODES])
+def test_the_python_runs(code, place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
-    for code in (text for name, text in FENCE.findall(TEXT) if name == "python"):
-        names: dict = {}
-        exec(code, names)
-        before = sum(p.numel() for p in names["detector"].backbone.parameters())
-        assert sum(p.numel() for p in names["small"].backbone.parameters()) < before
+    names: dict = {}
+    exec(code, names)
+    if "net.onnx" in code:
+        from mirabelle.sources.networks import with_example
+
+        before, after = with_example("net.onnx")[0], names["small"]
+    else:
+        before, after = names["detector"].backbone, names["small"].backbone
+    size = [sum(p.numel() for p in network.parameters()) for network in (before, after)]
+    assert size[1] < size[0]

@@ -40,7 +40,7 @@ from mirabelle.pruning.latency import latency_model, latency_share, until_measur
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut
 from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
-from mirabelle.pruning.settings import AUTO, Settings, chosen_budget
+from mirabelle.pruning.settings import AUTO, Settings, chosen_budget, with_pictures
 from mirabelle.pruning.stats import collect
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.sources.networks import with_example
@@ -88,7 +88,7 @@ def prune(
     criterion: Annotated[
         str | Callable | None,
         OneOf(CRITERIA, plugin=True),
-        Doc("how much a channel matters; None is brain_surgeon, and l2 without data"),
+        Doc("how much a channel matters; None is brain_surgeon, and l2 without any pictures"),
     ] = None,
     normalize: Annotated[
         str | None,
@@ -170,9 +170,11 @@ def prune(
     - runtime: where latency is measured, `onnxruntime` by default.
     - criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
       (C,) or (coupled layers, C) scores. None takes what is best for the data: `brain_surgeon`,
-      which needs no labels, or `l2` without data.
+      which needs no labels, or `l2` where there is neither data nor a picture to make up.
     - normalize, aggregate: how scores of coupled layers become one; None suits the criterion.
     - data: labeled batches for criteria that need gradients, inputs alone for `brain_surgeon`.
+      Without data, networks of one picture are given synthetic ones (`sources.synthetic`), as far
+      as criterion and repair are left open.
     - loss, step: of criteria that need gradients: a name or (output, target) -> scalar; or
       (network, batch) -> scalar.
     - batches: how many of data the criterion and the repair read, 16 by default.
@@ -189,8 +191,8 @@ def prune(
       rises in steps. For the others it is `global`.
     - least: the fraction of each group that always stays, 0.1 by default.
     - repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares`
-      first solves for the weights of layers whose inputs have changed. Without data nothing is
-      repaired.
+      first solves for the weights of layers whose inputs have changed. None leaves the weights
+      that stay as they are.
     - depth: residual blocks may go, too, with data and `brain_surgeon` alone. What the outputs lose
       without a block is measured; one knapsack chooses blocks and widths. `mb.explain` names them.
     - steps: the number of cuts, each by the same factor, up to the budget.
@@ -216,19 +218,18 @@ def prune(
     _warn_of_saving(network)
     if step is not None:
         loss = loss_function(loss, step)
-    settings = Settings.of(locals())
-    criterion, data = settings.criterion, settings.data
+    network = check_network(network)
+    settings = Settings.of(locals() if part else with_pictures(network, x, locals()))
     if part is not None:
         return prune_part(
             network,
             x,
             part,
-            data,
+            settings.data,
             NEEDS_GRADIENTS,
             lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen)).network,
-            criterion,
+            settings.criterion,
         )
-    network = check_network(network)
     if steps == 1 and train is None:
         return plan(network, x, settings).network
     settings = replace(settings, least=least ** (1 / steps))

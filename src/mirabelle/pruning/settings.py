@@ -7,9 +7,14 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
+from torch import nn
+
+from mirabelle.base.data import example_inputs
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.progress import say
+from mirabelle.pruning.criteria import CRITERIA, NEEDS_DATA
+from mirabelle.sources.synthetic import pictures_for
 
 AUTO = "auto"
 BUDGETS = ("macs", "params", "latency")
@@ -23,6 +28,31 @@ def chosen_budget(options: Mapping[str, Any]) -> tuple[str, float]:
             f"give exactly one budget, macs=, params= or latency=; got {', '.join(given) or 'none'}"
         )
     return given[0], float(options[given[0]])
+
+
+def with_pictures(network: nn.Module, x: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `prune`, with synthetic pictures for `data` where there are none and nothing
+    that was asked for needs real ones: layers are fitted again on them far better than not at all.
+    """
+    criterion, found = options["criterion"], dict(options)
+    weights_alone = criterion is None or criterion in CRITERIA.keys() - NEEDS_DATA
+    if options["data"] is not None or options["repair"] != AUTO or not weights_alone:
+        return found
+    pictures, scale = [], ""
+    if not options["depth"]:
+        pictures, scale = pictures_for(network, example_inputs(x), options["seed"])
+    if not pictures:
+        say(
+            "without data channels are scored by their weights alone; with data=, inputs "
+            "without labels, by what the outputs lose, and layers are fitted again"
+        )
+        return found
+    count = sum(b.size for b in pictures)
+    say(
+        f"without data layers are fitted again on {count} synthetic pictures ({scale}); real "
+        "inputs as data=, without labels, keep more"
+    )
+    return found | {"data": pictures}
 
 
 @dataclass(frozen=True)
@@ -55,11 +85,6 @@ class Settings:
         data = own["data"]
         if own["criterion"] is None:
             own["criterion"] = "l2" if data is None else "brain_surgeon"
-            if data is None:
-                say(
-                    "without data channels are scored by their weights alone; with data=, inputs "
-                    "without labels, by what the outputs lose, and layers are fitted again"
-                )
         if own["repair"] == AUTO:
             own["repair"] = None if data is None else "least-squares"
             if isinstance(data, Iterator):  # read more than once

@@ -1,0 +1,150 @@
+"""Pictures for where there are none: dead leaves, scaled to what the network was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mirabelle.base.checks import clone
+from mirabelle.base.data import Batch, device_of
+
+LEAVES = 60  # in one picture: few places are left bare
+SAMPLES = 256  # in all
+PIXELS = 1 << 21  # of one batch, all channels: 16 MB beside what the network itself takes
+COLOR = 0.25  # of a leaf's own, beside its gray
+TEXTURE = 0.1
+DISCS = 0.5  # of the leaves; the others are boxes
+# What networks are fed, as (mean, standard deviation): standardized, and pixels from -1 to 1, from
+# 0 to 1 and from 0 to 255.
+SCALES = {
+    "mean 0 and deviation 1": (0.0, 1.0),
+    "-1 to 1": (0.0, 0.5),
+    "0 to 1": (0.5, 0.25),
+    "0 to 255": (127.5, 64.0),
+}
+
+
+def dead_leaves(shape: Sequence[int], generator: np.random.Generator) -> torch.Tensor:
+    """Pictures of random shapes that cover one another, as leaves on the ground.
+
+    Edges, flat regions and sizes of them are distributed as in photographs: Lee, Mumford & Huang
+    2001, "Occlusion models for natural images", section 3. Networks learn from such pictures nearly
+    as from real ones: Baradad et al. 2021, "Learning to See by Looking at Noise", section 3.2.
+
+    - shape: (pictures, channels, height, width).
+    - generator: where all numbers are drawn from.
+
+    Returns float32 of that shape; each picture has mean 0, all together standard deviation 1.
+
+    Example:
+
+        >>> pictures = dead_leaves((2, 3, 32, 32), np.random.default_rng(0))
+        >>> pictures.shape, round(float(pictures.std()), 2)
+        (torch.Size([2, 3, 32, 32]), 1.0)
+    """
+    n, channels, height, width = shape
+    # Of each leaf: size, place, proportions, disc or box, gray and roughness.
+    drawn = generator.random((n, LEAVES, 7))
+    colors = COLOR * generator.standard_normal((n, LEAVES, channels, 1, 1), np.float32)
+    pictures = np.tile(generator.random((n, channels, 1, 1), np.float32), (1, 1, height, width))
+    for picture, leaves, own in zip(pictures, drawn.tolist(), colors, strict=True):
+        for (size, y, x, proportion, kind, gray, rough), color in zip(leaves, own, strict=True):
+            y, x = y * height, x * width
+            radius = 1 + size**3 * (max(height, width) / 2 - 1)
+            across = radius if kind < DISCS else 2 * proportion * radius
+            rows = np.arange(int(max(0, y - radius)), min(height, math.ceil(y + radius)))
+            columns = np.arange(int(max(0, x - across)), min(width, math.ceil(x + across)))
+            place = picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            leaf = generator.standard_normal((len(rows), len(columns)), np.float32)
+            leaf = leaf * np.float32(TEXTURE * rough) + np.float32(gray)
+            if kind < DISCS:
+                inside = np.square(rows - y)[:, None] + np.square(columns - x) < radius * radius
+                np.copyto(place, leaf + color, where=inside)
+            else:
+                place[:] = leaf + color
+    pictures -= pictures.mean((1, 2, 3), keepdims=True)
+    return torch.from_numpy(pictures / max(float(pictures.std()), 1e-6))
+
+
+def pictures_for(network: nn.Module, example: Batch, seed: int = 0) -> tuple[list[Batch], str]:
+    """Batches for a network that takes one picture, and the name of their scale (`SCALES`); none
+    for networks that take anything else.
+
+    The scale is the one under which BatchNorm sees what it has learned to expect. Without BatchNorm
+    it is that of the example.
+
+    - network: stays as it is.
+    - example: of inputs, which say size and type.
+    - seed: of the pictures; no other generator is touched.
+    """
+    if len(example.tensors) != 1 or not is_picture(example.tensors[0]):
+        return [], ""
+    given = example.tensors[0]
+    generator = np.random.default_rng(seed)
+    each = min(SAMPLES, max(1, PIXELS // math.prod(given.shape[1:])))
+    sizes = [min(each, SAMPLES - i) for i in range(0, SAMPLES, each)]
+    drawn = [dead_leaves((n, *given.shape[1:]), generator).to(given.dtype) for n in sizes]
+
+    def scaled(leaves: torch.Tensor, scale: str) -> Batch:
+        mean, deviation = SCALES[scale]
+        return example.map(lambda _: leaves * deviation + mean)._replace(target=None)
+
+    first = drawn[0][:32]
+    if not _runs(network, scaled(first, "0 to 1")):
+        return [], ""
+    surprise = {s: _surprise(network, scaled(first, s)) for s in SCALES}
+    known = {s: v for s, v in surprise.items() if math.isfinite(v)}
+    chosen = min(known, key=known.__getitem__) if known else _of_range(given)
+    return [scaled(leaves, chosen) for leaves in drawn], chosen
+
+
+def is_picture(tensor: torch.Tensor) -> bool:
+    """Whether this is a batch of pictures: floating, of four dimensions and at least 8 pixels."""
+    return tensor.is_floating_point() and tensor.ndim == 4 and min(tensor.shape[2:]) >= 8
+
+
+def _of_range(given: torch.Tensor) -> str:
+    """The scale of an example, as far as its numbers tell."""
+    low, high = float(given.min()), float(given.max())
+    if low < 0 or low == high:
+        return "mean 0 and deviation 1"
+    return "0 to 1" if high <= 1 else "0 to 255"
+
+
+def _runs(network: nn.Module, batch: Batch) -> bool:
+    """Whether the network takes batches of this size: some are written for one sample."""
+    try:
+        with torch.no_grad():
+            batch.to(device_of(network)).run(clone(network).eval())
+    except Exception:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _surprise(network: nn.Module, batch: Batch) -> float:
+    """How far what each BatchNorm is given lies from its running statistics: the mean Kullback-
+    Leibler divergence of two normal distributions, over channels and layers. NaN without BatchNorm.
+    """
+    copied = clone(network).eval()
+    found: list[float] = []
+
+    def seen(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].float().transpose(0, 1).flatten(1)
+        mean, variance = x.mean(1), x.var(1) + norm.eps
+        expected, usual = norm.running_mean.float(), norm.running_var.float() + norm.eps
+        ratio = variance / usual
+        divergence = ratio + (mean - expected).square() / usual - 1 - ratio.log()
+        found.append(float(divergence.mean()) / 2)
+
+    for module in copied.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.register_forward_pre_hook(seen)
+    batch.to(device_of(copied)).run(copied)
+    return sum(found) / len(found) if found else math.nan

@@ -1,0 +1,145 @@
+"""Synthetic pictures: their statistics, their scale, and what they are worth to a cut network."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mirabelle as mb
+from examples import shapes
+from mirabelle.base.data import as_batch
+from mirabelle.pruning.settings import with_pictures
+from mirabelle.sources import synthetic
+from mirabelle.sources.synthetic import SCALES, dead_leaves, is_picture, pictures_for
+
+
+def leaves(seed=0, shape=(16, 3, 32, 48)):
+    return dead_leaves(shape, np.random.default_rng(seed))
+
+
+def test_statistics_of_dead_leaves():
+    """Standardized, the same by the same seed; neighbors are alike, as in photographs, and most
+    differences are small while some are large (kurtosis above a normal distribution's 3).
+    """
+    pictures = leaves()
+    assert pictures.shape == (16, 3, 32, 48) and torch.equal(pictures, leaves())
+    assert not torch.equal(pictures, leaves(1))
+    assert pictures.mean((1, 2, 3)).abs().max() < 1e-5
+    assert float(pictures.std()) == pytest.approx(1, abs=1e-3)
+    steps = pictures.diff(dim=3).flatten()
+    assert float(steps.var()) < 0.5  # of white noise it is 2
+    assert float((steps**4).mean() / steps.square().mean() ** 2) > 6
+
+
+def test_no_other_generator_is_touched():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    leaves()
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_scale_that_batchnorm_has_seen(scale):
+    mean, deviation = SCALES[scale]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    net(leaves(7) * deviation + mean)
+    net.eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    pictures, found = pictures_for(net, as_batch(torch.zeros(1, 3, 32, 48)))
+    assert found == scale and sum(b.size for b in pictures) == 256
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"),
+    [
+        (-2, 2, "mean 0 and deviation 1"),
+        (0, 0, "mean 0 and deviation 1"),
+        (0, 1, "0 to 1"),
+        (0, 255, "0 to 255"),
+    ],
+)
+def test_the_scale_of_the_example_where_no_batchnorm_tells(low, high, scale):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
+    example = torch.linspace(low, high, 256).view(1, 1, 16, 16)
+    assert pictures_for(net, as_batch(example))[1] == scale
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        torch.zeros(1, 8),
+        torch.zeros(1, 3, 32, 32, dtype=torch.int64),
+        torch.zeros(1, 3, 1, 128),
+        torch.zeros(1, 1, 4, 16, 16),
+    ],
+)
+def test_what_is_no_picture(example):
+    assert not is_picture(example)
+    assert pictures_for(nn.Identity(), as_batch(example)) == ([], "")
+
+
+class OneSample(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 64, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().view(1, 16 * 64))
+
+
+def test_a_network_for_one_sample_is_cut_by_its_weights():
+    x = torch.zeros(1, 3, 8, 8)
+    assert pictures_for(OneSample(), as_batch(x)) == ([], "")
+
+
+@pytest.fixture(scope="module")
+def shapes_and_test():
+    return shapes.network(), *shapes.draw(5, 256)
+
+
+def right(network, images, labels):
+    with torch.no_grad():
+        return float((network(images).argmax(1) == labels).float().mean())
+
+
+def test_a_cut_without_data_is_repaired(shapes_and_test, monkeypatch):
+    """The oracle is the test set, which knows nothing of the pictures."""
+    monkeypatch.setattr(synthetic, "SAMPLES", 48)
+    network, images, labels = shapes_and_test
+    x = images[:1]
+    with_pictures = mb.prune(network, x, macs=0.5)
+    alone = mb.prune(network, x, macs=0.5, repair=None)
+    assert right(with_pictures, images, labels) > right(alone, images, labels) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({}, True),
+        ({"criterion": "l2"}, True),
+        ({"repair": None}, False),
+        ({"criterion": "taylor"}, False),
+        ({"criterion": "brain_surgeon"}, False),
+        ({"criterion": lambda group, stats: None}, False),
+        ({"depth": True}, False),
+    ],
+)
+def test_pictures_are_made_where_nothing_asks_for_data(options, made, shapes_and_test, monkeypatch):
+    monkeypatch.setattr(synthetic, "SAMPLES", 48)
+    network, images, _ = shapes_and_test
+    given = {"criterion": None, "repair": "auto", "depth": False, "seed": 0, "data": None}
+    found = with_pictures(network, images[:1], given | options)
+    assert (found["data"] is not None) == made
+    if made:
+        assert sum(b.size for b in found["data"]) == 48
+        assert all(b.target is None for b in found["data"])
+
+
+def test_data_that_are_given_are_those_that_are_used(shapes_and_test):
+    data = [shapes_and_test[1][:4]]
+    given = {"criterion": None, "repair": "auto", "depth": False, "seed": 0, "data": data}
+    assert with_pictures(shapes_and_test[0], data[0][:1], given)["data"] is data
