@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from mirabelle.base.data import device_of, samples
 from mirabelle.base.errors import InputError
+from mirabelle.base.keep import covers
 from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.base.progress import track
 from mirabelle.channels.blocks import Block, blocks, without
@@ -72,12 +73,7 @@ def known_blocks(coupling: Coupling, keep: Iterable[str]) -> list[Block]:
     """The residual blocks of an analyzed network, but for those with a layer that `keep` names."""
     graph_module = coupling.graph_module
     assert isinstance(graph_module, fx.GraphModule)
-    kept = [keep] if isinstance(keep, str) else list(keep)
-    return [
-        b
-        for b in blocks(graph_module.graph)
-        if not any(p == k or p.startswith(f"{k}.") for p in b.parameters for k in kept)
-    ]
+    return [b for b in blocks(graph_module.graph) if not covers(keep, *b.parameters)]
 
 
 def dead_layers(coupling: Coupling, gone: Collection[Block]) -> frozenset[int]:

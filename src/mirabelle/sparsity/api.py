@@ -15,11 +15,13 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network, clone
 from mirabelle.base.data import Batch, seed_everything
 from mirabelle.base.data import batches as read
+from mirabelle.base.declarations import BatchesOption, KeepOption, SeedOption, StepOption
 from mirabelle.base.errors import InputError
+from mirabelle.base.keep import check_keep
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
-from mirabelle.fitting.gradients import LOSSES, loss_function, loss_gradients
+from mirabelle.fitting.gradients import LossOption, loss_function, loss_gradients
 from mirabelle.fitting.gram import gram_matrices, has_rows
 from mirabelle.fitting.least_squares import reconstruct
 from mirabelle.sources.networks import for_data
@@ -67,25 +69,15 @@ def sparsify(
         Doc("how much a weight matters; None is obs, and magnitude without data"),
     ] = None,
     data: Annotated[Iterable | None, Doc("batches for the criterion and for the repair")] = None,
-    loss: Annotated[
-        str | Callable | None, OneOf(LOSSES), FromRun, Doc("of taylor; None is cross entropy")
-    ] = None,
-    step: Annotated[
-        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
-    ] = None,
-    batches: Annotated[
-        int, Ge(1), Doc("batches of data for the criterion and for the repair")
-    ] = 16,
+    loss: Annotated[LossOption, Doc("of taylor; None is cross entropy")] = None,
+    step: StepOption = None,
+    batches: BatchesOption = 16,
     allocation: Annotated[
         str | None,
         OneOf(ALLOCATIONS),
         Doc("how the zeros are spread over the layers; None is global for obs, lamp for others"),
     ] = None,
-    keep: Annotated[
-        Iterable[str],
-        Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters that are left alone, by path"),
-    ] = (),
+    keep: KeepOption = (),
     least: Annotated[
         float, Ge(0), Le(1), Doc("the share of every layer that always stays")
     ] = 0.005,
@@ -99,7 +91,7 @@ def sparsify(
         Ge(1),
         Doc("so many cuts, with scores and repair anew for each; None is 4 with least-squares"),
     ] = None,
-    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    seed: Annotated[SeedOption, FromRun] = 0,
 ) -> nn.Module:
     """A copy of `model` in which the share `sparsity` of its weights is zero, and stays zero.
 
@@ -140,6 +132,7 @@ def sparsify(
         84
     """
     model = check_network(for_data(model, data))
+    keep = check_keep(model, keep)
     loss = loss_function(loss, step)
     if criterion is None:
         criterion = "magnitude" if data is None else "obs"
