@@ -18,6 +18,7 @@ from mirabelle.compression.api import compress
 from mirabelle.compression.study import Study
 from mirabelle.measurement.accuracy import scores_of
 from mirabelle.measurement.macs import count_macs
+from mirabelle.report.schema import Report, unknown
 from tests import tiny
 
 QUICK = 0.3  # seconds of timing
@@ -88,6 +89,7 @@ def test_the_report_says_what_was_tried(searched):
     page = found.report.read_text(encoding="utf-8")
     assert "<html" in page and "compressed" in page
     numbers = json.loads((found.folder / "report.json").read_text(encoding="utf-8"))
+    assert unknown(Report, numbers) == []
     assert len(numbers["front"]) == len(found.points) and any(p["best"] for p in numbers["front"])
     assert {r["form"] for r in numbers["search"]["plan"]} <= {"int8", "float"}
     assert numbers["limits"][0]["met"] and numbers["search"]["trials"] >= 1
