@@ -29,6 +29,7 @@ from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.fitting.gradients import LossOption, loss_function
+from mirabelle.graph.open_graph import open_graph
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
 from mirabelle.pruning.checks import check_groups, check_settings
@@ -315,9 +316,11 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
         for g in coupling.groups
     }
+    captured = None
     if settings.depth:
+        captured = open_graph(model, coupling.inputs)
         known = known_blocks(coupling, settings.keep)
-        losses = block_losses(model, coupling, data or (), [b.name for b in known])
+        losses = block_losses(model, captured, data or (), [b.name for b in known])
         cost_of = costs_without(coupling, cost, _trained(model, coupling))
         at_most = fraction * whole
         if gone := to_skip(coupling, known, losses, scores, cost_of, at_most, align, least):
@@ -338,7 +341,9 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         else cut(fraction)
     )
     if repair is not None and data is not None:
-        small = REPAIRS[repair](small, Cut(model, coupling, removed), data, settings.batches)
+        small = REPAIRS[repair](
+            small, Cut(model, coupling, removed, captured), data, settings.batches
+        )
     return Planned(small, coupling, removed)
 
 

@@ -24,6 +24,7 @@ from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_b
 from mirabelle.fitting.gradients import LossOption, loss_function, loss_gradients
 from mirabelle.fitting.gram import gram_matrices, has_rows
 from mirabelle.fitting.least_squares import reconstruct
+from mirabelle.graph.open_graph import CapturedOnce
 from mirabelle.sources.networks import for_data
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.allocation import ALLOCATIONS, check_reachable
@@ -151,7 +152,7 @@ def sparsify(
         rounds = ROUNDS if repair == "least-squares" else 1
     _check_grows(model, _layers(model, keep, rows_of(block)), sparsity)
     seed_everything(seed)
-    sparse = model
+    sparse, captured = model, CapturedOnce(model)
     for i in range(1, rounds + 1):
         sparse = cut(
             sparse,
@@ -166,9 +167,11 @@ def sparsify(
             keep=keep,
             least=least,
             repair=repair,
+            captured=captured,
         )
     if repair == "least-squares" and data is not None:
-        sparse = as_long_as(sparse, model, _example(data))
+        example = _example(data)
+        sparse = as_long_as(sparse, model, example, captured(example))
     return sparse
 
 
@@ -193,8 +196,11 @@ def cut(
     keep: Iterable[str],
     least: float,
     repair: str | None,
+    captured: CapturedOnce | None = None,
 ) -> nn.Module:
-    """One cut of `sparsify`. original: what the repair takes for its reference."""
+    """One cut of `sparsify`. original: what the repair takes for its reference; captured: its
+    graph, for several cuts.
+    """
     layers = _layers(model, keep, rows_of(block))
     density, before = 1 - sparsity, masks.zeros(model)
     units = {layer.name: by_block((layer.weight != 0).double(), layer.block) for layer in layers}
@@ -217,7 +223,8 @@ def cut(
         )
     masks.mark(sparse, {layer.name: layer.block for layer in layers})
     masks.enforce(sparse, pruned)
-    return _mended(sparse, original, pruned, repair, data, batches)
+    captured = captured or CapturedOnce(original)
+    return _mended(sparse, captured, pruned, repair, data, batches)
 
 
 def _check_grows(model: nn.Module, layers: Sequence[ScoredLayer], sparsity: float) -> None:
@@ -242,7 +249,7 @@ def _all_but_best(scores: torch.Tensor, kept: int) -> torch.Tensor:
 
 def _mended(
     sparse: nn.Module,
-    original: nn.Module,
+    captured: CapturedOnce,
     pruned: dict[str, torch.Tensor],
     repair: str | None,
     data: Iterable | None,
@@ -252,12 +259,9 @@ def _mended(
         return sparse
     if repair == "bn":
         return reestimate_batchnorm(sparse, data, batches)
-    return reestimate_where_better(
-        reconstruct(sparse, original, _example(data), {}, data, batches, pruned),
-        original,
-        data,
-        batches,
-    )
+    original, example = captured.model, _example(data)
+    fitted = reconstruct(sparse, original, example, {}, data, batches, pruned, captured(example))
+    return reestimate_where_better(fitted, original, data, batches)
 
 
 def _example(data: Iterable) -> Batch:
