@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,16 @@ from torch import fx, nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import as_batch
-from mirabelle.base.files import atomic, write_json
+from mirabelle.base.files import copy_file, write_json
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point, front
-from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import DROP, Goal, sure_of
 from mirabelle.compression.page import report_of
 from mirabelle.compression.search import Search
 from mirabelle.compression.trial import Setting
 from mirabelle.graph.artifacts import time_in_turn
 from mirabelle.measurement.accuracy import Scores
+from mirabelle.measurement.judge import Judge
 from mirabelle.measurement.latency import Latency
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.report import write
@@ -145,8 +144,6 @@ def _place(setting: Setting, best: Point) -> None:
     """Copies the best network and its files to where they are easily found."""
     folder, runtime = setting.folder, setting.runtime
     for name in FILES:
-        with atomic(folder / "model" / name) as temporary:
-            shutil.copyfile(folder / best.folder / "network" / name, temporary)
+        copy_file(folder / best.folder / "network" / name, folder / "model" / name)
     for source in RUNTIMES[runtime].files(file_of(folder, best, runtime)):
-        with atomic(folder / runtime / source.name) as temporary:
-            shutil.copyfile(source, temporary)
+        copy_file(source, folder / runtime / source.name)

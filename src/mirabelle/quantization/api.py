@@ -21,12 +21,13 @@ from mirabelle.base.keep import names_of
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.measurement.accuracy import MetricOption
+from mirabelle.measurement.judge import Judge
 from mirabelle.onnx_files.source import source_of
 from mirabelle.onnx_files.write_back import check_opset
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS, rules_for
 from mirabelle.quantization.prepared import Grids, Prepared, prepared, repaired
 from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
-from mirabelle.quantization.search.fallback import Judge, within
+from mirabelle.quantization.search.fallback import within
 from mirabelle.quantization.search.repairs import best_repairs
 from mirabelle.quantization.search.timing import fastest
 from mirabelle.quantization.simulation.calibrated import Calibrated, adopt_weights
