@@ -14,7 +14,6 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.channels.groups import Coupling, Group
 
-
 Scores = Mapping[str, torch.Tensor]
 
 
