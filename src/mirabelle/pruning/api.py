@@ -287,7 +287,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     """`prune` in one cut, with what was found in the network and what was removed of it."""
     model = check_network(model)
     check_settings(model, settings)
-    data, repair, criterion = settings.data, settings.repair, settings.criterion
+    data, repair = settings.data, settings.repair
     inputs = example_inputs(x)
     coupling = analyze(model, inputs, settings.keep)
     check_groups(model, coupling)
@@ -302,20 +302,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
     seed_everything(settings.seed)
-    stats = collect(
-        model,
-        coupling,
-        data,
-        loss_function(settings.loss),
-        settings.batches,
-        needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS),
-        by_sample=criterion in NEEDS_SAMPLES,
-    )
-    score = resolve(criterion, CRITERIA, "criterion")
-    scores = {
-        g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
-        for g in coupling.groups
-    }
+    scores = _scores(model, coupling, settings)
     captured = None
     if settings.depth:
         captured = open_graph(model, coupling.inputs)
@@ -345,6 +332,25 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
             small, Cut(model, coupling, removed, captured), data, settings.batches
         )
     return Planned(small, coupling, removed)
+
+
+def _scores(model: nn.Module, coupling: Coupling, settings: Settings) -> dict[str, torch.Tensor]:
+    """By group, what the criterion says of each channel."""
+    data, criterion = settings.data, settings.criterion
+    stats = collect(
+        model,
+        coupling,
+        data,
+        loss_function(settings.loss),
+        settings.batches,
+        needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS),
+        by_sample=criterion in NEEDS_SAMPLES,
+    )
+    score = resolve(criterion, CRITERIA, "criterion")
+    return {
+        g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
+        for g in coupling.groups
+    }
 
 
 def _without(
