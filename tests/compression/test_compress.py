@@ -15,6 +15,7 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.base.data import batches
+from mirabelle.base.files import read_json
 from mirabelle.compression import finish, trial
 from mirabelle.compression.api import compress
 from mirabelle.compression.study import Study
@@ -197,6 +198,24 @@ from mirabelle.compression import finish, trial
 trial.SECONDS = finish.SECONDS = 0.3
 t.compress(t.trained(), t.small_loaders(), macs=0.5, minutes=0.5, folder={folder!r})
 """
+
+
+@pytest.mark.slow
+def test_the_minutes_are_kept(tmp_path):
+    """By the search's own clock: no phase begins that does not fit, and there is an end to each."""
+    folder = tmp_path / "study"
+    found = compress(
+        trained(),
+        small_loaders(),
+        accuracy_drop=0.1,
+        minimize="macs",
+        minutes=1.0,
+        folder=folder,
+        check=False,
+    )
+    seconds = read_json(folder / "clock.json")["seconds"]
+    assert seconds <= 66
+    assert found.missed == [] and found.artifact.path.is_file()
 
 
 @pytest.mark.slow

@@ -49,7 +49,9 @@ class Policy:
         """What to try next, as the points so far say; None where nothing fits into the time."""
         points, running = self.study.points(), self.study.running()
         if not points and not running:
-            return self._without_training(self.whole, "without a cut", self.uncut == 1.0)
+            limited = self.whole < self.uncut
+            why = "cut to the limit, without training" if limited else "without a cut"
+            return self._without_training(self.whole, why, self.uncut == 1.0)
         around = self.budget.around(points)
         left = self.budget.left(points) - around
         if left <= 0:

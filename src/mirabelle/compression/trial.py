@@ -174,10 +174,11 @@ class Trial:
     def _distilled(
         self, student: nn.Module, seconds: float, steps: int, name: str = "", slower: float = 1.0
     ) -> Trained:
-        """Trained for the time, or the steps. Trainings that go on as far from the original read
-        the same data in the same order, so that the cache knows what the teacher says of them.
+        """Trained for the time, or the steps. All trainings read the same data in the same order,
+        so that the cache knows what the teacher says of them: to ask it takes longer than to train
+        a network that is cut deeply.
         """
-        setting, start = self.setting, self.proposal.start
+        setting = self.setting
         return distill(
             student,
             setting.model,
@@ -186,7 +187,7 @@ class Trial:
             steps=steps,
             seconds=seconds,
             lr=None if self.rate is None else self.rate / slower,
-            seed=setting.seed + (0 if start is None else start.steps > 0) + bool(name),
+            seed=setting.seed,
             cache=setting.cache,
             views=VIEWS,
             progress=f"trial {self.number}{name}",
