@@ -123,6 +123,17 @@ def test_deeper_networks_go_on_from_trained_ones():
     assert max(p.steps for p in trained) > 1.5 * max(p.own for p in trained)
 
 
+def test_a_network_that_just_misses_the_limit_is_trained_further():
+    """It lost 0.6 points; with more than twice the steps it is expected to lose less than half."""
+    made = Made(8, lambda share, steps: 0.0 if share > 0.59 else 0.006, accuracy_drop=0.005)
+    for _ in range(2):
+        made.carry_out(made.policy.next())
+    last = made.policy.next()
+    assert last.start is made.found[1] and not last.cut
+    left = made.budget.left(made.found) - made.budget.around(made.found)
+    assert last.seconds == pytest.approx(left)
+
+
 def test_in_little_time_depths_are_tried_without_training():
     made = Made(
         3,

@@ -24,7 +24,8 @@ WORTH = 8.0  # times what a trial takes beside it: a training is to take as long
 FIRST, LAST = 0.3, 0.4  # of the time for training: the first one, and the last
 ONLY = 0.45  # the first one, where there are two
 AGAIN = 1.5  # times the time for training that was known: it is shared out anew
-LEFT = 0.8  # of a drop is expected to be left by the last training
+LEFT = 0.8  # of a drop is expected to be left by the last training, with a cut before it
+POWER, LEAST = 0.35, 0.5  # of the steps drops fall with, without a cut; and at least this is left
 AIM = 0.9  # of the limit, in the last training
 FEWEST = 40  # steps of training: fewer unsettle a network, and say nothing of it
 USUAL_RATE = 1e-3
@@ -106,6 +107,9 @@ class Policy:
         if any(abs(t / share - 1) < CLOSE for t in taken):
             share *= 1 + 2 * CLOSE  # another process is at it: this one is on the safe side
             depth = self.depths.depth(share)
+        open_ = None if taken else self._promising(points, seconds)
+        if open_ is not None and self._cost(open_) <= (1 + CLOSE) * share:
+            return self._further(open_, seconds)
         held = [self._cost(p) for p in points if self._goal.holds(p, sure)]
         start = self._start(points, depth + CLOSE)
         if held and share > (1 - CLOSE / 2) * min(held):
@@ -261,6 +265,18 @@ class Policy:
             return ONLY * training, (1 - ONLY) * training, (1 - ONLY) * training
         each = (1 - FIRST - LAST) / (count - 2)
         return FIRST * training, each * training, LAST * training
+
+    def _promising(self, points: Sequence[Point], seconds: float) -> Point | None:
+        """The cheapest network that misses the limit, and is expected to hold it after so much more
+        training.
+        """
+        known = []
+        for p in points:
+            more = seconds / self.budget.step(p.costs["macs"], points)
+            left = max(LEAST, (p.steps / (p.steps + more)) ** POWER)
+            if p.steps and p.drop * left <= self._target(points) < p.drop:
+                known.append(p)
+        return min(known, key=self._cost, default=None)
 
     def _cost(self, point: Point) -> float:
         return float(point.costs[self._goal.quantity])
