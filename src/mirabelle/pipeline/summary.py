@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from mirabelle.base.version import __version__
+from mirabelle.measurement.changed import read_changed
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters, macs_by_module
-from mirabelle.pipeline.changed import read_changed
 from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State

@@ -52,7 +52,7 @@ def render(report: dict) -> str:
         data(report),
         downloads(report),
         how_measured(report),
-        recipe(report.get("recipe")),
+        recipe(report.get("recipe"), bool(report.get("search"))),
     ]
     body = [p for p in parts if p]
     foot = "The same figures, unrounded, are in report.json beside this page."

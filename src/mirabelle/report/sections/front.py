@@ -109,6 +109,7 @@ def _drawn(point: dict, named: bool, report: dict) -> dict:
     figures = [show_axis(report)(y), units.milliseconds(x)]
     figures += [units.size(point["bytes"])] if number(point.get("bytes")) is not None else []
     figures += [f"{k} {v}" for k, v in child(point, "knobs").items()]
+    figures += [str(point["why"])] if point.get("why") else []
     label = svg.short(name, 20) if named else ""
     title = f"{name}: {', '.join(figures)}"
     return {"label": label, "x": x, "y": y, "low": low, "high": high, "title": title}
