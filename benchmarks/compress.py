@@ -113,7 +113,7 @@ def search(asked: dict[str, Any]) -> dict[str, Any] | None:
     if not recipe.is_file():
         print("run `make demo` first: its file is what the search is compared with")
         return None
-    data, folder = fashion.data(), Path("runs") / f"benchmark-compress-{asked['seed']}"
+    data, folder = fashion.plain(), Path("runs") / f"benchmark-compress-{asked['seed']}"
     found = compress(
         fashion.resnet(),
         data,

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,17 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.base.data import batches
+from mirabelle.base.files import read_json
 from mirabelle.compression import finish, trial
 from mirabelle.compression.api import compress
 from mirabelle.compression.study import Study
 from mirabelle.measurement.accuracy import scores_of
 from mirabelle.measurement.macs import count_macs
+from mirabelle.pipeline.recipe import parse
+from mirabelle.pipeline.yaml_file import read_yaml
 from mirabelle.report.schema import Report, unknown
+from mirabelle.report.sections.recipe import as_yaml
+from mirabelle.runtimes import load as open_file
 from tests import tiny
 
 QUICK = 0.3  # seconds of timing
@@ -27,6 +34,10 @@ QUICK = 0.3  # seconds of timing
 def trained() -> nn.Module:
     """The tiny network after a few steps, which tells three brightnesses apart."""
     return mb.fit(tiny.model(), tiny.data()[0], steps=40, lr=0.02)
+
+
+def loaders() -> Any:
+    return SimpleNamespace(**small_loaders())
 
 
 def small_loaders() -> dict:
@@ -96,6 +107,57 @@ def test_the_report_says_what_was_tried(searched):
     assert all(a.costs["macs"] <= b.costs["macs"] for a, b in zip(found.front, found.front[1:]))
 
 
+def test_the_recipe_has_the_structure_without_the_search(searched):
+    """Its cuts make a network with the shapes of the best one; what it trained is said."""
+    model, _, found = searched
+    recipe = parse(read_yaml(found.recipe), str(found.recipe))
+    assert recipe.model == "module:callable" and "module:callable for" in found.recipe.read_text()
+    assert {"export": {"runtimes": ["onnxruntime"]}} in found.numbers["recipe"]["steps"]
+    small, x = model, next(batches(tiny.data()[0])).args[0]
+    for step in recipe.steps:
+        if step.name == "prune":
+            small = mb.prune(small, x[:1], data=[x], **step.options)
+    best = mb.load(found.folder / found.best.folder / "student", model)
+    shapes = {n: t.shape for n, t in best.state_dict().items()}
+    assert shapes != {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in small.state_dict().items()} == shapes
+    taught = [s.options["steps"] for s in recipe.steps if s.name == "distill"]
+    assert sum(taught) == found.best.steps
+
+
+@pytest.mark.slow
+def test_the_recipe_runs(searched, tmp_path):
+    _, _, found = searched
+    here = "tests.compression.test_compress:"
+    named = {"model": f"{here}trained", "data": f"{here}loaders"}
+    text = as_yaml({**found.numbers["recipe"], **named, "steps": _short(found.numbers["recipe"])})
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    run = mb.run(tmp_path / "recipe.yaml", folder=tmp_path / "run")
+    assert run.report["stages"][-1]["macs"] == found.best.macs
+
+
+def _short(recipe):
+    """The steps, with few of training."""
+    return [
+        {"distill": {**s["distill"], "steps": 2}} if "distill" in s else s for s in recipe["steps"]
+    ]
+
+
+def test_pictures_whose_class_changed(searched):
+    """Pixels are few here: 8 on a side are pictures."""
+    _, _, found = searched
+    changed = found.numbers["changed"]
+    test = tiny.data()[2]
+    original = open_file(found.folder / "original" / "model.onnx", "onnxruntime")
+    before, after = (
+        torch.cat([torch.as_tensor(file.predict(b)).argmax(1) for b in batches(test)])
+        for file in (original, found.artifact)
+    )
+    count = int((before != after).sum())
+    assert (changed or {"changed": 0})["changed"] == count
+    assert count == 0 or "changed class" in found.report.read_text(encoding="utf-8")
+
+
 def test_the_same_call_again_is_the_same_result_at_once(searched):
     model, _, found = searched
     start = time.monotonic()
@@ -138,6 +200,24 @@ from mirabelle.compression import finish, trial
 trial.SECONDS = finish.SECONDS = 0.3
 t.compress(t.trained(), t.small_loaders(), macs=0.5, minutes=0.5, folder={folder!r})
 """
+
+
+@pytest.mark.slow
+def test_the_minutes_are_kept(tmp_path):
+    """By the search's own clock: no phase begins that does not fit, and there is an end to each."""
+    folder = tmp_path / "study"
+    found = compress(
+        trained(),
+        small_loaders(),
+        accuracy_drop=0.1,
+        minimize="macs",
+        minutes=1.0,
+        folder=folder,
+        check=False,
+    )
+    seconds = read_json(folder / "clock.json")["seconds"]
+    assert seconds <= 66
+    assert found.missed == [] and found.artifact.path.is_file()
 
 
 @pytest.mark.slow

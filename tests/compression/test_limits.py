@@ -18,7 +18,6 @@ def goal(**given):
 def point(latency, drop, half=0.001, **given):
     made = Point(
         trial=0,
-        stage=2,
         steps=9,
         knobs={},
         plan={"loss": 0.1},
@@ -77,13 +76,12 @@ def test_where_nothing_holds_the_nearest():
     assert wanted.missed(points[0], sure=False) == ["accuracy_drop"]
 
 
-def test_early_points_are_compared_by_what_training_leaves():
-    """Before training 0.4 points and 0.35 of it left: it is expected to hold, and is cheaper."""
+def test_points_are_compared_by_cost_and_by_how_far_they_miss_the_limit():
     wanted = goal(accuracy_drop=0.005)
-    early = [point(0.5, 0.001, stage=0), point(0.3, 0.012, stage=0), point(0.1, 0.3, stage=0)]
-    assert min(early, key=wanted.score) is early[1]
-    assert wanted.score(early[1]) == pytest.approx(0.3)
-    assert wanted.score(early[2]) == pytest.approx(0.1 * (1 + (0.3 * 0.35 - 0.005) / 0.005))
+    points = [point(0.5, 0.001), point(0.3, 0.004), point(0.1, 0.3)]
+    assert min(points, key=wanted.score) is points[1]
+    assert wanted.score(points[1]) == pytest.approx(0.3)
+    assert wanted.score(points[2]) == pytest.approx(0.1 * (1 + (0.3 - 0.005) / 0.005))
 
 
 def test_the_data_can_tell_where_intervals_are_narrow():

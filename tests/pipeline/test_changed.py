@@ -11,8 +11,8 @@ import torch
 
 from mirabelle.base import png
 from mirabelle.base.data import Batch
-from mirabelle.pipeline import changed as changes
-from mirabelle.pipeline.changed import Album, Watch, pixels_of, read_changed, scaled
+from mirabelle.measurement import changed as changes
+from mirabelle.measurement.changed import Album, Watch, pixels_of, read_changed, scaled
 from mirabelle.sources.preprocessing import Preprocessing
 
 

@@ -8,9 +8,11 @@ from torch import nn
 import mirabelle as mb
 from examples import shapes
 from mirabelle.base.data import as_batch
+from mirabelle.base.errors import InputError
 from mirabelle.pruning.settings import with_pictures
 from mirabelle.sources import synthetic
 from mirabelle.sources.synthetic import SCALES, dead_leaves, is_picture, pictures_for
+from mirabelle.verification import sqnr
 
 
 def leaves(seed=0, shape=(16, 3, 32, 48)):
@@ -143,3 +145,24 @@ def test_data_that_are_given_are_those_that_are_used(shapes_and_test):
     data = [shapes_and_test[1][:4]]
     given = {"criterion": None, "repair": "auto", "depth": False, "seed": 0, "data": data}
     assert with_pictures(shapes_and_test[0], data[0][:1], given)["data"] is data
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_integers_without_data(named, shapes_and_test, tmp_path):
+    """A network, or its ONNX file, which says its inputs: the oracle is the float network."""
+    network, images, _ = shapes_and_test
+    model, example = network, images[:1]
+    if named:
+        model, example = mb.export(network, tmp_path, inputs=images[:1]).path, None
+    q = mb.quantize(model, inputs=example, repair=None)
+    with torch.no_grad():
+        exact, found = network(images), q(images)
+    assert sqnr(exact.numpy(), found.numpy()) > 30
+    assert float((exact.argmax(1) == found.argmax(1)).float().mean()) > 0.98
+
+
+def test_integers_for_what_takes_no_picture_need_data():
+    with pytest.raises(InputError, match="quantize needs data="):
+        mb.quantize(nn.Linear(3, 3), inputs=torch.zeros(1, 3))
+    with pytest.raises(InputError, match="give inputs"):
+        mb.quantize(nn.Linear(3, 3))

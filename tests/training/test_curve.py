@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
+from mirabelle.training import loop
 from mirabelle.training.api import LabelsObjective, train
 from mirabelle.training.curve import MOST, Curve, joined
 from tests.training.test_train import StopError, interrupted, loader, model
@@ -77,3 +78,33 @@ def test_a_training_records_its_curve_and_goes_on_with_it(tmp_path):
     a, b, c = next(iter(found["loss"].values()))[:3]
     assert (2 * a + 2 * b + c) / 5 == pytest.approx(whole.history[0][next(iter(found["loss"]))])
     assert json.loads(json.dumps(asdict(Curve()))) == asdict(Curve())
+
+
+class Watch:
+    """A clock that a loss moves on: each step takes as long as it says."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.count = 0.0, seconds, 0
+
+    def monotonic(self):
+        return self.now
+
+    def __call__(self, network, batch):
+        self.now += self.seconds(self.count)
+        self.count += 1
+        return {"loss": network(*batch.args).square().mean()}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [(lambda i: 1.0, 20), (lambda i: 4.0, 10), (lambda i: 1.0 if i < 8 else 8.0, 12)],
+    ids=["it fits", "too slow", "slower later"],
+)
+def test_time_shortens_a_training_and_its_schedule(monkeypatch, seconds, steps):
+    """Of 20 steps in 40 seconds; the rate is at the end of its fall all the same."""
+    watch = Watch(seconds)
+    monkeypatch.setattr(loop, "time", watch)
+    found = train(model(), loader(), watch, steps=20, seconds=40.0, lr=0.01)
+    assert found.steps == steps == len(found.curve["lr"])
+    assert watch.now <= 40.0
+    assert found.curve["lr"][-1] < 0.2 * found.curve["lr"][0]

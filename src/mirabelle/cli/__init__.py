@@ -76,6 +76,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "remove the least important channels of a network",
         "mirabelle prune timm:resnet18 --data photos --macs 0.5 --folder out",
     ),
+    "factorize": (
+        "techniques:factorize",
+        "make two thin layers of each layer of low rank",
+        "mirabelle factorize timm:vit_tiny_patch16_224 --data photos --macs 0.6 --folder out",
+    ),
     "distill": (
         "techniques:distill",
         "train a network on what another says of the data",

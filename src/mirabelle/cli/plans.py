@@ -16,7 +16,7 @@ from mirabelle.pipeline.inputs import Opened, check, check_pictures
 from mirabelle.pipeline.recipe import OPTIONS, Recipe
 
 # How often a step runs the network on a sample, in passes; measured on small networks, and rough.
-PASSES = {"quantize": 9.0, "verify": 14.0, "sparsify": 12.0, "prune": 8.0}
+PASSES = {"quantize": 9.0, "verify": 14.0, "sparsify": 12.0, "prune": 8.0, "factorize": 8.0}
 TRAINED = 3.0  # a training step, in passes of its samples
 TIMED = 14.0  # seconds that latency is measured
 EXPORTED = 6.0  # seconds for a file, with capture

@@ -1,5 +1,5 @@
-"""The commands that change a network: prune, distill, quantize. Each is a recipe with one step, and
-an export after it, and leaves what a run leaves.
+"""The commands that change a network: prune, factorize, distill, quantize. Each is a recipe with
+one step, and an export after it, and leaves what a run leaves.
 """
 
 from __future__ import annotations
@@ -103,5 +103,6 @@ def _done(
 
 
 prune = _technique("prune", "Remove the least important channels of a network.")
+factorize = _technique("factorize", "Make two thin layers of each layer of low rank.")
 distill = _technique("distill", "Train a network on what another says of the data.", ("weights",))
 quantize = _technique("quantize", "Make a network compute with integers, verified on the runtime.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +20,15 @@ from mirabelle.base.interruption import interruptible
 from mirabelle.base.keep import names_of
 from mirabelle.base.options import Expected, OneOf, declared
 from mirabelle.base.progress import console
+from mirabelle.compression.budget import Budget, measured_steps, share_of_test
 from mirabelle.compression.clock import Clock, locked
 from mirabelle.compression.finish import file_of, finish, network_of
 from mirabelle.compression.front import Point, front
 from mirabelle.compression.limits import COSTS, DROP, Goal
-from mirabelle.compression.parts import parts
+from mirabelle.compression.parts import Source, parts
+from mirabelle.compression.recipe import FILE
 from mirabelle.compression.result import Compressed
-from mirabelle.compression.search import Search, step_seconds
+from mirabelle.compression.search import Search
 from mirabelle.compression.setup import check_study, identity, prepared
 from mirabelle.compression.study import Study
 from mirabelle.measurement.accuracy import MetricOption
@@ -34,7 +37,7 @@ from mirabelle.runtimes import RuntimeOption, check_runs_here
 from mirabelle.runtimes import load as open_file
 from mirabelle.sources import networks
 from mirabelle.sources.check import check as check_pictures
-from mirabelle.sources.data import from_any
+from mirabelle.sources.data import Data, from_any
 
 IDENTITY = "identity"
 
@@ -112,11 +115,12 @@ def compress(
 
     For each layer there is a menu. What an entry loses is predicted in squared error of the
     network's outputs, what it costs in milliseconds that the runtime's profiler has shown. One
-    knapsack chooses from all menus. How deep to cut, in how many rounds and how to train is left
-    to a search (Optuna, with successive halving). Choices use training, calibration and validation
-    data. The test data are read once, at the end.
+    knapsack chooses from all menus. How deep to cut is searched for: one network at a middle depth
+    is trained for long; others close in on the limit, each cut further from a trained one. What is
+    left of the time draws other ways of training (Optuna). Choices use training, calibration and
+    validation data. The test data are read once, at the end.
 
-    Returns a `Compressed`: `model`, `artifact`, `front`, `report`.
+    Returns a `Compressed`: `model`, `artifact`, `front`, `report`, `recipe`.
     Raises `InputError` for limits that say nothing, data that cannot be split, and networks
     without a channel to prune, before anything takes long.
     Source: Hassibi and Stork 1993, section 3 (losses); Shen et al. 2022 (HALP: the knapsack over
@@ -132,7 +136,7 @@ def compress(
     """
     options = dict(locals())
     goal = Goal.of(options)
-    network, data = _opened(model, data, seed)
+    network, data, source = _opened(model, data, seed)
     if quantization(network) is not None:
         raise InputError("this network is quantized already; compress the float network")
     check_float32(network)
@@ -142,15 +146,15 @@ def compress(
         given = parts(data, seed)
         name = identity(network, given, goal, options, seed)
         where = Path("runs") / f"compress-{name[:8]}" if folder is None else Path(folder)
-        result = _searched(network, given, goal, options, where, name)
+        result = _searched(network, given, goal, options, where, name, source)
     if result.missed and check:
         raise LimitError(f"{'; '.join(result.missed)}. Everything is kept in {result.folder}")
     return result
 
 
-def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any]:
+def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any, Source]:
     """The network and the data that are named, or that are given themselves."""
-    found, named = networks.find(model), None
+    found, named, given = networks.find(model), None, data
     if isinstance(data, (str, Path)) or (isinstance(data, Mapping) and "folder" in data):
         named = from_any(data, found.how, found.classes or None, seed)
         data = named.loaders
@@ -162,11 +166,27 @@ def _opened(model: Any, data: Any, seed: int) -> tuple[nn.Module, Any]:
         console.print(f"{named}; pictures: {named.how}", style="dim")
         for doubt in check_pictures(network, named).warnings:
             console.print(f"warning: {doubt}", style="yellow")
-    return network, data
+    return network, data, _source(model, given, found, named)
+
+
+def _source(model: Any, given: Any, found: Any, named: Data | None) -> Source:
+    """What the network and the data are called, and how the pictures are shown."""
+    name = str(model) if isinstance(model, (str, Path)) else None
+    if named is None:
+        return Source(name)
+    asked = dict(given) if isinstance(given, Mapping) else str(given)
+    table = named.table
+    return Source(name, asked, named.how, (table.classes if table else ()) or found.classes)
 
 
 def _searched(
-    model: nn.Module, given: Any, goal: Goal, options: Mapping[str, Any], folder: Path, name: str
+    model: nn.Module,
+    given: Any,
+    goal: Goal,
+    options: Mapping[str, Any],
+    folder: Path,
+    name: str,
+    source: Source,
 ) -> Compressed:
     """The search of `folder`, from where it stands until its time is over, and its result."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,15 +200,16 @@ def _searched(
         if clock.tick() <= 0 and _is_finished(folder, study):
             return _result(model, goal, options["runtime"], study, folder)
         say_start(given, goal, folder, clock)
-        setting = prepared(model, given, goal, options, folder)
-        search = Search(setting, study, clock, seconds, step_seconds(setting))
-        with locked(folder / "begin.lock"):
-            if not study.study.trials:
-                search.begin()
+        began = time.monotonic()
+        setting = prepared(model, given, goal, options, folder, source)
+        tables = time.monotonic() - began
+        share = share_of_test(setting)
+        search = Search(
+            setting, study, Budget(clock, seconds, measured_steps(setting), tables, share)
+        )
         search.run()
         with locked(folder / "finish.lock"):
             if not _is_finished(folder, study):
-                search.polish()
                 finish(search)
         return _result(model, goal, options["runtime"], study, folder)
     finally:
@@ -222,6 +243,7 @@ def _result(model: nn.Module, goal: Goal, runtime: str, study: Study, folder: Pa
         front(points, goal.quantity),
         points,
         folder / "report.html",
+        folder / FILE,
         list(found["missed"]),
         read_json(folder / "report.json"),
         folder,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point, front
 from mirabelle.compression.limits import DROP, Goal, sure_of
 from mirabelle.compression.page import report_of
+from mirabelle.compression.recipe import recipe_of, write_recipe
 from mirabelle.compression.search import Search
 from mirabelle.compression.trial import Setting
 from mirabelle.graph.artifacts import time_in_turn
 from mirabelle.measurement.accuracy import Scores
+from mirabelle.measurement.changed import Album, Watch, described
 from mirabelle.measurement.judge import Judge
 from mirabelle.measurement.latency import Latency
 from mirabelle.quantization.simulation.description import quantization
@@ -31,8 +34,10 @@ from mirabelle.store import FILES, load
 from mirabelle.verification.api import verify
 
 MOST = 5  # points of the front that the test data judge
-SECONDS = 12.0  # of timing all of them in turn
+SECONDS = 12.0  # of timing all of them in turn, at most
 VERIFIED = 64  # samples
+FEW = 4  # samples that are verified first, to see how long it takes
+JUDGING, TIMING, VERIFYING = 0.5, 0.2, 0.3  # of the time that is left, at most
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,25 @@ class Tested:
 
 def finish(search: Search) -> dict[str, Any]:
     """Chooses, tests and writes everything; returns the report."""
-    setting, goal = search.setting, search.setting.goal
+    setting, goal, budget = search.setting, search.setting.goal, search.budget
     points = search.study.points()
+    left = max(0.0, budget.clock.tick())
     sure = sure_of(goal, points)
     best = goal.best(points, sure)
-    chosen = _chosen(front(points, goal.quantity), best)
-    tested = _tested(setting, chosen)
+    judging = budget.test * max(1e-3, best.took["validate"])
+    most = min(MOST, max(1, int(JUDGING * left / judging) - 1))
+    chosen = _chosen(front(points, goal.quantity), best, most)
+    watch = Watch(Album(setting.source.how), not setting.judge.labeled)
+    tested = _tested(setting, chosen, watch, min(SECONDS, max(TIMING * left, budget.timing)))
     network = network_of(setting.model, setting.folder, best)
-    verified = _verified(setting, network, tested[best.folder].artifact)
+    left = budget.clock.tick()
+    verified = _verified(setting, network, tested[best.folder].artifact, VERIFYING * left)
     missed = missed_of(goal, best, points, sure)
     report = report_of(setting, points, chosen, best, tested, network, verified, sure, missed)
-    _place(setting, best)
+    report["changed"] = _changed(setting, watch, best)
+    report["recipe"] = recipe_of(setting, points, best)
+    report["files"] = _place(setting, best)
+    write_recipe(report["recipe"], setting.folder)
     write(report, setting.folder)
     write_json(
         setting.folder / "result.json",
@@ -78,16 +91,29 @@ def file_of(folder: Path, point: Point, runtime: str) -> Path:
     return folder / point.folder / f"model{RUNTIMES[runtime].suffix}"
 
 
-def _chosen(found: list[Point], best: Point) -> list[Point]:
-    """At most `MOST` points of the front, spread evenly, with the best among them."""
-    places = np.unique(np.linspace(0, len(found) - 1, min(MOST, len(found))).round().astype(int))
-    spread = [found[i] for i in places]
-    return spread if best in spread else [*spread, best]
+def _chosen(found: list[Point], best: Point, most: int) -> list[Point]:
+    """The best point, and others of the front, spread evenly: at most so many in all."""
+    others = [p for p in found if p != best]
+    count = min(most - 1, len(others))
+    places = np.unique(np.linspace(0, len(others) - 1, count).round().astype(int))
+    return [*(others[i] for i in places), best]
 
 
-def _tested(setting: Setting, chosen: Sequence[Point]) -> dict[str, Tested]:
+def _changed(setting: Setting, watch: Watch, best: Point) -> dict[str, Any] | None:
+    """The test pictures whose class the best network changes."""
+    found = watch.found.get(f"{best.folder}/")
+    if found is None:
+        return None
+    source = setting.source
+    known = source.how is not None
+    return described(asdict(found), "compressed", setting.runtime, source.classes, known)
+
+
+def _tested(
+    setting: Setting, chosen: Sequence[Point], watch: Watch, seconds: float
+) -> dict[str, Tested]:
     """The original, under '', and the chosen points, by their folders. The test data are read here
-    and nowhere else.
+    and nowhere else. seconds: of timing.
     """
     files = {"": setting.base}
     files |= {
@@ -95,22 +121,28 @@ def _tested(setting: Setting, chosen: Sequence[Point]) -> dict[str, Tested]:
         for p in chosen
     }
     with timing():
-        times = time_in_turn(files, setting.inputs, SECONDS)
+        times = time_in_turn(files, setting.inputs, seconds)
     test = setting.parts.test
     labeled = as_batch(next(iter(test)), "batch 0 of the test data").target is not None
     judge = Judge(setting.model, test, setting.judge.asked, labeled)
     found = {}
     for name, file in files.items():
-        scores = judge.of_file(file, "testing")
+        scores = judge.of_file(file, "testing", watch, name)
         drop, low, high = judge.drop(scores)
         found[name] = Tested(file, times[name], scores, drop, (low, high))
     return found
 
 
-def _verified(setting: Setting, network: nn.Module, artifact: Artifact) -> list[dict[str, Any]]:
+def _verified(
+    setting: Setting, network: nn.Module, artifact: Artifact, seconds: float
+) -> list[dict[str, Any]]:
+    """The file against the integer reference, on few samples where more would take longer."""
     if not isinstance(network, fx.GraphModule) or quantization(network) is None:
         return []
-    found = verify(network, artifact, setting.few, samples=VERIFIED)
+    began = time.monotonic()
+    found = verify(network, artifact, setting.few, samples=FEW)
+    if (time.monotonic() - began) * VERIFIED / FEW <= seconds:
+        found = verify(network, artifact, setting.few, samples=VERIFIED)
     return [found.to_dict()]
 
 
@@ -140,10 +172,12 @@ def _help(goal: Goal, name: str, points: Sequence[Point]) -> str:
     return "give more minutes, more data, or a larger drop"
 
 
-def _place(setting: Setting, best: Point) -> None:
-    """Copies the best network and its files to where they are easily found."""
+def _place(setting: Setting, best: Point) -> dict[str, list[str]]:
+    """Copies the best network and its files to where they are easily found: names, by folder."""
     folder, runtime = setting.folder, setting.runtime
     for name in FILES:
         copy_file(folder / best.folder / "network" / name, folder / "model" / name)
-    for source in RUNTIMES[runtime].files(file_of(folder, best, runtime)):
+    sources = RUNTIMES[runtime].files(file_of(folder, best, runtime))
+    for source in sources:
         copy_file(source, folder / runtime / source.name)
+    return {runtime: [s.name for s in sources], "model": list(FILES)}

@@ -9,19 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Point:
-    """One network that was tried, at one stage of its training.
+    """One network that was tried.
 
-    trial: its number; stage: 0 before training; steps: of training so far. knobs: what the search
-    chose; plan: see `plan.Plan`. costs: shares of the original's, measured: `latency` on the
-    runtime, `size` of the file, `macs`. milliseconds, bytes, macs: the same, absolute. drop: of the
-    metric on validation data, as a fraction, with its paired 95 % interval; accuracy: the metric;
-    n: samples. loss: the squared error of the outputs relative to their energy, measured; None
-    after training. folder: where its files are, in the study's. history, curve: of the training,
-    see `Trained`.
+    trial: its number. start: the folder of the point that it goes on from; "" is the original.
+    steps: of training, with those of its starts; own: of these, its own. why: it was tried. knobs:
+    what the search chose; plan: see `plan.Plan`. costs: shares of the original's, measured:
+    `latency` on the runtime, `size` of the file, `macs`. milliseconds, bytes, macs: the same,
+    absolute. drop: of the metric on validation data, as a fraction, with its paired 95 % interval;
+    accuracy: the metric; n: samples. loss: the squared error of the outputs relative to their
+    energy, measured before training; None where it was not. folder: where its files are, in the
+    study's. took: seconds of each phase, and of a step. history, curve: of all training, see
+    `Trained`.
     """
 
     trial: int
-    stage: int
     steps: int
     knobs: Mapping[str, Any]
     plan: Mapping[str, Any]
@@ -35,7 +36,11 @@ class Point:
     n: int
     folder: str
     loss: float | None = None
+    start: str = ""
+    own: int = 0
+    why: str = ""
     seconds: float = 0.0
+    took: Mapping[str, float] = field(default_factory=dict, repr=False)
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     curve: dict[str, Any] = field(default_factory=dict, repr=False)
 

@@ -11,9 +11,6 @@ from mirabelle.compression.front import Point
 
 COSTS = ("latency", "size", "macs")
 DROP = "accuracy_drop"
-# By training stage: the share of the drop that training further is expected to leave, until trials
-# have shown it.
-LEFT = (0.35, 0.6, 0.85, 1.0)
 SMALLEST = (
     0.002  # of a drop, as a scale: smaller limits are not told apart by a few thousand images
 )
@@ -63,11 +60,9 @@ class Goal:
         """The cost by which plans are made: what is minimized, else the first that is limited."""
         return self.minimize if self.minimize != DROP else next(iter(self.costs))
 
-    def score(self, point: Point, left: Sequence[float] = LEFT) -> float:
-        """How far a point is from what is wanted, smaller is better: by this trials are compared at
-        the same stage of training. left: the share of the drop that further training leaves.
-        """
-        expected = max(0.0, point.drop * left[min(point.stage, len(left) - 1)])
+    def score(self, point: Point) -> float:
+        """How far a point is from what is wanted, smaller is better."""
+        expected = max(0.0, point.drop)
         over = sum(max(0.0, point.costs[n] / limit - 1) for n, limit in self.costs.items())
         if self.minimize == DROP:
             return expected + 10 * over
@@ -90,7 +85,7 @@ class Goal:
         """
         fits = [p for p in points if self.holds(p, sure)]
         if not fits:
-            return min(points, key=lambda p: self.score(p, (1.0,)))
+            return min(points, key=self.score)
         if self.minimize == DROP:
             return min(fits, key=lambda p: (p.drop, p.costs[self.quantity]))
         return min(fits, key=lambda p: (p.costs[self.minimize], p.drop))

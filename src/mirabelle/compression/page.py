@@ -78,8 +78,11 @@ def report_of(
             "points": len(points),
             "validation": {"n": best.n, "tells": sure},
             "plan": _plan(setting, best),
-            "predicted": {"loss": best.plan["loss"], "costs": dict(best.plan["costs"])},
-            "measured": {"loss": _loss(points, best), "costs": dict(best.costs)},
+            "predicted": {
+                "loss": _first(points, best).plan["loss"],
+                "costs": dict(best.plan["costs"]),
+            },
+            "measured": {"loss": _first(points, best).loss, "costs": dict(best.costs)},
         },
     }
     described = quantization(network)
@@ -89,9 +92,12 @@ def report_of(
     return report
 
 
-def _loss(points: Sequence[Point], best: Point) -> float | None:
-    """What the outputs of the best trial had lost before it was trained."""
-    return next((p.loss for p in points if p.trial == best.trial and p.stage == 0), None)
+def _first(points: Sequence[Point], best: Point) -> Point:
+    """The network that was cut from the original, from which the best one goes on."""
+    by_folder = {p.folder: p for p in points}
+    while best.start in by_folder:
+        best = by_folder[best.start]
+    return best
 
 
 def _inputs(example: Batch) -> list[dict[str, Any]]:
@@ -165,7 +171,7 @@ def front_of(
     best: Point,
     tested: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Every trial's every stage as a point of the picture."""
+    """Every trial as a point of the picture."""
     first = {p.folder for p in front(points, setting.goal.quantity)}
     found = []
     for p in points:
@@ -181,6 +187,7 @@ def front_of(
                 "macs": p.macs,
                 "on_front": p.folder in first,
                 "best": p.folder == best.folder,
+                "why": p.why,
                 "knobs": dict(p.knobs),
                 "test": None
                 if test is None or p not in chosen

@@ -8,6 +8,7 @@ from typing import Any
 
 from mirabelle.base.data import Batch, as_batch, batches, samples
 from mirabelle.base.errors import InputError
+from mirabelle.sources.preprocessing import Preprocessing
 from mirabelle.training.holdout import split
 
 NAMES = ("train", "calibration", "validation", "test")
@@ -35,6 +36,21 @@ class Parts:
     def example(self) -> Batch:
         """One sample."""
         return self.calibration[0].head(1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user called the network and the data; None for objects. how: pictures are brought to
+    the network so. classes: their names.
+    """
+
+    model: str | None = None
+    data: Any = None
+    how: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
+
+
+NAMELESS = Source()
 
 
 def parts(data: Any, seed: int) -> Parts:

@@ -78,7 +78,7 @@ class Table:
 
     widths: the channels that each group may keep. scores: of the channels, see `losses`. layers:
     by weight, what integers lose; {} where the runtime has none. blocks: by residual block, what
-    is lost without it.
+    is lost without it. gone: blocks that were skipped before.
     """
 
     model: nn.Module
@@ -88,6 +88,7 @@ class Table:
     layers: Mapping[str, float]
     prices: Mapping[str, Prices]
     blocks: Mapping[str, float] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
 
     @cached_property
     def captured(self) -> OpenGraph:
@@ -108,6 +109,12 @@ class Table:
         """What the original costs, in float."""
         forms = dict.fromkeys(range(len(self.coupling.costs)), FLOAT)
         return self.prices[quantity].network({}, forms)
+
+    def uncut(self, quantity: str) -> float:
+        """The share of the original's cost that integers everywhere leave, without a cut."""
+        forms = dict.fromkeys(range(len(self.coupling.costs)), INT8)
+        known = INT8 in self.prices[quantity].forms
+        return self.prices[quantity].network({}, forms) / self.whole(quantity) if known else 1.0
 
     def plan(self, limits: Mapping[str, float], mixed: bool = True) -> Plan:
         """The plan that loses least within `limits`: by quantity, shares of the original's cost.
@@ -140,14 +147,14 @@ class Table:
         whole.
         """
         half = {GROUP + n: int(np.abs(w - w[-1] / 2).argmin()) for n, w in self.widths.items()}
-        whole = {BLOCK + n: 0 for n in self.blocks}
+        whole = {BLOCK + n: 0 for n in self._open}
         return [half | whole | {LAYER + w: 0 for w in self.layers}]
 
     def _menus(self, weights: Mapping[str, float], mixed: bool) -> Menus:
         losses = {GROUP + n: lost_with(self.scores[n], w) for n, w in self.widths.items()}
         for weight, lost in self.layers.items():
             losses[LAYER + weight] = np.array([lost, 0.0] if mixed else [lost])
-        losses |= {BLOCK + n: np.array([0.0, lost]) for n, lost in self.blocks.items()}
+        losses |= {BLOCK + n: np.array([0.0, lost]) for n, lost in self._open.items()}
         scale = {q: w / self.whole(q) for q, w in weights.items()}
 
         def cost(choice: Choice) -> float:
@@ -202,7 +209,12 @@ class Table:
         return frozenset().union(*(self.layers_of[n] for n in skipped))
 
     def _skipped(self, choice: Choice) -> tuple[str, ...]:
-        return tuple(n for n in self.blocks if choice[BLOCK + n] == 1)
+        return self.gone + tuple(n for n in self._open if choice[BLOCK + n] == 1)
+
+    @property
+    def _open(self) -> dict[str, float]:
+        """The blocks that may still be skipped."""
+        return {n: lost for n, lost in self.blocks.items() if n not in self.gone}
 
     def _read(self, choice: Choice, menus: Menus) -> Plan:
         kept, forms = self._kept(choice), self._forms(choice)
@@ -253,7 +265,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
     if plan.skipped:
         model = skip(model, coupling.inputs, plan.skipped)
         coupling = analyze(model, coupling.inputs)
-        same = _same_groups(coupling, found.coupling)
+        same = same_groups(coupling, found.coupling)
         scores = {n: found.scores[old] for n, old in same.items()}
         kept = {n: plan.kept[old] for n, old in same.items()}
         model = reestimate_where_better(model, found.model, list(data), len(data))
@@ -267,7 +279,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
     return REPAIRS["least-squares"](small, how, list(data), len(data))
 
 
-def _same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:
+def same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:
     """By group of a network without some blocks the group that it was: channels in the same places
     of a parameter. Groups that were none, as `keep` names them, are left out.
     """

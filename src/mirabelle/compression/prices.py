@@ -144,10 +144,17 @@ def _writer(calibration: list[Batch]) -> Callable[[nn.Module, Batch, Path, str, 
     def write(
         network: nn.Module, inputs: Batch, folder: Path, runtime: str, threads: int
     ) -> Artifact:
-        small = quantize(network, calibration, threshold="absmax", repair=None, samples=FEW)
+        # networks that are made to be timed have inputs of their own
+        data = calibration if _alike(calibration[0], inputs) else [inputs]
+        small = quantize(network, data, threshold="absmax", repair=None, samples=FEW)
         return file_of(small, inputs, folder, runtime)
 
     return write
+
+
+def _alike(batch: Batch, other: Batch) -> bool:
+    """Whether samples of both have the same shapes."""
+    return [t.shape[1:] for t in batch.tensors] == [t.shape[1:] for t in other.tensors]
 
 
 def _other_bytes(model: nn.Module, coupling: Coupling) -> float:

@@ -17,10 +17,10 @@ from mirabelle.base.files import content_hash, read_tensors, write_tensors
 from mirabelle.base.identity import data_identity, function_identity, network_identity
 from mirabelle.compression.clock import locked, timing
 from mirabelle.compression.limits import Goal
-from mirabelle.compression.parts import Parts
+from mirabelle.compression.parts import NAMELESS, Parts, Source
 from mirabelle.compression.plan import LEAST, Known, Table, coupled, table
-from mirabelle.compression.prices import FLOAT, Prices, prices
-from mirabelle.compression.trial import STATISTICS, Setting
+from mirabelle.compression.prices import Prices, prices
+from mirabelle.compression.trial import KEPT, STATISTICS, Setting
 from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.exporter import export
@@ -55,7 +55,12 @@ def identity(
 
 
 def prepared(
-    model: nn.Module, parts: Parts, goal: Goal, options: Mapping[str, Any], folder: Path
+    model: nn.Module,
+    parts: Parts,
+    goal: Goal,
+    options: Mapping[str, Any],
+    folder: Path,
+    source: Source = NAMELESS,
 ) -> Setting:
     """Everything that the trials share. The first process works it out, others read it."""
     runtime = options["runtime"]
@@ -74,6 +79,7 @@ def prepared(
             }
         measured = _table(model, coupling, parts, known, goal.quantity, folder, options["keep"])
         found = fine_enough(measured, goal)
+    wanted = [as_tensor(predict(b)) for b in few]
     return Setting(
         model,
         parts,
@@ -85,8 +91,10 @@ def prepared(
         options["seed"],
         base,
         few,
-        [as_tensor(predict(b)) for b in few],
+        wanted,
         _losses(model, parts),
+        folder / "teacher" if wanted[0][0].numel() <= KEPT else None,
+        source,
     )
 
 
@@ -107,7 +115,7 @@ def _table(
 ) -> Table:
     """The table of `folder` if it was written before, else a new one."""
     path, groups = folder / TABLE, {g.name for g in coupling.groups}
-    align = getattr(known[quantity].forms[FLOAT], "align", ALIGN)
+    align = max(getattr(form, "align", ALIGN) for form in known[quantity].forms.values())
     if path.is_file():
         scores, about = read_tensors(path)
         if set(scores) != groups:
@@ -136,15 +144,18 @@ def fine_enough(found: Table, goal: Goal) -> Table:
 
 
 def _losses(model: nn.Module, parts: Parts) -> dict[str, Mapping[str, float] | None]:
-    """The losses that the search chooses among, by name."""
+    """The losses that the search chooses among, by name. The first is usual: the squared error of
+    the outputs, in which plans are made and layers are fitted, too.
+    """
     first = as_batch(next(iter(parts.train)), "batch 0 of the training data", squares=True)
     chosen, _ = choose_losses(model, Teachers(model, device_of(model)), first)
-    found: dict[str, Mapping[str, float] | None] = {"chosen": chosen}
+    found: dict[str, Mapping[str, float] | None] = {"mse": {"mse": 1.0}}
     if "mse" not in chosen:
-        found["mse"] = {"mse": 1.0}
+        found["chosen"] = chosen
     target = first.target
     if isinstance(target, torch.Tensor) and target.ndim == 1 and not target.is_floating_point():
-        found |= {f"{n}, labels": {**(v or {}), "labels": 0.3} for n, v in list(found.items())}
+        labeled = {f"{n}, labels": {**(v or {}), "labels": 0.3} for n, v in found.items()}
+        found = labeled | found
     return found
 
 

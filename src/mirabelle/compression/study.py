@@ -1,6 +1,5 @@
-"""A study of Optuna (Akiba et al. 2019), with successive halving of the time that trials get (Li et
-al. 2020). Its journal in the study's folder is all that processes and machines need to work
-together.
+"""A study of Optuna (Akiba et al. 2019). Its journal in the study's folder is all that processes
+and machines need to work together.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import optuna
 
 NAME = "compress"
-FACTOR = 3  # so many times the training, for the best of so many trials
 STARTUP = 6  # trials that are drawn at random
 POINT = "point "  # the beginning of attributes of the study, one for each network that was judged
 WORKER = "worker"  # the attribute of a trial that says who is at work on it
@@ -42,10 +40,7 @@ class Study:
             sampler = optuna.samplers.TPESampler(
                 seed=seed + len(study.trials), n_startup_trials=STARTUP, constant_liar=True
             )
-        pruner = optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=1, reduction_factor=FACTOR, min_early_stopping_rate=0
-        )
-        self.study = optuna.load_study(**options, sampler=sampler, pruner=pruner)
+        self.study = optuna.load_study(**options, sampler=sampler)
         self._drop_dead()
 
     def _drop_dead(self) -> None:
@@ -63,7 +58,7 @@ class Study:
         return [Point.of(known[key]) for key in sorted(known) if key.startswith(POINT)]
 
     def add(self, point: Point) -> None:
-        self.study.set_user_attr(f"{POINT}{point.trial:05d}.{point.stage}", point.to_dict())
+        self.study.set_user_attr(f"{POINT}{point.trial:05d}", point.to_dict())
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -72,12 +67,19 @@ class Study:
     def learn(self, name: str, value: Any) -> None:
         self.study.set_user_attr(name, value)
 
-    def ask(self, space: Mapping[str, Any]) -> tuple[optuna.Trial, dict[str, Any]]:
-        """The next trial, and its knobs. space: by knob, the choices, or (low, high)."""
+    def ask(
+        self, space: Mapping[str, Any], known: Mapping[str, Any], why: str
+    ) -> tuple[optuna.Trial, dict[str, Any]]:
+        """The next trial, and its knobs. space: by knob, the choices, or (low, high). known: knobs
+        that are decided. why: they are.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if known:
+                self.study.enqueue_trial(dict(known))
             trial = self.study.ask()
             trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+            trial.set_user_attr("why", why)
             knobs = {
                 name: trial.suggest_float(name, *choices, log=True)
                 if isinstance(choices, tuple)
@@ -86,14 +88,16 @@ class Study:
             }
         return trial, knobs
 
-    def ended(self, trial: optuna.Trial, value: float | None) -> None:
-        """The end of a trial: with its score, or None where others of its stage were better."""
+    def ended(self, trial: optuna.Trial, value: float) -> None:
+        """The end of a trial, with its score."""
+        self.study.tell(trial, value)
+
+    def running(self) -> list[dict[str, Any]]:
+        """The knobs of the trials that are under way, of all processes."""
         from optuna.trial import TrialState
 
-        if value is None:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(trial, value)
+        found = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [dict(t.params) for t in found if "share" in t.params]
 
     def failed(self, trial: optuna.Trial) -> None:
         from optuna.trial import TrialState

@@ -1,5 +1,5 @@
-"""One network of a search: planned, cut and repaired, trained in stages, made integers, written for
-the runtime, timed there and judged.
+"""One network of a search: planned, cut and repaired, trained, made integers, written for the
+runtime, timed there and judged.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from mirabelle.base.data import Batch, samples, seed_everything
 from mirabelle.channels.groups import analyze
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point
+from mirabelle.compression.further import cut_further, further, same
 from mirabelle.compression.limits import Goal
 from mirabelle.compression.losses import channel_scores, output_loss
-from mirabelle.compression.parts import Parts
+from mirabelle.compression.parts import NAMELESS, Parts, Source
 from mirabelle.compression.plan import Plan, Table, cut
 from mirabelle.distillation.api import run as distill
 from mirabelle.exporter import export
@@ -33,10 +34,15 @@ from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import Artifact
 from mirabelle.store import load, save
 from mirabelle.training.curve import joined
+from mirabelle.training.loop import Trained
 
-SECONDS = 3.0  # of timing a file and the original in turn
+SECONDS = 3.0  # of timing a file and the original in turn, at most
 STATISTICS = 256  # samples for scores of channels and for least squares
-AS_INTEGERS = 0.25  # the share of a stage's steps that are trained as integers, where asked
+AS_INTEGERS = 0.25  # the share of a training that is spent on integers, where asked
+VIEWS = 4  # epochs with augmentation of their own: what the teacher says of them is kept
+CALIBRATED = 128  # samples: thresholds of `auto` take as long as there are samples
+SLOWER = 10  # so much less is the rate of training integers
+KEPT = 4096  # numbers of one output, up to which the teacher's are kept
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Setting:
     """What all trials of a study share.
 
     base: the original's file on the runtime. wanted: its outputs on a few samples of `few`.
-    losses: of distillation, by what they are called in the knobs.
+    losses: of distillation, by what they are called in the knobs. cache: a folder for what the
+    teacher says; None where its outputs are large. source: what the user calls network and data.
     """
 
     model: nn.Module
@@ -59,6 +66,8 @@ class Setting:
     few: list[Batch]
     wanted: list[torch.Tensor]
     losses: Mapping[str, Mapping[str, float] | None]
+    cache: Path | None = None
+    source: Source = NAMELESS
 
     @property
     def inputs(self) -> Batch:
@@ -74,131 +83,221 @@ class Setting:
         return list(samples(self.parts.calibration, STATISTICS))
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A network to be tried. share: of the cost that plans are made for. seconds: of training, 0 is
+    none. start: the point that it goes on from; None is the original. cut: it is cut; else `start`
+    is only trained further. knobs: see `search`, with share. why: this one.
+    """
+
+    knobs: Mapping[str, Any]
+    seconds: float
+    start: Point | None
+    cut: bool
+    why: str
+
+    @property
+    def share(self) -> float:
+        return float(self.knobs["share"])
+
+
 @dataclass
 class Trial:
-    """A network under way. steps: of training so far."""
+    """A network under way. rate: None is chosen by a short trial. timing: seconds of it, at most.
+    steps: of training, with those of its starts; own: its own. took: seconds, by phase.
+    """
 
     setting: Setting
     number: int
-    knobs: dict[str, Any]
+    proposal: Proposal
     plan: Plan
     student: nn.Module
+    rate: float | None
+    timing: float
+    loss: float | None = None
     steps: int = 0
-    stage: int = 0
-    costs: dict[str, float] = field(default_factory=dict)
-    milliseconds: float = 0.0
-    seconds: float = 0.0
+    own: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     curve: dict[str, Any] = field(default_factory=dict)
+    took: dict[str, float] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def folder(self) -> Path:
-        return self.setting.folder / "trials" / f"{self.number:04d}"
+        return self.setting.folder / "trials" / f"{self.number:05d}"
+
+    @property
+    def macs(self) -> float:
+        """Its share of the original's."""
+        return count_macs(self.student, self.setting.inputs) / self.setting.macs
 
     @classmethod
-    def begun(
-        cls, setting: Setting, number: int, knobs: Mapping[str, Any], ratio: float = 1.0
+    def begin(
+        cls,
+        setting: Setting,
+        number: int,
+        proposal: Proposal,
+        ratio: float,
+        rate: float | None,
+        timing: float,
     ) -> Trial:
-        """Planned, cut and repaired. ratio: measured over predicted cost, as seen before."""
-        started = time.monotonic()
-        goal, table = setting.goal, setting.table
-        limits = {goal.quantity: float(knobs["share"]) / ratio}
-        limits |= {q: v for q, v in goal.costs.items() if q != goal.quantity}
-        plan = table.plan(limits, bool(knobs["mixed"]))
-        student = _cut_in_rounds(setting, plan, int(knobs["rounds"]))
-        found = cls(setting, number, dict(knobs), plan, student)
-        found.seconds = time.monotonic() - started
+        """The cut network. ratio: of measured cost over predicted, as trials before have shown."""
+        began, start = time.monotonic(), proposal.start
+        plan, student, further = _cut(setting, proposal, ratio)
+        if not further:
+            start, proposal = None, replace(proposal, start=None)
+        found = cls(setting, number, proposal, plan, student, rate, timing, begun=began)
+        if start is not None:
+            found.steps, found.history = start.steps, list(start.history)
+            found.curve = dict(start.curve)
+        if plan.loss > 0 and proposal.cut:
+            found.took["cut"] = time.monotonic() - began
         return found
 
-    def train(self, steps: int, rate: float) -> None:
-        """So many steps further, at this learning rate."""
-        setting, started = self.setting, time.monotonic()
-        trained = distill(
-            self.student,
-            setting.model,
-            setting.parts.train,
-            losses=setting.losses[self.knobs["losses"]],
-            steps=steps,
-            lr=rate,
-            seed=setting.seed + 1000 * self.number + self.stage,
-            progress=f"trial {self.number}",
-        )
+    def train(self, seconds: float, most: int) -> None:
+        """For so many seconds, or `most` steps; integers get their part of it where asked."""
+        began = time.monotonic()
+        part = 1 - AS_INTEGERS if self._as_integers else 1.0
+        trained = self._distilled(self.student, part * seconds, max(1, round(part * most)))
         self.student = trained.model
+        self.rate = self.rate or float(trained.choices["lr"])
         self.history += [{k: float(v) for k, v in h.items()} for h in trained.history]
         self.curve = joined(self.curve, trained.curve) if self.curve else trained.curve
-        self.steps, self.stage = self.steps + steps, self.stage + 1
-        self.seconds += time.monotonic() - started
+        self.steps, self.own = self.steps + trained.steps, trained.steps
+        self.took["train"] = time.monotonic() - began
+        self.took["step"] = trained.seconds / max(1, trained.steps)
 
-    def network(self, steps: int = 0) -> nn.Module:
-        """In the form that is written: float, or with integers. steps: of the training before, a
-        part of which is spent on the integers.
+    @property
+    def _as_integers(self) -> bool:
+        return bool(self.proposal.knobs["integers"]) and self.plan.floats is not None
+
+    def _distilled(
+        self, student: nn.Module, seconds: float, steps: int, name: str = "", slower: float = 1.0
+    ) -> Trained:
+        """Trained for the time, or the steps. All trainings read the same data in the same order,
+        so that the cache knows what the teacher says of them: to ask it takes longer than to train
+        a network that is cut deeply.
         """
+        setting = self.setting
+        return distill(
+            student,
+            setting.model,
+            setting.parts.train,
+            losses=setting.losses[self.proposal.knobs["losses"]],
+            steps=steps,
+            seconds=seconds,
+            lr=None if self.rate is None else self.rate / slower,
+            seed=setting.seed,
+            cache=setting.cache,
+            views=VIEWS,
+            progress=f"trial {self.number}{name}",
+        )
+
+    def network(self) -> nn.Module:
+        """In the form that is written: float, or with integers."""
         setting, plan = self.setting, self.plan
         if plan.floats is None:
             return self.student
         data = setting.parts.calibration
-        network = quantize(self.student, data, keep=plan.floats, runtime=setting.runtime)
-        count = round(AS_INTEGERS * steps)
-        if not self.knobs["integers"] or count < 1:
+        network = quantize(
+            self.student, data, keep=plan.floats, runtime=setting.runtime, samples=CALIBRATED
+        )
+        if not self._as_integers or not self.own:
             return network
-        return distill(
-            network,
-            setting.model,
-            setting.parts.train,
-            losses=setting.losses[self.knobs["losses"]],
-            steps=count,
-            lr=float(self.knobs["rate"]) / 10,
-            seed=setting.seed + 1000 * self.number + 500 + self.stage,
-            progress=f"trial {self.number}, integers",
-        ).model
+        share = AS_INTEGERS / (1 - AS_INTEGERS)
+        seconds, steps = share * self.took["train"], max(1, round(share * self.own))
+        return self._distilled(network, seconds, steps, ", integers", slower=SLOWER).model
 
-    def judged(self, steps: int = 0) -> Point:
-        """Written for the runtime, timed there if it was not, and judged by validation data."""
-        setting, started = self.setting, time.monotonic()
+    def measure_loss(self) -> None:
+        """What the outputs have lost by the cut and the integers, before training."""
+        setting = self.setting
+        self.loss = output_loss(self.network(), setting.wanted, setting.few)
+
+    def judged(self) -> Point:
+        """Written for the runtime, timed there and judged by validation data."""
+        setting, began = self.setting, time.monotonic()
         seed_everything(setting.seed)
-        network = self.network(steps)
-        folder = self.folder / f"stage{self.stage}"
+        network = self.network()
         inputs = setting.inputs
-        artifact = export(network, folder, runtime=setting.runtime, inputs=inputs.args or inputs)
-        if not self.costs:
-            self._measure(artifact)
+        artifact = export(
+            network, self.folder, runtime=setting.runtime, inputs=inputs.args or inputs
+        )
+        save(self.student, self.folder / "student")
+        save(network, self.folder / "network")
+        self.took["write"] = time.monotonic() - began
+        latency, milliseconds = self._timed(artifact)
+        began = time.monotonic()
         scores = setting.judge.of_file(artifact, f"trial {self.number}, validating")
+        self.took["validate"] = time.monotonic() - began
         drop, low, high = setting.judge.drop(scores)
-        save(self.student, folder / "student")
-        save(network, folder / "network")
-        loss = output_loss(network, setting.wanted, setting.few) if self.stage == 0 else None
-        self.seconds += time.monotonic() - started
+        start, macs = self.proposal.start, count_macs(self.student, inputs)
         return Point(
             trial=self.number,
-            stage=self.stage,
             steps=self.steps,
-            knobs=dict(self.knobs),
+            knobs={**self.proposal.knobs, "rate": self.rate},
             plan=self.plan.to_dict(),
-            costs={**self.costs, "size": artifact.bytes / setting.base.bytes},
-            milliseconds=self.milliseconds,
+            costs={
+                "latency": latency,
+                "macs": macs / setting.macs,
+                "size": artifact.bytes / setting.base.bytes,
+            },
+            milliseconds=milliseconds,
             bytes=artifact.bytes,
-            macs=round(self.costs["macs"] * setting.macs),
+            macs=macs,
             drop=drop,
             interval=(low, high),
             accuracy=scores.value,
             n=scores.n,
-            folder=str(folder.relative_to(setting.folder)),
-            loss=loss,
-            seconds=self.seconds,
+            folder=str(self.folder.relative_to(setting.folder)),
+            loss=self.loss,
+            start="" if start is None else start.folder,
+            own=self.own,
+            why=self.proposal.why,
+            seconds=time.monotonic() - self.begun,
+            took=dict(self.took),
             history=list(self.history),
             curve=dict(self.curve),
         )
 
-    def _measure(self, artifact: Artifact) -> None:
-        """What no training changes: its share of the original's time, and of its work."""
-        setting = self.setting
+    def _timed(self, artifact: Artifact) -> tuple[float, float]:
+        """Its share of the original's milliseconds, and its own."""
+        setting, began = self.setting, time.monotonic()
         files = {"original": setting.base, "trial": artifact}
         with timing():
-            times = time_in_turn(files, setting.inputs, SECONDS)
+            times = time_in_turn(files, setting.inputs, min(SECONDS, self.timing))
+        self.took["time"] = time.monotonic() - began
         share = 1 / speedup(times["original"], times["trial"]).value
-        self.milliseconds = times["trial"].p50_ms
-        macs = count_macs(self.student, setting.inputs) / setting.macs
-        self.costs = {"latency": share, "macs": macs}
+        return share, times["trial"].p50_ms
+
+
+def _cut(setting: Setting, proposal: Proposal, ratio: float) -> tuple[Plan, nn.Module, bool]:
+    """The plan, the network that it makes of the start, and whether it goes on from there: where it
+    cannot, the original is cut.
+    """
+    goal, table, start = setting.goal, setting.table, proposal.start
+    limits = {goal.quantity: proposal.share / ratio}
+    limits |= {q: v for q, v in goal.costs.items() if q != goal.quantity}
+    mixed, data = bool(proposal.knobs["mixed"]), setting.statistics
+    if start is not None:
+        student = load(setting.folder / start.folder / "student", clone(setting.model))
+        before = Plan.of(start.plan)
+        if not proposal.cut:
+            return before, student, True
+        known = None if _is_whole(table, before) else further(table, before, student, data)
+        if known is not None:
+            plan = known.table.plan(limits, mixed)
+            if not same(plan, start.plan):
+                student = cut_further(known, plan, data)
+            return plan, student, True
+    plan = table.plan(limits, mixed)
+    if _is_whole(table, plan):
+        return plan, clone(setting.model), False
+    return plan, _cut_in_rounds(setting, plan, int(proposal.knobs["rounds"])), False
+
+
+def _is_whole(table: Table, plan: Plan) -> bool:
+    """Whether a plan cuts nothing."""
+    return not plan.skipped and plan.kept == table.coupling.channels
 
 
 def _cut_in_rounds(setting: Setting, plan: Plan, rounds: int) -> nn.Module:
@@ -222,22 +321,3 @@ def _between(widths: Any, kept: int, whole: int) -> int:
     """The allowed width that is nearest to the middle of what is kept and the whole."""
     middle = (kept * whole) ** 0.5
     return min((int(w) for w in widths if w >= kept), key=lambda w: abs(w - middle))
-
-
-def restored(setting: Setting, point: Point) -> Trial:
-    """A trial as it was at a point, to be trained further."""
-    student = load(setting.folder / point.folder / "student", clone(setting.model))
-    return Trial(
-        setting,
-        point.trial,
-        dict(point.knobs),
-        Plan.of(point.plan),
-        student,
-        point.steps,
-        point.stage,
-        {q: point.costs[q] for q in ("latency", "macs")},
-        point.milliseconds,
-        point.seconds,
-        list(point.history),
-        dict(point.curve),
-    )

@@ -17,6 +17,7 @@ from mirabelle.measurement.accuracy import (
     scores_of,
 )
 from mirabelle.measurement.agreement import Answered, agreement
+from mirabelle.measurement.changed import Watch
 from mirabelle.runtimes import Artifact
 
 
@@ -32,7 +33,7 @@ class Judge:
         first = next(batches(data, 1, what="the validation data"))
         if labeled is None:
             labeled = first.target is not None
-        self.data = data if labeled else Answered(data, model)
+        self.data, self.labeled = data if labeled else Answered(data, model), labeled
         self.asked = metric
         self.function = metric if labeled else agreement
         self.metric = metric_name(self.function)
@@ -46,9 +47,14 @@ class Judge:
             seed_epoch(self.data, 0)  # the same samples in the same order each time: scores pair
             return scores_of(predict, self.data, self.function, what)
 
-    def of_file(self, file: Artifact, what: str = "validating") -> Scores:
-        """What the metric says of a file, whose outputs are given in the network's own form."""
-        return self.of(in_form_of(self.example, file.predict), what)
+    def of_file(
+        self, file: Artifact, what: str = "validating", watch: Watch | None = None, name: str = ""
+    ) -> Scores:
+        """What the metric says of a file, whose outputs are given in the network's own form. watch:
+        sees them, under a name.
+        """
+        predict = in_form_of(self.example, file.predict)
+        return self.of(predict if watch is None else watch.watched(predict, name, ""), what)
 
     def drop(self, scores: Scores) -> tuple[float, float, float]:
         """(drop, low, high), paired; of a metric that is a mean as fractions."""

@@ -14,6 +14,7 @@ from mirabelle.distillation.checks import default_ensemble, parts_of
 from mirabelle.distillation.teachers import check_mixture
 from mirabelle.pipeline.order import listed
 from mirabelle.pruning.api import prune
+from mirabelle.pruning.factorization import factorize
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.runtimes.artifact import ThreadsOption
@@ -88,6 +89,7 @@ def _export(
 
 STEPS: dict[str, Options] = {
     "prune": options_of(prune).in_recipes.assuming(data=()),
+    "factorize": options_of(factorize).in_recipes.assuming(data=()),
     "sparsify": options_of(sparsify).in_recipes,
     "distill": Options(options_of(_teacher).values(), _mixture) | options_of(distill).in_recipes,
     "fit": options_of(fit).in_recipes,

@@ -123,7 +123,7 @@ def hopeless(
     """
     limits, names = recipe.limits, {s.name for s in later}
     if limits.macs is not None and limits.stops("macs") and macs is not None:
-        if macs > limits.macs and "prune" not in names:
+        if macs > limits.macs and not {"prune", "factorize"} & set(names):
             return (
                 f"{macs:.4g} of the MACs are left, the limit is {limits.macs:g}, and no later "
                 "step prunes"

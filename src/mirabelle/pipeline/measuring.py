@@ -13,10 +13,10 @@ from mirabelle.base.data import Batch
 from mirabelle.base.names import resolve
 from mirabelle.measurement.accuracy import METRICS, Scores, in_form_of, predictor, scores_of
 from mirabelle.measurement.agreement import Answered
+from mirabelle.measurement.changed import Album, Watch
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
-from mirabelle.pipeline.changed import Album, Watch
 from mirabelle.pipeline.profiles import profiles
 from mirabelle.pipeline.state import Outcome, State, seed_loaders
 from mirabelle.runtimes.artifact import MOST_THREADS, Artifact

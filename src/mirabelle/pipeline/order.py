@@ -11,7 +11,14 @@ from mirabelle.runtimes import RUNTIMES
 if TYPE_CHECKING:
     from mirabelle.pipeline.recipe import Limits, Step
 
-NETWORK = ("prune", "sparsify", "distill", "fit", "quantize")  # steps that change the network
+NETWORK = (
+    "prune",
+    "factorize",
+    "sparsify",
+    "distill",
+    "fit",
+    "quantize",
+)  # steps that change the network
 
 
 def check_order(steps: Sequence[Step]) -> None:
@@ -46,6 +53,11 @@ def _check_place(i: int, steps: Sequence[Step]) -> None:
         raise RecipeError(
             f"step {i + 1} prunes channels of a sparse network, whose zeros would not stay; "
             "prune first, then sparsify"
+        )
+    if step.name == "factorize" and (quantized or any(makes_sparse(s) for s in before)):
+        raise RecipeError(
+            f"step {i + 1} factorizes a {'quantized' if quantized else 'sparse'} network, which "
+            "cannot be done; factorize first"
         )
     if makes_sparse(step) and quantized:
         raise RecipeError(
@@ -107,7 +119,7 @@ def check_limits(limits: Limits, steps: Sequence[Step]) -> None:
         )
     if (
         limits.size_ratio is not None
-        and "prune" not in names
+        and not names & {"prune", "factorize"}
         and not any(makes_sparse(s) for s in steps)
     ):
         most = 4.0 if "quantize" in names else 1.0

@@ -24,6 +24,7 @@ from mirabelle.pipeline.facts import build_teachers, loss_in
 from mirabelle.pipeline.grids import grids_of
 from mirabelle.pipeline.state import Outcome, State, seed_loaders
 from mirabelle.pruning.api import prune
+from mirabelle.pruning.factorization import factorize
 from mirabelle.quantization.api import quantize
 from mirabelle.quantization.simulation.description import describe, quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
@@ -46,6 +47,11 @@ def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -
             **options,
         )
     )
+
+
+def _factorize(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
+    data = state.loaders.train
+    return Outcome(model=factorize(state.model, state.inputs, data=data, **options))
 
 
 def _sparsify(state: State, options: Mapping[str, Any], folder: Path, work: Path) -> Outcome:
@@ -185,6 +191,7 @@ def _verify(state: State, options: Mapping[str, Any], folder: Path, work: Path) 
 StepFunction = Callable[[State, Mapping[str, Any], Path, Path], Outcome]
 STEPS: dict[str, StepFunction] = {
     "prune": _prune,
+    "factorize": _factorize,
     "sparsify": _sparsify,
     "fit": _fit,
     "distill": _distill,
@@ -194,6 +201,7 @@ STEPS: dict[str, StepFunction] = {
 }
 LABELS = {
     "prune": "pruned",
+    "factorize": "factorized",
     "sparsify": "sparsified",
     "fit": "fine-tuned",
     "distill": "distilled",

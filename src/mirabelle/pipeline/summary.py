@@ -11,9 +11,9 @@ from torch import nn
 
 from mirabelle.base.data import Batch
 from mirabelle.base.version import __version__
+from mirabelle.measurement.changed import read_changed
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters, macs_by_module
-from mirabelle.pipeline.changed import read_changed
 from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State

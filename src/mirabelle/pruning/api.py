@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
-from mirabelle.base.data import example_inputs, seed_everything
+from mirabelle.base.data import example_inputs
 from mirabelle.base.declarations import (
     BatchesOption,
     CheckpointOption,
@@ -22,10 +22,9 @@ from mirabelle.base.declarations import (
     StepOption,
 )
 from mirabelle.base.errors import InputError, warn
-from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
+from mirabelle.channels import skipping
 from mirabelle.channels.groups import Coupling, analyze
-from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.fitting.gradients import LossOption, loss_function
@@ -38,18 +37,17 @@ from mirabelle.pruning.criteria import (
     AGGREGATIONS,
     CRITERIA,
     NEEDS_GRADIENTS,
-    NEEDS_SAMPLES,
     NORMALIZATIONS,
     WITHIN_LAYERS,
-    group_scores,
 )
 from mirabelle.pruning.depth import block_losses, costs_without, known_blocks, to_skip
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut
 from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
+from mirabelle.pruning.scoring import scored
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget, with_pictures
-from mirabelle.pruning.stats import collect
+from mirabelle.pruning.widths import to_widths
 from mirabelle.runtimes import RuntimeOption
 from mirabelle.sources.networks import with_example
 from mirabelle.training.api import fit
@@ -61,6 +59,12 @@ def _together(options: Mapping[str, Any]) -> None:
     """What `prune` asks of several options at once."""
     chosen_budget(options)
     train, data = options["train"], options["data"]
+    if options["widths"] is None and options["skip"]:
+        raise InputError("skip= goes with widths=; with a fraction depth=True chooses the blocks")
+    if options["widths"] is not None and (options["depth"] or options["steps"] > 1):
+        raise InputError(
+            "widths= is one cut that is decided; leave out depth= (skip= names blocks) and steps="
+        )
     if isinstance(train, Mapping) and data is None:
         raise InputError("train= needs data=, a loader of (inputs, targets)")
     if train is not None and isinstance(data, Iterator):
@@ -92,6 +96,16 @@ def prune(
         Le(1),
         Doc("the fraction of the milliseconds of one sample on one thread that is kept"),
     ] = None,
+    widths: Annotated[
+        Mapping[str, int] | None,
+        Expected("numbers of channels by group, such as {conv1: 24}"),
+        Doc("the channels that stay, by group; others keep all"),
+    ] = None,
+    skip: Annotated[
+        Sequence[str],
+        Expected("a list of blocks, such as [layer1.0.conv2]"),
+        Doc("residual blocks that go, beside widths"),
+    ] = (),
     runtime: Annotated[RuntimeOption, Doc("where latency is measured")] = "onnxruntime",
     criterion: Annotated[
         str | Callable | None,
@@ -162,6 +176,8 @@ def prune(
       first two the result has at most that. For a latency the network's own layers are timed on
       `runtime`. The cut is then measured and corrected until it is within 3 % of what was asked,
       if five tries suffice.
+    - widths, skip: in place of a fraction the channels that stay, by group, and the residual
+      blocks that go, as `mb.explain` names them: a cut that was decided before.
     - runtime: where latency is measured, `onnxruntime` by default.
     - criterion: a name of `CRITERIA`, `"package.module:function"`, or a callable (group, stats) ->
       (C,) or (coupled layers, C) scores. None takes what is best for the data: `brain_surgeon`,
@@ -291,6 +307,8 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     inputs = example_inputs(x)
     coupling = analyze(model, inputs, settings.keep)
     check_groups(model, coupling)
+    if settings.widths is not None:
+        return to_widths(model, coupling, settings)
     cost: Callable[[dict[str, int]], float]
     if settings.budget == "latency":
         cost = latency_model(model, coupling, settings.runtime)
@@ -301,8 +319,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     if not settings.depth:
         check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
-    seed_everything(settings.seed)
-    scores = _scores(model, coupling, settings)
+    scores = scored(model, coupling, settings)
     captured = None
     if settings.depth:
         captured = open_graph(model, coupling.inputs)
@@ -334,30 +351,11 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     return Planned(small, coupling, removed)
 
 
-def _scores(model: nn.Module, coupling: Coupling, settings: Settings) -> dict[str, torch.Tensor]:
-    """By group, what the criterion says of each channel."""
-    data, criterion = settings.data, settings.criterion
-    stats = collect(
-        model,
-        coupling,
-        data,
-        loss_function(settings.loss),
-        settings.batches,
-        needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS),
-        by_sample=criterion in NEEDS_SAMPLES,
-    )
-    score = resolve(criterion, CRITERIA, "criterion")
-    return {
-        g.name: group_scores(criterion, score, g, stats, settings.normalize, settings.aggregate)
-        for g in coupling.groups
-    }
-
-
 def _without(
     model: nn.Module, x: Any, settings: Settings, coupling: Coupling, gone: list[str]
 ) -> Planned:
     """The network without these blocks, and with channels removed where that is not yet enough."""
-    small = skip(model, coupling.inputs, gone)
+    small = skipping.skip(model, coupling.inputs, gone)
     if settings.repair is not None and settings.data is not None:
         small = reestimate_where_better(small, model, settings.data, settings.batches)
     fraction = settings.fraction / _share(model, x, settings)(small)

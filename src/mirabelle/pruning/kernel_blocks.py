@@ -16,13 +16,14 @@ from mirabelle.base.files import content_hash, read_json, write_json
 from mirabelle.base.progress import bar
 from mirabelle.graph.artifacts import time_in_turn, write_artifact
 from mirabelle.measurement.machine import machine
-from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes import RUNTIMES, Artifact
 
 BLOCKS = (32, 16, 8, 4)  # widest first
 # of what is kept in the cache; counted up where the same measurements would now give another result
-FORMAT = 4
+FORMAT = 5
 SECONDS = 3.0
 Found = TypeVar("Found")
+Write = Callable[[nn.Module, Batch, Path, str, int], Artifact]
 
 
 def measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
@@ -37,14 +38,21 @@ def measured_before(path: Path, read: Callable[[Any], Found]) -> Found | None:
         return None
 
 
-def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
+def kernel_block(
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    form: str = "float",
+    write: Write = write_artifact,
+) -> int:
     """How many channels the kernels of `runtime` write together on this machine, of `BLOCKS`: found
-    by timing a small network, or read from the cache.
+    by timing a small network, or read from the cache. form, write: as of `latency_model`; kernels
+    of integers have blocks of their own.
     """
     adapter = choose(runtime, RUNTIMES, "runtime")
     known = {
         "format": FORMAT,
         "runtime": runtime,
+        "form": form,
         "version": adapter.version(),
         "threads": threads,
         "blocks": BLOCKS,
@@ -55,7 +63,8 @@ def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
         found := measured_before(path, lambda kept: BLOCKS[BLOCKS.index(kept["block"])])
     ) is not None:
         return found
-    inputs = Batch((torch.zeros(1, 16, 28, 28),), {}, None)
+    draw = torch.Generator().manual_seed(0)
+    inputs = Batch((torch.randn(1, 16, 28, 28, generator=draw),), {}, None)
     widths = sorted({w for b in BLOCKS[:-1] for w in _probed(b)})
     with tempfile.TemporaryDirectory() as folder, bar("timing kernels", len(widths)) as shown:
         files = {}
@@ -63,15 +72,13 @@ def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
             # Nothing sums over the width: what is read need not fill blocks where what is written
             # does.
             network = nn.Sequential(
-                nn.Conv2d(16, 256, 1),
+                nn.Conv2d(16, 64, 1),
                 nn.ReLU(),
-                nn.Conv2d(256, width, 1),
+                nn.Conv2d(64, width, 3, padding=1),
                 nn.ReLU(),
                 nn.AdaptiveAvgPool2d(1),
-            )
-            files[str(width)] = write_artifact(
-                network, inputs, Path(folder) / str(width), runtime, threads
-            )
+            ).eval()
+            files[str(width)] = write(network, inputs, Path(folder) / str(width), runtime, threads)
             shown.advance()
         times = time_in_turn(files, inputs, SECONDS)
     block = widest_block({w: times[str(w)].p50_ms for w in widths})
@@ -80,10 +87,10 @@ def kernel_block(runtime: str = "onnxruntime", threads: int = 1) -> int:
 
 
 def _probed(block: int) -> tuple[int, int, int]:
-    """One block, a little more, and two: the second takes as long as the third where kernels have
-    blocks of this width, and is at most half way where they are narrower.
+    """One block, one and a half, and two: the second takes as long as the third where kernels have
+    blocks of this width, and is half way where they are narrower.
     """
-    return block, block + 4, 2 * block
+    return block, block + block // 2, 2 * block
 
 
 def widest_block(milliseconds: Mapping[int, float]) -> int:

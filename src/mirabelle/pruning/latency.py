@@ -44,7 +44,7 @@ from mirabelle.measurement.latency import alternate
 from mirabelle.measurement.layers import ONNX_CONTRACTIONS, known_beginning
 from mirabelle.measurement.machine import machine
 from mirabelle.pruning.allocation import aligned
-from mirabelle.pruning.kernel_blocks import FORMAT, SECONDS, kernel_block, measured_before
+from mirabelle.pruning.kernel_blocks import FORMAT, SECONDS, Write, kernel_block, measured_before
 from mirabelle.runtimes import RUNTIMES, Artifact
 from mirabelle.runtimes.onnx_model import read_model
 
@@ -163,15 +163,17 @@ def latency_model(
     runtime: str = "onnxruntime",
     threads: int = 1,
     form: str = "float",
-    write: Callable[[nn.Module, Batch, Path, str, int], Artifact] = write_artifact,
+    write: Write = write_artifact,
 ) -> LatencyModel:
     """Times the network's layers at `WIDTHS` and `UNEVEN` ones on `runtime` with a batch of one, or
     reads what was measured before on this machine.
 
-    write: makes the files that are timed, as `write_artifact` does; form: what they hold, such as
-    integers. What is measured of one form is not taken for another's.
+    write: makes the files that are timed, as `write_artifact` does, of other networks with other
+    inputs, too; form: what they hold, such as integers. What is measured of one form is not taken
+    for another's.
     """
-    adapter, block = choose(runtime, RUNTIMES, "runtime"), kernel_block(runtime, threads)
+    adapter = choose(runtime, RUNTIMES, "runtime")
+    block = kernel_block(runtime, threads, form, write)
     asked = _identity(coupling, form) | {
         "runtime": runtime,
         "version": adapter.version(),

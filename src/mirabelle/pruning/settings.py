@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
@@ -19,16 +19,18 @@ from mirabelle.sources.synthetic import pictures_for
 
 AUTO = "auto"
 BUDGETS = ("macs", "params", "latency")
+WIDTHS = "widths"
 
 
 def chosen_budget(options: Mapping[str, Any]) -> tuple[str, float]:
-    """The one budget that is given, and the fraction that is kept."""
-    given = [n for n in BUDGETS if options[n] is not None]
+    """The one budget that is given, and the fraction that is kept; of `widths` all is."""
+    given = [n for n in (*BUDGETS, WIDTHS) if options[n] is not None]
     if len(given) != 1:
         raise InputError(
-            f"give exactly one budget, macs=, params= or latency=; got {', '.join(given) or 'none'}"
+            "give exactly one budget, macs=, params= or latency=, or widths=; got "
+            f"{', '.join(given) or 'none'}"
         )
-    return given[0], float(options[given[0]])
+    return given[0], 1.0 if given[0] == WIDTHS else float(options[given[0]])
 
 
 def with_pictures(network: nn.Module, x: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,8 +60,8 @@ def with_pictures(network: nn.Module, x: Any, options: Mapping[str, Any]) -> dic
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prune` was asked for, of one cut. budget: `macs`, `params` or `latency`; fraction: how
-    much of it is kept. The rest as there.
+    """What `prune` was asked for, of one cut. budget: `macs`, `params` or `latency`, or `widths`;
+    fraction: how much of it is kept. The rest as there.
     """
 
     budget: str
@@ -78,6 +80,8 @@ class Settings:
     repair: str | None
     depth: bool
     seed: int
+    widths: Mapping[str, int] | None = None
+    skip: Sequence[str] = ()
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Settings:

@@ -13,13 +13,14 @@ from torch import fx, nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_float32, check_network
-from mirabelle.base.data import Batch
+from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.data import samples as first_samples
 from mirabelle.base.declarations import KeepOption
 from mirabelle.base.errors import InputError
 from mirabelle.base.keep import names_of
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
+from mirabelle.base.progress import say
 from mirabelle.measurement.accuracy import MetricOption
 from mirabelle.measurement.judge import Judge
 from mirabelle.onnx_files.source import source_of
@@ -34,7 +35,8 @@ from mirabelle.quantization.simulation.calibrated import Calibrated, adopt_weigh
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
 from mirabelle.runtimes import RUNTIMES, RuntimeOption, check_runs_here
-from mirabelle.sources.networks import module
+from mirabelle.sources.networks import module, with_example
+from mirabelle.sources.synthetic import pictures_for
 
 RepairName = Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]
 PLACEMENTS = {"all": None, "fastest": None}
@@ -68,8 +70,9 @@ def _together(options: Mapping[str, Any]) -> None:
 @declared(_together)
 def quantize(
     model: nn.Module | str | Path,
-    data: Iterable,
+    data: Iterable | None = None,
     *,
+    inputs: Annotated[Any, FromRun, Doc("example inputs, for where there are no data")] = None,
     threshold: Annotated[
         str | Callable,
         OneOf(lambda: (AUTO, *THRESHOLDS), plugin=True),
@@ -133,7 +136,9 @@ def quantize(
     - model: a network in float32, or a name of one (`sources.networks`). Of an ONNX file `export`
       writes that file with integers in it.
     - data: the calibration set, with or without targets, read in one pass. Its memory does not
-      grow with `samples`.
+      grow with `samples`. Without it, networks of one picture are calibrated on synthetic ones
+      (`sources.synthetic`), which costs some decibels.
+    - inputs: an example of what the network takes, where there are no data and it does not say.
     - threshold, weight_threshold: a name of `THRESHOLDS`, `"package.module:function"` or a
       callable (histogram, levels) -> threshold. `auto` measures at the network's outputs, for each
       tensor.
@@ -184,6 +189,7 @@ def quantize(
     repairs = check_repairs(repair)
     if placement == "fastest":
         check_runs_here(runtime)
+    data = synthetic(*with_example(model, inputs)) if data is None else data
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     model = check_network(module(model, first, fold=True))
@@ -229,6 +235,21 @@ def quantize(
         few,
         runtime,
     )
+
+
+def synthetic(network: nn.Module, x: Any) -> Iterable:
+    """Pictures to calibrate on. `InputError` for networks that take anything else."""
+    pictures, scale = pictures_for(check_network(network), example_inputs(x))
+    if not pictures:
+        raise InputError(
+            "quantize needs data=, batches of what the network is used on; only for networks that "
+            "take one picture, in batches of any size, can they be made up"
+        )
+    say(
+        f"without data activations are measured on {sum(b.size for b in pictures)} synthetic "
+        f"pictures ({scale}); some hundred real inputs as data=, without labels, are worth decibels"
+    )
+    return pictures
 
 
 def _chosen(

@@ -55,7 +55,7 @@ def render(found: dict) -> str:
         data(report),
         downloads(report),
         how_measured(report),
-        recipe(report.recipe),
+        recipe(report.recipe, bool(report.search)),
     ]
     body = [p for p in parts if p]
     foot = "The same figures, unrounded, are in report.json beside this page."

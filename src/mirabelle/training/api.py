@@ -65,6 +65,12 @@ def train(
     steps: Annotated[
         int | None, Ge(1), Doc("optimizer steps in all, instead of epochs; the schedule spans them")
     ] = None,
+    seconds: Annotated[
+        float | None,
+        Gt(0),
+        FromRun,
+        Doc("how long it takes at most: the schedule ends earlier where steps take longer"),
+    ] = None,
     optimizer: Annotated[
         str, OneOf(OPTIMIZERS), Doc("adamw, or sgd with Nesterov momentum 0.9")
     ] = "adamw",
@@ -149,6 +155,8 @@ def train(
     holds back data, and returns the network that was best on these, the one given included. It
     stops early where it diverges, and warns where nothing was better than the start. Under
     `torchrun` the rate is 1e-3. What was decided is in `Trained.choices`. What is given stays.
+    seconds: what trying rates out takes counts. The rate falls to its end in the steps that fit, so
+    that results then depend on the machine's speed.
     precision: `auto` computes in bfloat16 where the device does so natively, else in float32.
     patience: `validation` has then chosen, and must not be the data of the final figure. With an
     `lr`, and without `patience` and `holdout`, the last weights are returned.

@@ -37,12 +37,15 @@ from mirabelle.training.norms import train_mode
 from mirabelle.training.plan import Plan, Settings, autocast_type
 from mirabelle.training.state import Objective, State, Step, placed
 
+FEW = 3  # steps, after which it is known how long one takes
+
 
 @dataclass(frozen=True)
 class Trained:
     """The trained network and what was seen on the way: one dict per epoch (mean of each loss part,
     the score on validation or held-back data). choices: what was decided where no learning rate
     was given, why, and what became of it. curve: loss, rate and scores by step, see `Curve`.
+    steps: so many were taken.
     """
 
     model: nn.Module
@@ -50,6 +53,7 @@ class Trained:
     seconds: float = 0.0
     choices: dict[str, Any] = field(default_factory=dict)
     curve: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
 
 
 class Loop:
@@ -152,13 +156,14 @@ class Loop:
 
     def run(self) -> Trained:
         """Trains to the end, and returns what was asked for."""
-        settings, state, total = self.settings, self.state, self.plan.total
+        settings, state = self.settings, self.state
+        self.started = (time.monotonic(), state.done)
         if self.judged and not state.done:
             self._check()
         before = state.choices.setdefault("before", state.checks[0] if state.checks else None)
-        with bar(settings.progress, total, show=self.world.rank == 0) as shown:
+        with bar(settings.progress, self.plan.total, show=self.world.rank == 0) as shown:
             shown.advance(state.done)
-            while state.done < total and not self._stale():
+            while state.done < self.plan.total and not self._stale():
                 try:
                     self._epoch(shown)
                 except DivergedError as error:
@@ -170,10 +175,10 @@ class Loop:
         if (settings.patience is not None or self.judged) and state.best.state is not None:
             load_state(result, state.best.state)
         if self.judged:
-            state.choices |= outcome(self.judge, state, total, before)
+            state.choices |= outcome(self.judge, state, self.plan.total, before)
         result = clone(result).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         seconds, curve = time.monotonic() - self.begun, state.curve.to_dict(self.judge.name)
-        return Trained(result, state.history, seconds, state.choices, curve)
+        return Trained(result, state.history, seconds, state.choices, curve, state.done)
 
     def _stale(self) -> bool:
         return self.settings.patience is not None and self.state.stale >= self.settings.patience
@@ -208,13 +213,17 @@ class Loop:
             shown.note(**means)
             if state.done % EVERY == 0:
                 self._log(means)
-            if state.done >= plan.total:
+            if state.done >= self.plan.total:
                 break
-            if self.judged and state.done % max(1, plan.total // CHECKS) == 0 and self.judge.held:
+            if (
+                self.judged
+                and state.done % max(1, self.plan.total // CHECKS) == 0
+                and self.judge.held
+            ):
                 self._check()
             if state.done % plan.per_epoch and self._due():
                 self._save()
-        if number + 1 != plan.length and state.done < plan.total:
+        if number + 1 != plan.length and state.done < self.plan.total:
             raise InputError(
                 f"the training loader promised {plan.length} batches and gave {number + 1} in "
                 f"epoch {epoch}; it must give as many in every epoch"
@@ -291,6 +300,16 @@ class Loop:
             state.average.update_parameters(self.model)
         state.done += 1
         state.curve.step(state.done, self.plan.rate(state.done - 1, settings))
+        if settings.seconds is not None:
+            self._keep_time(settings.seconds)
+
+    def _keep_time(self, seconds: float) -> None:
+        """Shortens the plan to what fits, as the steps so far have shown."""
+        now, (start, before) = time.monotonic(), self.started
+        done, left = self.state.done, seconds - (now - self.begun)
+        each = (now - start) / max(1, done - before)
+        if done - before >= FEW or left <= 0:
+            self.plan = self.plan.within(done, max(0, int(left / each)))
 
     def _close_epoch(self, count: int) -> None:
         """Scores, and writes down, an epoch of `count` batches."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Settings:
 
     epochs: int
     steps: int | None
+    seconds: float | None
     optimizer: str
     lr: float | None
     weight_decay: float
@@ -98,6 +99,11 @@ class Plan:
         """
         first = number // self.accumulate * self.accumulate
         return min(self.accumulate, self.length - first) if number < self.length else 1
+
+    def within(self, done: int, affordable: int) -> Plan:
+        """The plan with at most so many steps after `done` ones: time may shorten it."""
+        total = max(done, min(self.total, done + affordable))
+        return self if total == self.total else replace(self, total=total)
 
     def rate(self, done: int, settings: Settings) -> float:
         """The learning rate of the step after `done` ones."""

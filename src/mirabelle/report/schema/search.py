@@ -27,6 +27,7 @@ class Trial(Part):
     bytes: float | None
     macs: float | None
     on_front: bool | None
+    why: str | None
     best: bool | None
     knobs: dict[str, Any]
     plan: list[dict[str, Any]]

@@ -96,6 +96,7 @@ def _drawn(point: Trial, named: bool, report: Report) -> dict:
     figures = [show_axis(report)(y), units.milliseconds(x)]
     figures += [units.size(point.bytes)] if point.bytes is not None else []
     figures += [f"{k} {v}" for k, v in point.knobs.items()]
+    figures += [point.why] if point.why else []
     label = svg.short(name, 20) if named else ""
     title = f"{name}: {', '.join(figures)}"
     return {"label": label, "x": x, "y": y, "low": low, "high": high, "title": title}

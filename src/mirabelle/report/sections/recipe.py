@@ -39,11 +39,11 @@ def as_yaml(value: Any, indent: str = "") -> str:
     return indent + leaf(value)
 
 
-def recipe(value: Any) -> str:
-    return (
-        section(
-            "The recipe", "What was asked for.", element("pre", escape(as_yaml(value)), tabindex=0)
-        )
-        if value
-        else ""
+def recipe(value: Any, found: bool = False) -> str:
+    """found: by a search; else it was asked for."""
+    if not value:
+        return ""
+    said = (
+        "It makes the best network again, without the search." if found else "What was asked for."
     )
+    return section("The recipe", said, element("pre", escape(as_yaml(value)), tabindex=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,14 @@ def read_changed(
     if not (folder / FILE).is_file():
         return None
     found = read_json(folder / FILE).get(f"{stage}/{runtime}")
-    if not found or not found["examples"]:
+    return found and described(found, stage, runtime, names, exact)
+
+
+def described(
+    found: Mapping[str, Any], stage: str, runtime: str, names: tuple[str, ...], exact: bool
+) -> dict[str, Any] | None:
+    """`read_changed` of what is already there, as JSON."""
+    if not found["examples"]:
         return None
 
     def named(number: int | None) -> str | None:
