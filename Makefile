@@ -43,7 +43,7 @@ test-wheel: .venv/bin/python
 
 # The lowest versions that pyproject.toml allows; Python 3.10 to 3.12 have them all. On Linux the index gives torch with CUDA, 6 GB installed.
 test-oldest: .venv-oldest/done
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -W default tests/channels/test_graph.py tests/pruning/test_prune.py tests/quantization/test_quantize.py tests/test_exporter.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -W default tests/graph tests/channels/test_groups.py tests/pruning/test_prune.py tests/quantization/test_quantize.py tests/test_exporter.py
 
 .venv-oldest/done: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,44 +25,16 @@ def embeddings(bench: Bench) -> None:
     """Bar 5: verification of pairs of classes that neither teacher nor student has seen; labels are
     those of the seven seen classes.
     """
-    seen = torch.tensor([c not in UNSEEN for c in bench.y.tolist()])
-    place = torch.tensor(
-        [
-            sorted(set(range(10)) - set(UNSEEN)).index(c) if c not in UNSEEN else -1
-            for c in range(10)
-        ]
-    )
-    x, y = bench.x[seen], place[bench.y[seen]]
+    x, y = _seen_images(bench)
     test = torch.isin(bench.test_y, torch.tensor(UNSEEN))
     images, classes = bench.test_x[test][:1500], bench.test_y[test][:1500]
 
     def judge(network: nn.Module) -> dict[str, Any]:
         predict = predictor(network)
-        found = torch.cat([predict(mb_batch) for mb_batch in map(_batch, images.split(250))])
-        verified = verify_pairs(found, classes)
-        return {
-            "auc": verified.auc,
-            **{f"tar at far {f:g}": t for f, t in zip(verified.far, verified.tar, strict=True)},
-        }
+        return _figures(torch.cat([predict(_batch(part)) for part in images.split(250)]), classes)
 
-    steps = 10 if bench.quick else 400
     data = Batches(x, y)
-
-    def train(network: nn.Module) -> nn.Module:
-        wrapped = ArcFace(network, 7)
-        return mb.fit(
-            wrapped,
-            data,
-            loss=arcface_loss,
-            steps=steps,
-            **{**PLAIN, "lr": 0.003, "precision": "auto"},
-        ).network
-
-    def build() -> nn.Module:
-        seed_everything(200)
-        return LargeEmbedder(32)
-
-    teacher = bench.network("embedder", build, train)
+    teacher = _large_embedder(bench, data)
     bench.once("embeddings/teacher", lambda: judge(teacher))
     pool = Batches(
         x[bench.some(len(x), 7)[:500] % len(x)]
@@ -97,10 +69,50 @@ def embeddings(bench: Bench) -> None:
                 )
 
 
-def text(bench: Bench) -> None:
-    """Bar 5 for text: MiniLM teaches an encoder of 2 layers; verification of pairs of WordNet's
-    glosses from categories that no student has seen.
-    """
+def _seen_images(bench: Bench) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training images of the classes that may be seen, and their places among these."""
+    known = sorted(set(range(10)) - set(UNSEEN))
+    seen = torch.tensor([c in known for c in bench.y.tolist()])
+    place = torch.tensor([known.index(c) if c in known else -1 for c in range(10)])
+    return bench.x[seen], place[bench.y[seen]]
+
+
+def _large_embedder(bench: Bench, data: Batches) -> nn.Module:
+    """The teacher of images."""
+
+    def train(network: nn.Module) -> nn.Module:
+        return mb.fit(
+            ArcFace(network, 7),
+            data,
+            loss=arcface_loss,
+            steps=10 if bench.quick else 400,
+            **{**PLAIN, "lr": 0.003, "precision": "auto"},
+        ).network
+
+    def build() -> nn.Module:
+        seed_everything(200)
+        return LargeEmbedder(32)
+
+    return bench.network("embedder", build, train)
+
+
+def _figures(embeddings: torch.Tensor, classes: torch.Tensor) -> dict[str, Any]:
+    """How well pairs of one class are told from others."""
+    verified = verify_pairs(embeddings, classes)
+    rates = zip(verified.far, verified.tar, strict=True)
+    return {"auc": verified.auc, **{f"tar at far {far:g}": tar for far, tar in rates}}
+
+
+class Glosses(NamedTuple):
+    """tokens: what is learnt from, with its classes; questions: what is asked, with theirs."""
+
+    tokens: Any
+    classes: torch.Tensor
+    questions: Any
+    judged: torch.Tensor
+
+
+def _glosses(quick: bool) -> Glosses:
     from examples import sentences
 
     found = sentences.glosses()
@@ -108,35 +120,31 @@ def text(bench: Bench) -> None:
         [g for g in found if (g.category in sentences.UNSEEN) == side] for side in (False, True)
     )
     generator = torch.Generator().manual_seed(0)
-    learn = [
-        seen[i]
-        for i in torch.randperm(len(seen), generator=generator)[: 640 if bench.quick else 25_600]
-    ]
+    most = 640 if quick else 25_600
+    learn = [seen[i] for i in torch.randperm(len(seen), generator=generator)[:most]]
     ask = [unseen[i] for i in torch.randperm(len(unseen), generator=generator)[:1500]]
     categories = sorted({g.category for g in learn})
-    classes = torch.tensor([categories.index(g.category) for g in learn])
-    judged = torch.tensor([sentences.UNSEEN.index(g.category) for g in ask])
-    tokens, questions = (
+    return Glosses(
         sentences.tokenize([g.text for g in learn]),
+        torch.tensor([categories.index(g.category) for g in learn]),
         sentences.tokenize([g.text for g in ask]),
+        torch.tensor([sentences.UNSEEN.index(g.category) for g in ask]),
     )
-    teacher = sentences.minilm()
+
+
+def text(bench: Bench) -> None:
+    """Bar 5 for text: MiniLM teaches an encoder of 2 layers; verification of pairs of WordNet's
+    glosses from categories that no student has seen.
+    """
+    from examples import sentences
+
+    glosses, teacher = _glosses(bench.quick), sentences.minilm()
+    categories = int(glosses.classes.max()) + 1
 
     def judge(network: nn.Module) -> dict[str, Any]:
+        parts = zip(*(glosses.questions[k].split(100) for k in ("ids", "mask")), strict=True)
         with torch.no_grad():
-            embeddings = torch.cat(
-                [
-                    network.eval()(*part)
-                    for part in zip(
-                        *(questions[k].split(100) for k in ("ids", "mask")), strict=True
-                    )
-                ]
-            )
-        verified = verify_pairs(embeddings, judged)
-        return {
-            "auc": verified.auc,
-            **{f"tar at far {f:g}": t for f, t in zip(verified.far, verified.tar, strict=True)},
-        }
+            return _figures(torch.cat([network.eval()(*p) for p in parts]), glosses.judged)
 
     bench.once("text/teacher", lambda: judge(teacher))
     for seed in bench.seeds:
@@ -146,11 +154,11 @@ def text(bench: Bench) -> None:
             seed_everything(seed)
             return sentences.student(teacher)
 
-        labeled = sentences.Sentences(tokens, classes)
+        labeled = sentences.Sentences(glosses.tokens, glosses.classes)
         bench.once(
             f"text/student alone/{seed}",
             lambda n=new, d=labeled, o={**options, "lr": 3e-4}: judge(
-                mb.fit(ArcFace(n(), len(categories)), d, loss=arcface_loss, **o).network
+                mb.fit(ArcFace(n(), categories), d, loss=arcface_loss, **o).network
             ),
         )
         bench.once(
@@ -159,7 +167,7 @@ def text(bench: Bench) -> None:
                 mb.distill(
                     n(),
                     teacher,
-                    sentences.Sentences(tokens),
+                    sentences.Sentences(glosses.tokens),
                     losses={"cosine": 1.0, "similarity": 100.0},
                     cache=bench.folder / "outputs",
                     **o,

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mirabelle.base.files import read_json, write_text
 
@@ -78,90 +78,95 @@ def section(
     return lines
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Markdown: everything that was measured so far."""
-    parts: list[str] = []
+class Asked(NamedTuple):
+    """A table: of which section and field, compared with what, and only of what begins so."""
 
-    def add(title: str, name: str, field: str, bases: list[str], only: str = "") -> None:
-        if by_name(results, name, field, only):
-            parts.extend(["", f"### {title}", "", *section(results, name, field, bases, only)])
+    title: str
+    section: str
+    field: str
+    bases: list[str]
+    only: str = ""
 
-    add(
-        "500 images", "few", "top1", ["cross-entropy, lr 0.03", "augmented, cross-entropy, lr 0.03"]
-    )
-    add(
+
+ALONE = ["student alone", "teacher"]
+TABLES = [
+    Asked("500 images", "few", "top1", [f"{a}cross-entropy, lr 0.03" for a in ("", "augmented, ")]),
+    Asked(
         "No labels, all labels",
         "labels",
         "top1",
         ["all labels, cross-entropy", "all labels, cross-entropy, lr 0.03"],
-    )
-    for labels in ("1 000", "55 000"):
-        alone = [f"{labels}, student of teacher {i}" for i in range(3)]
-        add(
+    ),
+    *[
+        Asked(
             f"An ensemble of three teachers, each with {labels} labels of its own",
             "ensemble",
             "top1",
-            alone,
+            [f"{labels}, student of teacher {i}" for i in range(3)],
             f"{labels},",
         )
-    add("A class that was never seen: its recall", "missing", "recall", [])
-    add("A class that was never seen: all classes", "missing", "top1", [])
-    add(
+        for labels in ("1 000", "55 000")
+    ],
+    Asked("A class that was never seen: its recall", "missing", "recall", []),
+    Asked("A class that was never seen: all classes", "missing", "top1", []),
+    Asked(
         "A pruned network: 40 % of the MACs, 1 000 images, 200 steps",
         "shrunk",
         "top1",
         ["pruned, cross-entropy"],
         "pruned",
-    )
-    for bits in (3, 4, 8):
-        add(
+    ),
+    *[
+        Asked(
             f"Quantized to {bits} bits: 1 000 images, 200 steps",
             "shrunk",
             "top1",
             [f"{bits} bits, cross-entropy"],
             f"{bits} bits",
         )
-    add("The network before", "shrunk", "top1", [], "original")
-    add(
-        "Embeddings: pairs accepted at a false acceptance rate of 1 %",
-        "embeddings",
-        "tar at far 0.01",
-        ["student alone", "teacher"],
-    )
-    add(
-        "Embeddings: pairs accepted at a false acceptance rate of 10 %",
-        "embeddings",
+        for bits in (3, 4, 8)
+    ],
+    Asked("The network before", "shrunk", "top1", [], "original"),
+    *[
+        Asked(
+            f"Embeddings: pairs accepted at a false acceptance rate of {100 * rate:g} %",
+            "embeddings",
+            f"tar at far {rate:g}",
+            ALONE,
+        )
+        for rate in (0.01, 0.1)
+    ],
+    Asked("Embeddings: area under the ROC", "embeddings", "auc", ALONE),
+    Asked(
+        "Sentences: pairs accepted at a false acceptance rate of 10 %",
+        "text",
         "tar at far 0.1",
-        ["student alone", "teacher"],
-    )
-    add("Embeddings: area under the ROC", "embeddings", "auc", ["student alone", "teacher"])
-    for field, title in (
-        ("tar at far 0.1", "pairs accepted at a false acceptance rate of 10 %"),
-        ("auc", "area under the ROC"),
-    ):
-        add(f"Sentences: {title}", "text", field, ["student alone", "teacher"])
+        ALONE,
+    ),
+    Asked("Sentences: area under the ROC", "text", "auc", ALONE),
+]
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: everything that was measured so far."""
+    parts: list[str] = []
+    for title, name, field, bases, only in TABLES:
+        if by_name(results, name, field, only):
+            parts += ["", f"### {title}", "", *section(results, name, field, bases, only)]
     if ratios := by_name(results, "cache", "ratio"):
         (values,) = ratios.values()
         mean, half = interval(list(values.values()))
         same = all(v == 1.0 for v in by_name(results, "cache", "same weights")[""].values())
-        parts.extend(
-            [
-                "",
-                "### The cache",
-                "",
-                f"Epochs on known views are {_shown(mean, half, 1)} times as fast "
-                f"({len(values)} seeds); same weights: {'yes' if same else 'no'}.",
-            ]
-        )
-    conditions = results.get("conditions", {})
-    if conditions:
-        parts.extend(
-            [
-                "",
-                f"{conditions['threads']} thread of {conditions['machine']['cpu']}, torch "
-                f"{conditions['torch']}.",
-            ]
-        )
+        parts += [
+            "",
+            "### The cache",
+            "",
+            f"Epochs on known views are {_shown(mean, half, 1)} times as fast "
+            f"({len(values)} seeds); same weights: {'yes' if same else 'no'}.",
+        ]
+    if conditions := results.get("conditions", {}):
+        where = f"{conditions['threads']} thread of {conditions['machine']['cpu']}"
+        parts += ["", f"{where}, torch {conditions['torch']}."]
     return "\n".join(parts).strip()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from mirabelle.measurement.accuracy import evaluate, predictor
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.quantization import quantize
-from mirabelle.runtimes import RUNTIMES, check_runs_here, load
+from mirabelle.quantization.simulation.description import quantization
+from mirabelle.runtimes import RUNTIMES, Artifact, check_runs_here, load
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
 # The grids that suit each runtime's kernels on this machine.
@@ -120,34 +122,9 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
             row = rows.setdefault(runtime, {}).setdefault(kind, {})
             if "score" in row:
                 continue
-            found = evaluate(artifact.predict, labeled, "top1", f"{runtime} {kind}")
-            row |= {
-                "bytes": artifact.bytes,
-                "version": artifact.version,
-                "score": found.value,
-                "n": found.n,
-                "low": found.low,
-                "high": found.high,
-            }
+            row |= scored(artifact, labeled, f"{runtime} {kind}")
             if kind == "int8":
-                seen = mb.verify(form, artifact, compared, samples=SAMPLES)
-                simulated = evaluate(predictor(form), labeled, "top1", f"{runtime}, simulated")
-                row |= {
-                    "samples": seen.samples,
-                    "layers": len(seen.layers),
-                    "sites": len(form.meta["quantization"].sites),
-                    "declared": RUNTIMES[runtime].off_by,
-                    "off_by": max((c.max_off_by for c in seen.layers), default=None),
-                    "exact": min((c.exact for c in seen.layers), default=None),
-                    "own": max(
-                        (c.max_off_by for c in seen.layers if c.cause != "earlier layers"),
-                        default=None,
-                    ),
-                    "simulated": simulated.value,
-                    "agreement": seen.agreement.value,
-                    "note": seen.note,
-                    "grids": form.meta["quantization"].target,
-                }
+                row |= verified(form, artifact, compared, labeled)
             results |= {
                 "machine": machine(),
                 "versions": versions("torch", "onnx"),
@@ -155,18 +132,56 @@ def measure(folder: Path, name: str, names: list[str], results: dict) -> None:
             }
             write_json(RESULTS, results)
     if any("p50" not in row[kind] for runtime, row in rows.items() for kind in row):
-        seen = alternate(
-            {f"{r}/{k}": c for (r, k), c in calls.items()}, 1000, seconds=SECONDS, pin=True
-        )
-        for runtime, kind in calls:
-            faster = speedup(seen["onnxruntime/float"], seen[f"{runtime}/{kind}"])
-            found = seen[f"{runtime}/{kind}"]
-            rows[runtime][kind] |= {
-                "p50": found.p50_ms,
-                "rounds": found.runs,
-                "speedup": [faster.value, faster.low, faster.high],
-            }
+        time_all(calls, rows)
         write_json(RESULTS, results)
+
+
+def scored(artifact: Artifact, labeled: list, what: str) -> dict:
+    found = evaluate(artifact.predict, labeled, "top1", what)
+    return {
+        "bytes": artifact.bytes,
+        "version": artifact.version,
+        "score": found.value,
+        "n": found.n,
+        "low": found.low,
+        "high": found.high,
+    }
+
+
+def verified(form: nn.Module, artifact: Artifact, compared: list, labeled: list) -> dict:
+    """How near the file's integers are to the reference, and what the simulation scores."""
+    seen = mb.verify(form, artifact, compared, samples=SAMPLES)
+    simulated = evaluate(predictor(form), labeled, "top1", f"{artifact.runtime}, simulated")
+    own = [c.max_off_by for c in seen.layers if c.cause != "earlier layers"]
+    described = quantization(form)
+    assert described is not None
+    return {
+        "samples": seen.samples,
+        "layers": len(seen.layers),
+        "sites": len(described.sites),
+        "declared": RUNTIMES[artifact.runtime].off_by,
+        "off_by": max((c.max_off_by for c in seen.layers), default=None),
+        "exact": min((c.exact for c in seen.layers), default=None),
+        "own": max(own, default=None),
+        "simulated": simulated.value,
+        "agreement": seen.agreement.value,
+        "note": seen.note,
+        "grids": described.target,
+    }
+
+
+def time_all(calls: dict[tuple[str, str], Callable], rows: dict) -> None:
+    """Times all files in turn, and writes what came out into the rows."""
+    named = {f"{runtime}/{kind}": call for (runtime, kind), call in calls.items()}
+    seen = alternate(named, 1000, seconds=SECONDS, pin=True)
+    for runtime, kind in calls:
+        found = seen[f"{runtime}/{kind}"]
+        faster = speedup(seen["onnxruntime/float"], found)
+        rows[runtime][kind] |= {
+            "p50": found.p50_ms,
+            "rounds": found.runs,
+            "speedup": [faster.value, faster.low, faster.high],
+        }
 
 
 def table(results: dict) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import Doc
@@ -20,7 +19,7 @@ from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.files import check_file_name
-from mirabelle.base.options import Check, OneOf, declared
+from mirabelle.base.options import Check, declared
 from mirabelle.graph.capture import program
 from mirabelle.graph.proof import tensors
 from mirabelle.onnx_files.source import NAMES, source_of
@@ -30,8 +29,8 @@ from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e
 from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.description import quantization
-from mirabelle.runtimes import RUNTIMES, load
-from mirabelle.runtimes.artifact import Artifact, check_threads
+from mirabelle.runtimes import RUNTIMES, RuntimeOption, load
+from mirabelle.runtimes.artifact import Artifact, ThreadsOption
 from mirabelle.runtimes.onnx_model import data_files, read_model
 from mirabelle.sources.networks import find
 
@@ -51,11 +50,11 @@ def export(
     model: nn.Module | str | Path,
     folder: str | Path,
     *,
-    runtime: Annotated[str, OneOf(RUNTIMES), Doc("what the file is for")] = "onnxruntime",
+    runtime: RuntimeOption = "onnxruntime",
     inputs: Annotated[
         Any, Doc("example inputs; needed for networks that do not say their own")
     ] = None,
-    threads: Annotated[int, Ge(1), Check(check_threads), Doc("with which the file is run")] = 1,
+    threads: ThreadsOption = 1,
     name: Annotated[
         str | None,
         Check(check_optional_name),

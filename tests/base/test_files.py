@@ -6,6 +6,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.files import (
     atomic,
     check_file_name,
+    copy_file,
     is_temporary,
     read_json,
     sealed,
@@ -75,3 +76,11 @@ def test_names_that_lead_elsewhere(name):
 @pytest.mark.parametrize("name", ["model", "a.b", ".hidden", "größer", "a b", "[x]"])
 def test_names(name):
     check_file_name(name)
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"whole")
+    assert copy_file(tmp_path / "a.bin", tmp_path / "deep" / "b.bin").read_bytes() == b"whole"
+    with pytest.raises(FileNotFoundError):
+        copy_file(tmp_path / "none.bin", tmp_path / "c.bin")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "deep"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import importlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -126,6 +131,78 @@ def test_by_position_and_missing():
         cook("soup", "tailor")
     with pytest.raises(TypeError, match="dish"):
         cook()
+
+
+Share = Annotated[float | None, Gt(0), Le(1), Doc("how much of it")]
+Guests = Annotated[int, Ge(1), Doc("who eats")]
+
+
+def test_aliases_are_options_and_what_is_added_last_counts():
+    def bake(
+        *,
+        share: Share = None,
+        guests: Annotated[Guests, Le(8), FromRun, Doc("who waits")] = 2,
+        names: list[str] | NotThere = (),  # noqa: F821
+    ) -> None: ...
+
+    known = options_of(bake)
+    assert list(known) == ["share", "guests"] and list(known.in_recipes) == ["share"]
+    assert known["share"].refuse(2) == "; expected a number above 0 and at most 1 (how much of it)"
+    assert known["guests"].doc == "who waits" and known["guests"].refuse(9)
+    assert options_of(cook)["guests"].doc == "who eats"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ("NotThere", "mix: spoon: 'NotThere' has a name that is not there"),
+        ("Annotated[NotThere, Doc('of wood')]", "has a name that is not there"),
+        ("Share | str", "has a Doc in a union; write Annotated"),
+        ("str | NotThere | Share", "has a Doc in a union"),
+        ("list[Guests]", "has a Doc within a type; write Annotated"),
+        ("Callable[[Guests], None]", "has a Doc within a type"),
+        ("Annotated[int, Ge(1)]", "has no Doc"),
+    ],
+)
+def test_an_option_never_goes_missing_in_silence(annotation, message):
+    def mix(spoon): ...
+
+    mix.__annotations__ = {"spoon": annotation}
+    with pytest.raises(TypeError, match=message):
+        options_of(mix)
+
+
+@functools.cache
+def _functions() -> list[tuple[str, ast.FunctionDef]]:
+    """Those of the package, with their modules."""
+    root = Path(mb.__file__).parent
+    return [
+        (".".join(["mirabelle", *path.relative_to(root).with_suffix("").parts]), node)
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+
+
+def test_every_verb_of_the_package_can_be_read():
+    verbs = {
+        node.name: len(options_of(getattr(importlib.import_module(module), node.name)))
+        for module, node in _functions()
+        if any(ast.unparse(d).startswith("declared(") for d in node.decorator_list)
+    }
+    assert {"prune", "quantize", "fit", "distill", "companion", "callback"} <= set(verbs)
+    assert len(verbs) >= 15 and min(verbs.values()) >= 2
+
+
+def test_no_option_is_declared_twice():
+    written = Counter(
+        (argument.arg, ast.unparse(argument.annotation))
+        for _, node in _functions()
+        for argument in (*node.args.args, *node.args.kwonlyargs)
+        if argument.annotation is not None
+    )
+    options = {option: n for option, n in written.items() if "Doc(" in option[1]}
+    assert len(options) > 50 and [option for option, n in options.items() if n > 1] == []
 
 
 def test_what_a_recipe_can_hold():

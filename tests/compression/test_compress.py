@@ -23,6 +23,7 @@ from mirabelle.measurement.accuracy import scores_of
 from mirabelle.measurement.macs import count_macs
 from mirabelle.pipeline.recipe import parse
 from mirabelle.pipeline.yaml_file import read_yaml
+from mirabelle.report.schema import Report, unknown
 from mirabelle.report.sections.recipe import as_yaml
 from mirabelle.runtimes import load as open_file
 from tests import tiny
@@ -99,6 +100,7 @@ def test_the_report_says_what_was_tried(searched):
     page = found.report.read_text(encoding="utf-8")
     assert "<html" in page and "compressed" in page
     numbers = json.loads((found.folder / "report.json").read_text(encoding="utf-8"))
+    assert unknown(Report, numbers) == []
     assert len(numbers["front"]) == len(found.points) and any(p["best"] for p in numbers["front"])
     assert {r["form"] for r in numbers["search"]["plan"]} <= {"int8", "float"}
     assert numbers["limits"][0]["met"] and numbers["search"]["trials"] >= 1

@@ -7,9 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mirabelle.base.data import batches
 from mirabelle.base.errors import InputError
-from mirabelle.compression.judge import Judge
 from mirabelle.compression.parts import parts
-from mirabelle.measurement.accuracy import predictor
 
 
 def numbered(count, batch=10):
@@ -74,12 +72,3 @@ def test_without_labels():
 def test_data_that_cannot_be_split(data, word):
     with pytest.raises(InputError, match=word):
         parts(data, seed=0)
-
-
-def test_shuffled_data_pair_all_the_same():
-    """A network against itself loses nothing on any sample, whatever order a loader draws."""
-    model = torch.nn.Linear(3, 4)
-    judge = Judge(model, numbered(200), "top1", labeled=True)
-    assert judge.drop(judge.of(predictor(model))) == (0.0, 0.0, 0.0)
-    shifted = Judge(model, numbered(200), "top1", labeled=False)
-    assert shifted.metric == "agreement" and shifted.scores.value == 1.0

@@ -19,6 +19,7 @@ from mirabelle.base.files import tensors_hash
 from mirabelle.cli import main
 from mirabelle.pipeline import measuring, run
 from mirabelle.quantization.search.rules import RULES
+from mirabelle.report.schema import Report, unknown
 from mirabelle.store import load
 from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
 from tests.tiny import model as tiny_model
@@ -59,6 +60,7 @@ def test_leaves_everything(whole):
     original = model()
     assert isinstance(load(whole / "model", original), torch.nn.Module)
     report = json.loads((whole / "report.json").read_text())
+    assert unknown(Report, report) == []
     assert [s["name"] for s in report["stages"]] == ["original", "prune", "distill", "quantize"]
     assert report["stages"][1]["macs"] <= 0.5 * report["stages"][0]["macs"]
     assert len(report["training"][0]["history"]) == 3

@@ -12,6 +12,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.skipping import skip, skipped_blocks
+from mirabelle.graph.open_graph import open_graph
 from mirabelle.graph.structure import Skipped
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pruning.allocation import Macs, lost_with, widths_of
@@ -63,7 +64,7 @@ def test_channels_go_where_blocks_are_not_enough(tmp_path):
 def test_losses_of_blocks_are_measured():
     model = network(None)
     coupling = analyze(model, as_batch(X))
-    found = block_losses(model, coupling, DATA, ["2.b.0"])
+    found = block_losses(model, open_graph(model, coupling.inputs), DATA, ["2.b.0"])
     x = torch.cat(DATA)
     with torch.no_grad():
         y, z = model(x), skip(model, as_batch(X), ["2.b.0"])(x)

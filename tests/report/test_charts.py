@@ -9,6 +9,7 @@ import pytest
 
 from mirabelle.report import charts, histograms, svg
 from mirabelle.report.curves import Line, Panel, stacked
+from mirabelle.report.schema import LayerSize
 from mirabelle.report.sections.channels import channels
 from tests.report.pages import drawings
 
@@ -37,7 +38,8 @@ def test_bars_are_as_long_as_their_values():
 
 
 def test_both_columns_of_bars_are_to_one_scale():
-    page = channels([{"layer": f"l{i}", "before": 10 * (i + 1), "after": 5} for i in range(8)])
+    sizes = [{"layer": f"l{i}", "before": 10 * (i + 1), "after": 5} for i in range(8)]
+    page = channels(list(map(LayerSize.of, sizes)))
     assert page.count('class="bars"') == 2
     shares = [
         float(w) for w in re.findall(r'width="([\d.]+)%" height="8" class="bar before"', page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mirabelle.report.schema import Report
 from mirabelle.report.sections.front import front
 from tests.report.pages import Page
 
@@ -30,7 +31,7 @@ POINTS = [
 
 
 def test_a_front_shows_every_trial_and_the_plan_of_the_best():
-    page = Page(front({"front": POINTS}))
+    page = Page(front(Report.of({"front": POINTS})))
     text = page.text
     assert "half, int8: 93 %, 1 ms, 500 kB" in text and "worse: 90 %, 2 ms" in text
     assert "on the front, 2" in text and "other trials, 1" in text and "4 in all" in text
@@ -38,12 +39,12 @@ def test_a_front_shows_every_trial_and_the_plan_of_the_best():
     assert "layer what was done ms, predicted ms, measured rank" in text
     assert "conv1 32 to 16 channels 0.25 0.3" in text and "fc int8 0.01 0.02 8" in text
     assert "half, int8 93 % [92 %, 94 %] 1 ms 500 kB" in text
-    assert front({}) == "" and front({"front": [POINTS[3]]}) == ""
+    assert front(Report.of({})) == "" and front(Report.of({"front": [POINTS[3]]})) == ""
 
 
 def test_a_plan_that_is_marked_best_is_the_best():
     other = {**POINTS[0], "plan": [{"layer": "x", "action": "kept"}], "best": True}
-    assert "The plan of original" in Page(front({"front": [other, POINTS[1]]})).text
+    assert "The plan of original" in Page(front(Report.of({"front": [other, POINTS[1]]}))).text
 
 
 def test_the_form_of_a_search_is_drawn(example):
@@ -69,7 +70,7 @@ def test_the_form_of_a_search_is_drawn(example):
         "predicted": {"loss": 0.03, "costs": {"latency": 0.25}},
         "measured": {"loss": 0.05, "costs": {"latency": 0.3, "size": 0.1}},
     }
-    text = Page(front({**example, "front": trials, "search": search})).text
+    text = Page(front(Report.of({**example, "front": trials, "search": search}))).text
     assert "trial 3 93 % [92.4 %, 93.6 %] 1 ms 500 kB 1.00 [0.40, 1.60] 1.20 [1.00, 1.40]" in text
     assert "squared error of the outputs 0.03 0.05 milliseconds 0.25 0.3" in text
     assert "The plan of trial 3" in text and "conv1 32 16 int8 0.2" in text

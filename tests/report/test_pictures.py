@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mirabelle.report.schema import Report
 from mirabelle.report.sections.changed import changed
 from mirabelle.report.sections.data import data
 from tests.report.pages import CHANGED, DOT, PICTURES, text_of
@@ -28,7 +29,7 @@ def test_pictures_are_shown_with_what_was_taken_and_what_was_asked(example):
 @pytest.mark.parametrize("uri", ["https://x/y.png", 'data:image/png;base64,A" onload="', None, 3])
 def test_only_pictures_inside_of_the_page_are_drawn(uri):
     sheet = {**PICTURES["sheet"], "picture": uri}
-    assert "<img" not in data({"data": {**PICTURES, "sheet": sheet}})
+    assert "<img" not in data(Report.of({"data": {**PICTURES, "sheet": sheet}}))
 
 
 def test_pictures_whose_class_changed_are_shown_with_both_classes(example):
@@ -50,5 +51,5 @@ def test_pictures_whose_class_changed_are_shown_with_both_classes(example):
 @pytest.mark.parametrize("uri", ["https://x/y.png", None])
 def test_an_example_without_a_picture_is_left_out(uri):
     examples = [{**CHANGED["examples"][0], "picture": uri}]
-    assert changed({"changed": {**CHANGED, "examples": examples}}) == ""
-    assert changed({"changed": None}) == "" == changed({})
+    assert changed(Report.of({"changed": {**CHANGED, "examples": examples}})) == ""
+    assert changed(Report.of({"changed": None})) == "" == changed(Report.of({}))

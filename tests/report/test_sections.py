@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from mirabelle.report.schema import Check, Profile, QuantizedTensor, Report, Stage, Timing, Training
 from mirabelle.report.sections.downloads import downloads
 from mirabelle.report.sections.layers import layers
 from mirabelle.report.sections.profile import layer_times, paired, reconciled
@@ -138,9 +139,10 @@ def test_a_metric_that_is_no_share_is_not_a_percentage(example):
 )
 def test_integers_from_zero_have_one_threshold(levels, expected):
     assert (
-        thresholds({"threshold": [0.5, 3.0, None], "levels": levels}) == expected
+        thresholds(QuantizedTensor.of({"threshold": [0.5, 3.0, None], "levels": levels}))
+        == expected
     )  # of many channels, the largest
-    assert thresholds({"threshold": None, "levels": levels}) == []
+    assert thresholds(QuantizedTensor.of({"threshold": None, "levels": levels})) == []
 
 
 def test_profiles_keep_the_order_of_execution():
@@ -152,7 +154,7 @@ def test_profiles_keep_the_order_of_execution():
         {"name": n, "milliseconds": 0.5, "operator": "QLinearConv", "int8": n != "q"}
         for n in ("q", "a", "r", "c")
     ]
-    rows = layer_times(paired({"before": before, "after": after}))
+    rows = layer_times(paired(Profile.of({"before": before, "after": after})))
     assert [r["name"] for r in rows] == ["q", "a", "r", "b", "c", "c"]
     assert (
         rows[1]["value"].replace("\u00a0", " ") == "1 → 0.5 ms int8"
@@ -177,11 +179,9 @@ def test_a_profile_adds_up_to_the_latency_of_the_headline(example):
         }
     }
     ends = [s["runtimes"]["onnxruntime"]["latency"]["p50_ms"] for s in example["stages"]]
-    rows = reconciled(example, "onnxruntime")
-    assert [rows[0]["before_ms"], rows[0]["after_ms"]] == pytest.approx(
-        [0.75 * ends[0], 0.5 * ends[-1]]
-    )
-    assert sum(r["after_ms"] for r in rows) == pytest.approx(ends[-1])
+    rows = reconciled(Report.of(example), "onnxruntime")
+    assert [rows[0].before_ms, rows[0].after_ms] == pytest.approx([0.75 * ends[0], 0.5 * ends[-1]])
+    assert sum(r.after_ms or 0 for r in rows) == pytest.approx(ends[-1])
     text = text_of(example)
     assert f"{ends[0]:g} ms → {ends[-1]:g} ms a call, 50 % of it in int8" in text
     assert "keep a in float" in text
@@ -234,18 +234,14 @@ def test_the_recipe_reads_back(example):
 
 def test_what_placement_by_time_found_is_said():
     times = {"float": 2.0, "all_quantized": 2.5, "placed": 1.5}
-    said = placed(
-        {"runtime": "onnxruntime", "layers": ["a.weight", "b.weight"], "milliseconds": times}
-    )
+    found = {"runtime": "onnxruntime", "layers": ["a.weight", "b.weight"], "milliseconds": times}
+    said = placed(Timing.of(found))
     assert (
         "a.weight, b.weight stay in float. One call on ONNX Runtime: float 2 ms, all quantized "
         "2.5 ms, as it is 1.5 ms." in said.replace("\xa0", " ")
     )
-    assert (
-        "no layer stays in float"
-        in placed({"runtime": "onnxruntime", "layers": [], "milliseconds": None})
-        and placed({}) == ""
-    )
+    nothing = {"runtime": "onnxruntime", "layers": [], "milliseconds": None}
+    assert "no layer stays in float" in placed(Timing.of(nothing)) and placed(Timing.of({})) == ""
 
 
 @pytest.mark.parametrize(
@@ -269,7 +265,7 @@ def test_a_departure_within_the_declared_tolerance_is_no_alarm(
         "first_departure": {"layer": "a", "why": "why"} if off_by > 1 else None,
         "layers": [layer],
     }
-    page = verification([check])
+    page = verification([Check.of(check)])
     assert f'class="{class_}"' in page and words in Page(page).text
     assert sum(f'class="{c}"' in page for c in ("agrees", "near", "departure")) == 1
 
@@ -296,7 +292,7 @@ def test_every_layer_has_a_row_with_what_is_known_of_it(example):
     example["profile"] = {"openvino": {"layers": rows}}
     for stage, ms in ((0, 1.0), (-1, 4.0)):
         example["stages"][stage]["runtimes"]["openvino"]["latency"]["p50_ms"] = ms
-    page = layers(example)
+    page = layers(Report.of(example))
     (row,) = re.findall("<tbody>(.*?)</tbody>", page, re.S)
     assert (
         Page(row).text.split()
@@ -309,7 +305,7 @@ def test_every_layer_has_a_row_with_what_is_known_of_it(example):
     assert re.findall('data-v="(.*?)"', row) == ["16", "3.6e+06", "4", "4", "22", "0.5"]
     assert "Thresholds were chosen tensor by tensor: 1 by laplace." in text_of(example)
     example["stages"][-1]["runtimes"]["openvino"]["latency"]["p50_ms"] = 0.5
-    assert "keep it" not in layers(example)  # the call says that it is faster
+    assert "keep it" not in layers(Report.of(example))  # the call says that it is faster
 
 
 def test_nodes_of_another_name_pair_by_their_layer(example):
@@ -325,7 +321,7 @@ def test_steps_say_what_each_cost_and_bought(example):
     values = [s["runtimes"]["onnxruntime"]["latency"]["p50_ms"] for s in example["stages"]]
     for before, after in pairwise(values):
         assert f"{before:g} ms → {after:g} ms (" in text
-    stages = [{"name": "a", "label": "a"}, {"name": "b", "label": "b"}]
+    stages = [Stage.of({"name": n, "label": n}) for n in "ab"]
     (row,) = waterfall_rows(stages, [4.0, 1.0], str, -1, {"b": 71})
     assert row["value"] == "4.0 → 1.0 (−3.0)" and row["class"] == "s2"
     assert row["name"].replace("\u00a0", " ") == "b in 71 s"
@@ -361,7 +357,7 @@ def test_downloads_name_the_files_and_how_to_use_them(example):
     assert "float32, any × 1 × 28 × 28: samples, channels, height, width" in text
     assert "float32, a scalar" in text and "28 × 28, mean 0.5" in text
     example["network"]["name"] = "timm:mobilenetv3_small_100"
-    page = downloads(example)
+    page = downloads(Report.of(example))
     assert "from timm import" not in page
     (data,) = re.findall('href="data:text/yaml;charset=utf-8,(.*?)"', page)
     yaml = pytest.importorskip("yaml")
@@ -374,7 +370,8 @@ def test_a_training_is_drawn_by_step_with_its_scores(example):
     assert "sum" in text and "validation top1, step 300: 91.97 %" in text
     held = {"name": "held_out", "step": [0, 2], "value": [2.0, 1.5]}
     curve = {"each": 1, "step": [1, 2], "lr": [0.1, 0.0], "loss": {"labels": [1.5, 1.25]}}
-    page = training([{"stage": "fit", "curve": {**curve, "score": held}, "seconds": None}])
+    fit = {"stage": "fit", "curve": {**curve, "score": held}, "seconds": None}
+    page = training([Training.of(fit)])
     assert "fit: labels from 1.5 to 1.25, held out from 2 to 1.5" in page
     assert page.count('class="axis"') == 3 and page.count("<polyline") == 3  # on one axis: loss
-    assert training([{"stage": "fit", "curve": {}}]) == "" == training([])
+    assert training([Training.of({"stage": "fit", "curve": {}})]) == "" == training([])

@@ -17,6 +17,7 @@ from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.cli import main
 from mirabelle.measurement.breakeven import Limits, crossing, zeroed
 from mirabelle.pipeline import measuring, recipe, run
+from mirabelle.report.schema import Report, unknown
 from mirabelle.runtimes import RUNTIMES, mnn, sparse, sparse_forms
 from tests.sparsity.test_sparse_store import still_zero, zeros
 
@@ -205,6 +206,7 @@ def test_a_recipe_with_sparsity(tmp_path):
         ],
     )
     report = run(path, folder=tmp_path / "run").report
+    assert unknown(Report, report) == []
     assert [s["name"] for s in report["stages"]] and report["stages"][-1]["runtimes"]["sparse"][
         "speedup"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError, MirabelleError, did_you_mean
+from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.quiet import copying
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -187,16 +187,3 @@ def clone(model: Network) -> Network:
     for p in copied.parameters():
         p.grad = None
     return copied
-
-
-def check_keep(model: nn.Module, keep: Iterable[str]) -> None:
-    """`InputError` for a name in `keep` that the network does not have."""
-    known = [n for n, _ in model.named_modules(remove_duplicate=False) if n] + [
-        n for n, _ in model.named_parameters(remove_duplicate=False)
-    ]
-    for name in keep:
-        if name not in known:
-            raise InputError(
-                f"keep names {name!r}, which is no module or parameter of "
-                f"{type(model).__name__}{did_you_mean(name, known)}"
-            )

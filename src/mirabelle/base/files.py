@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_file(source: str | Path, target: str | Path) -> Path:
+    """Copies a file, whole or not at all; returns the path of the copy."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return Path(target)
 
 
 def temporary_folder(parent: Path, name: str) -> Path:

@@ -5,6 +5,10 @@ of text. The check of a call, of a recipe, and the JSON Schema come from that de
 
 Bounds are those of `annotated_types`; names of tables are `OneOf(TABLE)`. pydantic checks in strict
 mode, so nothing is converted: `"8"` is no 8, and True is no 1. It is imported at the first check.
+
+What several verbs declare has a name (`base/declarations.py`), to which each can add:
+
+    def fit(model, *, seed: Annotated[SeedOption, FromRun] = 0)
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from typing_extensions import Doc
 
+from mirabelle.base.annotations import resolved
 from mirabelle.base.errors import InputError, OptionError, did_you_mean
 from mirabelle.base.option_types import (
     NOWHERE,
@@ -49,8 +54,10 @@ class Option:
         self.type, *self.marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
 
     def mark(self, kind: type) -> Any:
-        """The marker of this kind; None where there is none."""
-        return next((m for m in self.marks if isinstance(m, kind) or m is kind), None)
+        """The marker of this kind; None where there is none. Of several it is the last, which a
+        verb has added to a shared declaration.
+        """
+        return next((m for m in reversed(self.marks) if isinstance(m, kind) or m is kind), None)
 
     @functools.cached_property
     def doc(self) -> str:
@@ -266,15 +273,20 @@ def shown(value: Any) -> str:
 
 @functools.cache
 def options_of(declared: Callable) -> Options:
-    """The options that a verb, or a dataclass, declares: its parameters with a `Doc`."""
+    """The options that a verb, or a dataclass, declares: its parameters with a `Doc`.
+
+    `TypeError` for an annotation that cannot be understood, with the verb and the parameter.
+    """
     function = inspect.unwrap(declared)
     names = vars(sys.modules[function.__module__])
     found, rest = [], Options([])
     for parameter in inspect.signature(function).parameters.values():
-        hint = parameter.annotation
-        if isinstance(hint, str) and hint.startswith("Annotated["):
-            hint = eval(hint, dict(names))
-        if get_origin(hint) is Annotated and any(isinstance(m, Doc) for m in get_args(hint)[1:]):
+        try:
+            hint = resolved(parameter.annotation, names)
+        except TypeError as error:
+            where = f"{function.__module__}.{function.__qualname__}: {parameter.name}"
+            raise TypeError(f"{where}: {parameter.annotation!r} {error}") from error
+        if get_origin(hint) is Annotated:
             found.append(Option(parameter.name, hint, parameter.default))
         if parameter.kind is parameter.VAR_KEYWORD and getattr(declared, "_rest", None):
             rest = options_of(declared._rest)  # type: ignore[attr-defined]

@@ -16,9 +16,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from mirabelle.base.checks import check_keep, check_network, check_runs, clone
+from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, warn
+from mirabelle.base.keep import check_keep, covers
 from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import FIXED, Parameter
 from mirabelle.channels.parameters import first_names, read_parameters
@@ -172,8 +173,7 @@ def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     that is never an error.
     """
     model = check_network(model)
-    keep = [keep] if isinstance(keep, str) else list(keep)
-    check_keep(model, keep)
+    keep = check_keep(model, keep)
     small = _few(model, inputs)
     try:
         graph_module = capture(model, small)
@@ -185,9 +185,7 @@ def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     flow = Flow(graph_module, parameters, RULES, training)
     parameters = flow.parameters
     for name in keep:
-        kept = {
-            first for alias, first in names.items() if alias == name or alias.startswith(name + ".")
-        }
+        kept = {first for alias, first in names.items() if covers(name, alias)}
         for link in flow.labels.links.values():
             if link.parameter in kept:
                 flow.labels.fix(link.labels, f"keep={name!r}")

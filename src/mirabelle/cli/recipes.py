@@ -127,14 +127,12 @@ def report(
     if not Path(json_file).is_file():
         raise InputError(f"there is no {json_file}")
     target, found = Path(json_file).with_suffix(".html"), read_json(json_file)
-    try:
-        page = render(found)
-    except Exception as error:  # of whatever is missing in a file that no run wrote
+    if not isinstance(found, dict):
         raise InputError(
-            f"{json_file} is no report of a run ({type(error).__name__}: {error}); give the "
+            f"{json_file} is no report of a run, as it holds a {type(found).__name__}; give the "
             "report.json of a run's folder"
-        ) from error
-    write_text(target, page)
+        )
+    write_text(target, render(found))
     return say({"report": str(target)}, common.json, str(target))
 
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from mirabelle.base.terminal import drawn, plain
+from mirabelle.report.schema import Report
 from mirabelle.report.sections.headline import is_share
 from mirabelle.report.units import change
 
@@ -57,7 +58,7 @@ def _gained(report: dict[str, Any]) -> list[str]:
         said = [
             f"{which}{result['runtime']}: {_times(result['speedup'], 'faster', 'slower')}, "
             f"{_times(result['size_ratio'], 'smaller', 'larger')},",
-            change(result["accuracy_drop"], is_share(report), _metric(report)),
+            change(result["accuracy_drop"], is_share(Report.of(report)), _metric(report)),
         ]
         if result.get("file"):
             said.append(f"file: {result['file']}")

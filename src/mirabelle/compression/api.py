@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +13,11 @@ from typing_extensions import Doc
 
 from mirabelle.base.checks import check_float32, check_network
 from mirabelle.base.data import preserved
+from mirabelle.base.declarations import KeepOption, SeedOption
 from mirabelle.base.errors import InputError, LimitError
 from mirabelle.base.files import read_json
 from mirabelle.base.interruption import interruptible
+from mirabelle.base.keep import names_of
 from mirabelle.base.options import Expected, OneOf, declared
 from mirabelle.base.progress import console
 from mirabelle.compression.budget import Budget, measured_steps, share_of_test
@@ -29,10 +31,9 @@ from mirabelle.compression.result import Compressed
 from mirabelle.compression.search import Search
 from mirabelle.compression.setup import check_study, identity, prepared
 from mirabelle.compression.study import Study
-from mirabelle.measurement.accumulator import Accumulator
-from mirabelle.measurement.accuracy import METRICS
+from mirabelle.measurement.accuracy import MetricOption
 from mirabelle.quantization.simulation.description import quantization
-from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes import RuntimeOption, check_runs_here
 from mirabelle.runtimes import load as open_file
 from mirabelle.sources import networks
 from mirabelle.sources.check import check as check_pictures
@@ -71,25 +72,19 @@ def compress(
         Doc("what is made small within the limits; None is latency, or the drop where costs are"),
     ] = None,
     runtime: Annotated[
-        str, OneOf(RUNTIMES), Doc("what the file is for, and where milliseconds are measured")
+        RuntimeOption, Doc("what the file is for, and where milliseconds are measured")
     ] = "onnxruntime",
     minutes: Annotated[float, Gt(0), Doc("how long the search takes")] = 30.0,
-    metric: Annotated[
-        str | Callable | Accumulator,
-        OneOf(METRICS, plugin=True),
-        Doc("the score of each sample, or an accumulator"),
-    ] = "top1",
+    metric: MetricOption = "top1",
     keep: Annotated[
-        Iterable[str],
-        Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters whose channels and blocks are left alone, by path"),
+        KeepOption, Doc("modules or parameters whose channels and blocks are left alone, by path")
     ] = (),
     folder: Annotated[
         str | Path | None,
         Expected("a folder"),
         Doc("where the search and its result go; None is runs/compress-<its identity>"),
     ] = None,
-    seed: Annotated[int, Ge(0), Doc("of everything that is random")] = 0,
+    seed: SeedOption = 0,
     check: Annotated[bool, Doc("raise LimitError where a limit is missed, at the end")] = True,
 ) -> Compressed:
     """The smallest network that holds the limits, as a file for `runtime` that was measured there.
@@ -146,7 +141,7 @@ def compress(
         raise InputError("this network is quantized already; compress the float network")
     check_float32(network)
     check_runs_here(runtime)
-    options["keep"] = (keep,) if isinstance(keep, str) else tuple(keep)
+    options["keep"] = tuple(names_of(keep))
     with preserved(), interruptible():
         given = parts(data, seed)
         name = identity(network, given, goal, options, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,9 @@ from torch import fx, nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import as_batch
-from mirabelle.base.files import atomic, write_json
+from mirabelle.base.files import copy_file, write_json
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point, front
-from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import DROP, Goal, sure_of
 from mirabelle.compression.page import report_of
 from mirabelle.compression.recipe import recipe_of, write_recipe
@@ -26,6 +24,7 @@ from mirabelle.compression.trial import Setting
 from mirabelle.graph.artifacts import time_in_turn
 from mirabelle.measurement.accuracy import Scores
 from mirabelle.measurement.changed import Album, Watch, described
+from mirabelle.measurement.judge import Judge
 from mirabelle.measurement.latency import Latency
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.report import write
@@ -177,10 +176,8 @@ def _place(setting: Setting, best: Point) -> dict[str, list[str]]:
     """Copies the best network and its files to where they are easily found: names, by folder."""
     folder, runtime = setting.folder, setting.runtime
     for name in FILES:
-        with atomic(folder / "model" / name) as temporary:
-            shutil.copyfile(folder / best.folder / "network" / name, temporary)
+        copy_file(folder / best.folder / "network" / name, folder / "model" / name)
     sources = RUNTIMES[runtime].files(file_of(folder, best, runtime))
     for source in sources:
-        with atomic(folder / runtime / source.name) as temporary:
-            shutil.copyfile(source, temporary)
+        copy_file(source, folder / runtime / source.name)
     return {runtime: [s.name for s in sources], "model": list(FILES)}

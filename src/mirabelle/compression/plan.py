@@ -22,6 +22,7 @@ from mirabelle.channels.surgery import remove
 from mirabelle.compression.losses import channel_scores, integer_losses
 from mirabelle.compression.prices import FLOAT, INT8, Prices
 from mirabelle.fitting.batchnorm import reestimate_where_better
+from mirabelle.graph.open_graph import OpenGraph, open_graph
 from mirabelle.pruning.allocation import lost_with, widths_of
 from mirabelle.pruning.depth import block_losses, dead_layers, known_blocks
 from mirabelle.pruning.repair import REPAIRS, Cut
@@ -88,6 +89,11 @@ class Table:
     prices: Mapping[str, Prices]
     blocks: Mapping[str, float] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
+
+    @cached_property
+    def captured(self) -> OpenGraph:
+        """The network's graph, which the cuts of all trials are fitted by."""
+        return open_graph(self.model, self.coupling.inputs)
 
     @cached_property
     def layers_of(self) -> dict[str, frozenset[int]]:
@@ -243,7 +249,9 @@ def table(
     if known is None:
         layers = integer_losses(model, few) if integers else {}
         names = [b.name for b in known_blocks(coupling, keep)]
-        blocks = block_losses(model, coupling, few, names) if names else {}
+        blocks = (
+            block_losses(model, open_graph(model, coupling.inputs), few, names) if names else {}
+        )
         known = Known(channel_scores(model, coupling, few), layers, blocks)
     widths = {g.name: widths_of(g, align, LEAST) for g in coupling.groups}
     return Table(model, coupling, widths, known.scores, known.layers, prices, known.blocks)
@@ -267,7 +275,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
     small = remove(model, coupling, removed)
     if not any(len(r) for r in removed.values()):
         return small
-    how = Cut(model, coupling, removed)
+    how = Cut(model, coupling, removed, None if plan.skipped else found.captured)
     return REPAIRS["least-squares"](small, how, list(data), len(data))
 
 

@@ -16,7 +16,6 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, read_tensors, write_tensors
 from mirabelle.base.identity import data_identity, function_identity, network_identity
 from mirabelle.compression.clock import locked, timing
-from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import Goal
 from mirabelle.compression.parts import NAMELESS, Parts, Source
 from mirabelle.compression.plan import LEAST, Known, Table, coupled, table
@@ -26,6 +25,7 @@ from mirabelle.distillation.choices import choose_losses
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.exporter import export
 from mirabelle.measurement.accuracy import as_tensor, predictor
+from mirabelle.measurement.judge import Judge
 from mirabelle.pruning.allocation import widths_of
 from mirabelle.pruning.api import ALIGN
 from mirabelle.runtimes import RUNTIMES

@@ -20,7 +20,6 @@ from mirabelle.channels.groups import analyze
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point
 from mirabelle.compression.further import cut_further, further, same
-from mirabelle.compression.judge import Judge
 from mirabelle.compression.limits import Goal
 from mirabelle.compression.losses import channel_scores, output_loss
 from mirabelle.compression.parts import NAMELESS, Parts, Source
@@ -28,6 +27,7 @@ from mirabelle.compression.plan import Plan, Table, cut
 from mirabelle.distillation.api import run as distill
 from mirabelle.exporter import export
 from mirabelle.graph.artifacts import time_in_turn
+from mirabelle.measurement.judge import Judge
 from mirabelle.measurement.latency import speedup
 from mirabelle.measurement.macs import count_macs
 from mirabelle.quantization.api import quantize

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base import structures
 from mirabelle.base.checks import check_network, running, shell
 from mirabelle.base.data import Batch, batches, check_finite, device_of, seed_everything
+from mirabelle.base.declarations import StepOption
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, declared, options_of
@@ -22,7 +23,11 @@ from mirabelle.base.progress import say
 from mirabelle.distillation.cache import Cache, Remembering
 from mirabelle.distillation.checks import check_cache, check_losses, default_ensemble, parts_of
 from mirabelle.distillation.choices import choose_losses
-from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
+from mirabelle.distillation.declarations import (
+    EnsembleOption,
+    TeacherWeightsOption,
+    TemperatureOption,
+)
 from mirabelle.distillation.objective import Distillation
 from mirabelle.distillation.outputs import PRECISIONS, Encoding
 from mirabelle.distillation.teachers import Teachers
@@ -60,7 +65,7 @@ def distill(
         Expected("weights of at least 0 by name, such as {dist: 1.0}"),
         Doc("weights by name; None is chosen by a look at the first batch"),
     ] = None,
-    temperature: Annotated[float, Gt(0), Doc("of the softmax")] = 1.0,
+    temperature: TemperatureOption = 1.0,
     features: Annotated[
         Mapping[str, str] | None,
         Expected("student layers and their teacher layers, such as {layer3: layer3}"),
@@ -69,19 +74,10 @@ def distill(
     head: Annotated[
         nn.Module | None, Doc("a frozen classifier of the teacher's embeddings")
     ] = None,
-    ensemble: Annotated[
-        str | None,
-        OneOf(lambda: (*ENSEMBLES, RANDOM)),
-        Doc("how several teachers become one; None is what the losses read"),
-    ] = None,
-    weights: Annotated[
-        Sequence[float] | None,
-        Expected("a list of numbers, one for each teacher"),
-        Doc("how much each teacher counts, of any sum; None is equally"),
-    ] = None,
+    ensemble: EnsembleOption = None,
+    weights: TeacherWeightsOption = None,
     teacher_temperatures: Annotated[
-        Sequence[float] | None,
-        Expected("a list of numbers, one for each teacher"),
+        TeacherWeightsOption,
         Doc("by which each teacher's outputs are divided before they are mixed"),
     ] = None,
     cache: Annotated[
@@ -105,7 +101,7 @@ def distill(
         Doc("the loss behind labels and head_labels"),
     ] = "cross_entropy",
     step: Annotated[
-        Callable | None, FromRun, Doc("(network, batch) -> loss, behind labels in place of it")
+        StepOption, Doc("(network, batch) -> loss, behind labels in place of it")
     ] = None,
     **options: Any,
 ) -> nn.Module:

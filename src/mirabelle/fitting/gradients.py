@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
+from typing_extensions import Doc
 
 from mirabelle.base import structures
 from mirabelle.base.checks import clone, running
 from mirabelle.base.data import Batch, batches, device_of
 from mirabelle.base.errors import InputError, choose
+from mirabelle.base.options import FromRun, OneOf
 from mirabelle.base.progress import track
 from mirabelle.measurement.accuracy import as_tensor
 
@@ -82,6 +84,12 @@ LOSSES: dict[str, Callable] = {
     "binary_cross_entropy": binary_cross_entropy,
     "mse": mse,
 }
+LossOption = Annotated[
+    str | Callable | None,
+    OneOf(LOSSES),
+    FromRun,
+    Doc("a name, or (output, target) -> scalar; None is cross entropy"),
+]
 
 
 @dataclass(frozen=True)

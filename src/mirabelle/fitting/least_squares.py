@@ -21,16 +21,10 @@ from mirabelle.channels.rules import RULES
 from mirabelle.fitting.gram import ridge, solve_on_support
 from mirabelle.fitting.pair import Pair, Values
 from mirabelle.fitting.patches import patches
-from mirabelle.graph.capture import (
-    capture,
-    fixed_length,
-    get_tensor,
-    make_concrete,
-    operator,
-    parameter_name,
-)
+from mirabelle.graph.capture import get_tensor, operator, parameter_name
 from mirabelle.graph.layers import as_conv, as_norm, layer_of
 from mirabelle.graph.nodes import argument, optional_argument, value_of
+from mirabelle.graph.open_graph import OpenGraph, open_graph
 
 # bytes of activations that may be held between layers; what does not fit is computed again
 MEMORY = 1.5e9
@@ -46,13 +40,14 @@ def reconstruct(
     data: Iterable,
     count: int,
     pruned: Mapping[str, torch.Tensor] | None = None,
+    captured: OpenGraph | None = None,
 ) -> nn.Module:
     """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as
     possible to those of the same channels in `original`.
 
     gone: by parameter and dimension of the original the indices that `small` lacks. pruned: by
     parameter, True for each weight that is zero in `small` and stays so. inputs: an example, to
-    capture the network with.
+    capture the network with; captured: what that gave, where it was done before.
 
     For each convolution or linear layer whose inputs or weights have changed, with A the inputs
     (one row an output position, and a column of ones), W its weights in `small` and Y what it
@@ -73,10 +68,8 @@ def reconstruct(
     Of each sample so many random positions are read that there are ROWS rows for each column, if it
     has them.
     """
-    graph_module = capture(original, inputs, dynamic_batch=True)
-    given = next(n.meta["val"] for n in graph_module.graph.nodes if n.op == "placeholder")
-    fixed = fixed_length(given)
-    make_concrete(graph_module)
+    captured = captured or open_graph(original, inputs)
+    graph_module = captured.graph_module
     flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
     device = device_of(original)
     check_runs(original, next(batches(data, 1, what="data")).head(1).to(device), "batch 0 of data")
@@ -86,15 +79,8 @@ def reconstruct(
     pair = Pair(
         graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()}
     )
-    chunks = [
-        pair.begin(b.to(device))
-        for batch in batches(data, count, what="data")
-        for b in _pieces(batch, fixed)
-    ]
-    if not chunks:
-        raise InputError(
-            f"the network takes batches of {fixed} alone, and data yields none so large"
-        )
+    given = captured.pieces(batches(data, count, what="data"))
+    chunks = [pair.begin(b.to(device)) for b in given]
     samples = sum(len(next(iter(c.values()))[0]) for c in chunks)
     at = -1
     with torch.no_grad():
@@ -120,13 +106,6 @@ def reconstruct(
                 compress(get_tensor(pair.after, name), pair.left[name])
             )
     return result
-
-
-def _pieces(batch: Batch, fixed: int | None) -> list[Batch]:
-    """A batch in pieces of the only size that the network takes; None: any."""
-    if fixed is None:
-        return [batch]
-    return [piece for piece in batch._replace(target=None).split(fixed) if piece.size == fixed]
 
 
 class Equations:

@@ -11,25 +11,28 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
 from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base.data import Batch, device_of
+from mirabelle.base.declarations import SeedOption
 from mirabelle.base.errors import InputError
-from mirabelle.base.options import Expected, OneOf, OptionsOf, declared
+from mirabelle.base.options import Expected, OneOf, declared
 from mirabelle.distillation.api import networks_of
 from mirabelle.distillation.checks import check_losses, default_ensemble
-from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
+from mirabelle.distillation.declarations import (
+    EnsembleOption,
+    TeacherWeightsOption,
+    TemperatureOption,
+)
 from mirabelle.distillation.features import FEATURE_LOSSES
 from mirabelle.distillation.objective import HEAD, Distillation
 from mirabelle.distillation.teachers import Teachers
 from mirabelle.integrations.limits import Limit, check_limits, limits_of
 from mirabelle.sparsity import masks
-from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
-from mirabelle.sparsity.gradual import Gradual
+from mirabelle.sparsity.gradual import Gradual, SparsifyOption
 from mirabelle.training.logs import LOGS, Log, logger
-from mirabelle.training.norms import keep_still
+from mirabelle.training.norms import BATCHNORM, keep_still
 
 Teacher = nn.Module | str | Path
 OWN = "labels"  # the loss that the trainer computes by itself
@@ -86,25 +89,12 @@ def companion(
         Expected("weights of at least 0 by name, such as {kd: 1.0, labels: 1.0}"),
         Doc("weights by name; labels is the loss that the trainer computes, 0 where not named"),
     ] = None,
-    temperature: Annotated[float, Gt(0), Doc("of the softmax")] = 1.0,
-    ensemble: Annotated[
-        str | None,
-        OneOf(lambda: (*ENSEMBLES, RANDOM)),
-        Doc("how several teachers become one; None is what the losses read"),
-    ] = None,
-    weights: Annotated[
-        Sequence[float] | None,
-        Expected("a list of numbers, one for each teacher"),
-        Doc("how much each teacher counts; None is equally"),
-    ] = None,
-    sparsify: Annotated[
-        Mapping[str, Any] | None,
-        OptionsOf(lambda: GRADUAL),
-        Expected("options of mb.sparsify, such as {'sparsity': 0.9}"),
-        Doc("options of mb.sparsify, for zeros that become more while the network is trained"),
-    ] = None,
+    temperature: TemperatureOption = 1.0,
+    ensemble: EnsembleOption = None,
+    weights: TeacherWeightsOption = None,
+    sparsify: SparsifyOption = None,
     batchnorm: Annotated[
-        str, OneOf(("train", "freeze")), Doc("whether BatchNorm's statistics follow the batches")
+        str, OneOf(BATCHNORM), Doc("whether BatchNorm's statistics follow the batches")
     ] = "train",
     limits: Annotated[
         Sequence[str],
@@ -116,7 +106,7 @@ def companion(
         Expected(f"one of {', '.join(LOGS)}, or (step, figures) -> None"),
         Doc("where our figures go besides the trainer's own loggers"),
     ] = None,
-    seed: Annotated[int, Ge(0), Doc("of what cuts and teachers draw")] = 0,
+    seed: Annotated[SeedOption, Doc("of what cuts and teachers draw")] = 0,
 ) -> Companion:
     """What the callbacks put beside a training; use it by hand in a loop of your own.
 

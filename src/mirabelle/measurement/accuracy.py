@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
+from typing_extensions import Doc
 
 from mirabelle.base.checks import running, shell
 from mirabelle.base.data import Batch, batches, device_of, length_of
 from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
+from mirabelle.base.options import OneOf
 from mirabelle.base.progress import track
 from mirabelle.base.structures import leaves, on_cpu
 from mirabelle.measurement.accumulator import Accumulator, is_higher_better, maker, metric_name
@@ -98,6 +100,9 @@ def top5(output: Any, target: torch.Tensor) -> torch.Tensor:
 
 
 METRICS: dict[str, Callable[[Any, Any], torch.Tensor]] = {"top1": top1, "top5": top5}
+MetricOption = Annotated[
+    Metric, OneOf(METRICS, plugin=True), Doc("the score of each sample, or an accumulator")
+]
 
 
 def score(samples: np.ndarray, metric: str) -> Score:

@@ -13,7 +13,7 @@ from typing import Any
 from mirabelle.base.checks import clone
 from mirabelle.base.data import preserved
 from mirabelle.base.errors import CheckpointError, LimitError
-from mirabelle.base.files import atomic, content_hash
+from mirabelle.base.files import content_hash, copy_file
 from mirabelle.base.interruption import check as check_interrupted
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.progress import console
@@ -268,10 +268,8 @@ def _collect(state: State, folder: Path) -> None:
     """Copies the last stage's files to where they are easily found."""
     if state.saved is not None:
         for name in FILES:
-            with atomic(folder / "model" / name) as temporary:
-                shutil.copyfile(state.saved / name, temporary)
+            copy_file(state.saved / name, folder / "model" / name)
     last = state.stages[-1].name
     for runtime in state.runtimes:
         for source in RUNTIMES[runtime].files(state.artifact(last, runtime).path):
-            with atomic(folder / runtime / source.name) as temporary:
-                shutil.copyfile(source, temporary)
+            copy_file(source, folder / runtime / source.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from annotated_types import Ge
 from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError
@@ -18,7 +17,7 @@ from mirabelle.pruning.api import prune
 from mirabelle.pruning.factorization import factorize
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import RUNTIMES, check_runs_here
-from mirabelle.runtimes.artifact import check_threads
+from mirabelle.runtimes.artifact import ThreadsOption
 from mirabelle.sparsity.api import sparsify
 from mirabelle.training.api import fit
 from mirabelle.verification.api import verify
@@ -83,9 +82,7 @@ def _export(
         Check(_check_runtimes),
         Doc("a list of those that files are written for"),
     ] = ("onnxruntime",),
-    threads: Annotated[
-        int, Ge(1), Check(check_threads), Doc("with which the files are run and timed")
-    ] = 1,
+    threads: Annotated[ThreadsOption, Doc("with which the files are run and timed")] = 1,
 ) -> None:
     """The step `export`, for every runtime at once."""
 

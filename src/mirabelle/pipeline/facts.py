@@ -15,6 +15,7 @@ from mirabelle.base.checks import check_runs, shell
 from mirabelle.base.data import Batch, batches, seed_epoch
 from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.base.files import sha256, tensors_hash
+from mirabelle.base.keep import check_keep
 from mirabelle.base.names import load, resolve
 from mirabelle.base.structures import leaves
 from mirabelle.distillation.features import FEATURE_LOSSES, Taps
@@ -70,9 +71,8 @@ def check_fit(recipe: Recipe, model: nn.Module, loaders: Loaders) -> Batch:
     labels_needed = recipe.step is None and any(_needs_labels(s) for s in recipe.steps)
     try:
         example = _check_loaders(recipe, model, loaders, labels_needed)
-        known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
         for i, step in enumerate(recipe.steps, 1):
-            _check_kept(i, step, known)
+            _check_kept(i, step, model)
             if features := step.options.get("features"):
                 Taps(model, list(features), "student").close()
             if step.name == "distill":
@@ -152,14 +152,13 @@ def _form(output: object) -> str:
     return ", ".join(str(tuple(t.shape)) for t in leaves(output)) or type(output).__name__
 
 
-def _check_kept(number: int, step: Step, known: set[str]) -> None:
+def _check_kept(number: int, step: Step, model: nn.Module) -> None:
     grown = step.options.get("sparsify") or {}
-    for name in [*(step.options.get("keep") or ()), *(grown.get("keep") or ())]:
-        if name not in known:
-            raise InputError(
-                f"step {number} ({step.name}): keep names {name!r}, which is no module or "
-                "parameter of the network"
-            )
+    for keep in (step.options.get("keep") or (), grown.get("keep") or ()):
+        try:
+            check_keep(model, keep)
+        except InputError as error:
+            raise InputError(f"step {number} ({step.name}): {error}") from error
 
 
 def _check_teachers(step: Step, model: nn.Module, example: Batch) -> None:

@@ -26,7 +26,7 @@ from mirabelle.pipeline.state import Outcome, State, seed_loaders
 from mirabelle.pruning.api import prune
 from mirabelle.pruning.factorization import factorize
 from mirabelle.quantization.api import quantize
-from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.description import describe, quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
@@ -144,7 +144,7 @@ def _described(model: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Any]]:
         if (found := getattr(described, name)) is not None:
             timings[name] = found.milliseconds
             described = replace(described, **{name: replace(found, milliseconds=None)})
-    model.meta["quantization"] = described
+    describe(model, described)
     kept = (
         "bits weight_bits threshold target samples repair keep precision float_operators fallback "
         "timing"

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mirabelle.base.data import Batch
 from mirabelle.base.version import __version__
 from mirabelle.measurement.changed import read_changed
 from mirabelle.measurement.machine import machine, versions
@@ -44,16 +45,7 @@ def summarize(
         "versions": versions(
             "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN", "numpy"
         ),
-        "network": {
-            "name": state.recipe.model,
-            "inputs": [
-                {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
-                for name, t in [
-                    *((f"input{i}", t) for i, t in enumerate(state.example.args)),
-                    *state.example.kwargs.items(),
-                ]
-            ],
-        },
+        "network": {"name": state.recipe.model, "inputs": described(state.example)},
         "stages": stages,
         "channels": _channels(state, first, last),
         "training": [
@@ -77,13 +69,7 @@ def summarize(
     }
     for _, f, t in facts:
         if "quantization" in f:
-            report["quantization"] = f["quantization"]
-            for name in CLOCKED:
-                if f["quantization"][name] is not None:
-                    report["quantization"][name] = {
-                        **f["quantization"][name],
-                        "milliseconds": t.get(name),
-                    }
+            report["quantization"] = _quantization(f["quantization"], t)
     if zeros := share_of_zeros(last.model):
         report["sparsity"] = {
             "layers": [
@@ -99,6 +85,25 @@ def summarize(
         folder, best["stage"], best["runtime"], state.classes, state.how is not None
     )
     return report
+
+
+def described(example: Batch) -> list[dict[str, Any]]:
+    """The tensors that a network takes."""
+    named = [*((f"input{i}", t) for i, t in enumerate(example.args)), *example.kwargs.items()]
+    return [
+        {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+        for name, t in named
+    ]
+
+
+def _quantization(found: dict[str, Any], timings: dict[str, Any]) -> dict[str, Any]:
+    """What a step found, with the milliseconds of what was decided by the clock."""
+    timed = {
+        name: {**found[name], "milliseconds": timings.get(name)}
+        for name in CLOCKED
+        if found[name] is not None
+    }
+    return {**found, **timed}
 
 
 def _tensors(file: Artifact) -> dict[str, Any]:

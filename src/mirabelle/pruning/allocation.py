@@ -11,10 +11,8 @@ import numpy as np
 import torch
 
 from mirabelle.base.errors import InputError
+from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.channels.groups import Coupling, Group
-
-SWEEPS = 8  # of all groups at one price, at most
-BISECTIONS = 22  # of the price
 
 Scores = Mapping[str, torch.Tensor]
 
@@ -193,42 +191,28 @@ def knapsack(
     align: int,
     least: float,
 ) -> dict[str, int]:
-    """The widths that keep the most importance for the budget: the multiple-choice knapsack over
-    groups, by Lagrangian relaxation.
+    """The widths that keep the most importance for the budget: the multiple-choice knapsack of
+    `base/knapsack.py` over groups, begun at all channels and at the widths of `worth`.
 
-    At a price for the unit of cost each group takes the width whose importance less its price is
-    highest, given the others' widths, in turn until none changes; the price is bisected until the
-    cost fits. Where costs add up (no layer lies between two groups) each choice is exact, and the
-    result keeps the most that any choice of its cost keeps (Everett 1963, theorem 1); what the
-    budget still holds is then spent block by block. The better of this and `worth` is taken. Widths
-    are chosen by what each of them costs, so that costs may rise in steps, as where kernels compute
-    channels in blocks.
+    Nothing that keeps less than `worth` is returned. Widths are chosen by what each of them costs,
+    so that costs may rise in steps, as where kernels compute channels in blocks.
     """
     widths = {g.name: widths_of(g, align, least) for g in coupling.groups}
-    kept_sum = {
-        g.name: np.concatenate(
-            [[0.0], scores[g.name].sort(descending=True).values.double().cumsum(0).numpy()]
-        )
-        for g in coupling.groups
-    }
-    gains = {name: kept_sum[name][w] for name, w in widths.items()}
 
-    def importance(kept: Mapping[str, int]) -> float:
-        return sum(float(kept_sum[name][count]) for name, count in kept.items())
+    def kept(choice: Choice) -> dict[str, int]:
+        return {name: int(w[choice[name]]) for name, w in widths.items()}
 
-    found = [by_worth(coupling, scores, cost, budget, align, least)]
-    whole = {name: int(w[-1]) for name, w in widths.items()}
-    for start in (found[0], whole):
-        fits, low_price, high_price, price = found[0], 0.0, math.inf, importance(whole) / cost({})
-        for _ in range(BISECTIONS):
-            kept = _chosen_at(price, start, coupling, cost, widths, gains)
-            if cost(kept) <= budget:
-                high_price, fits = price, kept
-            else:
-                low_price = price
-            price = min(2 * price, (low_price + high_price) / 2)
-        found.append(_spend_rest(coupling, scores, cost, budget, align, fits))
-    return max(found, key=importance)
+    def curve(choice: Choice, name: str) -> np.ndarray:
+        return cost_curve(coupling, cost, kept(choice), name, widths[name])
+
+    begun = by_worth(coupling, scores, cost, budget, align, least)
+    start = {n: int(np.searchsorted(w, begun[n], "right")) - 1 for n, w in widths.items()}
+    menus = Menus(
+        {name: lost_with(scores[name], w) for name, w in widths.items()},
+        lambda choice: cost(kept(choice)),
+        curve,
+    )
+    return kept(least_loss(menus, budget, [start]))
 
 
 def lost_with(scores: torch.Tensor, widths: np.ndarray) -> np.ndarray:
@@ -242,25 +226,6 @@ def widths_of(group: Group, align: int, least: float) -> np.ndarray:
     low, high = _limits(group, align, least)
     block = step(group, align)
     return np.array(sorted({low, high, *range(-(-low // block) * block, high, block)}))
-
-
-def _chosen_at(
-    price: float,
-    kept: dict[str, int],
-    coupling: Coupling,
-    cost: Callable[[dict[str, int]], float],
-    widths: Mapping[str, np.ndarray],
-    gains: Mapping[str, np.ndarray],
-) -> dict[str, int]:
-    """The widths that the groups choose in turn at a price, from `kept` until none changes."""
-    for _ in range(SWEEPS):
-        before = dict(kept)
-        for name, w in widths.items():
-            worth = gains[name] - price * cost_curve(coupling, cost, kept, name, w)
-            kept = {**kept, name: int(w[int(worth.argmax())])}
-        if kept == before:
-            break
-    return kept
 
 
 def cost_curve(

@@ -14,13 +14,21 @@ from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs
+from mirabelle.base.declarations import (
+    BatchesOption,
+    CheckpointOption,
+    KeepOption,
+    SeedOption,
+    StepOption,
+)
 from mirabelle.base.errors import InputError, warn
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels import skipping
 from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.batchnorm import reestimate_where_better
-from mirabelle.fitting.gradients import LOSSES, loss_function
+from mirabelle.fitting.gradients import LossOption, loss_function
+from mirabelle.graph.open_graph import open_graph
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
 from mirabelle.pruning.checks import check_groups, check_settings
@@ -40,7 +48,7 @@ from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
 from mirabelle.pruning.scoring import scored
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget, with_pictures
 from mirabelle.pruning.widths import to_widths
-from mirabelle.runtimes import RUNTIMES
+from mirabelle.runtimes import RuntimeOption
 from mirabelle.sources.networks import with_example
 from mirabelle.training.api import fit
 
@@ -98,7 +106,7 @@ def prune(
         Expected("a list of blocks, such as [layer1.0.conv2]"),
         Doc("residual blocks that go, beside widths"),
     ] = (),
-    runtime: Annotated[str, OneOf(RUNTIMES), Doc("where latency is measured")] = "onnxruntime",
+    runtime: Annotated[RuntimeOption, Doc("where latency is measured")] = "onnxruntime",
     criterion: Annotated[
         str | Callable | None,
         OneOf(CRITERIA, plugin=True),
@@ -118,27 +126,16 @@ def prune(
         Iterable | None, Doc("batches for the criterion, the repair and the training")
     ] = None,
     loss: Annotated[
-        str | Callable | None,
-        OneOf(LOSSES),
-        FromRun,
-        Doc("of criteria that need gradients; None is cross entropy"),
+        LossOption, Doc("of criteria that need gradients; None is cross entropy")
     ] = None,
-    step: Annotated[
-        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
-    ] = None,
-    batches: Annotated[
-        int, Ge(1), Doc("batches of data for the criterion and for the repair")
-    ] = 16,
+    step: StepOption = None,
+    batches: BatchesOption = 16,
     align: Annotated[
         int | None,
         Ge(1),
         Doc("layers keep multiples of so many channels; None is 8, or what a runtime likes"),
     ] = None,
-    keep: Annotated[
-        Iterable[str],
-        Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters that are left alone, by path"),
-    ] = (),
+    keep: KeepOption = (),
     part: Annotated[str | None, Doc("the path of the only module that is pruned")] = None,
     allocation: Annotated[
         str | None,
@@ -166,10 +163,8 @@ def prune(
         ),
         Doc("the training after each cut"),
     ] = None,
-    checkpoint: Annotated[
-        str | Path | None, FromRun, Doc("a folder from which an interrupted run goes on")
-    ] = None,
-    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    checkpoint: CheckpointOption = None,
+    seed: Annotated[SeedOption, FromRun] = 0,
 ) -> nn.Module:
     """A smaller copy of `model`, of the same class, without its least important channels.
 
@@ -269,7 +264,7 @@ def prune(
         lambda small, share: plan(small, x, replace(settings, fraction=share)),
         None if train is None else tune,
         _share(network, x, settings),
-        keep,
+        settings.keep,
         checkpoint,
         {}
         if checkpoint is None
@@ -325,9 +320,11 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
     scores = scored(model, coupling, settings)
+    captured = None
     if settings.depth:
+        captured = open_graph(model, coupling.inputs)
         known = known_blocks(coupling, settings.keep)
-        losses = block_losses(model, coupling, data or (), [b.name for b in known])
+        losses = block_losses(model, captured, data or (), [b.name for b in known])
         cost_of = costs_without(coupling, cost, _trained(model, coupling))
         at_most = fraction * whole
         if gone := to_skip(coupling, known, losses, scores, cost_of, at_most, align, least):
@@ -348,7 +345,9 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         else cut(fraction)
     )
     if repair is not None and data is not None:
-        small = REPAIRS[repair](small, Cut(model, coupling, removed), data, settings.batches)
+        small = REPAIRS[repair](
+            small, Cut(model, coupling, removed, captured), data, settings.batches
+        )
     return Planned(small, coupling, removed)
 
 
@@ -363,8 +362,7 @@ def _without(
     if fraction >= 1:
         return Planned(small, coupling, {}, tuple(gone))
     left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
-    given = [settings.keep] if isinstance(settings.keep, str) else settings.keep
-    keep = [k for k in given if k in left]  # all else went with a block
+    keep = [k for k in settings.keep if k in left]  # all else went with a block
     further = plan(small, x, replace(settings, depth=False, fraction=fraction, keep=keep))
     return further._replace(skipped=tuple(gone))
 

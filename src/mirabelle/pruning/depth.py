@@ -12,11 +12,12 @@ from torch import fx, nn
 
 from mirabelle.base.data import device_of, samples
 from mirabelle.base.errors import InputError
+from mirabelle.base.keep import covers
 from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.base.progress import track
 from mirabelle.channels.blocks import Block, blocks, without
 from mirabelle.channels.groups import Coupling
-from mirabelle.graph.capture import capture, fixed_length
+from mirabelle.graph.open_graph import OpenGraph
 from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.pruning.allocation import cost_curve, lost_with, widths_of
 
@@ -41,23 +42,17 @@ class LayersWithout:
 
 
 def block_losses(
-    model: nn.Module, coupling: Coupling, data: Iterable, names: Sequence[str]
+    model: nn.Module, captured: OpenGraph, data: Iterable, names: Sequence[str]
 ) -> dict[str, float]:
     """By block, the squared error of the network's outputs without it, relative to their energy
     about the mean: the unit of `brain_surgeon`, measured, with nothing fitted again.
     """
-    graph_module = capture(model, coupling.inputs, dynamic_batch=True)
-    given = next(n.meta["val"] for n in graph_module.graph.nodes if n.op == "placeholder")
-    fixed = fixed_length(given)
     device = device_of(model)
     few = [b._replace(target=None).to(device) for b in samples(data, SAMPLES, what="data")]
-    if fixed is not None:
-        few = [p for b in few for p in b.split(fixed) if p.size == fixed]
-    if not few:
-        raise InputError(f"the network takes batches of {fixed} alone; data yields none so large")
+    few = captured.pieces(few)
 
     def outputs(left_out: Sequence[str]) -> torch.Tensor:
-        found = [as_tensor(without(graph_module, left_out, b)) for b in few]
+        found = [as_tensor(without(captured.graph_module, left_out, b)) for b in few]
         return torch.cat(found).double()
 
     wanted = outputs(())
@@ -72,12 +67,7 @@ def known_blocks(coupling: Coupling, keep: Iterable[str]) -> list[Block]:
     """The residual blocks of an analyzed network, but for those with a layer that `keep` names."""
     graph_module = coupling.graph_module
     assert isinstance(graph_module, fx.GraphModule)
-    kept = [keep] if isinstance(keep, str) else list(keep)
-    return [
-        b
-        for b in blocks(graph_module.graph)
-        if not any(p == k or p.startswith(f"{k}.") for p in b.parameters for k in kept)
-    ]
+    return [b for b in blocks(graph_module.graph) if not covers(keep, *b.parameters)]
 
 
 def dead_layers(coupling: Coupling, gone: Collection[Block]) -> frozenset[int]:

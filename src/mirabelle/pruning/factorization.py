@@ -10,12 +10,15 @@ from annotated_types import Ge, Gt, Lt
 from torch import fx, nn
 from typing_extensions import Doc
 
-from mirabelle.base.checks import check_keep, check_network
+from mirabelle.base.checks import check_network
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.data import batches as read
+from mirabelle.base.declarations import BatchesOption, KeepOption
 from mirabelle.base.errors import InputError
-from mirabelle.base.options import Expected, declared
+from mirabelle.base.keep import check_keep
+from mirabelle.base.options import declared
 from mirabelle.fitting.batchnorm import reestimate_where_better
+from mirabelle.graph.quantized import description_of
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.onnx_files.source import NAMES, SOURCE, source_of
 from mirabelle.pruning.low_rank import Candidate, Table, candidates, factorized, table
@@ -48,13 +51,9 @@ def factorize(
         float | None, Gt(0), Lt(1), Doc("the fraction of parameters that is kept")
     ] = None,
     data: Annotated[Iterable | None, Doc("batches that ranks and factors are fitted to")] = None,
-    batches: Annotated[int, Ge(1), Doc("batches of data that are read")] = 16,
+    batches: Annotated[BatchesOption, Doc("batches of data that are read")] = 16,
     align: Annotated[int, Ge(1), Doc("ranks are multiples of it, or of less in small layers")] = 8,
-    keep: Annotated[
-        Iterable[str],
-        Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters that are left alone, by path"),
-    ] = (),
+    keep: KeepOption = (),
 ) -> nn.Module:
     """A copy of `model` in which linear layers and convolutions of low rank are two thinner ones.
 
@@ -92,7 +91,7 @@ def factorize(
     network, x = with_example(model, x, data)
     network = _checked(network)
     inputs = example_inputs(x)
-    layers = _layers(network, inputs, [keep] if isinstance(keep, str) else list(keep))
+    layers = _layers(network, inputs, keep)
     seen = None
     if data is not None:
         seen = [b._replace(target=None) for b in read(data, batches, what="data")]
@@ -121,17 +120,16 @@ def _checked(model: nn.Module) -> nn.Module:
             "this network is sparse, and its zeros would not stay in factors; factorize first, "
             "then sparsify"
         )
-    if getattr(model, "meta", {}).get("quantization") is not None:
+    if description_of(model) is not None:
         raise InputError("this network is quantized; factorize the float network, then quantize")
     return model
 
 
-def _layers(network: nn.Module, inputs: Batch, keep: list[str]) -> list[Candidate]:
+def _layers(network: nn.Module, inputs: Batch, keep: str | Iterable[str]) -> list[Candidate]:
     """The layers that may be factorized; `InputError` where there are none, or for an unknown name
     in `keep`.
     """
-    check_keep(network, keep)
-    layers, refused = candidates(network, inputs, keep)
+    layers, refused = candidates(network, inputs, check_keep(network, keep))
     if not layers:
         reasons = "; ".join(f"{n}: {why}" for n, why in list(refused.items())[:4])
         raise InputError(

@@ -174,22 +174,13 @@ def latency_model(
     """
     adapter = choose(runtime, RUNTIMES, "runtime")
     block = kernel_block(runtime, threads, form, write)
-    known = {
-        "format": FORMAT,
-        "costs": [
-            (c.macs, [(s.size, sorted(s.groups.items()), s.summed) for s in c.sides])
-            for c in coupling.costs
-        ],
-        "shapes": sorted(coupling.shapes.items()),
+    asked = _identity(coupling, form) | {
         "runtime": runtime,
-        "form": form,
         "version": adapter.version(),
         "threads": threads,
-        "widths": (WIDTHS, UNEVEN),
         "block": block,
-        "machine": machine()["cpu"],
     }
-    path = cache_folder() / "latency" / f"{content_hash(known)}.json"
+    path = cache_folder() / "latency" / f"{content_hash(asked)}.json"
     before = measured_before(
         path,
         lambda kept: LatencyModel(
@@ -206,28 +197,33 @@ def latency_model(
     with bar("timing layers", len(widths)) as shown:
         for kept in widths:
             removed = {g.name: torch.arange(kept[g.name], g.channels) for g in coupling.groups}
+            cut = remove(model, coupling, removed)
             with tempfile.TemporaryDirectory() as folder:
-                times.append(
-                    _profile(
-                        write(
-                            remove(model, coupling, removed),
-                            coupling.inputs,
-                            Path(folder),
-                            runtime,
-                            threads,
-                        ),
-                        coupling,
-                    )
-                )
+                file = write(cut, coupling.inputs, Path(folder), runtime, threads)
+                times.append(_profile(file, coupling))
             shown.advance()
-    result = _model(
-        coupling, block, PARTS if adapter.profile else PARTS[:1], widths, np.array(times)
-    )
+    parts = PARTS if adapter.profile else PARTS[:1]
+    result = _model(coupling, block, parts, widths, np.array(times))
     write_json(
         path,
         {"layers": result.layers.tolist(), "others": result.others.tolist(), "parts": result.parts},
     )
     return result
+
+
+def _identity(coupling: Coupling, form: str) -> dict[str, Any]:
+    """What a network's times depend on, beside the runtime."""
+    return {
+        "format": FORMAT,
+        "costs": [
+            (c.macs, [(s.size, sorted(s.groups.items()), s.summed) for s in c.sides])
+            for c in coupling.costs
+        ],
+        "shapes": sorted(coupling.shapes.items()),
+        "form": form,
+        "widths": (WIDTHS, UNEVEN),
+        "machine": machine()["cpu"],
+    }
 
 
 def _pair(parts: Sequence[float]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from torch import nn
 from mirabelle.base.checks import check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, SurgeryError
+from mirabelle.base.keep import covers
 from mirabelle.base.knapsack import Menus, least_loss
 from mirabelle.base.progress import track
 from mirabelle.fitting.gram import Gram, gram_matrices, has_rows, ridge
@@ -108,12 +109,12 @@ def spectrum(weight: torch.Tensor, known: Gram | None = None) -> Spectrum:
 
 
 def candidates(
-    model: nn.Module, inputs: Batch, keep: Iterable[str]
+    model: nn.Module, inputs: Batch, keep: list[str]
 ) -> tuple[list[Candidate], dict[str, str]]:
     """The layers that may become two, and by path of the other linear layers and convolutions why
     they may not.
     """
-    kept, refused, open_ = list(keep), {}, {}
+    refused, open_ = {}, {}
     shared = Counter(
         id(p)
         for _, m in model.named_modules(remove_duplicate=False)
@@ -123,7 +124,7 @@ def candidates(
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
-        if any(path == k or path.startswith(f"{k}.") or k == f"{path}.weight" for k in kept):
+        if covers(keep, path, f"{path}.weight"):
             refused[path] = "keep names it"
         elif type(module) not in (nn.Linear, nn.Conv2d) or not has_rows(module):
             refused[path] = f"it is a {type(module).__name__} of another kind"

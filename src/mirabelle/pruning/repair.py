@@ -12,15 +12,19 @@ from mirabelle.channels.groups import Coupling
 from mirabelle.channels.surgery import indices
 from mirabelle.fitting import least_squares as fitted
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
+from mirabelle.graph.open_graph import OpenGraph
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What was done to a network: the channels `removed[group name]` of `original`."""
+    """What was done to a network: the channels `removed[group name]` of `original`. captured: it,
+    where it was captured for any batch before.
+    """
 
     original: nn.Module
     coupling: Coupling
     removed: Mapping[str, torch.Tensor]
+    captured: OpenGraph | None = None
 
 
 def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
@@ -28,7 +32,13 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
     possible to those of the same channels before the cut.
     """
     return fitted.reconstruct(
-        small, cut.original, cut.coupling.inputs, indices(cut.coupling, cut.removed), data, count
+        small,
+        cut.original,
+        cut.coupling.inputs,
+        indices(cut.coupling, cut.removed),
+        data,
+        count,
+        captured=cut.captured,
     )
 
 

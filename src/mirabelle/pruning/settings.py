@@ -12,6 +12,7 @@ from torch import nn
 from mirabelle.base.data import example_inputs
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import data_identity, function_identity
+from mirabelle.base.keep import names_of
 from mirabelle.base.progress import say
 from mirabelle.pruning.criteria import CRITERIA, NEEDS_DATA
 from mirabelle.sources.synthetic import pictures_for
@@ -73,7 +74,7 @@ class Settings:
     loss: str | Callable | None
     batches: int
     align: int | None
-    keep: Iterable[str]
+    keep: list[str]
     allocation: str | None
     least: float
     repair: str | None
@@ -86,7 +87,7 @@ class Settings:
     def of(cls, options: Mapping[str, Any]) -> Settings:
         """Those of `prune`'s arguments, by name."""
         own = {f.name: options[f.name] for f in fields(cls) if f.name in options}
-        data = own["data"]
+        data, own["keep"] = own["data"], names_of(own["keep"])
         if own["criterion"] is None:
             own["criterion"] = "l2" if data is None else "brain_surgeon"
         if own["repair"] == AUTO:

@@ -15,27 +15,30 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_float32, check_network
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.data import samples as first_samples
+from mirabelle.base.declarations import KeepOption
 from mirabelle.base.errors import InputError
+from mirabelle.base.keep import names_of
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.base.progress import say
-from mirabelle.measurement.accumulator import Accumulator
-from mirabelle.measurement.accuracy import METRICS
+from mirabelle.measurement.accuracy import MetricOption
+from mirabelle.measurement.judge import Judge
 from mirabelle.onnx_files.source import source_of
 from mirabelle.onnx_files.write_back import check_opset
 from mirabelle.quantization.calibration.thresholds import RANGES, THRESHOLDS, rules_for
 from mirabelle.quantization.prepared import Grids, Prepared, prepared, repaired
 from mirabelle.quantization.repairs.table import AUTO, REPAIRS, SEARCH, check_repairs, suitable
-from mirabelle.quantization.search.fallback import Judge, within
+from mirabelle.quantization.search.fallback import within
 from mirabelle.quantization.search.repairs import best_repairs
 from mirabelle.quantization.search.timing import fastest
 from mirabelle.quantization.simulation.calibrated import Calibrated, adopt_weights
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
-from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes import RUNTIMES, RuntimeOption, check_runs_here
 from mirabelle.sources.networks import module, with_example
 from mirabelle.sources.synthetic import pictures_for
 
+RepairName = Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]
 PLACEMENTS = {"all": None, "fastest": None}
 
 
@@ -96,16 +99,12 @@ def quantize(
         str, OneOf(lambda: ("auto", *TARGETS)), Doc("grids and placement; auto is this machine's")
     ] = "auto",
     repair: Annotated[
-        Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]
-        | Iterable[Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]]
-        | None,
+        RepairName | Iterable[RepairName] | None,
         Check(check_repairs),
         Doc("what is made up for without labels: auto is what suits, search tries what is best"),
     ] = AUTO,
     keep: Annotated[
-        str | Iterable[str],
-        Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters, by path, whose layers stay in float"),
+        KeepOption, Doc("modules or parameters, by path, whose layers stay in float")
     ] = (),
     accuracy_drop: Annotated[
         float | None,
@@ -117,12 +116,7 @@ def quantize(
     validation: Annotated[
         Iterable | None, Doc("the data that accuracy_drop is measured on")
     ] = None,
-    metric: Annotated[
-        str | Callable | Accumulator,
-        OneOf(METRICS, plugin=True),
-        FromRun,
-        Doc("the score of accuracy_drop"),
-    ] = "top1",
+    metric: Annotated[MetricOption, FromRun, Doc("the score of accuracy_drop")] = "top1",
     fallback: Annotated[
         Literal["float", 16], Doc("what layers fall back to: float, or 16 for bits")
     ] = "float",
@@ -130,7 +124,7 @@ def quantize(
         str, OneOf(PLACEMENTS), Doc("all layers, or only those that measure faster as integers")
     ] = "all",
     runtime: Annotated[
-        str, OneOf(RUNTIMES), Doc("where milliseconds are measured, for placement and fallback")
+        RuntimeOption, Doc("where milliseconds are measured, for placement and fallback")
     ] = "onnxruntime",
 ) -> fx.GraphModule:
     """A network that computes with integers of `bits` bits, simulated in float.
@@ -191,7 +185,7 @@ def quantize(
         )
     choose = None if threshold == AUTO else resolve(threshold, rules_for(symmetric), "threshold")
     goal = resolve_target(target)
-    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    keep = tuple(names_of(keep))
     repairs = check_repairs(repair)
     if placement == "fastest":
         check_runs_here(runtime)

@@ -27,7 +27,7 @@ from mirabelle.quantization.search.rules import RULES, held_out, rules_of
 from mirabelle.quantization.simulation.calibrated import Calibrated
 from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import captured, takes_any_batch
-from mirabelle.quantization.simulation.placement import Site, check_keep, contractions, place
+from mirabelle.quantization.simulation.placement import Site, check_layers_kept, contractions, place
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 from mirabelle.quantization.targets import Target
 from mirabelle.sparsity import masks
@@ -174,7 +174,7 @@ class Prepared:
 def prepared(model: nn.Module, first: Batch, grids: Grids) -> Prepared:
     """Captures and folds the network. `InputError` where it has nothing to quantize."""
     network = captured(model, first)
-    check_keep(network.graph, grids.keep)
+    check_layers_kept(network.graph, grids.keep)
     if not contractions(network.graph, grids.keep):
         inside = "; its If and Loop nodes may hold some, which stay as they are"
         raise InputError(

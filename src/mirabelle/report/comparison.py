@@ -6,23 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mirabelle.report import charts, units
-from mirabelle.report.parts import (
-    Cell,
-    child,
-    items,
-    metric_name,
-    runtime_name,
-    section,
-    show_score,
-    table,
-)
+from mirabelle.report.parts import Cell, metric_name, runtime_name, section, show_score, table
+from mirabelle.report.schema import Latency, LayerSize, LayerTime, Limit, Report, Stage
 from mirabelle.report.sections.headline import NAMES, figures, is_share, limit_format, sentence
 from mirabelle.report.sections.profile import merged, reconciled
 from mirabelle.report.sections.steps import axes, waterfall_rows
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import number
 
-Run = tuple[str, dict]
+Run = tuple[str, Report]
 NOTHING: Cell = ("", "")
 
 
@@ -50,36 +42,36 @@ def opening(runs: Sequence[Run]) -> str:
 def _doubts(runs: Sequence[Run]) -> list[str]:
     """Why figures of these runs may not be compared as they are."""
     found = []
-    machines = {str(m) for _, r in runs if (m := child(r, "machine").get("cpu"))}
+    machines = {str(m) for _, r in runs if (m := r.machine.cpu)}
     if len(machines) > 1:
         found.append(
             "The runs were measured on different machines. Compare ratios, and no milliseconds: "
             + "; ".join(sorted(machines))
         )
-    metrics = {metric_name(r) for _, r in runs if items(r, "stages")}
+    metrics = {metric_name(r) for _, r in runs if r.stages}
     if len(metrics) > 1:
         found.append(f"The runs have different metrics: {', '.join(sorted(metrics))}.")
-    counts = {n for _, r in runs if (n := child(figures(r, -1), "accuracy").get("n")) is not None}
+    counts = {n for _, r in runs if (n := figures(r, -1).accuracy.n) is not None}
     if len(counts) > 1:
         found.append("The runs were tested on different numbers of samples.")
     return found
 
 
 def _figures(runs: Sequence[Run]) -> str:
-    rows: list[tuple[str, Callable[[dict], Cell]]] = [
-        ("network", lambda r: (str(child(r, "network").get("name") or ""), "")),
-        ("runtime", lambda r: (runtime_name(child(r, "result").get("runtime") or ""), "")),
+    rows: list[tuple[str, Callable[[Report], Cell]]] = [
+        ("network", lambda r: (str(r.network.name or ""), "")),
+        ("runtime", lambda r: (runtime_name(r.result.runtime or ""), "")),
         ("speed-up", _speedup),
-        ("median latency", lambda r: _latency(child(figures(r, -1), "latency"))),
-        ("smaller by", lambda r: (units.times(child(r, "result").get("size_ratio")), "")),
-        ("file size", lambda r: (units.size(figures(r, -1).get("bytes")), "")),
-        ("accuracy", lambda r: show_score(child(figures(r, -1), "accuracy"))),
+        ("median latency", lambda r: _latency(figures(r, -1).latency)),
+        ("smaller by", lambda r: (units.times(r.result.size_ratio), "")),
+        ("file size", lambda r: (units.size(figures(r, -1).bytes), "")),
+        ("accuracy", lambda r: show_score(figures(r, -1).accuracy)),
         ("accuracy lost", _drop),
-        ("MACs", lambda r: (units.count(_last(r).get("macs")), "")),
-        ("parameters", lambda r: (units.count(_last(r).get("parameters")), "")),
+        ("MACs", lambda r: (units.count(_last(r).macs), "")),
+        ("parameters", lambda r: (units.count(_last(r).parameters), "")),
         ("steps", _path),
         ("time taken", _time),
-        ("machine", lambda r: (str(child(r, "machine").get("cpu") or ""), "")),
+        ("machine", lambda r: (str(r.machine.cpu or ""), "")),
     ]
     drawn = [[(name, ""), *(cell(r) for _, r in runs)] for name, cell in rows]
     shown = [r for r in drawn if any(text not in ("", units.DASH) for text, *_ in r[1:])]
@@ -88,47 +80,46 @@ def _figures(runs: Sequence[Run]) -> str:
     return section("What each run reached", note, table(head, shown))
 
 
-def _last(report: dict) -> dict:
+def _last(report: Report) -> Stage:
     """The stage of the recommended file."""
-    stages, name = items(report, "stages"), child(report, "result").get("stage")
-    return next((s for s in stages if s.get("name") == name), stages[-1] if stages else {})
+    stages, name = report.stages, report.result.stage
+    return next((s for s in stages if s.name == name), stages[-1] if stages else Stage.of(None))
 
 
-def _speedup(report: dict) -> Cell:
-    found = child(figures(report, -1), "speedup")
-    ends = units.interval(found.get("low"), found.get("high"), units.digits)
-    return units.times(child(report, "result").get("speedup")), ends
+def _speedup(report: Report) -> Cell:
+    found = figures(report, -1).speedup
+    ends = units.interval(found.low, found.high, units.digits)
+    return units.times(report.result.speedup), ends
 
 
-def _latency(found: dict) -> Cell:
-    threads = number(found.get("threads"))
+def _latency(found: Latency) -> Cell:
+    threads = found.threads
     small = f"{threads:g} thread{'s' if threads != 1 else ''}" if threads else ""
-    return units.milliseconds(found.get("p50_ms")), small
+    return units.milliseconds(found.p50_ms), small
 
 
-def _drop(report: dict) -> Cell:
-    result, show = child(report, "result"), units.points if is_share(report) else units.digits
-    ends = units.numbers(result.get("accuracy_drop_interval"))
+def _drop(report: Report) -> Cell:
+    result, show = report.result, units.points if is_share(report) else units.digits
+    ends = units.numbers(result.accuracy_drop_interval)
     unit = " points" if is_share(report) else ""
-    drop = number(result.get("accuracy_drop"))
+    drop = result.accuracy_drop
     if drop is None:
         return NOTHING
     return f"{show(drop)}{unit}", units.interval(ends[0], ends[1], show) if len(ends) == 2 else ""
 
 
-def _path(report: dict) -> Cell:
-    names = [str(next(iter(s), "")) for s in items(child(report, "recipe"), "steps")]
-    names = names or [str(s.get("label") or "") for s in items(report, "stages")[1:]]
+def _path(report: Report) -> Cell:
+    names = report.steps or [str(s.label or "") for s in report.stages[1:]]
     return " → ".join(n for n in names if n), ""
 
 
-def _time(report: dict) -> Cell:
-    known = [n for v in child(report, "timings").values() if (n := number(v)) is not None]
+def _time(report: Report) -> Cell:
+    known = [n for v in report.timings.values() if (n := number(v)) is not None]
     return (units.seconds(sum(known)), "") if known else NOTHING
 
 
 def _limits(runs: Sequence[Run]) -> str:
-    names = list(dict.fromkeys(str(v.get("name")) for _, r in runs for v in items(r, "limits")))
+    names = list(dict.fromkeys(str(v.name) for _, r in runs for v in r.limits))
     rows = [
         [(NAMES.get(n, n.replace("_", " ")), ""), *(_limit(n, r) for _, r in runs)] for n in names
     ]
@@ -136,15 +127,15 @@ def _limits(runs: Sequence[Run]) -> str:
     return section("Limits", "", table(head, rows)) if rows else ""
 
 
-def _limit(name: str, report: dict) -> Cell:
-    row = next((v for v in items(report, "limits") if v.get("name") == name), {})
-    bound, value = number(row.get("limit")), number(row.get("value"))
+def _limit(name: str, report: Report) -> Cell:
+    row = next((v for v in report.limits if v.name == name), Limit.of(None))
+    bound, value = row.limit, number(row.value)
     if bound is None:
         return "not asked", ""
     show = limit_format(name, is_share(report))
-    if value is None or row.get("met") is None:
+    if value is None or row.met is None:
         return "not measured", f"asked {show(bound)}"
-    return f"{'✓ met' if row['met'] else '✗ missed'}: {show(value)}", f"asked {show(bound)}"
+    return f"{'✓ met' if row.met else '✗ missed'}: {show(value)}", f"asked {show(bound)}"
 
 
 def _steps(runs: Sequence[Run]) -> str:
@@ -154,9 +145,7 @@ def _steps(runs: Sequence[Run]) -> str:
         drawn = []
         for name, report in runs:
             title, values, shown, better = axes(report)[axis]
-            rows = waterfall_rows(
-                items(report, "stages"), values, shown, better, child(report, "timings")
-            )
+            rows = waterfall_rows(report.stages, values, shown, better, report.timings)
             drawn.append((name, title, better, rows))
         ends = [v for *_, rows in drawn for r in rows for v in (r["start"], r["end"])]
         if not ends:
@@ -175,12 +164,12 @@ def _steps(runs: Sequence[Run]) -> str:
 
 def _layers(runs: Sequence[Run]) -> str:
     """Channels and milliseconds of every module, run beside run."""
-    known: list[tuple[dict[str, dict], dict[str, dict]]] = []
+    known: list[tuple[dict[str, LayerSize], dict[str, LayerTime]]] = []
     names: list[str] = []
     for _, report in runs:
-        runtime = str(child(report, "result").get("runtime"))
-        sizes = {str(c.get("layer")): c for c in items(report, "channels")}
-        times = {str(t.get("layer")): t for t in reconciled(report, runtime)}
+        runtime = str(report.result.runtime)
+        sizes = {str(c.layer): c for c in report.channels}
+        times = {str(t.layer): t for t in reconciled(report, runtime)}
         known.append((sizes, times))
         for found in (sizes, times):
             names = merged(names, list(found))
@@ -199,9 +188,9 @@ def _layers(runs: Sequence[Run]) -> str:
     return section("Every layer", note, table(tuple(head), rows, sortable=True)) if rows else ""
 
 
-def _layer(size: dict | None, time: dict | None) -> list[Cell]:
-    before, after = (number((size or {}).get(k)) for k in ("before", "after"))
-    one, other = (number((time or {}).get(f"{k}_ms")) for k in ("before", "after"))
+def _layer(size: LayerSize | None, time: LayerTime | None) -> list[Cell]:
+    before, after = (None, None) if size is None else (size.before, size.after)
+    one, other = (None, None) if time is None else (time.before_ms, time.after_ms)
     kept: Any = (units.digits(after), f"of {units.digits(before)}", after)
     ran: Any = (units.digits(other), f"from {units.digits(one)}" if one else "", other)
     return [kept if after is not None else NOTHING, ran if other is not None else NOTHING]

@@ -1,5 +1,5 @@
-"""The page: one self-contained HTML file, drawn from the dict that `report.json` holds. A part that
-the dict lacks is left out.
+"""The page: one self-contained HTML file, drawn from what `report.json` holds. A part that it
+lacks is left out.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from mirabelle.report import comparison
-from mirabelle.report.parts import child, items
+from mirabelle.report.schema import Report
 from mirabelle.report.sections.changed import changed
 from mirabelle.report.sections.channels import channels
 from mirabelle.report.sections.data import data
@@ -29,50 +29,54 @@ from mirabelle.report.style import CSS, SCRIPT
 from mirabelle.report.svg import element, escape
 
 
-def render(report: dict) -> str:
+def render(found: dict) -> str:
     """The whole page. It loads nothing: no script, font, image or stylesheet from elsewhere; all
-    text of `report` is escaped. Its own script only sorts and searches tables: without it
+    text of the report is escaped. Its own script only sorts and searches tables: without it
     everything is there to read.
+
+    found: what `report.json` holds.
     """
-    title = report.get("title") or "a run"
+    report = Report.of(found)
+    title = report.title or "a run"
     parts = [
         front(report),
         steps(report),
         before_after(report),
         trade_off(report),
         layers(report),
-        channels(items(report, "channels")),
-        sparsity(items(child(report, "sparsity"), "layers"), child(report, "forms")),
-        break_even(child(report, "break_even")),
-        quantization(child(report, "quantization")),
-        verification(items(report, "verification")),
+        channels(report.channels),
+        sparsity(report.sparsity.layers, report.forms),
+        break_even(report.break_even),
+        quantization(report.quantization),
+        verification(report.verification),
         profile(report),
-        training(items(report, "training")),
+        training(report.training),
         changed(report),
         data(report),
         downloads(report),
         how_measured(report),
-        recipe(report.get("recipe"), bool(report.get("search"))),
+        recipe(report.recipe, bool(report.search)),
     ]
     body = [p for p in parts if p]
     foot = "The same figures, unrounded, are in report.json beside this page."
-    return page(report, title, [headline(report), contents(body), *body], foot)
+    return page(report.mirabelle, title, [headline(report), contents(body), *body], foot)
 
 
-def render_comparison(runs: Sequence[tuple[str, dict]]) -> str:
+def render_comparison(found: Sequence[tuple[str, dict]]) -> str:
     """Two or more runs side by side, on a page of the same kind.
 
-    runs: (name, report), the report as `report.json` has it.
+    found: (name, report), the report as `report.json` has it.
     """
+    runs = [(name, Report.of(report)) for name, report in found]
     body = comparison.sections(runs)
     title = " and ".join(name for name, _ in runs)
     parts = [comparison.opening(runs), contents(body), *body]
-    return page(runs[0][1] if runs else {}, title, parts, "")
+    return page(runs[0][1].mirabelle if runs else None, title, parts, "")
 
 
-def page(report: dict, title: str, parts: list[str], foot: str) -> str:
+def page(written_by: str | None, title: str, parts: list[str], foot: str) -> str:
     """Everything around the parts."""
-    version = escape(report.get("mirabelle") or "")
+    version = escape(written_by or "")
     name = escape(title)
     written = " ".join(p for p in (f"Written by Mirabelle {version}.", foot) if p)
     return (

@@ -8,8 +8,9 @@ from typing import Any
 
 from mirabelle.report import charts, units
 from mirabelle.report.charts import marker
+from mirabelle.report.schema import Report, Score
 from mirabelle.report.svg import element, escape
-from mirabelle.report.units import DASH, number
+from mirabelle.report.units import DASH
 
 RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
@@ -26,18 +27,6 @@ RUNTIMES = {
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
-def items(mapping: Any, key: str) -> list[dict]:
-    """The dicts of the list at `key`; empty where there is none."""
-    value = mapping.get(key) if isinstance(mapping, dict) else None
-    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
-
-
-def child(mapping: Any, key: str) -> dict:
-    """The dict at `key`; empty where there is none."""
-    value = mapping.get(key) if isinstance(mapping, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
 def texts(values: Any) -> list[str]:
     """The entries of a list as text, without those that are null."""
     return [str(v) for v in values if v is not None] if isinstance(values, (list, tuple)) else []
@@ -47,30 +36,28 @@ def runtime_name(name: Any) -> str:
     return RUNTIMES.get(str(name), str(name))
 
 
-def metric_name(report: dict) -> str:
+def metric_name(report: Report) -> str:
     """The metric's name for people, from the first accuracy that names one."""
-    for stage in items(report, "stages"):
-        for figures in child(stage, "runtimes").values():
-            if name := child(figures, "accuracy").get("metric"):
+    for stage in report.stages:
+        for figures in stage.runtimes.values():
+            if name := figures.accuracy.metric:
                 return METRICS.get(str(name), str(name))
     return "accuracy"
 
 
-def show_value(score: dict, value: Any) -> str:
+def show_value(score: Score, value: Any) -> str:
     """A figure in the score's own kind: a percentage where samples count 0 or 1, else plain."""
-    return units.digits(value, 4) if score.get("binary") is False else units.percent(value)
+    return units.digits(value, 4) if score.binary is False else units.percent(value)
 
 
-def show_score(score: dict) -> tuple[str, str]:
+def show_score(score: Score) -> tuple[str, str]:
     """A score as (figure, small print with the interval and n)."""
     places = (
-        (lambda v: units.digits(v, 4))
-        if score.get("binary") is False
-        else (lambda v: f"{100 * v:.2f}")
+        (lambda v: units.digits(v, 4)) if score.binary is False else (lambda v: f"{100 * v:.2f}")
     )
-    n = f"n = {units.digits(score['n'])}" if number(score.get("n")) is not None else ""
-    return show_value(score, score.get("value")), " ".join(
-        p for p in (units.interval(score.get("low"), score.get("high"), places), n) if p
+    n = f"n = {units.digits(score.n)}" if score.n is not None else ""
+    return show_value(score, score.value), " ".join(
+        p for p in (units.interval(score.low, score.high, places), n) if p
     )
 
 

@@ -10,18 +10,16 @@ from typing import Any
 from mirabelle.base import files
 from mirabelle.base.errors import InputError, choose, did_you_mean
 from mirabelle.report import histograms, units
-from mirabelle.report.parts import child
+from mirabelle.report.schema import QuantizedTensor
 from mirabelle.report.style import CSS
 from mirabelle.report.svg import element, escape
-from mirabelle.report.units import number
 
 
-def figure(tensor: dict[str, Any]) -> str:
+def figure(tensor: QuantizedTensor) -> str:
     """Two drawings of one activation of a report, one above the other as the page is narrow: with
     steps up to the largest value, and up to the threshold.
 
-    tensor: what `describe_tensors` says of it, as in a report's JSON. Nothing where that does not
-    say enough.
+    Nothing where the report does not say enough of it.
     """
     drawn = [
         element("figure", chart, element("figcaption", escape(caption)))
@@ -30,56 +28,52 @@ def figure(tensor: dict[str, Any]) -> str:
     return element("div", *drawn, class_="pair") if drawn else ""
 
 
-def _drawings(tensor: dict[str, Any]) -> list[tuple[str, str]]:
+def _drawings(tensor: QuantizedTensor) -> list[tuple[str, str]]:
     """Before and after clipping: the drawing and its caption; empty where the tensor does not say
     enough.
     """
-    bins, whole = child(tensor, "histogram"), child(tensor, "unclipped")
-    low, high, levels = (
-        number(bins.get("low")),
-        number(bins.get("high")),
-        units.numbers(tensor.get("levels")),
-    )
-    if low is None or high is None or len(levels) != 2 or not isinstance(bins.get("counts"), list):
+    bins, whole = tensor.histogram, tensor.unclipped
+    low, high, levels = (bins.low, bins.high, units.numbers(tensor.levels))
+    if low is None or high is None or len(levels) != 2 or not isinstance(bins.counts, list):
         return []
     drawings = []
     for title, grid in (("Before clipping", whole), ("After clipping", tensor)):
-        ends = units.numbers(grid.get("range"))
+        ends = units.numbers(grid.range)
         if len(ends) != 2:
             return []
         chart = histograms.clipping(
-            bins["counts"],
+            bins.counts,
             low,
             high,
             ends[0],
             ends[1],
             round(levels[1] - levels[0]),
-            f"{tensor.get('name') or ''}, {title.lower()}",
+            f"{tensor.name or ''}, {title.lower()}",
         )
-        drawings.append((chart, f"{title}: SQNR {units.decibels(grid.get('sqnr_db'))}"))
+        drawings.append((chart, f"{title}: SQNR {units.decibels(grid.sqnr_db)}"))
     return drawings if all(chart for chart, _ in drawings) else []
 
 
-def as_page(tensor: dict[str, Any]) -> str:
+def as_page(tensor: QuantizedTensor) -> str:
     """The picture as a page of its own."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("title", escape(tensor["name"])),
+        element("title", escape(tensor.name)),
         element("style", CSS),
     )
-    body = element("body", element("main", element("h2", escape(tensor["name"])), figure(tensor)))
+    body = element("body", element("main", element("h2", escape(tensor.name)), figure(tensor)))
     return "<!doctype html>" + element("html", head, body, lang="en")
 
 
 WIDTH, ROW = 360, 226  # of the SVG, and of each of its drawings
 
 
-def as_svg(tensor: dict[str, Any]) -> str:
+def as_svg(tensor: QuantizedTensor) -> str:
     """The picture as one SVG file, which papers and slides take; light or dark as its reader is."""
     rows = _drawings(tensor)
     parts = [element("rect", width="100%", height="100%", class_="paper")]
-    parts.append(element("text", escape(tensor["name"]), x=6, y=18, class_="row"))
+    parts.append(element("text", escape(tensor.name), x=6, y=18, class_="row"))
     for i, (chart, caption) in enumerate(rows):
         top = 26 + i * ROW
         inside = chart.replace("<svg", f'<svg y="{top}" width="{WIDTH}" height="190"', 1)
@@ -101,11 +95,9 @@ def as_svg(tensor: dict[str, Any]) -> str:
 FORMS = {".html": as_page, ".svg": as_svg}
 
 
-def most_clipped(tensors: list[dict[str, Any]]) -> dict[str, Any] | None:
+def most_clipped(tensors: list[QuantizedTensor]) -> QuantizedTensor | None:
     """The activation that clipping gained most, in dB; None where none says."""
-    gains = [
-        (t, number(t.get("sqnr_db")), number(child(t, "unclipped").get("sqnr_db"))) for t in tensors
-    ]
+    gains = [(t, t.sqnr_db, t.unclipped.sqnr_db) for t in tensors]
     known = [
         (after - before, t)
         for t, after, before in gains
@@ -144,7 +136,8 @@ def picture(model: Any, layer: str | None = None, path: str | Path | None = None
 
     if quantization(model) is None:
         raise InputError("a picture needs a quantized network; call mb.quantize first")
-    tensors = [t for t in describe_tensors(model) if t["kind"] == "activation"]
+    described = map(QuantizedTensor.of, describe_tensors(model))
+    tensors = [t for t in described if t.kind == "activation"]
     if not tensors:
         raise InputError(
             "this network has no histograms of its activations: they are not saved; quantize it "
@@ -153,12 +146,12 @@ def picture(model: Any, layer: str | None = None, path: str | Path | None = None
     chosen = (
         most_clipped(tensors)
         if layer is None
-        else next((t for t in tensors if t["name"] == layer), None)
+        else next((t for t in tensors if t.name == layer), None)
     )
     if chosen is None:
         raise InputError(
             "no quantized activation is called "
-            f"{layer!r}{did_you_mean(str(layer), [t['name'] for t in tensors])}"
+            f"{layer!r}{did_you_mean(str(layer), [str(t.name) for t in tensors])}"
         )
     page = form(chosen)
     if path is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mirabelle.base.errors import InputError
-from mirabelle.base.files import atomic
+from mirabelle.base.files import atomic, copy_file
 from mirabelle.runtimes.artifact import (
     LayerTime,
     Runtime,
@@ -143,8 +142,7 @@ def save(onnx_path: Path, folder: Path) -> Path:
     for source in reversed(files(Path(onnx_path))):
         copy = target.parent / source.relative_to(Path(onnx_path).parent)
         if copy.resolve() != source.resolve():
-            with atomic(copy) as temporary:
-                shutil.copyfile(source, temporary)
+            copy_file(source, copy)
     return target
 
 

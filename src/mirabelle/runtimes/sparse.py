@@ -8,7 +8,6 @@ installed. What was found is the artifact: a small JSON file that names the runt
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mirabelle.base.errors import InputError, MissingRuntimeError
-from mirabelle.base.files import atomic, read_json, sha256, write_json
+from mirabelle.base.files import copy_file, read_json, sha256, write_json
 from mirabelle.runtimes import mnn, onnxruntime, openvino
 from mirabelle.runtimes.artifact import LayerTime, Runtime, Session, check_present, unreadable
 from mirabelle.runtimes.sparse_forms import ROUNDS, SECONDS, Variants, fastest, module_name
@@ -189,17 +188,11 @@ def choose(
             )
             for w in variants.weights
         )
-        parts = [_copy(p, folder) for p in reversed(DENSE[name].files(files[best]))]
+        parts = [copy_file(p, folder / p.name) for p in reversed(DENSE[name].files(files[best]))]
         choice = Choice(name, parts[-1].name, threads, milliseconds, layers)
     target = folder / f"{onnx_path.stem}.sparse"
     write_json(target, {"format": FORMAT, "sha256": sha256(parts[-1]), **choice.to_dict()})
     return target
-
-
-def _copy(path: Path, folder: Path) -> Path:
-    with atomic(folder / path.name) as temporary:
-        shutil.copyfile(path, temporary)
-    return folder / path.name
 
 
 def _check_same(sessions: Mapping[str, Session], arrays: list[np.ndarray], onnx_path: Path) -> None:

@@ -15,13 +15,16 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network, clone
 from mirabelle.base.data import Batch, seed_everything
 from mirabelle.base.data import batches as read
+from mirabelle.base.declarations import BatchesOption, KeepOption, SeedOption, StepOption
 from mirabelle.base.errors import InputError
+from mirabelle.base.keep import check_keep
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
-from mirabelle.fitting.gradients import LOSSES, loss_function, loss_gradients
+from mirabelle.fitting.gradients import LossOption, loss_function, loss_gradients
 from mirabelle.fitting.gram import gram_matrices, has_rows
 from mirabelle.fitting.least_squares import reconstruct
+from mirabelle.graph.open_graph import CapturedOnce
 from mirabelle.sources.networks import for_data
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.allocation import ALLOCATIONS, check_reachable
@@ -67,25 +70,15 @@ def sparsify(
         Doc("how much a weight matters; None is obs, and magnitude without data"),
     ] = None,
     data: Annotated[Iterable | None, Doc("batches for the criterion and for the repair")] = None,
-    loss: Annotated[
-        str | Callable | None, OneOf(LOSSES), FromRun, Doc("of taylor; None is cross entropy")
-    ] = None,
-    step: Annotated[
-        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
-    ] = None,
-    batches: Annotated[
-        int, Ge(1), Doc("batches of data for the criterion and for the repair")
-    ] = 16,
+    loss: Annotated[LossOption, Doc("of taylor; None is cross entropy")] = None,
+    step: StepOption = None,
+    batches: BatchesOption = 16,
     allocation: Annotated[
         str | None,
         OneOf(ALLOCATIONS),
         Doc("how the zeros are spread over the layers; None is global for obs, lamp for others"),
     ] = None,
-    keep: Annotated[
-        Iterable[str],
-        Expected("a list of modules or parameters, such as [fc]"),
-        Doc("modules or parameters that are left alone, by path"),
-    ] = (),
+    keep: KeepOption = (),
     least: Annotated[
         float, Ge(0), Le(1), Doc("the share of every layer that always stays")
     ] = 0.005,
@@ -99,7 +92,7 @@ def sparsify(
         Ge(1),
         Doc("so many cuts, with scores and repair anew for each; None is 4 with least-squares"),
     ] = None,
-    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    seed: Annotated[SeedOption, FromRun] = 0,
 ) -> nn.Module:
     """A copy of `model` in which the share `sparsity` of its weights is zero, and stays zero.
 
@@ -140,6 +133,7 @@ def sparsify(
         84
     """
     model = check_network(for_data(model, data))
+    keep = check_keep(model, keep)
     loss = loss_function(loss, step)
     if criterion is None:
         criterion = "magnitude" if data is None else "obs"
@@ -158,7 +152,7 @@ def sparsify(
         rounds = ROUNDS if repair == "least-squares" else 1
     _check_grows(model, _layers(model, keep, rows_of(block)), sparsity)
     seed_everything(seed)
-    sparse = model
+    sparse, captured = model, CapturedOnce(model)
     for i in range(1, rounds + 1):
         sparse = cut(
             sparse,
@@ -173,9 +167,11 @@ def sparsify(
             keep=keep,
             least=least,
             repair=repair,
+            captured=captured,
         )
     if repair == "least-squares" and data is not None:
-        sparse = as_long_as(sparse, model, _example(data))
+        example = _example(data)
+        sparse = as_long_as(sparse, model, example, captured(example))
     return sparse
 
 
@@ -200,8 +196,11 @@ def cut(
     keep: Iterable[str],
     least: float,
     repair: str | None,
+    captured: CapturedOnce | None = None,
 ) -> nn.Module:
-    """One cut of `sparsify`. original: what the repair takes for its reference."""
+    """One cut of `sparsify`. original: what the repair takes for its reference; captured: its
+    graph, for several cuts.
+    """
     layers = _layers(model, keep, rows_of(block))
     density, before = 1 - sparsity, masks.zeros(model)
     units = {layer.name: by_block((layer.weight != 0).double(), layer.block) for layer in layers}
@@ -224,7 +223,8 @@ def cut(
         )
     masks.mark(sparse, {layer.name: layer.block for layer in layers})
     masks.enforce(sparse, pruned)
-    return _mended(sparse, original, pruned, repair, data, batches)
+    captured = captured or CapturedOnce(original)
+    return _mended(sparse, captured, pruned, repair, data, batches)
 
 
 def _check_grows(model: nn.Module, layers: Sequence[ScoredLayer], sparsity: float) -> None:
@@ -249,7 +249,7 @@ def _all_but_best(scores: torch.Tensor, kept: int) -> torch.Tensor:
 
 def _mended(
     sparse: nn.Module,
-    original: nn.Module,
+    captured: CapturedOnce,
     pruned: dict[str, torch.Tensor],
     repair: str | None,
     data: Iterable | None,
@@ -259,12 +259,9 @@ def _mended(
         return sparse
     if repair == "bn":
         return reestimate_batchnorm(sparse, data, batches)
-    return reestimate_where_better(
-        reconstruct(sparse, original, _example(data), {}, data, batches, pruned),
-        original,
-        data,
-        batches,
-    )
+    original, example = captured.model, _example(data)
+    fitted = reconstruct(sparse, original, example, {}, data, batches, pruned, captured(example))
+    return reestimate_where_better(fitted, original, data, batches)
 
 
 def _example(data: Iterable) -> Batch:

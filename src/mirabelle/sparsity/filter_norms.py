@@ -10,9 +10,12 @@ from mirabelle.base.data import Batch
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.graph.capture import capture, parameter_name, parameter_uses
 from mirabelle.graph.layers import as_norm, is_normed_alone, layer_of
+from mirabelle.graph.open_graph import OpenGraph
 
 
-def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Module:
+def as_long_as(
+    model: nn.Module, original: nn.Module, inputs: Batch, captured: OpenGraph | None = None
+) -> nn.Module:
     """A copy of `model` that gives the same, in which each filter in front of a BatchNorm is as
     long as the weights that it has are in `original`.
 
@@ -21,10 +24,10 @@ def as_long_as(model: nn.Module, original: nn.Module, inputs: Batch) -> nn.Modul
     them. BatchNorm divides a filter's outputs by their spread, so that its length is free (van
     Laarhoven 2017, section 2): running statistics follow it, and gamma makes up for what epsilon
     adds to them. Weights and statistics that are used twice, and filters of zeros, are left as they
-    are.
+    are. captured: the original, where that was done before.
     """
-    captured = capture(original, inputs)
-    graph, known = captured.graph, read_parameters(captured, original)
+    traced = capture(original, inputs) if captured is None else captured.graph_module
+    graph, known = traced.graph, read_parameters(traced, original)
     uses = parameter_uses(graph)
     result = clone(model)
     own = dict(result.named_parameters(remove_duplicate=False)) | dict(

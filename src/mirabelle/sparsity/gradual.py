@@ -15,7 +15,8 @@ from typing_extensions import Doc
 from mirabelle.base.data import seeded
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import data_identity, function_identity
-from mirabelle.base.options import declared, options_of
+from mirabelle.base.keep import names_of
+from mirabelle.base.options import Expected, OptionsOf, declared, options_of
 from mirabelle.base.progress import quiet
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.api import cut, ramp, rows_of, sparsify
@@ -55,6 +56,12 @@ OPTIONS = (
     .with_defaults(criterion="magnitude", allocation="lamp", repair=None)
     | TIMES
 )
+SparsifyOption = Annotated[
+    Mapping[str, Any] | None,
+    OptionsOf(lambda: OPTIONS),
+    Expected("options of mb.sparsify, such as {'sparsity': 0.9}"),
+    Doc("options of mb.sparsify, for zeros that become more while the network is trained"),
+]
 
 
 class Gradual:
@@ -92,6 +99,7 @@ class Gradual:
                 progress
             )
         del self.options["sparsity"]
+        self.options["keep"] = names_of(self.options["keep"])
         self.names = candidates(model, self.options["keep"])
         self.block = rows_of(self.options["block"])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.keep import check_keep, covers
 from mirabelle.fitting.gram import Gram
 
 
@@ -66,13 +66,7 @@ def candidates(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
         dict(model.named_modules()),
         dict(model.named_parameters(remove_duplicate=False)),
     )
-    kept = list(keep)
-    for name in kept:
-        if name not in modules and name not in parameters:
-            raise InputError(
-                f"keep names {name!r}, which is no module or parameter of the "
-                f"network{did_you_mean(name, [*modules, *parameters])}"
-            )
+    kept = check_keep(model, keep)
     found: dict[str, str] = {}
     seen: set[int] = set()
     for path, module in modules.items():
@@ -80,11 +74,7 @@ def candidates(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
             isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
         )
         name = f"{path}.weight" if path else "weight"
-        if (
-            not plain
-            or any(name == k or path == k or path.startswith(f"{k}.") for k in kept)
-            or name not in parameters
-        ):
+        if not plain or covers(kept, name, path) or name not in parameters:
             continue
         if id(parameters[name]) not in seen and parameters[name].is_floating_point():
             seen.add(id(parameters[name]))

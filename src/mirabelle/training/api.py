@@ -14,16 +14,25 @@ from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, check_runs, clone, running
 from mirabelle.base.data import Batch, batches, check_finite, device_of
+from mirabelle.base.declarations import CheckpointOption, SeedOption, StepOption
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import function_identity
-from mirabelle.base.options import Check, Expected, FromRun, OneOf, OptionsOf, declared
-from mirabelle.fitting.gradients import LOSSES, Loss, StepLoss, evaluated, loss_function, loss_of
-from mirabelle.measurement.accumulator import Accumulator
-from mirabelle.measurement.accuracy import METRICS
+from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
+from mirabelle.fitting.gradients import (
+    LOSSES,
+    Loss,
+    LossOption,
+    StepLoss,
+    evaluated,
+    loss_function,
+    loss_of,
+)
+from mirabelle.measurement.accuracy import MetricOption
 from mirabelle.onnx_files.source import source_of
 from mirabelle.sources.networks import for_data
-from mirabelle.sparsity.gradual import OPTIONS as GRADUAL
+from mirabelle.sparsity.gradual import SparsifyOption
 from mirabelle.training.loop import Loop, Trained
+from mirabelle.training.norms import BATCHNORM
 from mirabelle.training.optimizers import OPTIMIZERS, SCHEDULES
 from mirabelle.training.plan import PRECISIONS, Settings
 from mirabelle.training.state import Objective, placed
@@ -92,7 +101,7 @@ def train(
         Ge(1),
         Doc("batches for each optimizer step; None is 1, or more of tiny ones where lr is None"),
     ] = None,
-    seed: Annotated[int, Ge(0), FromRun, Doc("of everything that is random")] = 0,
+    seed: Annotated[SeedOption, FromRun] = 0,
     holdout: Annotated[
         float | None,
         Ge(0),
@@ -104,28 +113,21 @@ def train(
     ] = None,
     batchnorm: Annotated[
         str | None,
-        OneOf(("train", "freeze")),
+        OneOf(BATCHNORM),
         Doc(
             "whether BatchNorm's statistics follow the batches; None is train, or what few data "
             "ask for where lr is None"
         ),
     ] = None,
     validation: Annotated[Iterable | None, Doc("labeled batches, scored after each epoch")] = None,
-    metric: Annotated[
-        str | Callable | Accumulator,
-        OneOf(METRICS, plugin=True),
-        FromRun,
-        Doc("the score on validation"),
-    ] = "top1",
+    metric: Annotated[MetricOption, FromRun, Doc("the score on validation")] = "top1",
     patience: Annotated[
         int | None,
         Ge(1),
         FromRun,
         Doc("epochs without a better validation score before it stops, with the best weights"),
     ] = None,
-    checkpoint: Annotated[
-        str | Path | None, FromRun, Doc("a folder from which an interrupted training goes on")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     checkpoint_seconds: Annotated[
         float, FromRun, Doc("the least time between two checkpoints of one epoch")
     ] = 30.0,
@@ -136,12 +138,7 @@ def train(
         Doc("such as cuda; None is where the network is"),
     ] = None,
     extra: Annotated[nn.Module | None, Doc("a module trained along, not returned")] = None,
-    sparsify: Annotated[
-        Mapping[str, Any] | None,
-        OptionsOf(lambda: GRADUAL),
-        Expected("options of mb.sparsify, such as {'sparsity': 0.9}"),
-        Doc("options of mb.sparsify, for zeros that become more while the network is trained"),
-    ] = None,
+    sparsify: SparsifyOption = None,
     log: Annotated[
         str | Callable | None,
         Expected("tensorboard, mlflow or wandb, as tensorboard:FOLDER, or a function"),
@@ -219,16 +216,9 @@ def check_reached(model: nn.Module, objective: Objective, batch: Batch) -> None:
 def fit(
     model: nn.Module | str | Path,
     loader: Iterable,
-    loss: Annotated[
-        str | Callable | None,
-        OneOf(LOSSES),
-        FromRun,
-        Doc("a name, or (output, target) -> scalar; None is cross entropy"),
-    ] = None,
+    loss: LossOption = None,
     *,
-    step: Annotated[
-        Callable | None, FromRun, Doc("(network, batch) -> loss, in place of loss")
-    ] = None,
+    step: StepOption = None,
     **options: Any,
 ) -> nn.Module:
     """Trains a copy of `model` on batches and returns it.

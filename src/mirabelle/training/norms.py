@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+BATCHNORM = ("train", "freeze")  # what their statistics do
+
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorms that keep statistics."""

@@ -7,10 +7,12 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.base.errors import InputError
+from mirabelle.measurement.accuracy import predictor
+from mirabelle.measurement.judge import Judge
 from mirabelle.quantization import quantization, quantize, rebuild
 from mirabelle.quantization.repairs import rounding
 from mirabelle.quantization.search import timing
-from mirabelle.quantization.search.fallback import Judge, fewest, sensitivities
+from mirabelle.quantization.search.fallback import fewest, sensitivities
 from mirabelle.quantization.simulation.graph import captured
 from tests.quantization.repairs.networks import as_batches
 from tests.quantized_networks import Network, batches, build, conv, head
@@ -97,7 +99,8 @@ def test_fragile_layers_stay_in_float_and_no_others(layers):
     ) == 4
     assert set(quantization(q).keep) == {f"{n}.weight" for n in found.layers}
     judge = Judge(network, data, "top1")
-    assert judge.drop(q)[0] == found.drop and judge.drop(plain)[0] == found.all_quantized
+    drops = [judge.drop(judge.of(predictor(n)))[0] for n in (q, plain)]
+    assert drops == [found.drop, found.all_quantized]
     assert set(found.milliseconds) == {"float", "all_quantized", "fallback"} and all(
         v > 0 for v in found.milliseconds.values()
     )
@@ -198,21 +201,21 @@ BAD = {
         {"accuracy_drop": 0.1, "validation": batches(), "runtime": "onnxruntim"},
         "did you mean 'onnxruntime'",
     ),
-    "no classes": (
-        {"accuracy_drop": 0.1, "validation": batches()},
-        r"outputs \(N, classes, \.\.\.\), got \(16,\)",
-    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_unsound_requests(name):
     options, message = BAD[name]
-    network = build("residual")
-    if name == "no classes":
-        network = Network(lambda n, x: head(n, n.a(x)).sum(1), a=conv(3, 8), fc=nn.Linear(8, 5))
     with pytest.raises(InputError, match=message):
-        quantize(network, batches(), **options)
+        quantize(build("residual"), batches(), **options)
+
+
+def test_outputs_that_are_no_classes_agree_by_their_values():
+    network = Network(lambda n, x: head(n, n.a(x)).sum(1), a=conv(3, 8), fc=nn.Linear(8, 5))
+    q = quantize(network, batches(), **OPTIONS, accuracy_drop=0.1, validation=batches())
+    found, judge = quantization(q).fallback, Judge(network, batches(), "top1")
+    assert found.metric == "agreement" and found.drop == judge.drop(judge.of(predictor(q)))[0]
 
 
 def test_a_limit_that_nothing_holds():

@@ -8,16 +8,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
-from mirabelle.base.data import Batch, batches, samples
+from mirabelle.base.data import Batch, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.progress import bar
-from mirabelle.measurement.accuracy import Metric, Scores, as_tensor, predictor, scores_of
+from mirabelle.measurement.accuracy import as_tensor, predictor
+from mirabelle.measurement.judge import Judge
 from mirabelle.quantization.search.timing import milliseconds
 from mirabelle.quantization.simulation.description import (
     Fallback,
@@ -115,44 +114,6 @@ def sensitivities(
     return dict(sorted(found.items(), key=lambda f: math.inf if f[1] is None else f[1]))
 
 
-class Judge:
-    """How much worse a network does than the float one on the same samples: by the metric where
-    they have labels, else by agreement with its classes.
-    """
-
-    def __init__(self, model: nn.Module, validation: Iterable, metric: Metric):
-        self.model, self.validation, self.given = model, validation, metric
-        self.labeled = (
-            next(iter(batches(validation, 1, what="the validation data"))).target is not None
-        )
-        self.scores = self._scores(model)
-        self.metric = self.scores.metric
-
-    def _scores(self, network: nn.Module) -> Scores:
-        if self.labeled:
-            return scores_of(predictor(network), self.validation, self.given, "validating")
-        ours, theirs = predictor(network), predictor(self.model)
-        same = [same_class(ours(b), theirs(b)).cpu().numpy() for b in batches(self.validation)]
-        return Scores.of_samples(np.concatenate(same), "agreement")
-
-    def drop(self, network: nn.Module) -> tuple[float, float, float]:
-        """(drop, low, high), as fractions, paired."""
-        return self.scores.drop(self._scores(network))
-
-
-def same_class(output: Any, target: Any) -> torch.Tensor:
-    """(N,) the share of positions at which both say the same class (dimension 1)."""
-    output = as_tensor(output)
-    if output.ndim < 2:
-        raise InputError(
-            "agreement compares classes and needs outputs (N, classes, ...), got "
-            f"{tuple(output.shape)}; give labels and a metric"
-        )
-    return (
-        (output.argmax(1) == as_tensor(target).argmax(1)).double().reshape(len(output), -1).mean(1)
-    )
-
-
 def fewest(order: Sequence[str], holds: Callable[[Sequence[str]], bool]) -> list[str]:
     """The shortest beginning of `order` that holds; the whole where none does. Doubles until one
     holds, then halves: what holds is taken to go on holding.
@@ -237,7 +198,8 @@ class _Tried:
         self.found: dict[int, tuple[fx.GraphModule, tuple[float, float, float]]] = {}
 
     def add(self, network: fx.GraphModule, count: int) -> None:
-        self.found[count] = (network, self.judge.drop(network))
+        scores = self.judge.of(predictor(network))
+        self.found[count] = (network, self.judge.drop(scores))
 
     def drop(self, fallen: Sequence[str]) -> tuple[float, float, float]:
         return self.found[len(fallen)][1]

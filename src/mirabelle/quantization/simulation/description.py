@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import fx
 
+from mirabelle.graph.quantized import DESCRIPTION, description_of
 from mirabelle.quantization.simulation.placement import Site
-
-DESCRIPTION = "quantization"  # the key in a network's `meta`
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Sensitivity:
 class Fallback:
     """What was done so that the metric falls by at most `limit`, as a fraction.
 
-    metric: `agreement` with the float network's classes where the validation data has no labels. n:
+    metric: `agreement` with the float network where the validation data has no labels. n:
     its samples. drop, interval: of the network as it is, paired, with its 95 % interval;
     all_quantized: the drop with every layer quantized. precision: what layers fall back to, `float`
     or a number of bits; layers: those that did, the most sensitive first. sensitivity: of all
@@ -141,7 +140,7 @@ class Quantization:
 
 def quantization(model: object) -> Quantization | None:
     """The description of a quantized network; None for any other."""
-    found = model.meta.get(DESCRIPTION) if isinstance(model, fx.GraphModule) else None
+    found = description_of(model) if isinstance(model, fx.GraphModule) else None
     return found if isinstance(found, Quantization) else None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.keep import covers
 from mirabelle.graph.capture import module_path, operator, parameter_name
 from mirabelle.graph.nodes import computed_inputs, has_value, optional_argument
 from mirabelle.quantization.simulation.operators import (
@@ -69,10 +70,10 @@ def contractions(graph: fx.Graph, keep: Iterable[str] = ()) -> list[fx.Node]:
 def is_kept(node: fx.Node, keep: Iterable[str]) -> bool:
     """Whether `keep` names the module of a layer or product, one around it, or a layer's weight."""
     paths = (str(parameter_name(optional_argument(node, 1))), module_path(node))
-    return any(path == name or path.startswith(f"{name}.") for name in keep for path in paths)
+    return covers(keep, *paths)
 
 
-def check_keep(graph: fx.Graph, keep: Iterable[str]) -> None:
+def check_layers_kept(graph: fx.Graph, keep: Iterable[str]) -> None:
     """`InputError` with the nearest names where `keep` names something without a convolution or
     linear layer.
     """

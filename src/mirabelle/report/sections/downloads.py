@@ -6,7 +6,8 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from mirabelle.report.parts import child, fold, items, listing, runtime_name, section
+from mirabelle.report.parts import fold, listing, runtime_name, section
+from mirabelle.report.schema import Preprocessing, Report, Tensor
 from mirabelle.report.sections.in_apps import ON_ANDROID, ON_IOS, on_android, on_ios
 from mirabelle.report.sections.recipe import as_yaml
 from mirabelle.report.svg import element, escape
@@ -34,18 +35,18 @@ output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])"""
 }
 
 
-def downloads(report: dict) -> str:
+def downloads(report: Report) -> str:
     """Links to the files of the run's folder, the recipe, and code that uses them; nothing for a
     report that does not name its files.
     """
     files = {
         str(folder): [n for n in names if isinstance(n, str) and FILE.fullmatch(n)]
-        for folder, names in child(report, "files").items()
+        for folder, names in report.files.items()
         if FILE.fullmatch(str(folder)) and isinstance(names, list)
     }
     if not any(files.values()):
         return ""
-    rows = [("figures", _links(".", ["report.json"])), ("recipe", _recipe(report.get("recipe")))]
+    rows = [("figures", _links(".", ["report.json"])), ("recipe", _recipe(report.recipe))]
     rows += [(_name(folder), _links(folder, names)) for folder, names in files.items() if names]
     listed = "".join(element("dt", escape(k)) + element("dd", v) for k, v in rows if v)
     note = "Links lead to the files beside this page, in the folder of the run."
@@ -80,9 +81,9 @@ def _code(title: str, note: str, text: str) -> str:
     return fold(title, note, element("pre", element("code", escape(text)), tabindex=0), False)
 
 
-def _python(report: dict, files: dict[str, list[str]]) -> list[str]:
+def _python(report: Report, files: dict[str, list[str]]) -> list[str]:
     blocks = []
-    name = str(child(report, "network").get("name") or "")
+    name = str(report.network.name or "")
     module, _, maker = name.partition(":")
     mine = re.fullmatch(r"[\w.]+", module) and maker.isidentifier() and module not in COLLECTIONS
     if files.get("model") and mine:
@@ -98,41 +99,39 @@ def _python(report: dict, files: dict[str, list[str]]) -> list[str]:
     return blocks
 
 
-def _tensors(report: dict, files: dict[str, list[str]]) -> list[str]:
+def _tensors(report: Report, files: dict[str, list[str]]) -> list[str]:
     """What each file takes and gives: names, sizes, layout, and how pictures are brought to it."""
-    how = child(child(report, "data"), "preprocessing")
+    how = report.data.preprocessing
     blocks = []
-    for runtime, found in child(report, "handoff").items():
-        if not files.get(str(runtime)) or not isinstance(found, dict):
+    for runtime, found in report.handoff.items():
+        if not files.get(runtime):
             continue
         rows = [
-            (f"{kind} {spec.get('name')}", _spec(spec, how))
-            for kind in ("input", "output")
-            for spec in items(found, f"{kind}s")
+            (f"{kind} {spec.name}", _spec(spec, how))
+            for kind, specs in (("input", found.inputs), ("output", found.outputs))
+            for spec in specs
         ]
-        if pictures := child(report, "data").get("pictures"):
+        if pictures := report.data.pictures:
             rows.append(("pictures", str(pictures)))
         title = f"What the file takes and gives, {runtime_name(runtime)}"
         blocks.append(fold(title, "", listing(rows), False))
     return blocks
 
 
-def _spec(spec: dict, how: dict) -> str:
+def _spec(spec: Tensor, how: Preprocessing) -> str:
     """`float32, 1 × 3 × 224 × 224: samples, channels, height, width`."""
-    sizes = spec.get("shape")
-    if not isinstance(sizes, list):
-        return f"{spec.get('dtype')}, of any sizes"
+    sizes = spec.shape
+    if sizes is None:
+        return f"{spec.dtype}, of any sizes"
     shown = " × ".join("any" if s is None else str(s) for s in sizes) or "a scalar"
-    nhwc = len(sizes) == 4 and how.get("layout") == "nhwc" and sizes[-1] in (1, 3)
+    nhwc = len(sizes) == 4 and how.layout == "nhwc" and sizes[-1] in (1, 3)
     axes = "samples, height, width, channels" if nhwc else "samples, channels, height, width"
-    return f"{spec.get('dtype')}, {shown}{f': {axes}' if len(sizes) == 4 else ''}"
+    return f"{spec.dtype}, {shown}{f': {axes}' if len(sizes) == 4 else ''}"
 
 
-def _in_apps(report: dict, files: dict[str, list[str]]) -> list[str]:
-    inputs = child(report, "network").get("inputs")
-    first = inputs[0] if isinstance(inputs, list) and inputs else {}
-    sizes = first.get("shape") if isinstance(first, dict) else None
-    shape = [str(s) for s in sizes if isinstance(s, int)] if isinstance(sizes, list) else []
+def _in_apps(report: Report, files: dict[str, list[str]]) -> list[str]:
+    sizes = (report.network.inputs[0].shape if report.network.inputs else None) or []
+    shape = [str(s) for s in sizes if isinstance(s, int)]
     blocks = []
     for place, table, note, code in (
         ("Android", ON_ANDROID, "Kotlin; put the file into src/main/assets", on_android),

@@ -5,17 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mirabelle.report import charts, svg, units
-from mirabelle.report.parts import (
-    Cell,
-    child,
-    items,
-    legend,
-    metric_name,
-    runtime_name,
-    section,
-    table,
-    titled,
-)
+from mirabelle.report.parts import Cell, legend, metric_name, runtime_name, section, table, titled
+from mirabelle.report.schema import Report, Search, Tested, Trial
 from mirabelle.report.sections.headline import is_share
 from mirabelle.report.sections.stages import show_axis
 from mirabelle.report.units import number
@@ -39,7 +30,6 @@ HEADS = {
     "loss_of_integers": "loss by integers, predicted",
     "loss_of_blocks": "loss by skipping, predicted",
 }
-ENDS = ("predicted", "measured")
 QUANTITIES = {
     "loss": "squared error of the outputs",
     "latency": "milliseconds",
@@ -48,21 +38,18 @@ QUANTITIES = {
 }
 
 
-def front(report: dict) -> str:
+def front(report: Report) -> str:
     """Accuracy against milliseconds with every trial a point, the points of the front in a table,
-    and the plan of the best one. Drawn from `report["front"]`, a list of points {name, accuracy,
-    interval, milliseconds, bytes, on_front, plan}; where a point has a `drop`, the interval is that
-    of the drop. The one with `best`, or else the fastest of the front that has a plan, is the best.
-    `report["search"]` may hold the best one's plan, and what was predicted and measured of it.
+    and the plan of the best one. Where a point has a `drop`, its interval is that of the drop. The
+    one with `best`, or else the fastest of the front that has a plan, is the best.
+    `report.search` may hold the best one's plan, and what was predicted and measured of it.
     """
-    points = items(report, "front")
+    points = report.front
     known = [p for p in points if _at(p) is not None]
     if not known:
         return ""
-    on = sorted(
-        (p for p in known if p.get("on_front")), key=lambda p: number(p["milliseconds"]) or 0.0
-    )
-    off = [p for p in known if not p.get("on_front")]
+    on = sorted((p for p in known if p.on_front), key=lambda p: number(p.milliseconds) or 0.0)
+    off = [p for p in known if not p.on_front]
     series = [[_drawn(p, i == 0, report) for p in some] for i, some in enumerate((on, off))]
     chart = charts.scatter(
         series, "latency, ms", metric_name(report), show_axis(report), trails=False
@@ -72,7 +59,7 @@ def front(report: dict) -> str:
         f"Every point is a network that was made and measured: {len(points)} in all. None is "
         "both faster and more accurate than one of the front."
     )
-    searched = items(child(report, "search"), "plan")
+    searched = report.search.plan
     best = _best(known, on, bool(searched))
     return section(
         "The front",
@@ -82,73 +69,75 @@ def front(report: dict) -> str:
             ("network", "accuracy", "latency", "file size", "drop", "drop on the test data"),
             [_row(p, report) for p in on],
         ),
-        _foretold(child(report, "search")),
-        _plan(best, items(best, "plan") or searched) if best else "",
+        _foretold(report.search),
+        _plan(best, best.plan or searched) if best else "",
     )
 
 
-def _at(point: dict) -> tuple[float, float] | None:
-    x, y = number(point.get("milliseconds")), number(point.get("accuracy"))
+def _at(point: Trial) -> tuple[float, float] | None:
+    x, y = number(point.milliseconds), number(point.accuracy)
     return None if x is None or y is None else (x, y)
 
 
-def _ends(point: dict) -> tuple[float | None, float | None]:
-    ends = point.get("interval")
-    low, high = map(number, ends) if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    drop, accuracy = number(point.get("drop")), number(point.get("accuracy"))
+def _ends(point: Trial) -> tuple[float | None, float | None]:
+    ends = point.interval
+    low, high = map(number, ends) if len(ends) == 2 else (None, None)
+    drop, accuracy = point.drop, number(point.accuracy)
     if low is None or high is None or drop is None or accuracy is None:
         return low, high
     return accuracy + drop - high, accuracy + drop - low  # the original's less the drop's ends
 
 
-def _drawn(point: dict, named: bool, report: dict) -> dict:
+def _drawn(point: Trial, named: bool, report: Report) -> dict:
     """A point of the plot, which says of itself what it is."""
     x, y = _at(point) or (0.0, 0.0)
     low, high = _ends(point) if named else (None, None)  # of all trials they would hide the front
-    name = str(point.get("name") or "")
+    name = str(point.name or "")
     figures = [show_axis(report)(y), units.milliseconds(x)]
-    figures += [units.size(point["bytes"])] if number(point.get("bytes")) is not None else []
-    figures += [f"{k} {v}" for k, v in child(point, "knobs").items()]
-    figures += [str(point["why"])] if point.get("why") else []
+    figures += [units.size(point.bytes)] if point.bytes is not None else []
+    figures += [f"{k} {v}" for k, v in point.knobs.items()]
+    figures += [point.why] if point.why else []
     label = svg.short(name, 20) if named else ""
     title = f"{name}: {', '.join(figures)}"
     return {"label": label, "x": x, "y": y, "low": low, "high": high, "title": title}
 
 
-def _row(point: dict, report: dict) -> list[Cell]:
+def _row(point: Trial, report: Report) -> list[Cell]:
     show, (low, high) = show_axis(report), _ends(point)
     return [
-        (str(point.get("name") or ""), ""),
-        (show(number(point["accuracy"]) or 0.0), units.interval(low, high, show)),
-        (units.milliseconds(point["milliseconds"]), ""),
-        (units.size(point.get("bytes")), ""),
+        (str(point.name or ""), ""),
+        (show(number(point.accuracy) or 0.0), units.interval(low, high, show)),
+        (units.milliseconds(point.milliseconds), ""),
+        (units.size(point.bytes), ""),
         _drop(point, report),
-        _drop(child(point, "test"), report),
+        _drop(point.test, report),
     ]
 
 
-def _drop(found: dict, report: dict) -> Cell:
+def _drop(found: Trial | Tested, report: Report) -> Cell:
     """A drop of the metric with its interval, in points where it is a share."""
-    n, ends = number(found.get("drop")), units.numbers(found.get("interval"))
+    n, ends = found.drop, units.numbers(found.interval)
     if n is None:
         return "", ""
     show = units.points if is_share(report) else units.digits
     return show(n), units.interval(ends[0], ends[1], show) if len(ends) == 2 else ""
 
 
-def _best(known: list[dict], on: list[dict], searched: bool) -> dict | None:
+def _best(known: list[Trial], on: list[Trial], searched: bool) -> Trial | None:
     """The point whose plan is shown."""
-    planned = [p for p in on if items(p, "plan")]
-    marked = [p for p in known if p.get("best") and (searched or items(p, "plan"))]
+    planned = [p for p in on if p.plan]
+    marked = [p for p in known if p.best and (searched or p.plan)]
     return next(iter([*marked, *planned]), None)
 
 
-def _foretold(search: dict) -> str:
+def _foretold(search: Search) -> str:
     """What was predicted of the best network beside what was measured, as shares of the original's;
     nothing where the search does not say.
     """
-    predicted, measured = ({**child(search, k), **child(child(search, k), "costs")} for k in ENDS)
-    keys = [k for k in predicted if number(predicted[k]) is not None and k in measured]
+    predicted, measured = (
+        {"loss": found.loss, **found.costs} for found in (search.predicted, search.measured)
+    )
+    keys = [k for k, v in predicted.items() if v is not None and k in measured]
     rows: list[list[Cell]] = [
         [
             (QUANTITIES.get(k) or k, ""),
@@ -161,7 +150,7 @@ def _foretold(search: dict) -> str:
     return titled("Predicted and measured", table(head, rows)) if rows else ""
 
 
-def _plan(point: dict, plan: list[dict]) -> str:
+def _plan(point: Trial, plan: list[dict]) -> str:
     """The plan layer by layer, predicted beside measured. Keys that have no name here are columns,
     too.
     """
@@ -173,7 +162,7 @@ def _plan(point: dict, plan: list[dict]) -> str:
     head = tuple(HEADS.get(k, k.replace("_", " ")) for k in keys)
     words = [HEADS["action"]]
     return titled(
-        f"The plan of {point.get('name') or 'the best'}",
+        f"The plan of {point.name or 'the best'}",
         table(head, rows, words=words, sortable=True, name="plan of each layer"),
     )
 

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from mirabelle.report import units
-from mirabelle.report.parts import child, items, metric_name, runtime_name, texts
+from mirabelle.report.parts import metric_name, runtime_name, texts
+from mirabelle.report.schema import NO_FIGURES, Figures, Limit, Report, Result
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
@@ -25,15 +26,15 @@ NAMES = {
 }
 
 
-def is_share(report: dict) -> bool:
+def is_share(report: Report) -> bool:
     """Whether the accuracy is a share of samples, so that differences are points of a hundred. True
     where nothing says otherwise.
     """
-    for stage in items(report, "stages"):
-        for figures in child(stage, "runtimes").values():
-            score = child(figures, "accuracy")
-            if "binary" in score:
-                return bool(score["binary"])
+    for stage in report.stages:
+        for figures in stage.runtimes.values():
+            score = figures.accuracy
+            if score.binary is not None:
+                return bool(score.binary)
     return True
 
 
@@ -45,16 +46,16 @@ def factor(value: Any, better: str, worse: str) -> str | None:
     return f"{units.times(n)} {better}" if n >= 1 else f"{units.times(1 / n)} {worse}"
 
 
-def loss(report: dict, result: dict) -> tuple[str, str, str, str] | None:
+def loss(report: Report, result: Result) -> tuple[str, str, str, str] | None:
     """The accuracy lost, or gained: (a clause, the bare figure, its interval, which of the two);
     None where unknown. Of a metric where less is better a rise is a loss.
     """
-    drop = number(result.get("accuracy_drop"))
+    drop = result.accuracy_drop
     if drop is None:
         return None
     show, unit = (units.points, "points of ") if is_share(report) else (units.digits, "")
-    ends = result.get("accuracy_drop_interval")
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    ends = result.accuracy_drop_interval
+    low, high = ends if len(ends) == 2 else (None, None)
     what = f"{unit}{metric_name(report)}"
     if show(abs(drop)) == show(0):
         clause = f"and loses no {metric_name(report)}"
@@ -68,43 +69,43 @@ def loss(report: dict, result: dict) -> tuple[str, str, str, str] | None:
     return clause, show(drop), units.interval(low, high, show), "lost"
 
 
-def processor(report: dict) -> str | None:
+def processor(report: Report) -> str | None:
     """The machine in words: `an AMD EPYC core`, `4 threads of an Intel Xeon`."""
-    name = str(child(report, "machine").get("cpu") or "")
+    name = str(report.machine.cpu or "")
     name = " ".join(re.sub(r"\((R|TM|C)\)|\bCPU\b|@.*", " ", name, flags=re.IGNORECASE).split())
     if not name:
         return None
     article = "an" if name[0].upper() in "AEIOU" else "a"
-    latency = child(figures(report, -1), "latency")
-    threads = number(latency.get("threads"))
+    latency = figures(report, -1).latency
+    threads = latency.threads
     return f"{article} {name} core" if threads in (1, None) else f"{threads:g} threads of {name}"
 
 
-def figures(report: dict, stage: int) -> dict:
+def figures(report: Report, stage: int) -> Figures:
     """What a stage gave on the runtime of the result; empty where there is none."""
-    stages, result = items(report, "stages"), child(report, "result")
-    named = [s for s in stages if s.get("name") == result.get("stage")]
+    stages, result = report.stages, report.result
+    named = [s for s in stages if s.name == result.stage]
     chosen = named if named and stage == -1 else stages
-    return child(child(chosen[stage], "runtimes"), str(result.get("runtime"))) if stages else {}
+    return chosen[stage].on(str(result.runtime)) if stages else NO_FIGURES
 
 
-def absolutes(report: dict) -> tuple[str, str]:
+def absolutes(report: Report) -> tuple[str, str]:
     """The figures behind the two ratios: (`1.32 → 0.41 ms`, `2.42 MB → 364 kB`); empty where one
     is unknown.
     """
     ends = [figures(report, i) for i in (0, -1)]
-    ms = [number(child(f, "latency").get("p50_ms")) for f in ends]
-    sizes = [number(f.get("bytes")) for f in ends]
+    ms = [f.latency.p50_ms for f in ends]
+    sizes = [f.bytes for f in ends]
     time = "" if None in ms else f"{units.digits(ms[0])} → {units.milliseconds(ms[1])}"
-    ratio, speedup = (ms[0] or 0) / (ms[1] or 1), number(child(report, "result").get("speedup"))
+    ratio, speedup = (ms[0] or 0) / (ms[1] or 1), number(report.result.speedup)
     if time and speedup and abs(ratio / speedup - 1) > DISTURBED:
         time += ", medians on a busy machine"  # the speed-up is of calls taken in turn
     return time, "" if None in sizes else f"{units.size(sizes[0])} → {units.size(sizes[1])}"
 
 
-def sentence(report: dict) -> str:
+def sentence(report: Report) -> str:
     """What came of the run, for anyone; empty where nothing is known."""
-    ratios, lost = changes(report), loss(report, child(report, "result"))
+    ratios, lost = changes(report), loss(report, report.result)
     known = " and ".join(f"{c} ({figure})" if figure else c for c, figure in ratios if c)
     where = place(report, timed=ratios[0][0] is not None)
     if known:
@@ -112,33 +113,33 @@ def sentence(report: dict) -> str:
     return f"{where} {lost[0].removeprefix('and ')}." if lost else ""
 
 
-def changes(report: dict) -> list[tuple[str | None, str]]:
+def changes(report: Report) -> list[tuple[str | None, str]]:
     """The two ratios in words, each with the figures behind it."""
-    result = child(report, "result")
+    result = report.result
     ratios = (
-        factor(result.get("speedup"), "faster", "slower"),
-        factor(result.get("size_ratio"), "smaller", "larger"),
+        factor(result.speedup, "faster", "slower"),
+        factor(result.size_ratio, "smaller", "larger"),
     )
     return list(zip(ratios, absolutes(report), strict=True))
 
 
-def place(report: dict, timed: bool) -> str:
+def place(report: Report, timed: bool) -> str:
     """`On ONNX Runtime, on an AMD EPYC core, not a phone, the quantized network`. timed: the
     sentence says how fast it is, so that the machine matters.
     """
-    result = child(report, "result")
-    places = [runtime_name(result["runtime"])] if result.get("runtime") else []
+    result = report.result
+    places = [runtime_name(result.runtime)] if result.runtime else []
     if timed and (machine := processor(report)):
         places.append(f"{'on ' if places else ''}{machine}, not a phone,")
-    network = f"the {result['label']} network" if result.get("label") else "the network"
+    network = f"the {result.label} network" if result.label else "the network"
     return f"On {', '.join(places)} {network}" if places else network[0].upper() + network[1:]
 
 
-def headline(report: dict) -> str:
+def headline(report: Report) -> str:
     """A sentence for anyone, the three figures it rests on, and each limit as met or missed."""
     text = sentence(report)
-    limits = "".join(limit(row, is_share(report)) for row in items(report, "limits"))
-    big = cards(report, changes(report), loss(report, child(report, "result")))
+    limits = "".join(limit(row, is_share(report)) for row in report.limits)
+    big = cards(report, changes(report), loss(report, report.result))
     return (
         (element("p", escape(text), class_="headline") if text else "")
         + (element("div", big, class_="big") if big else "")
@@ -147,20 +148,20 @@ def headline(report: dict) -> str:
     )
 
 
-def remarks(report: dict) -> list[str]:
+def remarks(report: Report) -> list[str]:
     """Which file it is and why, what is slower than one would think, and what went wrong."""
-    result = child(report, "result")
+    result = report.result
     said = []
-    if result.get("file") and result.get("why"):
-        said.append(f"The file is {result['file']}: {result['why']}.")
-    said += [f"{text[0].upper()}{text[1:]}." for text in texts(report.get("advice")) if text]
-    if report.get("stopped"):
-        said.append(f"The run stopped before its last step: {report['stopped']}.")
-    said += [f"{runtime_name(r)} has no file: {w}" for r, w in child(report, "failed").items()]
+    if result.file and result.why:
+        said.append(f"The file is {result.file}: {result.why}.")
+    said += [f"{text[0].upper()}{text[1:]}." for text in texts(report.advice) if text]
+    if report.stopped:
+        said.append(f"The run stopped before its last step: {report.stopped}.")
+    said += [f"{runtime_name(r)} has no file: {w}" for r, w in report.failed.items()]
     return said
 
 
-def cards(report: dict, pairs: list[tuple], lost: tuple[str, str, str, str] | None) -> str:
+def cards(report: Report, pairs: list[tuple], lost: tuple[str, str, str, str] | None) -> str:
     """The figures of the first screen: ratios with their absolutes, and the loss."""
     found = []
     for (text, known), otherwise in zip(
@@ -180,24 +181,20 @@ def cards(report: dict, pairs: list[tuple], lost: tuple[str, str, str, str] | No
     )
 
 
-def limit(row: dict, share: bool) -> str:
+def limit(row: Limit, share: bool) -> str:
     """One limit: met, missed and by how much, or not measured."""
-    name, bound, value = (
-        str(row.get("name") or "limit"),
-        number(row.get("limit")),
-        number(row.get("value")),
-    )
+    name, bound, value = (str(row.name or "limit"), row.limit, number(row.value))
     show = limit_format(name, share)
     words = escape(NAMES.get(name, name.replace("_", " "))) + (
-        f" on {escape(runtime_name(row['runtime']))}" if row.get("runtime") else ""
+        f" on {escape(runtime_name(row.runtime))}" if row.runtime else ""
     )
-    if bound is None or value is None or row.get("met") is None:
+    if bound is None or value is None or row.met is None:
         return element(
             "li",
             f"<b>Not measured</b>: {words}, asked "
             f"{escape(show(bound)) if bound is not None else 'nothing'}",
         )
-    met = bool(row["met"])
+    met = bool(row.met)
     upper = name not in AT_LEAST if value == bound else met == (value < bound)
     asked = f"{'at most' if upper else 'at least'} {escape(show(bound))}"
     if met:

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from mirabelle.report import units
-from mirabelle.report.parts import Cell, child, items, runtime_name, section, table
+from mirabelle.report.parts import Cell, runtime_name, section, table
+from mirabelle.report.schema import (
+    Check,
+    CheckedLayer,
+    LayerSize,
+    LayerTime,
+    QuantizedTensor,
+    Report,
+)
 from mirabelle.report.sections.profile import merged, reconciled
 from mirabelle.report.sections.verification import exact_share
 from mirabelle.report.units import number
 
 Column = tuple[str, Callable[[str], Cell], bool]  # head, cell of a layer, whether it is prose
 NOTHING: Cell = ("", "")
+Row = TypeVar("Row", LayerSize, LayerTime, CheckedLayer)
 
 
-def layers(report: dict) -> str:
+def layers(report: Report) -> str:
     """Every layer in one table, by its module path: channels, MACs, bits, milliseconds on each
     runtime before and after, error, agreement with the integer reference, threshold and advice.
     """
-    checks = items(report, "verification")
-    tensors = items(child(report, "quantization"), "tensors")
-    times = {r: reconciled(report, r) for r in child(report, "profile")}
+    checks = report.verification
+    tensors = report.quantization.tensors
+    times = {r: reconciled(report, r) for r in report.profile}
     sources = [
-        *([str(layer.get("layer")) for layer in items(c, "layers")] for c in checks),
-        [str(c.get("layer")) for c in items(report, "channels")],
-        [str(t.get("name")) for t in tensors],
-        *([str(r.get("layer")) for r in rows] for rows in times.values()),
+        *([str(layer.layer) for layer in c.layers] for c in checks),
+        [str(c.layer) for c in report.channels],
+        [str(t.name) for t in tensors],
+        *([str(r.layer) for r in rows] for rows in times.values()),
     ]
     names: list[str] = []
     for found in sources:
@@ -35,7 +44,7 @@ def layers(report: dict) -> str:
         (n for n in names if n not in ("", "None")), key=lambda n: n.startswith("(")
     )  # what is no layer of weights comes last
     known = [
-        *_sizes(items(report, "channels")),
+        *_sizes(report.channels),
         *(_milliseconds(r, rows) for r, rows in times.items()),
         *_errors(tensors, checks),
         *(c for check in checks for c in _exactness(check)),
@@ -56,8 +65,12 @@ def layers(report: dict) -> str:
     )
 
 
-def _by(rows: list[dict], key: str) -> dict[str, dict]:
-    return {str(r.get(key)): r for r in rows}
+def _by_layer(rows: list[Row]) -> dict[str, Row]:
+    return {str(r.layer): r for r in rows}
+
+
+def _by_name(tensors: list[QuantizedTensor], kind: str) -> dict[str, QuantizedTensor]:
+    return {str(t.name): t for t in tensors if t.kind == kind}
 
 
 def _change(one: Any, other: Any, show: Callable[[Any], str]) -> Cell:
@@ -68,30 +81,30 @@ def _change(one: Any, other: Any, show: Callable[[Any], str]) -> Cell:
     return (show(b) if a in (None, b) else f"{show(a)} → {show(b)}", "", b)
 
 
-def _sizes(channels: list[dict]) -> list[Column]:
-    known = _by(channels, "layer")
+def _sizes(channels: list[LayerSize]) -> list[Column]:
+    known = _by_layer(channels)
 
     def width(name: str) -> Cell:
-        row = child(known, name)
-        return _change(row.get("before"), row.get("after"), units.digits)
+        row = known.get(name) or LayerSize.of(None)
+        return _change(row.before, row.after, units.digits)
 
     def macs(name: str) -> Cell:
-        found = child(known, name).get("macs")
-        one, other = found if isinstance(found, list) and len(found) == 2 else (None, None)
+        found = (known.get(name) or LayerSize.of(None)).macs
+        one, other = found if len(found) == 2 else (None, None)
         return _change(one, other, units.count)
 
     return [("channels", width, False), ("MACs", macs, False)]
 
 
-def _milliseconds(runtime: str, rows: list[dict]) -> Column:
-    known = _by(rows, "layer")
+def _milliseconds(runtime: str, rows: list[LayerTime]) -> Column:
+    known = _by_layer(rows)
 
     def cell(name: str) -> Cell:
-        row = child(known, name)
-        one, other = number(row.get("before_ms")), number(row.get("after_ms"))
+        row = known.get(name) or LayerTime.of(None)
+        one, other = row.before_ms, row.after_ms
         if one is None and other is None:
             return NOTHING
-        kind = "" if row.get("int8") is None else "int8" if row["int8"] else "float"
+        kind = "" if row.int8 is None else "int8" if row.int8 else "float"
         faster = units.times(one / other) if one and other else ""
         small = ", ".join(t for t in (faster, kind) if t)
         return f"{units.digits(one)} → {units.digits(other)}", small, other
@@ -99,14 +112,14 @@ def _milliseconds(runtime: str, rows: list[dict]) -> Column:
     return f"ms, {runtime_name(runtime)}", cell, False
 
 
-def _errors(tensors: list[dict], checks: list[dict]) -> list[Column]:
+def _errors(tensors: list[QuantizedTensor], checks: list[Check]) -> list[Column]:
     """Bits and errors: those of the tensors, and what rounding changed in the layer's value."""
-    weights = _by([t for t in tensors if t.get("kind") == "weight"], "name")
-    values = _by([t for t in tensors if t.get("kind") == "activation"], "name")
-    first = _by(items(checks[0], "layers"), "layer") if checks else {}
+    weights = _by_name(tensors, "weight")
+    values = _by_name(tensors, "activation")
+    first = _by_layer(checks[0].layers) if checks else {}
 
     def bits(name: str) -> Cell:
-        found = [number(child(t, name).get("bits")) for t in (weights, values)]
+        found = [number((t.get(name) or QuantizedTensor.of(None)).bits) for t in (weights, values)]
         if found == [None, None]:
             return NOTHING
         shown = " / ".join(units.digits(b) for b in found if b is not None)
@@ -114,8 +127,8 @@ def _errors(tensors: list[dict], checks: list[dict]) -> list[Column]:
         return shown, both, min(b for b in found if b is not None)
 
     def error(name: str) -> Cell:
-        layer = number(child(first, name).get("float_sqnr_db"))
-        own = [number(child(t, name).get("sqnr_db")) for t in (weights, values)]
+        layer = number((first.get(name) or CheckedLayer.of(None)).float_sqnr_db)
+        own = [number((t.get(name) or QuantizedTensor.of(None)).sqnr_db) for t in (weights, values)]
         shown = layer if layer is not None else own[1] if own[1] is not None else own[0]
         if shown is None:
             return NOTHING
@@ -125,56 +138,56 @@ def _errors(tensors: list[dict], checks: list[dict]) -> list[Column]:
     return [("bits", bits, False), ("SQNR", error, False)]
 
 
-def _exactness(check: dict) -> list[Column]:
-    known, runtime = _by(items(check, "layers"), "layer"), runtime_name(check.get("runtime") or "")
+def _exactness(check: Check) -> list[Column]:
+    known, runtime = _by_layer(check.layers), runtime_name(check.runtime or "")
 
     def exact(name: str) -> Cell:
-        layer = child(known, name)
-        share, off = number(layer.get("exact")), number(layer.get("max_off_by"))
+        layer = known.get(name) or CheckedLayer.of(None)
+        share, off = layer.exact, layer.max_off_by
         if share is None:
             return NOTHING
         small = f"off by {units.digits(off)}" if off else ""
         return exact_share(share), small, share
 
     def cause(name: str) -> Cell:
-        return str(child(known, name).get("cause") or ""), ""
+        return str((known.get(name) or CheckedLayer.of(None)).cause or ""), ""
 
     return [(f"exact, {runtime}", exact, False), (f"cause, {runtime}", cause, True)]
 
 
-def _threshold(tensors: list[dict]) -> Column:
-    known = _by([t for t in tensors if t.get("kind") == "activation"], "name")
+def _threshold(tensors: list[QuantizedTensor]) -> Column:
+    known = _by_name(tensors, "activation")
 
     def cell(name: str) -> Cell:
-        tensor = child(known, name)
-        if not tensor.get("rule"):
+        tensor = known.get(name) or QuantizedTensor.of(None)
+        if not tensor.rule:
             return NOTHING
-        return str(tensor["rule"]), why(tensor)
+        return str(tensor.rule), why(tensor)
 
     return "threshold", cell, True
 
 
-def why(tensor: dict) -> str:
+def why(tensor: QuantizedTensor) -> str:
     """Where a rule clips, and what that gained in dB over clipping nothing."""
-    ends, most = units.numbers(tensor.get("range")), number(tensor.get("maximum"))
+    ends, most = units.numbers(tensor.range), number(tensor.maximum)
     reach = max((abs(e) for e in ends), default=0.0)
     parts = []
     if reach and most:
         share = reach / most
         parts.append(f"at {share:.2f} of the largest" if share < 0.995 else "clips nothing")
-    after, before = number(tensor.get("sqnr_db")), number(child(tensor, "unclipped").get("sqnr_db"))
+    after, before = tensor.sqnr_db, tensor.unclipped.sqnr_db
     if after is not None and before is not None and abs(after - before) >= 0.05:
         parts.append(f"{after - before:+.1f} dB".replace("-", "−"))
     return ", ".join(parts)
 
 
-def _advice(times: dict[str, list[dict]]) -> Column:
+def _advice(times: dict[str, list[LayerTime]]) -> Column:
     """What to do about a layer; nothing for one that is faster by the call's own latency."""
     said = {
-        (str(row.get("layer")), runtime): f"{runtime_name(runtime)}: {row['advice']}"
+        (str(row.layer), runtime): f"{runtime_name(runtime)}: {row.advice}"
         for runtime, rows in times.items()
         for row in rows
-        if row.get("advice") and not (row.get("int8") and faster(row))
+        if row.advice and not (row.int8 and faster(row))
     }
 
     def cell(name: str) -> Cell:
@@ -183,6 +196,6 @@ def _advice(times: dict[str, list[dict]]) -> Column:
     return "advice", cell, True
 
 
-def faster(row: dict) -> bool:
-    one, other = number(row.get("before_ms")), number(row.get("after_ms"))
+def faster(row: LayerTime) -> bool:
+    one, other = row.before_ms, row.after_ms
     return one is not None and other is not None and other <= one

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mirabelle.report import units
-from mirabelle.report.parts import child, items, listing, runtime_name, section, texts
+from mirabelle.report.parts import listing, runtime_name, section, texts
+from mirabelle.report.schema import Latency, Report
 from mirabelle.report.units import number
 
 INTERVALS = [
@@ -23,56 +24,51 @@ INTERVALS = [
 ]
 
 
-def how_measured(report: dict) -> str:
+def how_measured(report: Report) -> str:
     """The machine, the versions, the seed, how many samples and runs, how long each step took, and
     what the intervals are.
     """
     rows = [*circumstances(report), *conditions(report)]
-    if items(report, "stages"):
+    if report.stages:
         rows += INTERVALS
     return section("How it was measured", "", listing([(k, str(v)) for k, v in rows if v]))
 
 
-def circumstances(report: dict) -> list[tuple[str, Any]]:
+def circumstances(report: Report) -> list[tuple[str, Any]]:
     """The network and the machine that it was measured on."""
-    machine, network = child(report, "machine"), child(report, "network")
+    machine, network = report.machine, report.network
     inputs = []
-    for i in items(network, "inputs"):
-        shape = " × ".join(texts(i.get("shape")))
-        inputs.append(f"{i.get('name') or 'input'}: {shape} {i.get('dtype') or ''}".strip())
-    cores, python = number(machine.get("cores")), machine.get("python")
-    processor = (machine.get("cpu"), f"{cores:g} cores" if cores else None)
-    system = (machine.get("system"), f"Python {python}" if python else None)
-    versions = child(report, "versions").items()
+    for i in network.inputs:
+        shape = " × ".join(texts(i.shape))
+        inputs.append(f"{i.name or 'input'}: {shape} {i.dtype or ''}".strip())
+    cores, python = machine.cores, machine.python
+    processor = (machine.cpu, f"{cores:g} cores" if cores else None)
+    system = (machine.system, f"Python {python}" if python else None)
+    versions = report.versions.items()
     return [
-        ("network", network.get("name")),
+        ("network", network.name),
         ("inputs", "; ".join(inputs)),
         ("processor", ", ".join(texts(processor))),
-        ("instructions", " ".join(texts(machine.get("features")))),
-        ("memory", units.size(machine["memory"]) if number(machine.get("memory")) else None),
+        ("instructions", " ".join(texts(machine.features))),
+        ("memory", units.size(machine.memory) if machine.memory else None),
         ("system", ", ".join(texts(system))),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions if v is not None)),
     ]
 
 
-def conditions(report: dict) -> list[tuple[str, Any]]:
+def conditions(report: Report) -> list[tuple[str, Any]]:
     """How often, on how many samples and with which seed; and how long the steps took."""
     settings = [
-        f"{runtime_name(r)}: {', '.join(timing(child(f, 'latency')))}"
-        for s in items(report, "stages")[-1:]
-        for r, f in child(s, "runtimes").items()
-        if child(f, "latency")
+        f"{runtime_name(r)}: {', '.join(timing(f.latency))}"
+        for s in report.stages[-1:]
+        for r, f in s.runtimes.items()
+        if f.latency
     ]
     samples = sorted(
-        {
-            int(n)
-            for s in items(report, "stages")
-            for f in child(s, "runtimes").values()
-            if (n := number(child(f, "accuracy").get("n")))
-        }
+        {int(n) for s in report.stages for f in s.runtimes.values() if (n := f.accuracy.n)}
     )
-    seeds = sorted({str(v) for v in found(report.get("recipe"), "seed")})
-    timings = child(report, "timings").items()
+    seeds = sorted({str(v) for v in found(report.recipe, "seed")})
+    timings = report.timings.items()
     return [
         ("latency", "; ".join(settings)),
         ("samples", ", ".join(units.digits(n) for n in samples)),
@@ -81,9 +77,9 @@ def conditions(report: dict) -> list[tuple[str, Any]]:
     ]
 
 
-def timing(latency: dict) -> list[str]:
+def timing(latency: Latency) -> list[str]:
     """Threads, batch and runs of a latency measurement, in words."""
-    threads, batch, runs = (number(latency.get(k)) for k in ("threads", "batch", "runs"))
+    threads, batch, runs = latency.threads, latency.batch, latency.runs
     words = (
         f"{threads:g} thread{'' if threads == 1 else 's'}" if threads else "",
         f"batch of {batch:g}" if batch else "",

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mirabelle.report import charts, units
-from mirabelle.report.parts import (
-    MANY,
-    child,
-    fold,
-    items,
-    legend,
-    pair,
-    runtime_name,
-    section,
-    texts,
-    titled,
-)
+from mirabelle.report.parts import MANY, fold, legend, pair, runtime_name, section, texts, titled
+from mirabelle.report.schema import LayerTime, Node, Profile, Report, Stage
 from mirabelle.report.svg import element, escape
-from mirabelle.report.units import NBSP, number
+from mirabelle.report.units import NBSP
+
+NO_NODE, NO_STAGE = Node.of(None), Stage.of(None)
 
 
-def keyed(layers: list[dict]) -> dict[tuple[str, int], dict]:
+def keyed(layers: list[Node]) -> dict[tuple[str, int], Node]:
     """Layers by (name, how often the name came before)."""
-    result: dict[tuple[str, int], dict] = {}
+    result: dict[tuple[str, int], Node] = {}
     for layer in layers:
-        name, n = str(layer.get("name") or layer.get("operator") or ""), 0
+        name, n = str(layer.name or layer.operator or ""), 0
         while (name, n) in result:
             n += 1
         result[name, n] = layer
@@ -45,57 +39,65 @@ def merged(first: list, second: list) -> list:
     return result
 
 
-def paired(part: dict) -> list[dict]:
+def paired(part: Profile) -> list[LayerTime]:
     """The layers of a runtime's profile before and after, as `compare_layers` gives them. Where a
     report has nodes alone, nodes of the same name are taken for a layer.
     """
-    if rows := items(part, "layers"):
-        return rows
-    old, new = keyed(items(part, "before")), keyed(items(part, "after"))
+    if part.layers:
+        return part.layers
+    old, new = keyed(part.before), keyed(part.after)
     found = []
     for key in merged(list(old), list(new)):
-        one, other = old.get(key, {}), new.get(key, {})
+        one, other = old.get(key, NO_NODE), new.get(key, NO_NODE)
         found.append(
-            {
-                "layer": key[0],
-                "before_ms": number(one.get("milliseconds")),
-                "after_ms": number(other.get("milliseconds")),
-                "int8": other.get("int8"),
-                "operators": [other["operator"]] if other.get("operator") else [],
-            }
+            replace(
+                LayerTime.of(None),
+                layer=key[0],
+                before_ms=one.milliseconds,
+                after_ms=other.milliseconds,
+                int8=other.int8,
+                operators=[other.operator] if other.operator else [],
+            )
         )
     return found
 
 
-def reconciled(report: dict, runtime: str) -> list[dict]:
+def reconciled(report: Report, runtime: str) -> list[LayerTime]:
     """The layers of one runtime, in milliseconds that add up to the median latency of the call: a
     profiler slows each node a little, so its times are taken as shares. `before_share` and
     `after_share` say of what; None where a file has no such layer.
     """
-    rows = [dict(r) for r in paired(child(child(report, "profile"), runtime))]
-    stages = items(report, "stages")
-    for side, stage in (("before", 0), ("after", -1)):
-        times = [number(r.get(f"{side}_ms")) for r in rows]
-        total = sum(t for t in times if t)
-        figures = child(child(stages[stage], "runtimes"), runtime) if stages else {}
-        call = number(child(figures, "latency").get("p50_ms")) or total
-        for row, time in zip(rows, times, strict=True):
-            share = time / total if time and total else None
-            row[f"{side}_share"] = share
-            row[f"{side}_ms"] = None if share is None else share * call
-    return rows
+    rows = paired(report.profile.get(runtime) or Profile.of(None))
+    first, last = (report.stages[0], report.stages[-1]) if report.stages else (NO_STAGE, NO_STAGE)
+    before = _shares([r.before_ms for r in rows], first.on(runtime).latency.p50_ms)
+    after = _shares([r.after_ms for r in rows], last.on(runtime).latency.p50_ms)
+    return [
+        replace(row, before_ms=a, before_share=one, after_ms=b, after_share=other)
+        for row, (a, one), (b, other) in zip(rows, before, after, strict=True)
+    ]
 
 
-def layer_times(rows: list[dict]) -> list[dict]:
+def _shares(
+    times: list[float | None], call: float | None
+) -> list[tuple[float | None, float | None]]:
+    """Milliseconds of a call, or of the sum of all where none was timed, and shares of it."""
+    total = sum(t for t in times if t)
+    shares = [time / total if time and total else None for time in times]
+    return [(None if s is None else s * (call or total), s) for s in shares]
+
+
+def layer_times(rows: list[LayerTime]) -> list[dict]:
     """Rows for `charts.bars`: milliseconds of each layer before and after, int8 in a color of its
     own.
     """
     found = []
     for row in rows:
-        name, bars = str(row.get("layer") or ""), []
-        after = "s2" if row.get("int8") else "s1"
-        for side, color in (("before", "before"), ("after", after)):
-            ms, share = number(row.get(f"{side}_ms")), number(row.get(f"{side}_share"))
+        name, bars = str(row.layer or ""), []
+        after = "s2" if row.int8 else "s1"
+        for side, color, ms, share in (
+            ("before", "before", row.before_ms, row.before_share),
+            ("after", after, row.after_ms, row.after_share),
+        ):
             of = "" if share is None else f", {100 * share:.0f}{NBSP}% of the call"
             bars.append(
                 {
@@ -105,25 +107,25 @@ def layer_times(rows: list[dict]) -> list[dict]:
                 }
             )
         figures = " → ".join(units.digits(b["value"]) for b in bars)
-        kind = "" if row.get("int8") is None else "int8" if row["int8"] else "float"
+        kind = "" if row.int8 is None else "int8" if row.int8 else "float"
         found.append({"name": name, "value": f"{figures}{NBSP}ms {kind}".strip(), "bars": bars})
     return found
 
 
-def profile(report: dict) -> str:
+def profile(report: Report) -> str:
     """Where the time goes, per runtime and layer: a pair of bars in milliseconds, before and after,
     in the order of execution.
     """
     blocks = []
-    for runtime in child(report, "profile"):
+    for runtime in report.profile:
         rows = reconciled(report, runtime)
         if not rows:
             continue
-        was, now = (sum(number(r.get(f"{s}_ms")) or 0.0 for r in rows) for s in ("before", "after"))
-        integer = sum(number(r.get("after_share")) or 0.0 for r in rows if r.get("int8"))
+        was, now = sum(r.before_ms or 0.0 for r in rows), sum(r.after_ms or 0.0 for r in rows)
+        integer = sum(r.after_share or 0.0 for r in rows if r.int8)
         total = f"{units.milliseconds(was or None)} → {units.milliseconds(now or None)} a call"
         total += f", {100 * integer:.0f}{NBSP}% of it in int8" if integer else ""
-        said = texts(child(child(report, "profile"), runtime).get("advice"))
+        said = texts(report.profile[runtime].advice)
         chart = charts.bars(layer_times(rows), f"Milliseconds of each layer on {runtime}")
         many = len(rows) > MANY
         body = fold("Every layer", f"{len(rows)} rows", chart, False) if many else chart

@@ -9,10 +9,8 @@ from mirabelle.report import histograms, units
 from mirabelle.report.parts import (
     MANY,
     METRICS,
-    child,
     fold,
     halves,
-    items,
     legend,
     runtime_name,
     section,
@@ -20,6 +18,7 @@ from mirabelle.report.parts import (
     titled,
 )
 from mirabelle.report.picture import figure, most_clipped
+from mirabelle.report.schema import Fallback, Quantization, QuantizedTensor, Timing
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
@@ -31,45 +30,44 @@ CLIPPING = (
 )
 
 
-def thresholds(tensor: dict) -> list[float]:
+def thresholds(tensor: QuantizedTensor) -> list[float]:
     """Where a tensor is clipped, in its own units: [t] where its integers begin at 0, else [-t, t].
     Of many channels, the largest.
     """
-    if ends := [e for e in units.numbers(tensor.get("range")) if e]:
+    if ends := [e for e in units.numbers(tensor.range) if e]:
         return ends
-    t = max((abs(v) for v in units.numbers(tensor.get("threshold"))), default=0.0)
+    t = max((abs(v) for v in units.numbers(tensor.threshold)), default=0.0)
     if not t:
         return []
-    lowest = min(units.numbers(tensor.get("levels")), default=-1.0)
+    lowest = min(units.numbers(tensor.levels), default=-1.0)
     return [t] if lowest >= 0 else [-t, t]
 
 
-def kind_of(tensor: dict) -> str:
-    return str(tensor.get("kind") or "tensor")
+def kind_of(tensor: QuantizedTensor) -> str:
+    return str(tensor.kind or "tensor")
 
 
-def tensor_figure(tensor: dict) -> str:
+def tensor_figure(tensor: QuantizedTensor) -> str:
     """One tensor: its histogram (log counts) with the thresholds, and threshold, largest value,
     scale, zero point and SQNR below.
     """
-    name, bins = str(tensor.get("name") or ""), child(tensor, "histogram")
-    low, high = number(bins.get("low")), number(bins.get("high"))
-    counts: list = found if isinstance(found := bins.get("counts"), list) else []
+    name, bins = str(tensor.name or ""), tensor.histogram
+    low, high = bins.low, bins.high
+    counts: list = found if isinstance(found := bins.counts, list) else []
     label = (
-        f"{name}, {kind_of(tensor)}: threshold {units.span(tensor.get('threshold'))}, "
-        f"largest {units.span(tensor.get('maximum'))}"
+        f"{name}, {kind_of(tensor)}: threshold {units.span(tensor.threshold)}, "
+        f"largest {units.span(tensor.maximum)}"
     )
     chart = (
         histograms.histogram(counts, low, high, thresholds(tensor), label)
         if low is not None and high is not None
         else ""
     )
-    rule = f" by {tensor['rule']}" if tensor.get("rule") else ""
+    rule = f" by {tensor.rule}" if tensor.rule else ""
     lines = [
-        f"threshold {units.span(tensor.get('threshold'))} of "
-        f"{units.span(tensor.get('maximum'))}{rule}",
-        f"scale {units.span(tensor.get('scale'))}, zero {units.span(tensor.get('zero_point'))}",
-        f"SQNR {units.decibels(tensor.get('sqnr_db'))}",
+        f"threshold {units.span(tensor.threshold)} of {units.span(tensor.maximum)}{rule}",
+        f"scale {units.span(tensor.scale)}, zero {units.span(tensor.zero_point)}",
+        f"SQNR {units.decibels(tensor.sqnr_db)}",
     ]
     return element(
         "figure",
@@ -80,26 +78,24 @@ def tensor_figure(tensor: dict) -> str:
     )
 
 
-def quantization(part: dict) -> str:
+def quantization(part: Quantization) -> str:
     """Every quantized tensor's histogram with its threshold, in one fold per kind, and the SQNR in
     dB of each layer's tensors.
     """
-    tensors = items(part, "tensors")
+    tensors = part.tensors
     if not tensors:
         return ""
     facts = [
-        f"{units.digits(part['bits'])} bits" if number(part.get("bits")) is not None else None,
-        f"thresholds by {part['threshold']}" if part.get("threshold") else None,
-        f"for {part['target']}" if part.get("target") else None,
-        f"calibrated on {units.digits(part['samples'])} samples"
-        if number(part.get("samples")) is not None
-        else None,
+        f"{units.digits(part.bits)} bits" if part.bits is not None else None,
+        f"thresholds by {part.threshold}" if part.threshold else None,
+        f"for {part.target}" if part.target else None,
+        f"calibrated on {units.digits(part.samples)} samples" if part.samples is not None else None,
     ]
-    facts += [f"repaired by {', '.join(names)}" for names in [texts(part.get("repair"))] if names]
+    facts += [f"repaired by {', '.join(names)}" for names in [texts(part.repair)] if names]
     facts += [
         f"left in float by name: {', '.join(names)}"
-        for names in [texts(part.get("keep"))]
-        if names and not child(part, "fallback") and not child(part, "timing")
+        for names in [texts(part.keep)]
+        if names and not part.fallback and not part.timing
     ]
     kinds = list(dict.fromkeys(kind_of(t) for t in tensors))
     folds = ""
@@ -112,7 +108,7 @@ def quantization(part: dict) -> str:
     shown = most_clipped(tensors)
     clipping = (
         titled(
-            f"What clipping does: {shown.get('name')}",
+            f"What clipping does: {shown.name}",
             element("p", escape(CLIPPING), class_="note") + figure(shown),
         )
         if shown
@@ -129,8 +125,8 @@ def quantization(part: dict) -> str:
         "Quantization",
         note[:1].upper() + note[1:] + "." if note else "",
         rules(tensors),
-        placed(child(part, "timing")),
-        fell_back(child(part, "fallback")),
+        placed(part.timing),
+        fell_back(part.fallback),
         clipping,
         hint,
         folds,
@@ -138,9 +134,9 @@ def quantization(part: dict) -> str:
     )
 
 
-def rules(tensors: list[dict]) -> str:
+def rules(tensors: list[QuantizedTensor]) -> str:
     """Which rules chose the thresholds, and why; nothing where one was given for all."""
-    chosen = [str(t["rule"]) for t in tensors if t.get("chosen") and t.get("rule")]
+    chosen = [str(t.rule) for t in tensors if t.chosen and t.rule]
     if not chosen:
         return ""
     counts = ", ".join(f"{n} by {rule}" for rule, n in Counter(chosen).most_common())
@@ -152,21 +148,21 @@ def rules(tensors: list[dict]) -> str:
     return element("p", escape(said), element("a", "The table of layers", href="#every-layer"), ".")
 
 
-def calls(part: dict, result: str) -> str:
+def calls(part: Timing | Fallback, result: str) -> str:
     """What one call takes in float, with all layers quantized, and as it is, under the key
     `result`; nothing where it was not measured.
     """
-    times = child(part, "milliseconds")
+    times = part.milliseconds
     steps = [
         f"{n} {units.milliseconds(times.get(k))}"
         for n, k in (("float", "float"), ("all quantized", "all_quantized"), ("as it is", result))
     ]
-    return f" One call on {runtime_name(part.get('runtime'))}: {', '.join(steps)}." if times else ""
+    return f" One call on {runtime_name(part.runtime)}: {', '.join(steps)}." if times else ""
 
 
-def placed(part: dict) -> str:
+def placed(part: Timing) -> str:
     """What placement by time left in float."""
-    layers = texts(part.get("layers"))
+    layers = texts(part.layers)
     said = (
         f"Placed by time: {', '.join(layers) if layers else 'no layer'} "
         f"{'stays' if len(layers) < 2 else 'stay'} in float."
@@ -176,43 +172,38 @@ def placed(part: dict) -> str:
     return element("p", escape(said + calls(part, "placed"))) if part else ""
 
 
-def fell_back(part: dict) -> str:
+def fell_back(part: Fallback) -> str:
     """What a limit on the accuracy brought about: which layers are not quantized, what that costs
     in milliseconds, and how sensitive each layer is.
     """
-    layers = texts(part.get("layers"))
+    layers = texts(part.layers)
     if not part:
         return ""
-    ends = part.get("interval")
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    ends = part.interval
+    low, high = ends if len(ends) == 2 else (None, None)
     drop = (
-        f"{percent_points(part.get('drop'))} [{percent_points(low)}, "
-        f"{percent_points(high)}], n = {units.digits(part.get('n'))}"
+        f"{percent_points(part.drop)} [{percent_points(low)}, "
+        f"{percent_points(high)}], n = {units.digits(part.n)}"
     )
-    to = "in float" if part.get("precision") == "float" else f"in {part.get('precision')} bits"
-    metric = METRICS.get(str(part.get("metric")), str(part.get("metric")))
+    to = "in float" if part.precision == "float" else f"in {part.precision} bits"
+    metric = METRICS.get(str(part.metric), str(part.metric))
     said = (
-        f"The {metric} may fall by {percent_points(part.get('limit'))}; with every layer "
-        f"quantized it falls by {percent_points(part.get('all_quantized'))}. "
+        f"The {metric} may fall by {percent_points(part.limit)}; with every layer "
+        f"quantized it falls by {percent_points(part.all_quantized)}. "
     )
     kept = (
-        f"{len(layers)} of {len(items(part, 'sensitivity'))} layers stay {to}: "
+        f"{len(layers)} of {len(part.sensitivity)} layers stay {to}: "
         f"{', '.join(layers)}; it falls by {drop}."
     )
     said += kept if layers else "So every layer is quantized."
     said += calls(part, "fallback")
     rows = [
         {
-            "name": s.get("layer"),
-            "value": units.decibels(s.get("sqnr_db")),
-            "bars": [
-                {
-                    "value": number(s.get("sqnr_db")),
-                    "class": "s1" if s.get("layer") in layers else "s0",
-                }
-            ],
+            "name": s.layer,
+            "value": units.decibels(s.sqnr_db),
+            "bars": [{"value": s.sqnr_db, "class": "s1" if s.layer in layers else "s0"}],
         }
-        for s in items(part, "sensitivity")
+        for s in part.sensitivity
     ]
     note = element(
         "p",
@@ -235,20 +226,16 @@ def percent_points(value: Any) -> str:
     return units.DASH if n is None else f"{100 * n:.2f}{NBSP}points".replace("-", "−")
 
 
-def tensor_errors(tensors: list[dict], kinds: list[str]) -> str:
+def tensor_errors(tensors: list[QuantizedTensor], kinds: list[str]) -> str:
     """The SQNR in dB of each tensor, those of one layer together; a bar of 0 dB has no width."""
     rows = []
-    for name in dict.fromkeys(str(t.get("name") or "") for t in tensors):
-        mine = [
-            t
-            for t in tensors
-            if str(t.get("name") or "") == name and number(t.get("sqnr_db")) is not None
-        ]
+    for name in dict.fromkeys(str(t.name or "") for t in tensors):
+        mine = [t for t in tensors if str(t.name or "") == name and t.sqnr_db is not None]
         bars = [
             {
-                "value": number(t["sqnr_db"]),
+                "value": t.sqnr_db,
                 "class": f"s{kinds.index(kind_of(t)) % 6}",
-                "title": f"{name}, {kind_of(t)}: {units.decibels(t['sqnr_db'])}",
+                "title": f"{name}, {kind_of(t)}: {units.decibels(t.sqnr_db)}",
             }
             for t in mine
         ]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from mirabelle.report import charts, units
-from mirabelle.report.parts import child, halves, items, legend, pair, section, table, titled
+from mirabelle.report.parts import halves, legend, pair, section, table, titled
+from mirabelle.report.schema import BreakEven, Forms, SparseLayer
 from mirabelle.report.svg import element, escape
-from mirabelle.report.units import NBSP, number
+from mirabelle.report.units import NBSP
 
 
-def sparsity(layers: list[dict], forms: dict) -> str:
+def sparsity(layers: list[SparseLayer], forms: Forms) -> str:
     """What is left of each sparse layer's weights, and, where each layer's form was chosen, which
     and how long it takes in each.
     """
     rows, size, left = [], 0.0, 0.0
     for layer in layers:
-        total, zeros = number(layer.get("size")), number(layer.get("zeros"))
+        total, zeros = layer.size, layer.zeros
         if not total or zeros is None:
             continue
         size, left = size + total, left + total - zeros
-        name = layer.get("layer") or ""
+        name = layer.layer or ""
         bars = [
             {"value": total, "class": "before", "title": f"{name}: {units.digits(total)} weights"},
             {
@@ -46,23 +47,23 @@ def sparsity(layers: list[dict], forms: dict) -> str:
     )
 
 
-def _forms(forms: dict) -> str:
+def _forms(forms: Forms) -> str:
     rows = []
-    for layer in items(forms, "layers"):
-        times = child(layer, "milliseconds")
+    for layer in forms.layers:
+        times = layer.milliseconds
         cells = [(units.milliseconds(times.get(f)), "") for f in ("dense", "1x1", "4x1")]
-        zeros = number(layer.get("zeros"))
+        zeros = layer.zeros
         rows.append(
             [
-                (str(layer.get("name") or ""), str(layer.get("kind") or "")),
+                (str(layer.name or ""), str(layer.kind or "")),
                 ("" if zeros is None else f"{100 * zeros:.1f}{NBSP}%", ""),
                 *cells,
-                (str(layer.get("form") or ""), ""),
+                (str(layer.form or ""), ""),
             ]
         )
     note = (
         ""
-        if forms.get("sparse")
+        if forms.sparse
         else "No sparse form of the network was faster than the fastest dense runtime, so that "
         "one runs."
     )
@@ -84,28 +85,27 @@ def _forms(forms: dict) -> str:
     )
 
 
-def break_even(found: dict) -> str:
+def break_even(found: BreakEven) -> str:
     """How many times as fast sparse is as dense at each share of zeros, a panel for each kind of
     layer.
     """
-    at = [v for v in (number(s) for s in found.get("sparsities") or []) if v is not None]
+    at = [v for v in found.sparsities if v is not None]
     panels = []
-    for kind, forms in child(found, "speedups").items():
+    for kind, forms in found.speedups.items():
         series = [
             {
                 "name": "zeros "
                 f"{'of single weights' if form == '1x1' else 'in blocks of 4 outputs'}",
-                "values": [number(v) for v in values],
+                "values": values,
             }
-            for form, values in (forms.items() if isinstance(forms, dict) else [])
-            if isinstance(values, list)
+            for form, values in forms.items()
         ]
         if not at or not any(v is not None for s in series for v in s["values"]):
             continue
         series.append({"name": "as fast as dense", "values": [1.0] * len(at)})
         cross = [
             f"{form}: {'never' if v is None else f'{100 * v:.0f}{NBSP}%'}"
-            for form, v in child(child(found, "break_even"), kind).items()
+            for form, v in found.break_even.get(kind, {}).items()
         ]
         names = legend([(s["name"], f"s{i}", 0) for i, s in enumerate(series)])
         drawn = charts.lines(
@@ -116,8 +116,7 @@ def break_even(found: dict) -> str:
             x_format=lambda v: f"{100 * v:.3g}{NBSP}%",
         )
         panels.append(titled(f"{kind} (break-even {', '.join(cross)})", names + drawn))
-    limits = child(found, "limits")
-    most = [number(limits.get(k)) for k in ("gmacs", "gigabytes")]
+    most = [found.limits.gmacs, found.limits.gigabytes]
     machine = (
         ""
         if None in most

@@ -8,8 +8,6 @@ from typing import Any
 from mirabelle.report import charts, svg, units
 from mirabelle.report.parts import (
     Cell,
-    child,
-    items,
     legend,
     metric_name,
     pair,
@@ -19,21 +17,22 @@ from mirabelle.report.parts import (
     table,
     titled,
 )
+from mirabelle.report.schema import NO_FIGURES, Figures, Report, Stage
 from mirabelle.report.sections.headline import figures, is_share
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
 
-def trade_off(report: dict) -> str:
+def trade_off(report: Report) -> str:
     """Accuracy, with its interval as a whisker, against the median latency and against the size of
     the files: a point for each stage, a series for each runtime, the limits as dashed lines.
     """
-    stages = items(report, "stages")
-    names = list(dict.fromkeys(r for s in stages for r in child(s, "runtimes")))
+    stages = report.stages
+    names = list(dict.fromkeys(r for s in stages for r in s.runtimes))
     panels = []
     for title, unit, of in (
-        ("latency", "median latency, ms", lambda f: child(f, "latency").get("p50_ms")),
-        ("size", "files, MB", lambda f: _megabytes(f.get("bytes"))),
+        ("latency", "median latency, ms", lambda f: f.latency.p50_ms),
+        ("size", "files, MB", lambda f: _megabytes(f.bytes)),
     ):
         series = [[p for s in stages if (p := _point(s, r, of))] for r in names]
         known = [(r, points) for r, points in zip(names, series, strict=True) if points]
@@ -60,42 +59,39 @@ def _megabytes(size: Any) -> float | None:
     return None if n is None else n / 1e6
 
 
-def show_axis(report: dict) -> Callable[[float], str]:
+def show_axis(report: Report) -> Callable[[float], str]:
     """How the metric's axis is labeled: in percent where it is a share."""
     if is_share(report):
         return lambda v: f"{100 * v:.4g}{NBSP}%"
     return lambda v: units.digits(v, 4)
 
 
-def _point(stage: dict, runtime: str, of: Callable[[dict], Any]) -> dict | None:
+def _point(stage: Stage, runtime: str, of: Callable[[Figures], Any]) -> dict | None:
     """One stage on one runtime, where both of its figures are known."""
-    figures = child(child(stage, "runtimes"), runtime)
-    score, x = child(figures, "accuracy"), number(of(figures))
-    y = number(score.get("value"))
+    figures = stage.on(runtime)
+    score, x = figures.accuracy, number(of(figures))
+    y = number(score.value)
     if x is None or y is None:
         return None
-    label = str(stage.get("name") or stage.get("label") or "")
+    label = str(stage.name or stage.label or "")
     title = (
-        f"{stage.get('label') or label} on {runtime_name(runtime)}: "
+        f"{stage.label or label} on {runtime_name(runtime)}: "
         f"{' '.join(show_score(score))}, {units.digits(x)}"
     )
-    ends = {k: number(score.get(k)) for k in ("low", "high")}
+    ends = {"low": score.low, "high": score.high}
     return {"label": svg.short(label, 16), "x": x, "y": y, **ends, "title": title}
 
 
-def _limits(report: dict, kind: str) -> list[dict]:
+def _limits(report: Report, kind: str) -> list[dict]:
     """The limits as lines of the plot: the least accuracy, and the most milliseconds or bytes that
     still meet what was asked on the runtime of the result.
     """
     first = figures(report, 0)
-    accuracy = number(child(first, "accuracy").get("value"))
-    base = {
-        "latency": number(child(first, "latency").get("p50_ms")),
-        "size": _megabytes(first.get("bytes")),
-    }[kind]
+    accuracy = number(first.accuracy.value)
+    base = {"latency": first.latency.p50_ms, "size": _megabytes(first.bytes)}[kind]
     found = []
-    for row in items(report, "limits"):
-        bound, name = number(row.get("limit")), row.get("name")
+    for row in report.limits:
+        bound, name = row.limit, row.name
         if not bound:
             continue
         if name == "accuracy_drop" and accuracy is not None:
@@ -107,27 +103,27 @@ def _limits(report: dict, kind: str) -> list[dict]:
     return found
 
 
-def before_after(report: dict) -> str:
+def before_after(report: Report) -> str:
     """One table per runtime: a row per stage, a column per figure; the columns that nothing fills
     are left out.
     """
-    stages = items(report, "stages")
-    runtimes = list(dict.fromkeys(r for s in stages for r in child(s, "runtimes")))
-    best = child(report, "result")
-    last = str(stages[-1].get("name")) if stages else ""
-    is_last = best.get("stage", last) == last
+    stages = report.stages
+    runtimes = list(dict.fromkeys(r for s in stages for r in s.runtimes))
+    best = report.result
+    last = str(stages[-1].name) if stages else ""
+    is_last = best.stage in (None, last)
     tables = "".join(
         element("h3", escape(runtime_name(r)))
         + table(
             HEAD,
-            [stage_row(s, child(child(s, "runtimes"), r)) for s in stages],
-            mark_last=is_last and r == best.get("runtime"),
+            [stage_row(s, s.on(r)) for s in stages],
+            mark_last=is_last and r == best.runtime,
             name=f"table of each stage on {runtime_name(r)}",
         )
         for r in runtimes
     )
     if not tables and stages:
-        tables = table(HEAD, [stage_row(s, {}) for s in stages])
+        tables = table(HEAD, [stage_row(s, NO_FIGURES) for s in stages])
     return section("Before and after", NOTE, tables)
 
 
@@ -150,33 +146,25 @@ HEAD = (
 )
 
 
-def stage_row(stage: dict, figures: dict) -> list[Cell]:
+def stage_row(stage: Stage, figures: Figures) -> list[Cell]:
     """The cells of one stage on one runtime, each (figure, small print); None of them for what was
     not measured.
     """
-    latency, speed, memory = (
-        child(figures, "latency"),
-        child(figures, "speedup"),
-        child(figures, "peak_memory"),
-    )
-    total, before = number(memory.get("total")), number(memory.get("before_loading"))
-    runs = (
-        f"{units.digits(latency['runs'])} runs" if number(latency.get("runs")) is not None else ""
-    )
+    latency, speed, memory = (figures.latency, figures.speedup, figures.peak_memory)
+    total, before = memory.total, memory.before_loading
+    runs = f"{units.digits(latency.runs)} runs" if latency.runs is not None else ""
     return [
-        (str(stage.get("label") or stage.get("name") or ""), ""),
+        (str(stage.label or stage.name or ""), ""),
         (
-            units.times(speed.get("value")),
-            units.interval(speed.get("low"), speed.get("high"), units.digits)
-            if speed.get("low") != speed.get("high")
-            else "",
+            units.times(speed.value),
+            units.interval(speed.low, speed.high, units.digits) if speed.low != speed.high else "",
         ),
-        (units.milliseconds(latency.get("p50_ms")), runs),
-        show_score(child(figures, "accuracy")),
-        (units.size(figures.get("bytes")), ""),
-        (units.milliseconds(latency.get("p95_ms")), ""),
-        (units.count(stage.get("macs")), ""),
-        (units.count(stage.get("parameters")), ""),
+        (units.milliseconds(latency.p50_ms), runs),
+        show_score(figures.accuracy),
+        (units.size(figures.bytes), ""),
+        (units.milliseconds(latency.p95_ms), ""),
+        (units.count(stage.macs), ""),
+        (units.count(stage.parameters), ""),
         (
             units.size(total),
             f"{units.size(total - before)} for the network"

@@ -5,62 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from mirabelle.report import units
-from mirabelle.report.parts import (
-    MANY,
-    child,
-    fold,
-    items,
-    runtime_name,
-    section,
-    show_score,
-    table,
-)
+from mirabelle.report.parts import MANY, fold, runtime_name, section, show_score, table
+from mirabelle.report.schema import Check
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP, number
 
 
-def verification(checks: list[dict]) -> str:
+def verification(checks: list[Check]) -> str:
     """Per runtime: how its answers and its integers agree with the reference, layer by layer."""
     blocks = []
     for check in checks:
-        score = child(check, "agreement")
+        score = check.agreement
         facts = []
-        if number(score.get("value")) is not None:
+        if number(score.value) is not None:
             figure, small = show_score(score)
             facts.append(f"Same answer on {figure} of the samples {small}".strip())
-        elif number(check.get("samples")) is not None:
-            facts.append(f"{units.digits(check['samples'])} samples")
-        if number(check.get("sqnr_db")) is not None:
-            facts.append(f"output SQNR {units.decibels(check['sqnr_db'])}")
-        if check.get("note"):
-            facts.append(str(check["note"]))
-        clips = saturation(child(check, "saturated"))
+        elif check.samples is not None:
+            facts.append(f"{units.digits(check.samples)} samples")
+        if check.sqnr_db is not None:
+            facts.append(f"output SQNR {units.decibels(check.sqnr_db)}")
+        if check.note:
+            facts.append(str(check.note))
+        clips = saturation(check.saturated)
         loud = departed(check)
         rows = [
             [
-                (str(layer.get("layer") or ""), str(layer.get("operator") or "")),
-                (units.digits(layer.get("max_off_by")), ""),
-                (exact_share(layer.get("exact")), ""),
-                (units.decibels(layer.get("sqnr_db")), ""),
-                (str(layer.get("note") or ""), ""),
+                (str(layer.layer or ""), str(layer.operator or "")),
+                (units.digits(layer.max_off_by), ""),
+                (exact_share(layer.exact), ""),
+                (units.decibels(layer.sqnr_db), ""),
+                (str(layer.note or ""), ""),
             ]
-            for layer in items(check, "layers")
+            for layer in check.layers
         ]
         head = ("layer", "off by", "exact", "SQNR", "note")
-        worst = max(
-            (number(layer.get("max_off_by")) or 0.0 for layer in items(check, "layers")),
-            default=0.0,
-        )
+        worst = max((layer.max_off_by or 0.0 for layer in check.layers), default=0.0)
         body = fold(
             "Every layer",
             f"{len(rows)} layers, off by at most {units.digits(worst)}",
-            table(
-                head, rows, words=("note",), name=f"layers compared on {check.get('runtime') or ''}"
-            ),
+            table(head, rows, words=("note",), name=f"layers compared on {check.runtime or ''}"),
             worst > tolerance(check) and len(rows) <= MANY,
         )
         blocks.append(
-            element("h3", escape(runtime_name(check.get("runtime") or "")))
+            element("h3", escape(runtime_name(check.runtime or "")))
             + (element("p", escape("; ".join(facts))) if facts else "")
             + (element("p", escape(clips)) if clips else "")
             + loud
@@ -75,32 +62,32 @@ def verification(checks: list[dict]) -> str:
     return section("Does the runtime compute the same?", note, *blocks)
 
 
-def tolerance(check: dict) -> float:
+def tolerance(check: Check) -> float:
     """By how many steps the runtime declares that its integers may be off."""
-    declared = number(check.get("tolerance"))
+    declared = check.tolerance
     return 1.0 if declared is None else declared
 
 
-def departed(check: dict) -> str:
+def departed(check: Check) -> str:
     """Whether the integers are as the runtime declares, and the first layer where they are not.
 
     Green: no layer is off by more than the declared tolerance, and every sample has the same class.
     Red: a layer is off by more. Between: every layer is within, and some samples differ.
     """
-    layers, most = items(check, "layers"), tolerance(check)
-    if not layers and not child(check, "first_departure"):
+    layers, most = check.layers, tolerance(check)
+    if not layers and not check.first_departure:
         return ""
-    name = runtime_name(check.get("runtime") or "")
-    beyond = [c for c in layers if (number(c.get("max_off_by")) or 0.0) > most]
-    first = child(check, "first_departure")
+    name = runtime_name(check.runtime or "")
+    beyond = [c for c in layers if (c.max_off_by or 0.0) > most]
+    first = check.first_departure
     steps = f"{units.digits(most)} step{'s' * (most != 1)}"
     if beyond or (first and not layers):
         at = beyond[0] if beyond else first
-        note = at.get("note") or (first.get("why") if at.get("layer") == first.get("layer") else "")
-        where = f" at {at.get('layer') or 'an unnamed layer'}{f': {note}' if note else ''}"
+        note = at.note or (first.why if at.layer == first.layer else "")
+        where = f" at {at.layer or 'an unnamed layer'}{f': {note}' if note else ''}"
         bold, class_ = "First departure", "departure"
         text = f"{where}. It is off by more than the {steps} that {name} declares."
-    elif number(child(check, "agreement").get("value")) in (1.0, None):
+    elif number(check.agreement.value) in (1.0, None):
         bold, class_ = "✓ As declared", "agrees"
         text = f": no layer is off by more than the {steps} that {name} declares."
     else:
@@ -111,18 +98,18 @@ def departed(check: dict) -> str:
     return element("p", element("b", escape(bold)), escape(text), class_=class_)
 
 
-def differing(check: dict) -> str:
+def differing(check: Check) -> str:
     """How many samples got another class, and how many of these are ties."""
-    score = child(check, "agreement")
-    n, same = number(score.get("n")), number(score.get("value"))
+    score = check.agreement
+    n, same = score.n, number(score.value)
     if n is None or same is None:
         return ""
-    other, ties = round(n * (1 - same)), number(check.get("ties"))
+    other, ties = round(n * (1 - same)), check.ties
     tied = "" if ties is None else f"; {ties:.0f} of them tie within one step"
     return f"{other} of {units.digits(n)} samples get another class{tied}."
 
 
-def saturation(shares: dict) -> str:
+def saturation(shares: dict[str, float | None]) -> str:
     """What the kernels of the processor clip, from the share of sums that each layer lost; nothing
     where they clip nothing.
     """

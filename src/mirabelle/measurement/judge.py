@@ -24,16 +24,20 @@ from mirabelle.runtimes import Artifact
 class Judge:
     """By the metric where the samples have labels, else by agreement with the original.
 
-    scores: the original's.
+    labeled: None looks at the first batch. scores: the original's.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable, metric: Metric, labeled: bool):
+    def __init__(
+        self, model: nn.Module, data: Iterable, metric: Metric, labeled: bool | None = None
+    ):
+        first = next(batches(data, 1, what="the validation data"))
+        if labeled is None:
+            labeled = first.target is not None
         self.data, self.labeled = data if labeled else Answered(data, model), labeled
         self.asked = metric
         self.function = metric if labeled else agreement
         self.metric = metric_name(self.function)
         run = predictor(model)
-        first = next(batches(data, 1, what="the validation data"))
         self.example = run(first.head(1))
         self.scores = self.of(run)
 

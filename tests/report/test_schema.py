@@ -1,0 +1,44 @@
+"""What is read of a report's JSON: by its keys, and never trusted."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from mirabelle.report.schema import NO_FIGURES, Report, unknown
+
+
+def test_every_key_has_its_name(example):
+    report = Report.of(example)
+    assert unknown(Report, example) == []
+    assert report.stages[-1].on("onnxruntime").accuracy.n == 10000
+    assert report.result.speedup == example["result"]["speedup"]
+    assert report.steps == ["prune", "distill", "quantize"]
+
+
+def test_keys_that_nobody_knows_are_named():
+    found = {"stages": [{"runtimes": {"onnxruntime": {"acuracy": {}}}}], "reslut": {}}
+    assert unknown(Report, found) == ["stages.runtimes.acuracy", "reslut"]
+
+
+@pytest.mark.parametrize("found", [None, [], 3, {}, {"stages": None, "result": []}])
+def test_of_nothing_every_part_is_there_and_false(found):
+    report = Report.of(found)
+    assert (
+        not report and not report.result and report.stages == [] and report.result.speedup is None
+    )
+    assert all(not getattr(report, f.name) for f in fields(report))
+
+
+def test_what_is_of_another_kind_is_left_out():
+    stage = {"name": 3, "macs": "many", "runtimes": {"a": {"bytes": True}, "b": []}}
+    report = Report.of({"stages": [stage, "text", None], "timings": {"fit": float("nan")}})
+    (found,) = report.stages
+    assert found.name == "3" and found.macs is None and report.timings == {"fit": None}
+    assert found.on("a").bytes is None and not found.on("b") and found.on("c") is NO_FIGURES
+
+
+def test_a_shape_of_any_rank_is_none():
+    inputs = Report.of({"network": {"inputs": [{"shape": None}, {"shape": []}]}}).network.inputs
+    assert [i.shape for i in inputs] == [None, []]
