@@ -1,6 +1,9 @@
 # On a fresh machine: `make demo` and `make test`. Both work in .venv and touch nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# A fifth of the files of the packages is ever imported: they are compiled when they are, and kept.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test fuzz mutants test-slow test-phones test-integrations test-processors test-wheel test-oldest lint docs docs-serve clean
 
@@ -29,12 +32,12 @@ test-processors: .venv/dev
 
 # LiteRT's and ExecuTorch's converters bring a gigabyte of packages along, which `make test` does without: their tests skip there.
 test-phones: .venv/dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,litert,executorch]"
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[dev,litert,executorch]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtimes/test_phone_runtimes.py tests/runtimes/test_tflite_sparse.py tests/test_exporter.py tests/verification/test_verify.py tests/runtimes/test_watch.py
 
 # Lightning and Hugging Face's Trainer, 100 MB: their weights against those of our loop.
 test-integrations: .venv/dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lightning,transformers]" tensorboard
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[dev,lightning,transformers]" tensorboard
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations
 
 # The wheel, installed in a new environment and used outside the tree.
@@ -48,7 +51,7 @@ test-oldest: .venv-oldest/done
 .venv-oldest/done: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	sed -n '/^dependencies/,/^]/s/^  "\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest pytest-timeout pytest-xdist hypothesis
+	.venv-oldest/bin/python $(PIP) -c .venv-oldest/constraints.txt -e . pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 # The site, into build/site: every link is checked, and a warning is an error.
@@ -68,15 +71,15 @@ lint: .venv/dev
 	$(PYTHON) -m venv .venv
 
 .venv/demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[openvino]"
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[openvino]"
 	touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[dev]"
 	touch $@ .venv/demo
 
 .venv/docs: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[openvino,docs]"
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[openvino,docs]"
 	touch $@
 
 clean:
