@@ -29,8 +29,9 @@ from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e
 from mirabelle.quantization.forms.qdq import with_integers
 from mirabelle.quantization.simulation.description import quantization
-from mirabelle.runtimes import RUNTIMES, RuntimeOption, load
-from mirabelle.runtimes.artifact import Artifact, ThreadsOption
+from mirabelle.runtimes import RUNTIMES, load
+from mirabelle.runtimes.artifact import Artifact
+from mirabelle.runtimes.declarations import RuntimeOption, ThreadsOption
 from mirabelle.runtimes.onnx_model import data_files, read_model
 from mirabelle.sources.networks import find
 

@@ -3,7 +3,9 @@ real runs.
 """
 
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +161,16 @@ def test_wheels_are_those_that_are_known(tmp_path):
     assert arm_setup.checked(wheel, {}) == sha256(wheel)
     assert arm_setup.checked(wheel, {wheel.name: sha256(wheel)}) == sha256(wheel)
     assert all(len(h) == 64 and n.endswith(".whl") for n, h in known.items())
+
+
+def test_runtimes_need_numpy_alone():
+    """What the guest imports: other packages of this machine are not on the emulated one."""
+    code = (
+        "import sys, types; package = types.ModuleType('mirabelle'); "
+        f"package.__path__ = [{str(Path(mb.__file__).parent)!r}]; "
+        "sys.modules['mirabelle'] = package; before = set(sys.modules); import mirabelle.runtimes; "
+        "new = {m.partition('.')[0] for m in set(sys.modules) - before}; "
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "['mirabelle', 'numpy']"

@@ -33,8 +33,9 @@ from mirabelle.compression.setup import check_study, identity, prepared
 from mirabelle.compression.study import Study
 from mirabelle.measurement.accuracy import MetricOption
 from mirabelle.quantization.simulation.description import quantization
-from mirabelle.runtimes import RuntimeOption, check_runs_here
+from mirabelle.runtimes import check_runs_here
 from mirabelle.runtimes import load as open_file
+from mirabelle.runtimes.declarations import RuntimeOption
 from mirabelle.sources import networks
 from mirabelle.sources.check import check as check_pictures
 from mirabelle.sources.data import Data, from_any

@@ -17,7 +17,7 @@ from mirabelle.pruning.api import prune
 from mirabelle.pruning.factorization import factorize
 from mirabelle.quantization.api import quantize
 from mirabelle.runtimes import RUNTIMES, check_runs_here
-from mirabelle.runtimes.artifact import ThreadsOption
+from mirabelle.runtimes.declarations import ThreadsOption
 from mirabelle.sparsity.api import sparsify
 from mirabelle.training.api import fit
 from mirabelle.verification.api import verify

@@ -48,7 +48,7 @@ from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
 from mirabelle.pruning.scoring import scored
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget, with_pictures
 from mirabelle.pruning.widths import to_widths
-from mirabelle.runtimes import RuntimeOption
+from mirabelle.runtimes.declarations import RuntimeOption
 from mirabelle.sources.networks import with_example
 from mirabelle.training.api import fit
 

@@ -34,7 +34,8 @@ from mirabelle.quantization.search.timing import fastest
 from mirabelle.quantization.simulation.calibrated import Calibrated, adopt_weights
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
-from mirabelle.runtimes import RUNTIMES, RuntimeOption, check_runs_here
+from mirabelle.runtimes import RUNTIMES, check_runs_here
+from mirabelle.runtimes.declarations import RuntimeOption
 from mirabelle.sources.networks import module, with_example
 from mirabelle.sources.synthetic import pictures_for
 

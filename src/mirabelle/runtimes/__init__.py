@@ -5,11 +5,7 @@ imported before it is used.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from typing_extensions import Doc
-
-from mirabelle.base.options import OneOf
 from mirabelle.runtimes import (
     executorch,
     litert,
@@ -28,7 +24,6 @@ __all__ = [
     "Artifact",
     "LayerTime",
     "Runtime",
-    "RuntimeOption",
     "TensorSpec",
     "check_runs_here",
     "load",
@@ -49,7 +44,6 @@ _ALL = (
     onnxruntime_gpu.ON_TENSORRT,
 )
 RUNTIMES: dict[str, Runtime] = {r.name: r for r in _ALL}
-RuntimeOption = Annotated[str, OneOf(RUNTIMES), Doc("what the file is for")]
 
 
 def runtime_of(path: str | Path) -> str | None:

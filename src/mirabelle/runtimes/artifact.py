@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from annotated_types import Ge
-from typing_extensions import Doc
 
 from mirabelle.base.errors import InputError, MissingRuntimeError, choose
-from mirabelle.base.options import Check
 from mirabelle.base.quiet import muffled
 
 # Runtimes start as many as they are asked for: hundreds on two cores take seconds for each call.
@@ -33,9 +30,6 @@ def check_threads(value: Any) -> None:
             f"expected an integer between 1 and {MOST_THREADS}, as this machine has "
             f"{os.cpu_count()} cores"
         )
-
-
-ThreadsOption = Annotated[int, Ge(1), Check(check_threads), Doc("with which the file is run")]
 
 
 class TensorSpec(NamedTuple):
