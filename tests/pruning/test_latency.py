@@ -138,7 +138,8 @@ def test_the_block_is_the_widest_that_costs_as_a_whole(block):
     assert kernel_blocks.widest_block(times) == block
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_block_of_this_machines_kernels(runtime, own_cache):
     pytest.importorskip(runtime)
     block = kernel_blocks.kernel_block(runtime)
