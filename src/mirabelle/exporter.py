@@ -134,9 +134,10 @@ class OnnxFiles:
         reads such files, else the network.
         """
         adapter = RUNTIMES[runtime]
-        refused = not isinstance(model, Path) and quantization(model) and not adapter.int8
-        if isinstance(model, Path) or adapter.save is None or refused:
+        if isinstance(model, Path) or adapter.save is None:
             return model
+        if quantization(model) is not None and not adapter.int8:
+            return model  # which `export` refuses
         if id(model) not in self._written:
             path = self.folder / str(len(self._written)) / "model.onnx"
             path.parent.mkdir(parents=True)

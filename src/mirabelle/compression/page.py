@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.data import Batch
 from mirabelle.base.version import __version__
 from mirabelle.compression.front import Point, front
 from mirabelle.compression.limits import DROP, Goal
@@ -19,6 +18,7 @@ from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
+from mirabelle.report.schema.run import tensors_of
 
 
 def report_of(
@@ -52,7 +52,7 @@ def report_of(
         "title": f"{type(setting.model).__name__}, compressed",
         "machine": machine(),
         "versions": versions("torch", "onnx", "onnxruntime", "openvino", "optuna", "numpy"),
-        "network": {"name": type(setting.model).__name__, "inputs": _inputs(setting.inputs)},
+        "network": {"name": type(setting.model).__name__, "inputs": tensors_of(setting.inputs)},
         "stages": [before, after],
         "channels": _channels(setting, best),
         "training": [
@@ -98,14 +98,6 @@ def _first(points: Sequence[Point], best: Point) -> Point:
     while best.start in by_folder:
         best = by_folder[best.start]
     return best
-
-
-def _inputs(example: Batch) -> list[dict[str, Any]]:
-    named = [*((f"input{i}", t) for i, t in enumerate(example.args)), *example.kwargs.items()]
-    return [
-        {"name": n, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
-        for n, t in named
-    ]
 
 
 def _stage(

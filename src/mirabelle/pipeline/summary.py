@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from mirabelle.base.data import Batch
 from mirabelle.base.version import __version__
 from mirabelle.measurement.changed import read_changed
 from mirabelle.measurement.machine import machine, versions
@@ -18,6 +17,7 @@ from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State
 from mirabelle.quantization.simulation.description import quantization
+from mirabelle.report.schema.run import tensors_of
 from mirabelle.runtimes import RUNTIMES, Artifact, TensorSpec
 from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
@@ -45,7 +45,7 @@ def summarize(
         "versions": versions(
             "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN", "numpy"
         ),
-        "network": {"name": state.recipe.model, "inputs": described(state.example)},
+        "network": {"name": state.recipe.model, "inputs": tensors_of(state.example)},
         "stages": stages,
         "channels": _channels(state, first, last),
         "training": [
@@ -85,15 +85,6 @@ def summarize(
         folder, best["stage"], best["runtime"], state.classes, state.how is not None
     )
     return report
-
-
-def described(example: Batch) -> list[dict[str, Any]]:
-    """The tensors that a network takes."""
-    named = [*((f"input{i}", t) for i, t in enumerate(example.args)), *example.kwargs.items()]
-    return [
-        {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
-        for name, t in named
-    ]
 
 
 def _quantization(found: dict[str, Any], timings: dict[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,8 @@ from mirabelle.base.declarations import (
 )
 from mirabelle.base.errors import InputError, warn
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
-from mirabelle.channels import skipping
 from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
-from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.fitting.gradients import LossOption, loss_function
 from mirabelle.graph.open_graph import open_graph
 from mirabelle.measurement.macs import count_macs, count_parameters
@@ -40,10 +38,16 @@ from mirabelle.pruning.criteria import (
     NORMALIZATIONS,
     WITHIN_LAYERS,
 )
-from mirabelle.pruning.depth import block_losses, costs_without, known_blocks, to_skip
+from mirabelle.pruning.depth import (
+    block_losses,
+    costs_without,
+    known_blocks,
+    to_skip,
+    without_blocks,
+)
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
-from mirabelle.pruning.repair import REPAIRS, Cut
+from mirabelle.pruning.repair import REPAIRS, Cut, repaired
 from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
 from mirabelle.pruning.scoring import scored
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget, with_pictures
@@ -303,7 +307,6 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     """`prune` in one cut, with what was found in the network and what was removed of it."""
     model = check_network(model)
     check_settings(model, settings)
-    data, repair = settings.data, settings.repair
     inputs = example_inputs(x)
     coupling = analyze(model, inputs, settings.keep)
     check_groups(model, coupling)
@@ -324,7 +327,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     if settings.depth:
         captured = open_graph(model, coupling.inputs)
         known = known_blocks(coupling, settings.keep)
-        losses = block_losses(model, captured, data or (), [b.name for b in known])
+        losses = block_losses(model, captured, settings.data or (), [b.name for b in known])
         cost_of = costs_without(coupling, cost, _trained(model, coupling))
         at_most = fraction * whole
         if gone := to_skip(coupling, known, losses, scores, cost_of, at_most, align, least):
@@ -344,10 +347,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         if settings.budget == "latency"
         else cut(fraction)
     )
-    if repair is not None and data is not None:
-        small = REPAIRS[repair](
-            small, Cut(model, coupling, removed, captured), data, settings.batches
-        )
+    small = repaired(small, Cut(model, coupling, removed, captured), settings)
     return Planned(small, coupling, removed)
 
 
@@ -355,14 +355,10 @@ def _without(
     model: nn.Module, x: Any, settings: Settings, coupling: Coupling, gone: list[str]
 ) -> Planned:
     """The network without these blocks, and with channels removed where that is not yet enough."""
-    small = skipping.skip(model, coupling.inputs, gone)
-    if settings.repair is not None and settings.data is not None:
-        small = reestimate_where_better(small, model, settings.data, settings.batches)
+    small, keep = without_blocks(model, coupling, gone, settings)
     fraction = settings.fraction / _share(model, x, settings)(small)
     if fraction >= 1:
         return Planned(small, coupling, {}, tuple(gone))
-    left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
-    keep = [k for k in settings.keep if k in left]  # all else went with a block
     further = plan(small, x, replace(settings, depth=False, fraction=fraction, keep=keep))
     return further._replace(skipped=tuple(gone))
 

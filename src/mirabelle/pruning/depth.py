@@ -17,12 +17,28 @@ from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.base.progress import track
 from mirabelle.channels.blocks import Block, blocks, without
 from mirabelle.channels.groups import Coupling
+from mirabelle.channels.skipping import skip
+from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.graph.open_graph import OpenGraph
 from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.pruning.allocation import cost_curve, lost_with, widths_of
+from mirabelle.pruning.settings import Settings
 
 SAMPLES = 64  # on which a block is left out on trial
 GROUP, BLOCK = "channels of ", "block "
+
+
+def without_blocks(
+    model: nn.Module, coupling: Coupling, gone: Sequence[str], settings: Settings
+) -> tuple[nn.Module, list[str]]:
+    """The network without these blocks, with BatchNorm's statistics where they are nearer, and what
+    of `settings.keep` it still has.
+    """
+    small = skip(model, coupling.inputs, gone)
+    if settings.repair is not None and settings.data is not None:
+        small = reestimate_where_better(small, model, settings.data, settings.batches)
+    left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
+    return small, [k for k in settings.keep if k in left]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mirabelle.channels.surgery import indices
 from mirabelle.fitting import least_squares as fitted
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
 from mirabelle.graph.open_graph import OpenGraph
+from mirabelle.pruning.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,10 @@ REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {
     "bn": bn,
     "least-squares": least_squares,
 }
+
+
+def repaired(small: nn.Module, cut: Cut, settings: Settings) -> nn.Module:
+    """The cut network, repaired as the settings say, where there are data for it."""
+    if settings.repair is None or settings.data is None:
+        return small
+    return REPAIRS[settings.repair](small, cut, settings.data, settings.batches)

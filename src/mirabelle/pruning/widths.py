@@ -6,10 +6,9 @@ from torch import nn
 
 from mirabelle.base.errors import InputError, did_you_mean
 from mirabelle.channels.groups import Coupling, analyze
-from mirabelle.channels.skipping import skip
 from mirabelle.channels.surgery import remove
-from mirabelle.fitting.batchnorm import reestimate_where_better
-from mirabelle.pruning.repair import REPAIRS, Cut
+from mirabelle.pruning.depth import without_blocks
+from mirabelle.pruning.repair import Cut, repaired
 from mirabelle.pruning.rounds import Planned
 from mirabelle.pruning.scoring import scored
 from mirabelle.pruning.settings import Settings
@@ -24,12 +23,8 @@ def to_widths(model: nn.Module, coupling: Coupling, settings: Settings) -> Plann
     assert settings.widths is not None
     skipped, small = tuple(settings.skip), model
     if skipped:
-        small = skip(model, coupling.inputs, skipped)
-        if settings.repair is not None and settings.data is not None:
-            small = reestimate_where_better(small, model, settings.data, settings.batches)
-        left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
-        given = [settings.keep] if isinstance(settings.keep, str) else settings.keep
-        coupling = analyze(small, coupling.inputs, [k for k in given if k in left])
+        small, keep = without_blocks(model, coupling, skipped, settings)
+        coupling = analyze(small, coupling.inputs, keep)
     _check_widths(settings, coupling)
     fewer = {n: w for n, w in settings.widths.items() if w < coupling.channels[n]}
     if not fewer:
@@ -39,10 +34,7 @@ def to_widths(model: nn.Module, coupling: Coupling, settings: Settings) -> Plann
         n: s.sort(stable=True).indices[: coupling.channels[n] - fewer.get(n, coupling.channels[n])]
         for n, s in scores.items()
     }
-    cut = remove(small, coupling, removed)
-    if settings.repair is not None and settings.data is not None:
-        how = Cut(small, coupling, removed)
-        cut = REPAIRS[settings.repair](cut, how, settings.data, settings.batches)
+    cut = repaired(remove(small, coupling, removed), Cut(small, coupling, removed), settings)
     return Planned(cut, coupling, removed, skipped)
 
 

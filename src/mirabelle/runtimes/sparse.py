@@ -252,13 +252,9 @@ def files(path: Path) -> list[Path]:
     return [path, *runtime.files(inner)]
 
 
-def check(path: Path) -> None:
-    runtime, inner = _inner(path)
-    runtime.check(inner)
-
-
 def open(path: Path, threads: int) -> Session:
     runtime, inner = _inner(path)
+    runtime.check(inner)
     return runtime.open(inner, threads)
 
 
@@ -276,4 +272,4 @@ def save(onnx_path: Path, folder: Path) -> Path:
     return choose(onnx_path, folder)
 
 
-RUNTIME = Runtime("sparse", ".sparse", version, files, open, profile, save, int8=False, check=check)
+RUNTIME = Runtime("sparse", ".sparse", version, files, open, profile, save, int8=False)

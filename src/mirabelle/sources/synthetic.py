@@ -96,10 +96,10 @@ def pictures_for(network: nn.Module, example: Batch, seed: int = 0) -> tuple[lis
         return example.map(lambda _: leaves * deviation + mean)._replace(target=None)
 
     first = drawn[0][:32]
-    if not _runs(network, scaled(first, "0 to 1")):
+    surprises = _surprises(network, [scaled(first, s) for s in SCALES])
+    if surprises is None:
         return [], ""
-    surprise = {s: _surprise(network, scaled(first, s)) for s in SCALES}
-    known = {s: v for s, v in surprise.items() if math.isfinite(v)}
+    known = {s: v for s, v in zip(SCALES, surprises, strict=True) if math.isfinite(v)}
     chosen = min(known, key=known.__getitem__) if known else _of_range(given)
     return [scaled(leaves, chosen) for leaves in drawn], chosen
 
@@ -117,20 +117,11 @@ def _of_range(given: torch.Tensor) -> str:
     return "0 to 1" if high <= 1 else "0 to 255"
 
 
-def _runs(network: nn.Module, batch: Batch) -> bool:
-    """Whether the network takes batches of this size: some are written for one sample."""
-    try:
-        with torch.no_grad():
-            batch.to(device_of(network)).run(clone(network).eval())
-    except Exception:
-        return False
-    return True
-
-
 @torch.no_grad()
-def _surprise(network: nn.Module, batch: Batch) -> float:
+def _surprises(network: nn.Module, inputs: Sequence[Batch]) -> list[float] | None:
     """How far what each BatchNorm is given lies from its running statistics: the mean Kullback-
-    Leibler divergence of two normal distributions, over channels and layers. NaN without BatchNorm.
+    Leibler divergence of two normal distributions, over channels and layers, for each batch. NaN
+    without BatchNorm; None where the network does not run: some are written for one sample.
     """
     copied = clone(network).eval()
     found: list[float] = []
@@ -146,5 +137,12 @@ def _surprise(network: nn.Module, batch: Batch) -> float:
     for module in copied.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             module.register_forward_pre_hook(seen)
-    batch.to(device_of(copied)).run(copied)
-    return sum(found) / len(found) if found else math.nan
+    surprises = []
+    for batch in inputs:
+        found.clear()
+        try:
+            batch.to(device_of(copied)).run(copied)
+        except Exception:
+            return None
+        surprises.append(sum(found) / len(found) if found else math.nan)
+    return surprises

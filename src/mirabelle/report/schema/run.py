@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirabelle.report.schema.part import Part
+
+if TYPE_CHECKING:
+    from mirabelle.base.data import Batch
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,15 @@ class Tensor(Part):
     name: str | None
     shape: list[Any] | None
     dtype: str | None
+
+
+def tensors_of(example: Batch) -> list[dict[str, Any]]:
+    """The tensors that a network takes, as `Tensor` reads them."""
+    named = [*((f"input{i}", t) for i, t in enumerate(example.args)), *example.kwargs.items()]
+    return [
+        {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+        for name, t in named
+    ]
 
 
 @dataclass(frozen=True)
