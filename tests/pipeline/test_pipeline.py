@@ -254,6 +254,7 @@ def test_two_runs_at_once(whole, tmp_path, capsys):
     run(recipe(tmp_path), resume=True, folder=out)
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_earlier_steps(whole, tmp_path, capsys, monkeypatch):
     out = copied(whole, tmp_path)
     before = ran(out)

@@ -65,6 +65,7 @@ def test_weights_are_zeroed_to_a_share(tmp_path, block):
         assert (after.rows[after.rows != 0] == before.rows[after.rows != 0]).all()
 
 
+@pytest.mark.slow
 def test_break_even(tmp_path):
     net, x = (
         nn.Sequential(
@@ -165,6 +166,7 @@ def test_outputs_that_differ_are_no_candidate(tmp_path, monkeypatch):
         mb.export(nn.Linear(8, 8), tmp_path, runtime="sparse", inputs=torch.randn(1, 8))
 
 
+@pytest.mark.slow
 def test_zeros_survive_learned_rounding():
     network = mb.sparsify(tiny.model(), sparsity=0.7)
     before = zeros(network)

@@ -85,7 +85,7 @@ def test_the_fewest_are_found(needed):
     assert len(asked) <= 6 and len(set(asked)) == len(asked)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fragile_layers_stay_in_float_and_no_others(layers):
     network, data = fragile(layers), batches(count=4)
     plain = quantize(network, data, **OPTIONS)

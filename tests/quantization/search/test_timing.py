@@ -130,6 +130,7 @@ def test_where_nothing_is_faster_that_is_said(monkeypatch):
         quantize(build("squeeze_excite"), batches(count=1), **OPTIONS)
 
 
+@pytest.mark.slow
 def test_real_files_are_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.1)
     x = batches(count=1)[0]
