@@ -71,7 +71,7 @@ lint: .venv/dev
 	$(PYTHON) -m venv .venv
 
 .venv/demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python $(PIP) -c constraints.txt -e ".[openvino]"
+	$(BIN)/python $(PIP) -c constraints.txt -e .
 	touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
