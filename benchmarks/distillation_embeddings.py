@@ -81,13 +81,14 @@ def _large_embedder(bench: Bench, data: Batches) -> nn.Module:
     """The teacher of images."""
 
     def train(network: nn.Module) -> nn.Module:
-        return mb.fit(
+        trained = mb.fit(
             ArcFace(network, 7),
             data,
             loss=arcface_loss,
             steps=10 if bench.quick else 400,
             **{**PLAIN, "lr": 0.003, "precision": "auto"},
-        ).network
+        )
+        return trained.get_submodule("network")
 
     def build() -> nn.Module:
         seed_everything(200)

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 from mirabelle.base.files import write_json
 from mirabelle.base.progress import bar
@@ -138,7 +139,8 @@ def mutated(mutant: Mutant) -> ast.Module:
                 return ast.copy_location(new, node)
             return self.generic_visit(node)
 
-    return ast.fix_missing_locations(Put().visit(tree))
+    put: Any = Put().visit(tree)
+    return ast.fix_missing_locations(put)
 
 
 class _Loader(SourceFileLoader):

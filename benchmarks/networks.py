@@ -66,7 +66,7 @@ def check(row: Row, name: str) -> None:
     model, x = zoo.build(name)
     row["parameters"] = count_parameters(model)
     with row.stage("prune"):
-        small, coupling, removed = plan(model, x, settings_of(**PRUNING))
+        small, coupling, removed, _ = plan(model, x, settings_of(**PRUNING))
     describe(row, small, coupling)
     row["macs"] = round(count_macs(small, x) / count_macs(model, x), 4)
     other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -114,7 +114,8 @@ def check_part(row: Row, name: str) -> None:
     with torch.no_grad(), row.stage("equivalence"):
         boxes = small.eval()(x)
         shapes = [
-            [tuple(t.shape) for t in tensors(m.backbone.eval()(seen))] for m in (model, small)
+            [tuple(t.shape) for t in tensors(m.get_submodule("backbone").eval()(seen))]
+            for m in (model, small)
         ]
         if shapes[0] != shapes[1] or [set(b) for b in boxes] != [
             {"boxes", "scores", "labels"}

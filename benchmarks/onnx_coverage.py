@@ -140,7 +140,7 @@ def check(row: Row, name: str, path: Path, batch: Batch) -> None:
     assert source is not None
     row["nodes"], row["outside"] = len(source.proto.graph.node), len(source.outside)
     with row.stage("prune"):
-        small, coupling, _ = plan(model, batch, settings_of(**PRUNING))
+        small, coupling, _, _ = plan(model, batch, settings_of(**PRUNING))
     row["groups"] = len(coupling.groups)
     row["macs"] = round(count_macs(small, batch) / count_macs(model, batch), 4)
     row["as_file"] = source_of(small) is not None

@@ -127,7 +127,7 @@ def ort_static(method: str, **extra: Any) -> Callable:
             def __init__(self) -> None:
                 self.rows = iter(x)
 
-            def get_next(self) -> dict | None:
+            def get_next(self) -> Any:
                 row = next(self.rows, None)
                 return None if row is None else {"input": row[None].numpy()}
 

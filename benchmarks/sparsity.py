@@ -61,10 +61,9 @@ def by_torch(model: nn.Module, sparsity: float, block: int) -> nn.Module:
     modules = [(sparse.get_submodule(path), "weight") for path in names.values()]
     scores = {}
     for module, own in modules:
-        rows = module.weight.detach().abs().flatten(1)
-        scores[module, own] = spread(by_block(rows, block), block, len(rows)).reshape(
-            module.weight.shape
-        )
+        weight: Any = module.weight
+        rows = weight.detach().abs().flatten(1)
+        scores[module, own] = spread(by_block(rows, block), block, len(rows)).reshape(weight.shape)
     torch_prune.global_unstructured(
         modules, torch_prune.L1Unstructured, importance_scores=scores, amount=sparsity
     )

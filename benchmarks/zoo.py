@@ -156,7 +156,8 @@ class Dense(nn.Module):
 
     def __init__(self, detector: nn.Module):
         super().__init__()
-        self.backbone, self.head = detector.backbone, detector.head
+        parts = (detector.get_submodule(n) for n in ("backbone", "head"))
+        self.backbone, self.head = parts
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.head(list(self.backbone(x).values()))

@@ -23,7 +23,14 @@ from mirabelle.base.options import Check, declared
 from mirabelle.graph.capture import program
 from mirabelle.graph.proof import tensors
 from mirabelle.onnx_files.source import NAMES, source_of
-from mirabelle.onnx_files.write import OPSET, fold_pads, onnx_proto, save_onnx, write_onnx
+from mirabelle.onnx_files.write import (
+    OPSET,
+    fold_pads,
+    onnx_proto,
+    output_names,
+    save_onnx,
+    write_onnx,
+)
 from mirabelle.onnx_files.write_back import written
 from mirabelle.quantization.forms.onnx_file import spliced
 from mirabelle.quantization.forms.pt2e import to_pt2e
@@ -240,8 +247,7 @@ def to_onnx(model: nn.Module, inputs: Batch | None, path: str | Path) -> list[st
     among them) are left out. Returns the names of the sites in order.
     """
     model = check_network(model)
-    if inputs is not None:
-        check_runs(model, inputs, "the example input")
+    given = None if inputs is None else check_runs(model, inputs, "the example input")
     quantized = _quantized(model)
     if quantized is not None and source_of(quantized) is not None:
         proto, sites = spliced(quantized)
@@ -263,7 +269,7 @@ def to_onnx(model: nn.Module, inputs: Batch | None, path: str | Path) -> list[st
             "of its inputs and outputs and its metadata, but other nodes",
             stacklevel=3,
         )
-    write_onnx(onnx_proto(network, inputs), path, names)
+    write_onnx(onnx_proto(network, inputs), path, output_names(given, inputs.names), names)
     return sites
 
 

@@ -13,10 +13,11 @@ from rich.table import Table
 
 import mirabelle
 from mirabelle.base import files
-from mirabelle.base.data import Batch, batches, samples
+from mirabelle.base.data import batches, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import read_json
 from mirabelle.base.options import options_of
+from mirabelle.base.structures import leaves, on_cpu
 from mirabelle.base.terminal import drawn, plain
 from mirabelle.cli.common import (
     DATA,
@@ -37,7 +38,6 @@ from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.measurement.agreement import agreement
 from mirabelle.measurement.api import measure as measure_verb
 from mirabelle.report import render_comparison
-from mirabelle.runtimes import Artifact
 from mirabelle.sources.data import read
 
 SUBJECT = Parameter(
@@ -172,31 +172,31 @@ def _agreement(
     first: Any, second: Any, loader: Any, inputs: Any, count: int
 ) -> dict[str, Any] | None:
     """How alike the outputs are: the share of the same classes (or of what the one explains of the
-    other), the signal-to-noise ratio in dB, and the largest difference.
+    other) by the first output, and over all of them the signal-to-noise ratio in dB and the
+    largest difference.
     """
     if loader is None and inputs is None:
         return None
     given = samples(loader, count) if loader is not None else batches([inputs], 1)
     same, noise, signal, largest, seen = [], 0.0, 0.0, 0.0, 0
+    predict = [predictor(n) for n in (first, second)]
     for batch in given:
-        x, y = (as_tensor(_predict(n, batch)).cpu() for n in (first, second))
-        if x.shape != y.shape:
+        one, other = (list(leaves(on_cpu(p(batch)))) for p in predict)
+        shapes = [[tuple(t.shape) for t in found] for found in (one, other)]
+        if shapes[0] != shapes[1]:
             raise InputError(
-                f"their outputs are {tuple(x.shape)} and {tuple(y.shape)}, which cannot be compared"
+                f"their outputs are {shapes[0]} and {shapes[1]}; only like is compared"
             )
-        same.append(agreement(y, x).numpy())
-        difference = (x.double() - y.double()).abs()
-        noise += float(difference.square().sum())
-        signal += float(x.double().square().sum())
-        largest = max(largest, float(difference.max()))
+        same.append(agreement(as_tensor(other), as_tensor(one)).numpy())
+        for x, y in zip(one, other):
+            difference = (x.double() - y.double()).abs()
+            noise += float(difference.square().sum())
+            signal += float(x.double().square().sum())
+            largest = max(largest, float(difference.max()))
         seen += batch.size
     ratio = 10 * float(np.log10(signal / noise)) if noise and signal else None
     mean = float(np.concatenate(same).mean())
     return {"n": seen, "agreement": mean, "sqnr_db": ratio, "largest_difference": largest}
-
-
-def _predict(network: Any, batch: Batch) -> Any:
-    return network.predict(batch) if isinstance(network, Artifact) else predictor(network)(batch)
 
 
 def _table(found: dict[str, Any], a: str, b: str) -> str:

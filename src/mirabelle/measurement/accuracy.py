@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from mirabelle.base.progress import track
 from mirabelle.base.structures import leaves, on_cpu
 from mirabelle.measurement.accumulator import Accumulator, is_higher_better, maker, metric_name
 from mirabelle.measurement.bootstrap import DRAWS, Resampled
+
+if TYPE_CHECKING:
+    from mirabelle.runtimes.artifact import Artifact
 
 Metric = str | Callable | Accumulator
 
@@ -276,10 +279,12 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, float, fl
     return float((before - after).mean()), low, high
 
 
-def predictor(model: torch.nn.Module) -> Callable[[Batch], Any]:
-    """`predict` for a network: in eval mode, without an autograd graph, on the network's own
-    device. It is a copy around the same parameters that runs.
+def predictor(model: torch.nn.Module | Artifact) -> Callable[[Batch], Any]:
+    """`predict` for a file, or for a network: in eval mode, without an autograd graph, on the
+    network's own device. It is a copy around the same parameters that runs.
     """
+    if not isinstance(model, torch.nn.Module):
+        return model.predict
     device, own = device_of(model), shell(model).eval()
 
     def predict(batch: Batch) -> Any:

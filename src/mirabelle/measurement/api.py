@@ -297,10 +297,8 @@ def _score(
     network: Artifact | nn.Module, loader: Iterable, metric: str | Callable | Accumulator
 ) -> Score:
     from mirabelle.measurement.accuracy import evaluate, predictor
-    from mirabelle.runtimes import Artifact
 
-    predict = network.predict if isinstance(network, Artifact) else predictor(network)
-    return evaluate(predict, loader, metric, "measuring")
+    return evaluate(predictor(network), loader, metric, "measuring")
 
 
 def _memory(network: Artifact | nn.Module, batch: Batch) -> PeakMemory | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
@@ -20,6 +22,7 @@ from mirabelle.onnx_files.qdq import META, translations, write_integers
 from mirabelle.onnx_files.source import Source
 
 OPSET = 20
+KEYS = ("key", "idx", "name")  # of torch's paths into dicts, sequences and dataclasses
 # where torch's exporter notes the modules that a node was called in
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -136,10 +139,12 @@ def _register_constants(model: Any) -> None:
                 model.graph.register_initializer(value)
 
 
-def write_onnx(proto: Any, path: str | Path, names: Source | None = None) -> None:
+def write_onnx(
+    proto: Any, path: str | Path, outputs: Sequence[str] = (), names: Source | None = None
+) -> None:
     """Means as the pools that runtimes have kernels for, without doc strings and metadata (source
-    paths among them), checked, whole or not at all. names: a file whose names of inputs and outputs
-    and whose metadata it gets.
+    paths among them), checked, whole or not at all. outputs: their names, one for each. names: a
+    file whose names of inputs and outputs and whose metadata it gets.
     """
     _pool_for_means(proto)
     fold_pads(proto)
@@ -148,22 +153,49 @@ def write_onnx(proto: Any, path: str | Path, names: Source | None = None) -> Non
     _name_nodes(proto)
     _strip(proto)
     if names is not None:
-        _take_names(proto, names)
+        inputs, outputs = names.inputs, [v.name for v in names.proto.graph.output]
+        proto.metadata_props.extend(names.proto.metadata_props)
+    else:
+        inputs = [v.name for v in proto.graph.input]
+    _rename(proto, inputs, outputs)
     save_onnx(proto, path)
 
 
-def _take_names(proto: Any, names: Source) -> None:
-    graph, other = proto.graph, names.proto.graph
-    new = dict(zip((v.name for v in graph.input), names.inputs))
-    new |= dict(zip((v.name for v in graph.output), (v.name for v in other.output)))
+def output_names(given: Any, inputs: Sequence[str]) -> list[str]:
+    """What a file calls the tensors that a network gives: by the keys of its dict or the fields of
+    its dataclass, `boxes_0` inside them; else `output`, or `output0`, `output1`, ...
+    """
+    found = pytree.tree_flatten_with_path(given)[0]
+    paths = [path for path, leaf in found if isinstance(leaf, torch.Tensor)]
+    names: list[str] = []
+    for path in paths:
+        keys = [str(next(getattr(k, a) for a in KEYS if hasattr(k, a))) for k in path]
+        if not path or isinstance(path[0], pytree.SequenceKey):
+            keys[:1] = ["output" + "".join(keys[:1] if len(paths) > 1 else ())]
+        name = "_".join(keys)
+        while name in {*inputs, *names}:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _rename(proto: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Gives inputs and outputs these names, and others to the values that had them."""
+    graph = proto.graph
+    new = dict(zip((v.name for v in graph.input), inputs))
+    if len(outputs) == len(graph.output):
+        new |= dict(zip((v.name for v in graph.output), outputs))
     taken = {n for node in graph.node for n in (*node.input, *node.output)} - new.keys()
-    new |= {n: f"{n}_" for n in taken & set(new.values())}
+    for name in taken & set(new.values()):
+        other = f"{name}_"
+        while other in {*taken, *new.values()}:
+            other += "_"
+        new[name] = other
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = new.get(value.name, value.name)
     for node in graph.node:
         for values in (node.input, node.output):
             values[:] = [new.get(n, n) for n in values]
-    proto.metadata_props.extend(names.proto.metadata_props)
 
 
 def save_onnx(proto: Any, path: str | Path) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -59,6 +60,24 @@ class LayerTime(NamedTuple):
     operator: str
     milliseconds: float
     int8: bool | None
+
+
+@cache
+def _named_outputs(names: tuple[str, ...]) -> Callable[..., tuple[np.ndarray, ...]]:
+    """A class of named tuples that are read by the names of a file too: a metric that was written
+    for the dict or the dataclass of a network takes what its file gives.
+    """
+    made: Any = namedtuple("Outputs", names, rename=True)
+
+    def read(self: tuple, key: Any) -> Any:
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        if key not in names:
+            raise KeyError(f"{key}; the outputs are {', '.join(names)}")
+        return tuple.__getitem__(self, names.index(key))
+
+    made.__getitem__ = read
+    return made
 
 
 @dataclass(frozen=True)
@@ -290,11 +309,15 @@ class Artifact:
             ) from error
 
     def __call__(self, *args: Any, **kwargs: Any) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The outputs, as NumPy arrays: one alone, or a tuple in the file's order. Any batch size,
-        where the file leaves it open.
+        """The outputs, as NumPy arrays: one alone, or a named tuple in the file's order, which
+        gives `outputs["boxes"]` too. Any batch size, where the file leaves it open.
         """
-        outputs = self._run(self.arrays(*args, **kwargs))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return self._formed(self._run(self.arrays(*args, **kwargs)))
+
+    def _formed(self, outputs: Sequence[np.ndarray]) -> np.ndarray | tuple[np.ndarray, ...]:
+        if len(outputs) == 1:
+            return outputs[0]
+        return _named_outputs(tuple(o.name for o in self.outputs))(*outputs)
 
     def predict(self, batch: Any) -> np.ndarray | tuple[np.ndarray, ...]:
         """The outputs for a `mirabelle.base.data.Batch` of any size: a file for a fixed batch size
@@ -314,8 +337,7 @@ class Artifact:
             piece = batch.map(lambda t, rows=rows: t[rows])
             found = self(*piece.args, **piece.kwargs)
             pieces.append(found if isinstance(found, tuple) else (found,))
-        whole = tuple(np.concatenate(parts)[: batch.size] for parts in zip(*pieces))
-        return whole[0] if len(whole) == 1 else whole
+        return self._formed([np.concatenate(p)[: batch.size] for p in zip(*pieces)])
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> list[LayerTime]:
         """Milliseconds of each node that the runtime executes: the median over `runs` after a

@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
@@ -173,7 +173,7 @@ class _Comparing:
         differs = not np.array_equal(as_tensor(values[0]).numpy(), actual)
         result = self._shipped_result(batch, seen, result, actual, differs)
         if self.original is not None:
-            plain = as_tensor(_predict(self.original, batch)).numpy()
+            plain = as_tensor(predictor(self.original)(batch)).numpy()
         self.outputs.append((result, actual, simulation, plain))
 
     def _check_shape(self, what: str, got: np.ndarray, want: np.ndarray) -> None:
@@ -309,10 +309,6 @@ class _Comparing:
 def _all_outputs(artifact: Artifact, batch: Batch) -> tuple:
     found = artifact.predict(batch)
     return found if isinstance(found, tuple) else (found,)
-
-
-def _predict(network: nn.Module | Artifact, batch: Batch) -> Any:
-    return network.predict(batch) if isinstance(network, Artifact) else predictor(network)(batch)
 
 
 def _pieces(data: Iterable, count: int, size: int) -> Iterable[Batch]:
