@@ -40,12 +40,12 @@ from torch import nn
 from benchmarks import photographs
 from benchmarks.openings import milliseconds, share_of
 from benchmarks.pruning_methods import (
-    BATCHES,
     BEST,
     EPOCHS,
     METHODS,
     PHOTOGRAPHS,
     RATE,
+    SAMPLES,
     SEEDS,
     SHARES,
     TIMED,
@@ -80,9 +80,9 @@ def _photographs(
     if count is not None:
         calibration, others = (calibration + others)[:count], others[len(others) // 2 :]
     views = photographs.centers(others)
-    crops = photographs.crops(
-        calibration, -(-32 * BATCHES["mobilenet_v2"] // len(calibration)), seed
-    )[: 32 * BATCHES["mobilenet_v2"]]
+    crops = photographs.crops(calibration, -(-SAMPLES["mobilenet_v2"] // len(calibration)), seed)[
+        : SAMPLES["mobilenet_v2"]
+    ]
     return (
         model,
         [(b, _logits(model, b).argmax(1)) for b in crops.split(32)],
@@ -117,7 +117,7 @@ def _measured(
 def _run_untrained(network: str, method: str, share: float, seed: int) -> dict[str, Any]:
     model, x, loader = _subject(network, seed)
     return _measured(
-        network, seed, model, METHODS[method](model, x, share, loader, BATCHES[network], seed), x
+        network, seed, model, METHODS[method](model, x, share, loader, SAMPLES[network], seed), x
     )
 
 
@@ -141,7 +141,7 @@ def _against(expected: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
 
 def run_tuned(method: str, share: float, seed: int, epochs: int) -> dict[str, Any]:
     model, x, loader = _subject("fashion", seed)
-    small = METHODS[method](model, x, share, loader, BATCHES["fashion"], seed)
+    small = METHODS[method](model, x, share, loader, SAMPLES["fashion"], seed)
     tuned = fit(small, loader, "cross_entropy", epochs=epochs, lr=RATE, seed=seed)
     return _measured("fashion", seed, model, tuned, x)
 
@@ -155,7 +155,7 @@ def _smaller(network: str, seed: int, by: str, share: float) -> nn.Module:
     if not (folder / "model.json").is_file():
         how: dict[str, Any] = {"macs": share} if by == "macs" else {"latency": share, "runtime": by}
         how |= {"criterion": "brain_surgeon", "allocation": "knapsack", "repair": "least-squares"}
-        save(prune(model, x, data=loader, batches=BATCHES[network], seed=seed, **how), folder)
+        save(prune(model, x, data=loader, samples=SAMPLES[network], seed=seed, **how), folder)
     return load(folder, model)
 
 

@@ -31,7 +31,7 @@ from benchmarks import zoo
 from benchmarks.runs import carry_out, command, is_asked, kept, rows, span
 from examples import fashion
 from mirabelle.base.checks import clone
-from mirabelle.base.data import Batch, seed_everything
+from mirabelle.base.data import Batch, First, seed_everything
 from mirabelle.fitting.batchnorm import reestimate_batchnorm
 from mirabelle.measurement.accuracy import evaluate, predictor
 from mirabelle.measurement.breakeven import limits, zeroed
@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "sparsity.json"
 SPARSITIES = (0.9, 0.95, 0.98)
 BLOCKS = (1, 4)
 SEEDS = (0, 1, 2)
-STEPS, RATE, BATCHES, ROUNDS = 100, 2e-3, 4, 4
+STEPS, RATE, SAMPLES, ROUNDS = 100, 2e-3, 512, 4
 
 
 # --- accuracy
@@ -77,7 +77,7 @@ def by_torch(model: nn.Module, sparsity: float, block: int) -> nn.Module:
 
 def tuned_torch(steps: int) -> Callable[..., nn.Module]:
     def run(model: nn.Module, loader: Any, sparsity: float, block: int, seed: int) -> nn.Module:
-        sparse = reestimate_batchnorm(by_torch(model, sparsity, block), loader, BATCHES)
+        sparse = reestimate_batchnorm(by_torch(model, sparsity, block), First(loader, SAMPLES))
         return fit(sparse, loader, "cross_entropy", steps=steps, lr=RATE, seed=seed)
 
     return run
@@ -92,7 +92,7 @@ def tuned_after(criterion: str, allocation: str) -> Callable[..., nn.Module]:
             criterion=criterion,
             allocation=allocation,
             data=loader,
-            batches=BATCHES,
+            samples=SAMPLES,
             repair="least-squares",
             rounds=ROUNDS,
             seed=seed,
@@ -109,7 +109,7 @@ def tuned_during(criterion: str, allocation: str) -> Callable[..., nn.Module]:
             "block": (block, 1),
             "criterion": criterion,
             "allocation": allocation,
-            "batches": BATCHES,
+            "samples": SAMPLES,
         }
         return fit(
             model, loader, "cross_entropy", steps=STEPS, lr=RATE, seed=seed, sparsify=options
@@ -164,7 +164,7 @@ def run_untrained(method: str, sparsity: float, block: int) -> dict[str, Any]:
         return {
             "top1": _top1(
                 reestimate_batchnorm(
-                    by_torch(model, sparsity, block), fashion.data().train, BATCHES
+                    by_torch(model, sparsity, block), First(fashion.data().train, SAMPLES)
                 )
             )
         }
@@ -173,7 +173,7 @@ def run_untrained(method: str, sparsity: float, block: int) -> dict[str, Any]:
         sparsity=sparsity,
         block=(block, 1),
         data=fashion.data().train,
-        batches=BATCHES,
+        samples=SAMPLES,
         **UNTRAINED[method],
     )
     return {"top1": _top1(sparse)}

@@ -36,7 +36,7 @@ def networks() -> dict[str, nn.Module]:
     return {
         "original": model().eval(),
         "pruned": small,
-        "quantized": mb.quantize(small, data()[1], samples=32).eval(),
+        "quantized": mb.quantize(small, data()[1], samples=16).eval(),
     }
 
 
@@ -101,7 +101,7 @@ def test_modules_with_a_version_of_their_own(tmp_path):
         params=0.7,
         align=1,
         criterion="l1",
-        steps=2,
+        rounds=2,
         train={"steps": 2, "lr": 1e-3},
         data=data()[0],
         checkpoint=tmp_path / "c",
@@ -112,7 +112,7 @@ def test_modules_with_a_version_of_their_own(tmp_path):
         params=0.7,
         align=1,
         criterion="l1",
-        steps=2,
+        rounds=2,
         train={"steps": 2, "lr": 1e-3},
         data=data()[0],
         checkpoint=tmp_path / "c",
@@ -338,7 +338,7 @@ def test_pruned_networks_are_saved_pruned_again_quantized_and_exported(name, tmp
         macs=0.8,
         criterion="brain_surgeon",
         data=data,
-        batches=2,
+        samples=16,
         align=1,
         repair="least-squares",
     ).eval()

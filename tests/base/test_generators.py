@@ -68,7 +68,7 @@ VERBS = {
         macs=0.7,
         align=1,
         data=data,
-        steps=2,
+        rounds=2,
         train={"lr": 0.01},
         criterion="random",
     ),

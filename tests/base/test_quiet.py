@@ -26,7 +26,7 @@ from tests.tiny import data, model
 network, (train, calibration, test) = model().eval(), data()
 x = next(iter(test))[0][:1]
 small = mb.prune(
-    network, x, macs=0.5, align=1, data=train, batches=1, repair="least-squares"
+    network, x, macs=0.5, align=1, data=train, samples=32, repair="least-squares"
 )
 small = mb.distill(small, network, train, losses={"dist": 1.0}, steps=2, lr=1e-3)
 mb.save(small, "small")

@@ -132,7 +132,7 @@ def test_every_verb_names_the_batch(verb):
 def test_statistics_beyond_float32_are_not_handed_out():
     data = [(torch.randn(4, 3, 8, 8) * 1e25,)]
     with pytest.raises(MirabelleError, match="NaN|infinite|not finite"):
-        reestimate_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), data, 1)
+        reestimate_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), data)
 
 
 @pytest.mark.parametrize(

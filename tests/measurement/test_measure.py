@@ -93,7 +93,7 @@ def test_measure_refuses(exported, tmp_path):
     for wrong, words in (
         ((3,), "cannot measure a int"),
         (("net.pt",), "ends in '.pt'"),
-        ((model,), "loader or inputs"),
+        ((model,), "data= or inputs"),
         ((model, []), "no batch"),
     ):
         with pytest.raises(InputError, match=words):

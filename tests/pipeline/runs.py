@@ -17,7 +17,7 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(HERE / "src"), str(HERE)]),
 }
 STEPS = [
-    {"prune": {"macs": 0.5, "align": 4, "batches": 2}},
+    {"prune": {"macs": 0.5, "align": 4, "samples": 32}},
     {"distill": {"epochs": 3, "lr": 0.01, "ema": 0.5}},
     {"quantize": {"samples": 32}},
     {"export": {"runtimes": ["onnxruntime"]}},

@@ -36,7 +36,7 @@ def tiny() -> tuple[nn.Module, Group, Stats]:
     model.b.weight.data = torch.tensor([[1.0, 1.0], [-2.0, 2.0]]).view(2, 2, 1, 1)
     model.bn.weight.data = torch.tensor([0.5, -2.0])
     (group,) = (coupling := analyze(model, as_batch(image(channels=2)))).groups
-    return model, group, collect(model, coupling, None, None, 1, needs_gradients=False)
+    return model, group, collect(model, coupling, None, None, needs_gradients=False)
 
 
 def scored(name: str, group: Group, stats: Stats, **options) -> torch.Tensor:

@@ -89,7 +89,7 @@ def test_brain_surgeon_finds_what_others_can_stand_in_for():
     coupling = analyze(model, as_batch(image()))
     group = next(g for g in coupling.groups if g.name == "a")
     scores = CRITERIA["brain_surgeon"](
-        group, collect(model, coupling, [x for x, _ in labeled()], None, 3, needs_gradients=False)
+        group, collect(model, coupling, [x for x, _ in labeled()], None, needs_gradients=False)
     )
     low, *rest = scores.sort().values.tolist()
     assert int(scores.argmin()) in (1, 3) and low < 0.05 * rest[0]
@@ -102,7 +102,7 @@ def test_sensitivities_are_those_of_a_linear_network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     data = [torch.randn(500, 4) for _ in range(8)]
-    found = gram_matrices(model, ["0"], data, 8)["0"]
+    found = gram_matrices(model, ["0"], data)["0"]
     v = model[1].weight.detach().double()
     with torch.no_grad():
         outputs = model(torch.cat(data)).double()
@@ -120,7 +120,7 @@ def test_a_trial_is_the_error_of_the_outputs_by_hand():
     with torch.no_grad():
         model[0].weight.fill_(1.0), model[2].weight.fill_(1.0)
     data = [torch.tensor([[1.0], [3.0]])]
-    stats = collect(model, analyze(model, as_batch(data[0])), data, None, 1, needs_gradients=False)
+    stats = collect(model, analyze(model, as_batch(data[0])), data, None, needs_gradients=False)
     assert stats.trial is not None and stats.trial({}) == 0
     assert stats.trial({"2.weight": torch.zeros(1, 1)}) == pytest.approx(5.0)
 
@@ -140,7 +140,7 @@ def test_scores_between_groups_are_those_of_the_outputs():
     ).eval()
     data = [torch.randn(64, 6) for _ in range(4)]
     coupling = analyze(model, as_batch(data[0]))
-    stats = collect(model, coupling, data, None, 4, needs_gradients=False)
+    stats = collect(model, coupling, data, None, needs_gradients=False)
     a, c = (
         CRITERIA["brain_surgeon"](next(g for g in coupling.groups if g.name == n), stats)
         for n in "ac"
@@ -165,16 +165,20 @@ def test_brain_surgeon_needs_data_but_no_labels():
     assert all(torch.equal(v, found[1].state_dict()[k]) for k, v in found[0].state_dict().items())
     with pytest.raises(InputError, match="brain_surgeon.*needs data="):
         prune(model, x, macs=0.5, criterion="brain_surgeon", align=1)
-    with pytest.raises(InputError, match="read only once"):
-        prune(
-            model,
-            x,
-            macs=0.5,
-            criterion="brain_surgeon",
-            data=iter(labeled()),
-            align=1,
-            repair="bn",
-        )
+
+
+def test_data_that_can_be_read_once_give_what_lists_give():
+    """And `samples` counts samples, however they are batched."""
+    model, x = make("plain", torch.float32)
+    whole = torch.cat([image for image, _ in labeled()])
+    found = [
+        prune(model, x, macs=0.5, data=data, samples=12, align=1, repair=repair).state_dict()
+        for repair in ("bn", "auto")
+        for data in ([whole[:8], whole[8:12]], iter([whole[:8], whole[8:]]))
+    ]
+    for one, other in (found[:2], found[2:]):
+        assert all(torch.equal(v, other[k]) for k, v in one.items())
+    assert any(not torch.equal(v, found[2][k]) for k, v in found[0].items())
 
 
 def read_by_a_linear_layer(weight: list[float], gram: list[list[float]]) -> torch.Tensor:

@@ -142,9 +142,8 @@ def test_contract_of_criteria(name, network):
     stats = collect(
         model,
         coupling,
-        labeled(),
+        labeled(2),
         None,
-        2,
         needs_gradients=name in NEEDS_GRADIENTS,
         by_sample=name in NEEDS_SAMPLES,
     )
@@ -156,7 +155,7 @@ def test_contract_of_criteria(name, network):
         assert torch.equal(scores, scored(name, group, stats))
         if name != "random":
             assert int(scores.argmin()) == 0
-    small = prune(model, x, macs=0.6, criterion=name, data=labeled(), batches=2, align=1)
+    small = prune(model, x, macs=0.6, criterion=name, data=labeled(), samples=16, align=1)
     assert count_macs(small, x) <= 0.6 * count_macs(model, x)
     assert CRITERIA[name].__doc__
 

@@ -118,8 +118,8 @@ def test_costs_without_blocks_are_those_of_the_network_without_them():
         assert costs_without(coupling, cost, trained)(gone)({}) == count
 
 
-def test_in_steps_and_from_a_checkpoint(tmp_path):
-    options = {"data": DATA, "depth": True, "align": 2, "macs": 0.3, "steps": 2}
+def test_in_rounds_and_from_a_checkpoint(tmp_path):
+    options = {"data": DATA, "depth": True, "align": 2, "macs": 0.3, "rounds": 2}
     first = mb.prune(network(1e-3), X, checkpoint=tmp_path, **options)
     again = mb.prune(network(1e-3), X, checkpoint=tmp_path, **options)
     assert skipped_blocks(first) == skipped_blocks(again) == ("2",)

@@ -24,7 +24,7 @@ def wrong(kind: str) -> dict:
     model, x = make("plain", torch.float32)
     arguments = {
         "model": model,
-        "x": x,
+        "inputs": x,
         "macs": 0.5,
         "criterion": "taylor",
         "data": labeled(),
@@ -39,7 +39,7 @@ def wrong(kind: str) -> dict:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.randn(2, 4, 8, 8)}, r"\(2, 4, 8, 8\)"),
+        ({"inputs": torch.randn(2, 4, 8, 8)}, r"\(2, 4, 8, 8\)"),
         ({"x": "image.png"}, "example input is a str"),
         ({"model": "resnet50"}, "there is no network 'resnet50'; expected a torch.nn.Module"),
         ({"model": torch.relu}, "expected a torch.nn.Module"),
@@ -52,7 +52,7 @@ def wrong(kind: str) -> dict:
         ({"macs": None}, "exactly one budget.*none"),
         ({"align": 0}, "align is 0; expected a positive integer"),
         ({"align": 1.5}, "align is 1.5"),
-        ({"batches": 0}, "batches is 0"),
+        ({"samples": 0}, "samples is 0"),
         ({"least": 0}, "least is 0"),
         ({"keep": ["aa"]}, r"'aa'.*did you mean 'a'"),
         ({"repair": "bm"}, "repair is 'bm'.*bn"),
@@ -61,15 +61,14 @@ def wrong(kind: str) -> dict:
         ({"aggregate": "summ"}, "aggregate is 'summ'.*sum"),
         ({"loss": "cross entropi"}, "loss is 'cross entropi'.*did you mean 'cross_entropy'"),
         ({"loss": 3}, r"loss is 3; expected one of cross_entropy, .* or a callable"),
-        ({"steps": 0}, "steps is 0.*the number of cuts"),
-        ({"steps": 1.5}, "steps is 1.5"),
+        ({"rounds": 0}, "rounds is 0.*the number of cuts"),
+        ({"rounds": 1.5}, "rounds is 1.5"),
         ({"train": 3}, "train is 3; expected options of training"),
         ({"train": {"epoch": 1}}, "train is .*unknown option 'epoch'; did you mean 'epochs'"),
         ({"train": {"epochs": 1}, "data": None, "criterion": "l1"}, "train= needs data="),
-        ({"steps": 2, "part": "a", "criterion": "l1"}, "a part is cut in one step"),
+        ({"rounds": 2, "part": "a", "criterion": "l1"}, "a part is cut in one round"),
         ({"data": None}, "needs data="),
         ({"data": []}, "data yielded no batch"),
-        ({"data": iter(labeled()), "repair": "bn"}, "read only once"),
         ({"data": iter(labeled()), "train": {"epochs": 1}}, "read only once"),
         ({"data": iter([]), "repair": None}, "exhausted iterator"),
         ({"data": [x for x, _ in labeled()]}, "has no target"),
@@ -159,7 +158,7 @@ def test_a_part_of_a_network_that_cannot_be_captured():
         macs=0.5,
         criterion="brain_surgeon",
         data=data,
-        batches=2,
+        samples=16,
         align=1,
         part="backbone",
         repair="least-squares",
@@ -217,11 +216,18 @@ def test_cutting_and_training_in_turn():
         seen.append(count_macs(small, x) / count_macs(model, x))
         return small
 
-    prune(model, x, macs=0.49, criterion="l1", align=1, steps=2, train=tune)
+    prune(model, x, macs=0.49, criterion="l1", align=1, rounds=2, train=tune)
     assert len(seen) == 2 and 0.6 < seen[0] <= 0.7 and 0.4 < seen[1] <= 0.49
     before = {k: v.clone() for k, v in model.state_dict().items()}
     small = prune(
-        model, x, macs=0.6, data=data, batches=2, align=1, steps=2, train={"epochs": 1, "lr": 1e-3}
+        model,
+        x,
+        macs=0.6,
+        data=data,
+        samples=16,
+        align=1,
+        rounds=2,
+        train={"epochs": 1, "lr": 1e-3},
     )
     assert count_macs(small, x) <= 0.6 * count_macs(model, x)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -234,9 +240,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, network):
     options = {
         "macs": 0.6,
         "data": data,
-        "batches": 2,
+        "samples": 16,
         "align": 1,
-        "steps": 2,
+        "rounds": 2,
         "train": {"epochs": 1, "lr": 1e-3},
     }
     expected = prune(model, x, **options)

@@ -26,7 +26,7 @@ def test_contract_of_repairs(name):
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     repaired = REPAIRS[name](
-        model, Cut(model, analyze(model, example_inputs(image())), {}), [b for b, _ in labeled()], 3
+        model, Cut(model, analyze(model, example_inputs(image())), {}), [b for b, _ in labeled(3)]
     )
     assert repaired is not model and type(repaired) is type(model)
     assert repaired.training and all(
@@ -46,7 +46,7 @@ def test_batchnorm_statistics_are_plain_averages():
     model.eval()
     model.d.train()
     data = labeled(4)
-    repaired = reestimate_batchnorm(model, data, 3)  # the fourth batch is not read
+    repaired = reestimate_batchnorm(model, data[:3])
     maps = [model.a(x) for x, _ in data[:3]]
     torch.testing.assert_close(
         repaired.bn.running_mean, torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0)
@@ -69,7 +69,7 @@ def test_repair_without_batchnorm_changes_nothing():
         nn.Conv2d(8, 2, 3),
         nn.BatchNorm2d(2, track_running_stats=False),
     )
-    repaired = reestimate_batchnorm(model, [image()], 1)
+    repaired = reestimate_batchnorm(model, [image()])
     assert all(torch.equal(v, repaired.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -82,7 +82,7 @@ def test_prune_repairs():
         raw.b[1].running_mean, repaired.b[1].running_mean
     )
     assert torch.equal(
-        repaired.b[1].running_mean, reestimate_batchnorm(raw, data, 16).b[1].running_mean
+        repaired.b[1].running_mean, reestimate_batchnorm(raw, data).b[1].running_mean
     )
 
 
@@ -106,7 +106,7 @@ def test_least_squares_is_exact_where_the_removed_channels_are_combinations_of_t
     from mirabelle.channels.surgery import remove
 
     small = remove(model, coupling, removed)
-    repaired = reconstruct(small, Cut(model, coupling, removed), data, 4)
+    repaired = reconstruct(small, Cut(model, coupling, removed), data)
     x = torch.randn(8, 3, 8, 8)
     with torch.no_grad():
         cut, left = (float((m(x) - model(x)).norm() / model(x).norm()) for m in (small, repaired))
@@ -151,7 +151,7 @@ def test_least_squares_mends_layers_of_every_kind(name):
     model.eval()
     data = labeled(count=4, n=16, size=x.shape[-1], dtype=torch.float64)
     small, coupling, removed = plan(model, x, SETTINGS)[:3]
-    repaired = reconstruct(small, Cut(model, coupling, removed), data, 3)
+    repaired = reconstruct(small, Cut(model, coupling, removed), data)
     assert error(repaired, model, data[:3]) < 0.5 * error(small, model, data[:3])
     assert error(repaired, model, data[3:]) < 0.7 * error(
         small, model, data[3:]
@@ -162,9 +162,9 @@ def test_what_does_not_fit_into_memory_is_computed_again(monkeypatch):
     model, x = make("bottlenecks")
     data = labeled(count=2, size=16, dtype=torch.float64)
     small, coupling, removed = plan(model.eval(), x, SETTINGS)[:3]
-    held = reconstruct(small, Cut(model, coupling, removed), data, 2)
+    held = reconstruct(small, Cut(model, coupling, removed), data)
     monkeypatch.setattr(import_module("mirabelle.fitting.least_squares"), "MEMORY", 0)
-    again = reconstruct(small, Cut(model, coupling, removed), data, 2)
+    again = reconstruct(small, Cut(model, coupling, removed), data)
     for k, v in held.state_dict().items():
         torch.testing.assert_close(v, again.state_dict()[k])
 
@@ -192,9 +192,9 @@ def test_a_residual_block_mends_what_came_before_it(monkeypatch):
     removed = {"a.0": torch.arange(5)}
     small = remove(model, coupling, removed)
     cut = Cut(model, coupling, removed)
-    together = reconstruct(small, cut, data, 2)
+    together = reconstruct(small, cut, data)
     monkeypatch.setattr(Pair, "added_to", lambda self, node: None)
-    alone = reconstruct(small, cut, data, 2)
+    alone = reconstruct(small, cut, data)
 
     def sums(network: nn.Module) -> torch.Tensor:
         seen = []

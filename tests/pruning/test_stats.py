@@ -19,7 +19,7 @@ def test_fisher_is_summed_over_samples_and_not_overwritten():
     model.eval()
     data = labeled(count=2, n=4, dtype=torch.float64)
     coupling = analyze(model, as_batch(x))
-    stats = collect(model, coupling, data, None, 2, needs_gradients=True, by_sample=True)
+    stats = collect(model, coupling, data, None, needs_gradients=True, by_sample=True)
     gated, changes = Gated(model), []
     for inputs, target in data:
         for i in range(4):
@@ -34,7 +34,7 @@ def test_fisher_is_summed_over_samples_and_not_overwritten():
     )
     assert stats.changes["a.0"].shape == (8, 8)
     one = [tuple(torch.cat(parts) for parts in zip(*data))]
-    again = collect(model, coupling, one, None, 1, needs_gradients=True, by_sample=True)
+    again = collect(model, coupling, one, None, needs_gradients=True, by_sample=True)
     torch.testing.assert_close(scored("fisher", group, stats), scored("fisher", group, again))
 
 
@@ -43,7 +43,7 @@ def test_changes_are_the_gradient_of_a_gate():
     model.eval()
     data = labeled(dtype=torch.float64)
     coupling = analyze(model, as_batch(x))
-    stats = collect(model, coupling, data, None, 3, needs_gradients=True)
+    stats = collect(model, coupling, data, None, needs_gradients=True)
     gated = Gated(model)
     weights = []
     for i, (inputs, target) in enumerate(data):
@@ -65,7 +65,7 @@ def test_collecting_leaves_the_network_alone():
     model.fresh = nn.Parameter(torch.ones(1))
     model.fresh.grad = torch.full((1,), 7.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    prune(model, x, macs=0.6, data=labeled(), batches=2, align=1)
+    prune(model, x, macs=0.6, data=labeled(), samples=16, align=1)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.training and all(m.training for m in model.modules())
     assert not model.a[0].weight.requires_grad and model.b[0].weight.requires_grad
@@ -77,7 +77,7 @@ def test_products_and_squares_are_those_of_weights_and_their_gradients():
     model.eval()
     data = labeled(count=2, dtype=torch.float64)
     coupling = analyze(model, as_batch(x))
-    stats = collect(model, coupling, data, None, 2, needs_gradients=True)
+    stats = collect(model, coupling, data, None, needs_gradients=True)
     group = next(g for g in coupling.groups if g.name == "b.0")
     inside, outside, gate = [], [], []
     for inputs, target in data:

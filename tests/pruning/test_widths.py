@@ -56,7 +56,7 @@ def test_blocks_go_too():
         ({"widths": {"0": 9}}, "it has 8"),
         ({"widths": {"0": 0}}, "at least one stays"),
         ({"widths": {"0": 3}, "macs": 0.5}, "exactly one"),
-        ({"widths": {"0": 3}, "steps": 2}, "steps="),
+        ({"widths": {"0": 3}, "rounds": 2}, "rounds="),
         ({"macs": 0.5, "skip": ["2.b.0"]}, "widths="),
     ],
 )

@@ -47,9 +47,7 @@ def test_reconstruction_undoes_what_can_be_undone():
 @pytest.mark.parametrize("criterion", ["magnitude", "obs"])
 def test_reconstruction_lessens_the_error(criterion):
     batches = calibration(count=6)
-    original = reestimate_batchnorm(
-        net(), batches, 6
-    )  # statistics as training would have left them
+    original = reestimate_batchnorm(net(), batches)  # statistics as training would have left them
     errors = {}
     for repair, rounds in ((None, 1), ("least-squares", 1), ("least-squares", 3)):
         sparse = mb.sparsify(
@@ -118,13 +116,13 @@ def test_a_norm_over_other_channels_than_the_filters_is_left_alone():
 
 def test_lengths_are_even_after_least_squares():
     batches = calibration(count=6)
-    original = reestimate_batchnorm(net(), batches, 6)
+    original = reestimate_batchnorm(net(), batches)
     sparse = mb.sparsify(
         original,
         sparsity=0.9,
         allocation="uniform",
         data=iter(batches),
-        batches=6,
+        samples=1000,
         repair="least-squares",
     )
     kept = original.conv.weight * (sparse.conv.weight != 0)

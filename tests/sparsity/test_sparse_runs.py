@@ -194,12 +194,12 @@ def test_a_recipe_with_sparsity(tmp_path):
     path = written(
         tmp_path,
         [
-            {"prune": {"macs": 0.8, "align": 4, "batches": 1}},
+            {"prune": {"macs": 0.8, "align": 4, "samples": 16}},
             {
                 "sparsify": {
                     "sparsity": 0.5,
                     "criterion": "obs",
-                    "batches": 1,
+                    "samples": 16,
                     "repair": "least-squares",
                 }
             },
@@ -239,7 +239,7 @@ def test_a_recipe_with_sparsity(tmp_path):
                 {
                     "prune": {
                         "macs": 0.5,
-                        "steps": 2,
+                        "rounds": 2,
                         "train": {"epochs": 1, "sparsify": {"sparsity": 0.5}},
                     }
                 }

@@ -291,7 +291,7 @@ def test_the_cuts_by_hand():
     [
         {},
         {"criterion": "taylor"},
-        {"criterion": "obs", "batches": 2, "repair": "bn"},
+        {"criterion": "obs", "samples": 32, "repair": "bn"},
         {"allocation": "erk", "cuts": 1},
     ],
 )
@@ -317,7 +317,7 @@ def test_growing_and_resuming_give_the_same_weights(tmp_path, monkeypatch):
         "lr": 0.01,
         "ema": 0.9,
         "seed": 3,
-        "sparsify": {**GROWS, "criterion": "taylor", "batches": 2},
+        "sparsify": {**GROWS, "criterion": "taylor", "samples": 32},
     }
     loader = data()[0]  # shuffles and augments
     whole = mb.fit(model(), loader, **options)
@@ -362,7 +362,7 @@ def test_cuts_leave_the_order_of_the_data_alone():
         model(),
         loader,
         epochs=2,
-        sparsify={"sparsity": 1e-6, "criterion": "taylor", "cuts": 3, "batches": 2},
+        sparsify={"sparsity": 1e-6, "criterion": "taylor", "cuts": 3, "samples": 32},
     )
     assert same(plain, spied)
 

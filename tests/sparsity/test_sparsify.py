@@ -143,7 +143,7 @@ def test_own_criterion():
         ({"sparsity": 0.5, "allocation": "erg"}, "did you mean 'erk'"),
         ({"sparsity": 0.5, "repair": "least-square"}, "did you mean 'least-squares'"),
         ({"sparsity": 0.5, "rounds": 0}, "rounds is 0"),
-        ({"sparsity": 0.5, "batches": 1.5}, "batches is 1.5"),
+        ({"sparsity": 0.5, "samples": 1.5}, "samples is 1.5"),
         ({"sparsity": 0.5, "least": 2}, "least is 2.*the share of every layer"),
         ({"sparsity": 0.5, "criterion": "taylor"}, r"needs data=, a loader of \(inputs, targets\)"),
         ({"sparsity": 0.5, "criterion": "obs"}, "needs data=, a loader of inputs"),
@@ -152,7 +152,7 @@ def test_own_criterion():
         ({"sparsity": 0.5, "keep": ["conv", "pointwise", "fc"]}, "no weight of this network"),
         ({"sparsity": 0.99, "least": 0.1}, "at most 0.8.* can be reached; lower least"),
         ({"sparsity": 0.5, "data": []}, "yielded no batch"),
-        ({"sparsity": 0.5, "rounds": 2, "data": iter(())}, "only once"),
+        ({"sparsity": 0.5, "rounds": 2, "data": iter(())}, "yielded no batch"),
         ({"sparsity": 0.5, "criterion": "taylor", "data": [torch.zeros(2, 1, 6, 6)]}, "no target"),
     ],
 )

@@ -288,6 +288,19 @@ def samples(loader: Iterable, count: int, what: str = "the loader") -> Iterator[
             return
 
 
+class First:
+    """The first `count` samples of data, however they are batched, as often as it is iterated; data
+    that can be read only once are kept.
+    """
+
+    def __init__(self, data: Iterable, count: int, what: str = "data"):
+        self.count, self.what = count, what
+        self.data = list(samples(data, count, what)) if isinstance(data, Iterator) else data
+
+    def __iter__(self) -> Iterator[Batch]:
+        return samples(self.data, self.count, self.what)
+
+
 def pieces(stream: Iterable[Batch], numbers: int) -> Iterator[Batch]:
     """The same samples in batches whose inputs hold at most so many numbers, but at least one
     sample.

@@ -17,7 +17,7 @@ from typing_extensions import Doc
 from mirabelle.base.options import Expected, FromRun
 
 SeedOption = Annotated[int, Ge(0), Doc("of everything that is random")]
-BatchesOption = Annotated[int, Ge(1), Doc("batches of data for the criterion and for the repair")]
+SamplesOption = Annotated[int, Ge(1), Doc("how many samples of data are read")]
 KeepOption = Annotated[
     str | Iterable[str],
     Expected("a list of modules or parameters, such as [fc]"),

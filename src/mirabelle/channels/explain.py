@@ -108,11 +108,11 @@ class Explanation:
 
 
 @preserved()
-def explain(model: nn.Module | str | Path, x: Any = None, keep: Any = ()) -> Explanation:
+def explain(model: nn.Module | str | Path, inputs: Any = None, keep: Any = ()) -> Explanation:
     """The channel groups of `model`, and what cannot be pruned and why.
 
     - model: a network, or a name of one (`sources.networks`). It stays as it is.
-    - x: example inputs, one batch. A file or a name may know its own; then None will do.
+    - inputs: an example, one batch. A file or a name may know its own; then None will do.
     - keep: modules or parameters, by path, whose channels are taken as fixed.
 
     A network that cannot be captured is explained, not refused: `Explanation.problem` says why.
@@ -129,13 +129,13 @@ def explain(model: nn.Module | str | Path, x: Any = None, keep: Any = ()) -> Exp
         [('0', 16)]
     """
     found = find(model)
-    x = found.example if x is None else x
-    network = found.module(x)
-    if x is None:
-        raise InputError("explain needs x, an example of what the network takes")
+    inputs = found.example if inputs is None else inputs
+    network = found.module(inputs)
+    if inputs is None:
+        raise InputError("explain needs inputs, an example of what the network takes")
     skipped = skipped_blocks(network)
     try:
-        coupling = analyze(network, example_inputs(x), keep)
+        coupling = analyze(network, example_inputs(inputs), keep)
     except CaptureError as error:
         return Explanation(None, str(error), skipped=skipped)
     assert coupling.graph_module is not None

@@ -76,7 +76,7 @@ def estimated(named: Opened) -> dict[str, float]:
             passes = (options.get("epochs") or 1) * TRAINED * (2 if step.name == "distill" else 1)
             found[step.name] = passes * count * one
         else:
-            count = options.get("samples") or (options.get("batches") or 16) * batch.size
+            count = options.get("samples") or 512
             found[step.name] = PASSES[step.name] * min(count, test * 4) * one
             found[step.name] += CUT if step.name == "prune" else 2.0
     found["measure"] = TIMED + files * test * one

@@ -25,7 +25,7 @@ def channel_scores(
     """(C,) by group: what the outputs lose when the channel goes after those that score less,
     `brain_surgeon`'s (`pruning/brain_surgeon.py`), which tries two cuts of each group out.
     """
-    stats = collect(model, coupling, data, None, len(data), needs_gradients=False)
+    stats = collect(model, coupling, data, None, needs_gradients=False)
     found = {}
     with bar("what channels are worth", len(coupling.groups)) as shown:
         for group in coupling.groups:

@@ -268,7 +268,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
         same = same_groups(coupling, found.coupling)
         scores = {n: found.scores[old] for n, old in same.items()}
         kept = {n: plan.kept[old] for n, old in same.items()}
-        model = reestimate_where_better(model, found.model, list(data), len(data))
+        model = reestimate_where_better(model, found.model, data)
     removed = {
         n: scores[n].sort(stable=True).indices[: coupling.channels[n] - k] for n, k in kept.items()
     }
@@ -276,7 +276,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
     if not any(len(r) for r in removed.values()):
         return small
     how = Cut(model, coupling, removed, None if plan.skipped else found.captured)
-    return REPAIRS["least-squares"](small, how, list(data), len(data))
+    return REPAIRS["least-squares"](small, how, data)
 
 
 def same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirabelle.base.data import batches, preserved
 from mirabelle.base.files import atomic
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.skipping import skip
@@ -102,7 +100,5 @@ def _cut(setting: Setting, point: Point, before: Point | None) -> dict[str, Any]
         widths = {n: k for n, k in widths.items() if k < before.plan["kept"].get(n, k + 1)}
     if not widths and not skipped:
         return None
-    with preserved(setting.parts.train):
-        size = next(batches(setting.parts.train, 1)).size
-    found: dict[str, Any] = {"widths": widths, "batches": math.ceil(STATISTICS / size)}
+    found: dict[str, Any] = {"widths": widths, "samples": STATISTICS}
     return {**found, "skip": skipped} if skipped else found

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import check_runs, check_sound, clone, running
-from mirabelle.base.data import batches, device_of
+from mirabelle.base.data import batches, device_of, length_of
 from mirabelle.base.progress import track
 from mirabelle.measurement.accuracy import as_tensor
 
 
-def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Module:
-    """A copy whose BatchNorm statistics are the plain averages over `count` batches of `data`: what
+def reestimate_batchnorm(model: nn.Module, data: Iterable) -> nn.Module:
+    """A copy whose BatchNorm statistics are the plain averages over the batches of `data`: what
     flows through the cut network has other means.
 
     Sun et al. 2019 (re-calibration); `momentum=None` is torch's cumulative average. Dropout stays
@@ -37,9 +37,8 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
         m.train()
     device = device_of(repaired)
     with torch.no_grad():
-        for i, batch in enumerate(
-            track(batches(data, count, what="data"), "BatchNorm statistics", count)
-        ):
+        total = length_of(data)
+        for i, batch in enumerate(track(batches(data, what="data"), "BatchNorm statistics", total)):
             batch = batch.to(device)
             with running(batch, f"batch {i} of data"):
                 batch.run(repaired)
@@ -50,9 +49,7 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable, count: int) -> nn.Mod
     return check_sound(repaired, "estimating BatchNorm's statistics anew")
 
 
-def reestimate_where_better(
-    model: nn.Module, original: nn.Module, data: Iterable, count: int
-) -> nn.Module:
+def reestimate_where_better(model: nn.Module, original: nn.Module, data: Iterable) -> nn.Module:
     """`model`, or a copy with BatchNorm's statistics estimated anew, whichever has outputs nearer
     to the original's on the same data.
 
@@ -60,16 +57,15 @@ def reestimate_where_better(
     is worth more than what they fitted depends on the network.
     """
     return min(
-        (model, reestimate_batchnorm(model, data, count)),
-        key=lambda m: _distance(m, original, data, count),
+        (model, reestimate_batchnorm(model, data)), key=lambda m: _distance(m, original, data)
     )
 
 
-def _distance(model: nn.Module, original: nn.Module, data: Iterable, count: int) -> float:
-    """The squared error of the outputs, summed over `count` batches."""
+def _distance(model: nn.Module, original: nn.Module, data: Iterable) -> float:
+    """The squared error of the outputs, summed over `data`."""
     total = 0.0
     device = device_of(original)
-    for batch in batches(data, count, what="data"):
+    for batch in batches(data, what="data"):
         batch = batch.to(device)
         found, expected = (as_tensor(check_runs(m, batch, "data")) for m in (model, original))
         total += float((found - expected).double().square().sum())

@@ -13,7 +13,7 @@ from typing_extensions import Doc
 
 from mirabelle.base import structures
 from mirabelle.base.checks import clone, running
-from mirabelle.base.data import Batch, batches, device_of
+from mirabelle.base.data import Batch, batches, device_of, length_of
 from mirabelle.base.errors import InputError, choose
 from mirabelle.base.options import FromRun, OneOf
 from mirabelle.base.progress import track
@@ -159,9 +159,9 @@ def evaluated(network: nn.Module, function: Callable) -> Iterator[None]:
 
 
 def loss_gradients(
-    model: nn.Module, data: Iterable, loss: Loss, count: int, by_sample: bool = False
+    model: nn.Module, data: Iterable, loss: Loss, by_sample: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """For each of `count` labeled batches the gradient of the loss (`loss_function`) by parameter;
+    """For each labeled batch the gradient of the loss (`loss_function`) by parameter;
     parameters that it does not reach are left out.
 
     by_sample: for each sample by itself. Eval mode, because a pruned network keeps BatchNorm's
@@ -175,9 +175,8 @@ def loss_gradients(
     device = next(iter(trained.values())).device
     for p in trained.values():
         p.requires_grad_(True)
-    for i, batch in enumerate(
-        track(batches(data, count, labeled=labeled, what="data"), "gradients", count)
-    ):
+    given = batches(data, labeled=labeled, what="data")
+    for i, batch in enumerate(track(given, "gradients", length_of(data))):
         for part in batch.split(1) if by_sample else [batch]:
             part = part.to(device)
             with (

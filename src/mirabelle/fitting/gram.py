@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, running
-from mirabelle.base.data import batches, device_of
+from mirabelle.base.data import batches, device_of, length_of
 from mirabelle.base.progress import track
 from mirabelle.fitting.patches import patches
 from mirabelle.measurement.accuracy import as_tensor
@@ -108,9 +108,9 @@ def solve_on_support(
 
 
 def gram_matrices(
-    model: nn.Module, names: Iterable[str], data: Iterable, count: int, skip: int = 0
+    model: nn.Module, names: Iterable[str], data: Iterable, skip: int = 0
 ) -> dict[str, Gram]:
-    """The Gram matrices of layers on `count` batches of `data`, without the first `skip` samples
+    """The Gram matrices of layers on `data`, without the first `skip` samples
     where the first batch has more.
 
     At most ROWS_PER_SAMPLE random positions of each sample's map are read.
@@ -132,7 +132,8 @@ def gram_matrices(
     device = device_of(model)
     energy = samples = 0.0
     total: Any = 0
-    for i, batch in enumerate(track(batches(data, count, what="data"), "inputs of layers", count)):
+    given = batches(data, what="data")
+    for i, batch in enumerate(track(given, "inputs of layers", length_of(data))):
         first = skip if i == 0 and batch.size > skip else 0
         batch = batch.map(lambda t, first=first: t[first:].to(device) if t.ndim else t.to(device))
         outputs.clear()

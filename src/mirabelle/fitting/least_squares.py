@@ -38,11 +38,10 @@ def reconstruct(
     inputs: Batch,
     gone: Mapping[tuple[str, int], torch.Tensor],
     data: Iterable,
-    count: int,
     pruned: Mapping[str, torch.Tensor] | None = None,
     captured: OpenGraph | None = None,
 ) -> nn.Module:
-    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as
+    """A copy of `small` whose layers give, on `data`, outputs as close as
     possible to those of the same channels in `original`.
 
     gone: by parameter and dimension of the original the indices that `small` lacks. pruned: by
@@ -79,7 +78,7 @@ def reconstruct(
     pair = Pair(
         graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()}
     )
-    given = captured.pieces(batches(data, count, what="data"))
+    given = captured.pieces(batches(data, what="data"))
     chunks = [pair.begin(b.to(device)) for b in given]
     samples = sum(len(next(iter(c.values()))[0]) for c in chunks)
     at = -1

@@ -83,15 +83,15 @@ def _named(name: str) -> tuple[nn.Module, Batch | None]:
 
 
 def _example(
-    network: Artifact | nn.Module, loader: Iterable | None, inputs: Any
+    network: Artifact | nn.Module, data: Iterable | None, inputs: Any
 ) -> tuple[Batch, Iterable | None, bool]:
-    """The batch to time, the loader (whole, even where it can be read only once) and whether it is
-    labeled.
+    """The batch to time, the data (whole, even where they can be read only once) and whether they
+    are labeled.
     """
     from mirabelle.base.data import batches, example_inputs
     from mirabelle.runtimes import Artifact
 
-    if loader is None:
+    if data is None:
         if (
             inputs is None
             and isinstance(network, Artifact)
@@ -99,15 +99,15 @@ def _example(
         ):
             inputs = tuple(_made_up(network, spec) for spec in network.inputs)
         if inputs is None:
-            raise InputError("nothing to run the network on: give a loader or inputs=")
+            raise InputError("nothing to run the network on: give data= or inputs=")
         return example_inputs(inputs), None, False
-    iterator = iter(loader)
+    iterator = iter(data)
     first = next(batches(iterator))
-    if iterator is loader:
-        loader = chain([first], iterator)
+    if iterator is data:
+        data = chain([first], iterator)
     size = (network.inputs[0].shape or (None,))[0] if isinstance(network, Artifact) else None
     example = first.head(size or 1) if inputs is None else example_inputs(inputs)
-    return example._replace(target=None), loader, first.target is not None
+    return example._replace(target=None), data, first.target is not None
 
 
 def _made_up(network: Artifact, spec: Any) -> np.ndarray:
@@ -187,15 +187,15 @@ def _metrics() -> Iterable[str]:
 @declared()
 def measure(
     model: Artifact | nn.Module | str | Path,
-    loader: Iterable | None = None,
+    data: Iterable | None = None,
     metric: Annotated[
         str | Callable | Accumulator,
         OneOf(_metrics, plugin=True),
-        Doc("what is measured on the loader's samples"),
+        Doc("what is measured on the samples of data"),
     ] = "top1",
     *,
     inputs: Annotated[
-        Any, Doc("what latency and memory are measured with; else the loader's first sample")
+        Any, Doc("what latency and memory are measured with; else the first sample of data")
     ] = None,
     runs: Annotated[int, Ge(1), Doc("rounds of timing")] = 100,
     baseline: Annotated[Any, Doc("another network or file, timed in turn with this one")] = None,
@@ -216,8 +216,8 @@ def measure(
     """Everything that Mirabelle measures of one network: size, time, memory and score.
 
     - model: an artifact, a network (run by torch, on one thread) or the path of an exported file.
-    - loader: batches, with targets for a score that needs them. The score is that of the whole
-      loader. Its first sample is what latency and memory are measured with, unless `inputs` is
+    - data: batches, with targets for a score that needs them. The score is that of all of
+      them. Their first sample is what latency and memory are measured with, unless `inputs` is
       given. A file whose shapes are known needs neither.
     - metric: a name of `METRICS`, `"package.module:function"`, a function (output, target) -> (N,)
       scores, or an accumulator with `update` and `compute`. `top1` by default.
@@ -253,9 +253,9 @@ def measure(
     if break_even is not False:
         _check_break_even(network, break_even)
     other = None if baseline is None else _network(baseline)[0]
-    if loader is None and inputs is None:
+    if data is None and inputs is None:
         inputs = known
-    batch, loader, labeled = _example(network, loader, inputs)
+    batch, data, labeled = _example(network, data, inputs)
     is_file = isinstance(network, Artifact)
     if device != "here":
         return elsewhere(network, other, batch, device, core, binary, serial, runs)
@@ -278,7 +278,7 @@ def measure(
         inputs=[list(t.shape) for t in batch.tensors],
         latency=latency["network"],
         memory=_memory(network, batch),
-        score=_score(network, loader, metric) if loader is not None and labeled else None,
+        score=_score(network, data, metric) if data is not None and labeled else None,
         baseline=None if other is None else name_of(other),
         baseline_latency=latency.get("baseline"),
         speedup=faster,
@@ -294,11 +294,11 @@ def measure(
 
 
 def _score(
-    network: Artifact | nn.Module, loader: Iterable, metric: str | Callable | Accumulator
+    network: Artifact | nn.Module, data: Iterable, metric: str | Callable | Accumulator
 ) -> Score:
     from mirabelle.measurement.accuracy import evaluate, predictor
 
-    return evaluate(predictor(network), loader, metric, "measuring")
+    return evaluate(predictor(network), data, metric, "measuring")
 
 
 def _memory(network: Artifact | nn.Module, batch: Batch) -> PeakMemory | None:

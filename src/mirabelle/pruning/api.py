@@ -15,9 +15,9 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import example_inputs
 from mirabelle.base.declarations import (
-    BatchesOption,
     CheckpointOption,
     KeepOption,
+    SamplesOption,
     SeedOption,
     StepOption,
 )
@@ -48,7 +48,7 @@ from mirabelle.pruning.depth import (
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut, repaired
-from mirabelle.pruning.rounds import Planned, identity_of_training, in_steps
+from mirabelle.pruning.rounds import Planned, identity_of_training, in_rounds
 from mirabelle.pruning.scoring import scored
 from mirabelle.pruning.settings import AUTO, Settings, chosen_budget, with_pictures
 from mirabelle.pruning.widths import to_widths
@@ -65,9 +65,9 @@ def _together(options: Mapping[str, Any]) -> None:
     train, data = options["train"], options["data"]
     if options["widths"] is None and options["skip"]:
         raise InputError("skip= goes with widths=; with a fraction depth=True chooses the blocks")
-    if options["widths"] is not None and (options["depth"] or options["steps"] > 1):
+    if options["widths"] is not None and (options["depth"] or options["rounds"] > 1):
         raise InputError(
-            "widths= is one cut that is decided; leave out depth= (skip= names blocks) and steps="
+            "widths= is one cut that is decided; leave out depth= (skip= names blocks) and rounds="
         )
     if isinstance(train, Mapping) and data is None:
         raise InputError("train= needs data=, a loader of (inputs, targets)")
@@ -76,9 +76,9 @@ def _together(options: Mapping[str, Any]) -> None:
             f"data is an iterator ({type(data).__name__}), which can be read only once; train= "
             "needs a list, a DataLoader or any iterable"
         )
-    if options["part"] is not None and (options["steps"] > 1 or train is not None):
+    if options["part"] is not None and (options["rounds"] > 1 or train is not None):
         raise InputError(
-            "a part is cut in one step; give steps= and train= without part=, or train the "
+            "a part is cut in one round; give rounds= and train= without part=, or train the "
             "network yourself between calls"
         )
 
@@ -86,7 +86,7 @@ def _together(options: Mapping[str, Any]) -> None:
 @declared(_together)
 def prune(
     model: nn.Module | str | Path,
-    x: Any = None,
+    inputs: Any = None,
     *,
     macs: Annotated[
         float | None, Gt(0), Le(1), Doc("the fraction of multiply-accumulates that is kept")
@@ -133,7 +133,7 @@ def prune(
         LossOption, Doc("of criteria that need gradients; None is cross entropy")
     ] = None,
     step: StepOption = None,
-    batches: BatchesOption = 16,
+    samples: SamplesOption = 512,
     align: Annotated[
         int | None,
         Ge(1),
@@ -155,7 +155,7 @@ def prune(
         Doc("what is made up for after the cut; auto is least-squares; None does nothing"),
     ] = AUTO,
     depth: Annotated[bool, Doc("whole residual blocks may go, beside channels")] = False,
-    steps: Annotated[
+    rounds: Annotated[
         int, Ge(1), Doc("the number of cuts, each by the same factor, up to the budget")
     ] = 1,
     train: Annotated[
@@ -174,7 +174,7 @@ def prune(
 
     - model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX
       file `export` then writes that file with smaller constants.
-    - x: example inputs. Without them a name takes the first batch of `data`, or what it knows
+    - inputs: an example. Without them a name takes the first batch of `data`, or what it knows
       itself.
     - macs, params, latency: the fraction that is kept, of which exactly one is given. With the
       first two the result has at most that. For a latency the network's own layers are timed on
@@ -192,7 +192,7 @@ def prune(
       as criterion and repair are left open.
     - loss, step: of criteria that need gradients: a name or (output, target) -> scalar; or
       (network, batch) -> scalar.
-    - batches: how many of data the criterion and the repair read, 16 by default.
+    - samples: how many of data the criterion and the repair read, 512 by default.
     - align: layers keep multiples of so many channels. None is 8. For a latency it is what the
       kernels of `runtime` compute together, or half of it, as measured.
     - keep: modules or parameters, by path, that are left alone.
@@ -205,14 +205,14 @@ def prune(
       criteria whose scores add up (`ADDITIVE`) it is `worth`, and `knapsack` for a latency, which
       rises in steps. For the others it is `global`.
     - least: the fraction of each group that always stays, 0.1 by default.
-    - repair: `bn` re-estimates BatchNorm's statistics on `batches` of `data`. `least-squares`
+    - repair: `bn` re-estimates BatchNorm's statistics on `samples` of `data`. `least-squares`
       first solves for the weights of layers whose inputs have changed. None leaves the weights
       that stay as they are.
     - depth: residual blocks may go, too, with data and `brain_surgeon` alone. What the outputs lose
       without a block is measured; one knapsack chooses blocks and widths. `mb.explain` names them.
-    - steps: the number of cuts, each by the same factor, up to the budget.
+    - rounds: the number of cuts, each by the same factor, up to the budget.
     - train: options of `mb.fit` on `data` and `loss`, or a callable (network) -> trained network.
-    - checkpoint: a folder that keeps what the steps and their training have done.
+    - checkpoint: a folder that keeps what the rounds and their training have done.
     - seed: of everything that is random.
 
     Channels that cannot be pruned are left alone; `mb.explain` names them.
@@ -229,25 +229,25 @@ def prune(
         >>> small[0].out_features, small[2].in_features
         (32, 32)
     """
-    network, x = with_example(model, x, data)
+    network, inputs = with_example(model, inputs, data)
     _warn_of_saving(network)
     if step is not None:
         loss = loss_function(loss, step)
     network = check_network(network)
-    settings = Settings.of(locals() if part else with_pictures(network, x, locals()))
+    settings = Settings.of(locals() if part else with_pictures(network, inputs, locals()))
     if part is not None:
         return prune_part(
             network,
-            x,
+            inputs,
             part,
             settings.data,
             NEEDS_GRADIENTS,
-            lambda inner, inputs, seen: plan(inner, inputs, replace(settings, data=seen)).network,
+            lambda inner, given, seen: plan(inner, given, replace(settings, data=seen)).network,
             settings.criterion,
         )
-    if steps == 1 and train is None:
-        return plan(network, x, settings).network
-    settings = replace(settings, least=least ** (1 / steps))
+    if rounds == 1 and train is None:
+        return plan(network, inputs, settings).network
+    settings = replace(settings, least=least ** (1 / rounds))
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
         if not isinstance(train, Mapping):
@@ -260,19 +260,19 @@ def prune(
         options = {"seed": seed, "checkpoint": folder, **train}
         return fit(small, data, loss, **options)  # type: ignore[arg-type]
 
-    return in_steps(
+    return in_rounds(
         network,
-        example_inputs(x),
+        example_inputs(inputs),
         settings.fraction,
-        steps,
-        lambda small, share: plan(small, x, replace(settings, fraction=share)),
+        rounds,
+        lambda small, share: plan(small, inputs, replace(settings, fraction=share)),
         None if train is None else tune,
-        _share(network, x, settings),
+        _share(network, inputs, settings),
         settings.keep,
         checkpoint,
         {}
         if checkpoint is None
-        else settings.identity() | {"steps": steps, "train": identity_of_training(train, seed)},
+        else settings.identity() | {"rounds": rounds, "train": identity_of_training(train, seed)},
     )
 
 

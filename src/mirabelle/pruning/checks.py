@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 
 from mirabelle.base.errors import InputError
@@ -34,11 +32,6 @@ def check_settings(model: nn.Module, settings: Settings) -> None:
         raise InputError(
             f"criterion={criterion!r} needs data=, a loader of "
             f"{'(inputs, targets)' if criterion in NEEDS_GRADIENTS else 'inputs'}"
-        )
-    if isinstance(data, Iterator) and criterion in NEEDS_DATA and settings.repair is not None:
-        raise InputError(
-            f"data is an iterator ({type(data).__name__}), which can be read only once; "
-            f"criterion={criterion!r} and repair={settings.repair!r} each read it"
         )
 
 

@@ -35,8 +35,8 @@ def without_blocks(
     of `settings.keep` it still has.
     """
     small = skip(model, coupling.inputs, gone)
-    if settings.repair is not None and settings.data is not None:
-        small = reestimate_where_better(small, model, settings.data, settings.batches)
+    if settings.repair is not None and settings.read is not None:
+        small = reestimate_where_better(small, model, settings.read)
     left = {n for n, _ in [*small.named_modules(), *small.named_parameters()]}
     return small, [k for k in settings.keep if k in left]
 

@@ -11,9 +11,8 @@ from torch import fx, nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network
-from mirabelle.base.data import Batch, example_inputs
-from mirabelle.base.data import batches as read
-from mirabelle.base.declarations import BatchesOption, KeepOption
+from mirabelle.base.data import Batch, First, example_inputs
+from mirabelle.base.declarations import KeepOption, SamplesOption
 from mirabelle.base.errors import InputError
 from mirabelle.base.keep import check_keep
 from mirabelle.base.options import declared
@@ -39,7 +38,7 @@ def _together(options: Mapping[str, Any]) -> None:
 @declared(_together)
 def factorize(
     model: nn.Module | str | Path,
-    x: Any = None,
+    inputs: Any = None,
     *,
     rank: Annotated[
         int | None, Ge(1), Doc("of every layer that is cheaper so, whatever it loses")
@@ -51,7 +50,7 @@ def factorize(
         float | None, Gt(0), Lt(1), Doc("the fraction of parameters that is kept")
     ] = None,
     data: Annotated[Iterable | None, Doc("batches that ranks and factors are fitted to")] = None,
-    batches: Annotated[BatchesOption, Doc("batches of data that are read")] = 16,
+    samples: SamplesOption = 512,
     align: Annotated[int, Ge(1), Doc("ranks are multiples of it, or of less in small layers")] = 8,
     keep: KeepOption = (),
 ) -> nn.Module:
@@ -59,7 +58,7 @@ def factorize(
 
     - model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX
       file `export` then writes the result anew, with the file's names.
-    - x: example inputs. Without them a name takes the first batch of `data`, or what it knows
+    - inputs: an example. Without them a name takes the first batch of `data`, or what it knows
       itself.
     - rank: that of every layer which is cheaper so, whatever it loses. Exactly one of rank, macs
       and params is given.
@@ -68,7 +67,7 @@ def factorize(
     - data: inputs without labels. Factors are then those that lose least of the network's outputs,
       biases make up for the mean of what is lost, and BatchNorm's statistics are estimated anew
       where that helps. Without data each weight is approximated for itself.
-    - batches: how many of data are read, 16 by default.
+    - samples: how many of data are read, 512 by default.
     - align: ranks are multiples of it, 8 by default, or of less in small layers.
     - keep: modules or parameters, by path, that are left alone.
 
@@ -88,13 +87,12 @@ def factorize(
         >>> small[0].rank
         2
     """
-    network, x = with_example(model, x, data)
-    network = _checked(network)
-    inputs = example_inputs(x)
-    layers = _layers(network, inputs, keep)
+    network, example = with_example(model, inputs, data)
+    network, batch = _checked(network), example_inputs(example)
+    layers = _layers(network, batch, keep)
     seen = None
     if data is not None:
-        seen = [b._replace(target=None) for b in read(data, batches, what="data")]
+        seen = [b._replace(target=None) for b in First(data, samples)]
     found = table(network, layers, seen, align)
     if rank is not None:
         ranks = {c.path: rank for c in layers if rank in range(1, c.ranks(1)[-1] + 1)}
@@ -104,12 +102,12 @@ def factorize(
                 f"{max(c.ranks(1)[-1] for c in layers)}"
             )
     else:
-        ranks = _within(found, network, x, macs, params)
-    result = factorized(found, ranks, inputs)
+        ranks = _within(found, network, example, macs, params)
+    result = factorized(found, ranks, batch)
     if isinstance(result, fx.GraphModule) and (source := source_of(result)) is not None:
         result.meta.pop(SOURCE)  # the file has one node where there are two layers now
         result.meta[NAMES] = source
-    return result if seen is None else reestimate_where_better(result, network, seen, len(seen))
+    return result if seen is None else reestimate_where_better(result, network, seen)
 
 
 def _checked(model: nn.Module) -> nn.Module:

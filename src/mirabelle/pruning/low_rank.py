@@ -243,7 +243,7 @@ def table(model: nn.Module, layers: list[Candidate], data: list[Batch] | None, a
     if data is not None:
         lent = with_biases(model, layers)
         small = [c.path for c in layers if c.columns <= MOST_COLUMNS]
-        grams = gram_matrices(lent, small, data, len(data))
+        grams = gram_matrices(lent, small, data)
         trial = trial_on(lent, data)
     spectra, losses, ranks = {}, {}, {}
     for layer in track(layers, "what ranks are worth", len(layers)):

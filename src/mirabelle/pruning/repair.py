@@ -28,8 +28,8 @@ class Cut:
     captured: OpenGraph | None = None
 
 
-def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
-    """A copy of `small` whose layers give, on `count` batches of `data`, outputs as close as
+def reconstruct(small: nn.Module, cut: Cut, data: Iterable) -> nn.Module:
+    """A copy of `small` whose layers give, on `data`, outputs as close as
     possible to those of the same channels before the cut.
     """
     return fitted.reconstruct(
@@ -38,25 +38,24 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Mo
         cut.coupling.inputs,
         indices(cut.coupling, cut.removed),
         data,
-        count,
         captured=cut.captured,
     )
 
 
-def bn(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
+def bn(small: nn.Module, cut: Cut, data: Iterable) -> nn.Module:
     """BatchNorm's statistics alone."""
-    return reestimate_batchnorm(small, data, count)
+    return reestimate_batchnorm(small, data)
 
 
-def least_squares(small: nn.Module, cut: Cut, data: Iterable, count: int) -> nn.Module:
+def least_squares(small: nn.Module, cut: Cut, data: Iterable) -> nn.Module:
     """The weights of the layers whose inputs have changed, then BatchNorm's statistics, where those
     bring the outputs nearer to the original's on the same data.
     """
-    return reestimate_where_better(reconstruct(small, cut, data, count), cut.original, data, count)
+    return reestimate_where_better(reconstruct(small, cut, data), cut.original, data)
 
 
-# (the cut network, what was cut, data, batches to use) -> the repaired network
-REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {
+# (the cut network, what was cut, data) -> the repaired network
+REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable], nn.Module]] = {
     "bn": bn,
     "least-squares": least_squares,
 }
@@ -64,6 +63,6 @@ REPAIRS: dict[str, Callable[[nn.Module, Cut, Iterable, int], nn.Module]] = {
 
 def repaired(small: nn.Module, cut: Cut, settings: Settings) -> nn.Module:
     """The cut network, repaired as the settings say, where there are data for it."""
-    if settings.repair is None or settings.data is None:
+    if settings.repair is None or settings.read is None:
         return small
-    return REPAIRS[settings.repair](small, cut, settings.data, settings.batches)
+    return REPAIRS[settings.repair](small, cut, settings.read)

@@ -33,7 +33,7 @@ class Planned(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
-def in_steps(
+def in_rounds(
     model: nn.Module,
     inputs: Batch,
     fraction: float,

@@ -16,14 +16,13 @@ from mirabelle.pruning.stats import collect
 
 def scored(model: nn.Module, coupling: Coupling, settings: Settings) -> dict[str, torch.Tensor]:
     """(C,) by group; larger stays."""
-    data, criterion = settings.data, settings.criterion
+    data, criterion = settings.read, settings.criterion
     seed_everything(settings.seed)
     stats = collect(
         model,
         coupling,
         data,
         loss_function(settings.loss),
-        settings.batches,
         needs_gradients=data is not None and (callable(criterion) or criterion in NEEDS_GRADIENTS),
         by_sample=criterion in NEEDS_SAMPLES,
     )

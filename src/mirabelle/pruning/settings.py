@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Any
 
 from torch import nn
 
-from mirabelle.base.data import example_inputs
+from mirabelle.base.data import First, example_inputs
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import data_identity, function_identity
 from mirabelle.base.keep import names_of
@@ -72,7 +71,7 @@ class Settings:
     aggregate: str | None
     data: Iterable | None
     loss: str | Callable | None
-    batches: int
+    samples: int
     align: int | None
     keep: list[str]
     allocation: str | None
@@ -92,13 +91,18 @@ class Settings:
             own["criterion"] = "l2" if data is None else "brain_surgeon"
         if own["repair"] == AUTO:
             own["repair"] = None if data is None else "least-squares"
-            if isinstance(data, Iterator):  # read more than once
-                own["data"] = list(islice(data, own["batches"]))
+        if isinstance(data, Iterator):  # read more than once
+            own["data"] = list(First(data, own["samples"]))
         return cls(*chosen_budget(options), **own)
+
+    @property
+    def read(self) -> Iterable | None:
+        """What of the data the criterion and the repair read."""
+        return None if self.data is None else First(self.data, self.samples)
 
     def identity(self) -> dict[str, Any]:
         """What tells this cut from others, as JSON."""
         found = {k: function_identity(v) if callable(v) else v for k, v in vars(self).items()}
         found["keep"] = sorted(self.keep)
-        once = self.data is None or isinstance(self.data, Iterator)
-        return found | {"data": None if once else data_identity(self.data, self.seed)}
+        data = None if self.data is None else data_identity(self.data, self.seed)
+        return found | {"data": data}

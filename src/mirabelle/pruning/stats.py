@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,11 +68,10 @@ def collect(
     coupling: Coupling,
     data: Iterable | None,
     loss: Callable | None,
-    count: int,
     needs_gradients: bool,
     by_sample: bool = False,
 ) -> Stats:
-    """The statistics for a criterion; with gradients, `count` labeled batches go forward and
+    """The statistics for a criterion; with gradients, labeled batches go forward and
     backward through the network in eval mode.
 
     by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a
@@ -90,13 +89,13 @@ def collect(
     def read() -> dict[str, Gram]:
         if data is None:
             raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
-        return gram_matrices(model, _readers(model, coupling), data, count, skip=TRIAL)
+        return gram_matrices(model, _readers(model, coupling), data, skip=TRIAL)
 
     stats = Stats(
         tensors,
         scales=frozenset(f"{n}.weight" for n in norms),
         read=read,
-        trial=None if data is None or isinstance(data, Iterator) else trial_on(model, data),
+        trial=None if data is None else trial_on(model, data),
     )
     if not needs_gradients:
         return stats
@@ -104,7 +103,7 @@ def collect(
         raise InputError(
             "this criterion needs gradients: give data=, a loader of (inputs, targets), and loss="
         )
-    _add_gradients(stats, coupling, loss_gradients(model, data, loss, count, by_sample))
+    _add_gradients(stats, coupling, loss_gradients(model, data, loss, by_sample))
     return stats
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +12,9 @@ from torch import nn
 from typing_extensions import Doc
 
 from mirabelle.base.checks import check_network, clone
-from mirabelle.base.data import Batch, seed_everything
+from mirabelle.base.data import Batch, First, seed_everything
 from mirabelle.base.data import batches as read
-from mirabelle.base.declarations import BatchesOption, KeepOption, SeedOption, StepOption
+from mirabelle.base.declarations import KeepOption, SamplesOption, SeedOption, StepOption
 from mirabelle.base.errors import InputError
 from mirabelle.base.keep import check_keep
 from mirabelle.base.names import resolve
@@ -72,7 +71,7 @@ def sparsify(
     data: Annotated[Iterable | None, Doc("batches for the criterion and for the repair")] = None,
     loss: Annotated[LossOption, Doc("of taylor; None is cross entropy")] = None,
     step: StepOption = None,
-    batches: BatchesOption = 16,
+    samples: SamplesOption = 512,
     allocation: Annotated[
         str | None,
         OneOf(ALLOCATIONS),
@@ -109,7 +108,7 @@ def sparsify(
       larger stays. None is `obs`, and `magnitude` without data.
     - data: labeled batches for `taylor`, inputs alone for `wanda` and `obs`.
     - loss, step: of `taylor`: a name or (output, target) -> scalar; or (network, batch) -> scalar.
-    - batches: how many of data the criterion and the repair read, 16 by default.
+    - samples: how many of data the criterion and the repair read, 512 by default.
     - allocation: `global` sorts the units of all layers together. `uniform` takes the same share
       of every layer, `erk` leaves small layers more, `lamp` compares within layers first.
     - keep: modules or parameters, by path, that are left alone.
@@ -141,13 +140,7 @@ def sparsify(
         allocation = "global" if criterion == "obs" else "lamp"
     if repair == AUTO:
         repair = None if data is None else "least-squares" if criterion == "obs" else "bn"
-    if isinstance(data, Iterator):
-        if rounds is not None and rounds > 1:
-            raise InputError(
-                f"data is an iterator ({type(data).__name__}), which can be read only once; "
-                f"rounds={rounds} read it several times"
-            )
-        data = list(islice(data, batches))
+    data = None if data is None else First(data, samples)
     if rounds is None:
         rounds = ROUNDS if repair == "least-squares" else 1
     _check_grows(model, _layers(model, keep, rows_of(block)), sparsity)
@@ -162,7 +155,7 @@ def sparsify(
             criterion=criterion,
             data=data,
             loss=loss,
-            batches=batches,
+            samples=samples,
             allocation=allocation,
             keep=keep,
             least=least,
@@ -191,7 +184,7 @@ def cut(
     criterion: str | Callable,
     data: Iterable | None,
     loss: Callable | None,
-    batches: int,
+    samples: int,
     allocation: str,
     keep: Iterable[str],
     least: float,
@@ -201,12 +194,13 @@ def cut(
     """One cut of `sparsify`. original: what the repair takes for its reference; captured: its
     graph, for several cuts.
     """
+    data = None if data is None else First(data, samples)
     layers = _layers(model, keep, rows_of(block))
     density, before = 1 - sparsity, masks.zeros(model)
     units = {layer.name: by_block((layer.weight != 0).double(), layer.block) for layer in layers}
     check_reachable(units, density, least)
     score = resolve(criterion, CRITERIA, "criterion")
-    scores = _scores(model, layers, score, criterion, data, loss, batches)
+    scores = _scores(model, layers, score, criterion, data, loss)
     for layer in layers:
         if layer.name in before:
             scores[layer.name] = torch.where(units[layer.name] > 0, scores[layer.name], -torch.inf)
@@ -224,7 +218,7 @@ def cut(
     masks.mark(sparse, {layer.name: layer.block for layer in layers})
     masks.enforce(sparse, pruned)
     captured = captured or CapturedOnce(original)
-    return _mended(sparse, captured, pruned, repair, data, batches)
+    return _mended(sparse, captured, pruned, repair, data)
 
 
 def _check_grows(model: nn.Module, layers: Sequence[ScoredLayer], sparsity: float) -> None:
@@ -253,15 +247,14 @@ def _mended(
     pruned: dict[str, torch.Tensor],
     repair: str | None,
     data: Iterable | None,
-    batches: int,
 ) -> nn.Module:
     if repair is None or data is None:
         return sparse
     if repair == "bn":
-        return reestimate_batchnorm(sparse, data, batches)
+        return reestimate_batchnorm(sparse, data)
     original, example = captured.model, _example(data)
-    fitted = reconstruct(sparse, original, example, {}, data, batches, pruned, captured(example))
-    return reestimate_where_better(fitted, original, data, batches)
+    fitted = reconstruct(sparse, original, example, {}, data, pruned, captured(example))
+    return reestimate_where_better(fitted, original, data)
 
 
 def _example(data: Iterable) -> Batch:
@@ -288,7 +281,6 @@ def _scores(
     criterion: Any,
     data: Iterable | None,
     loss: Callable | None,
-    count: int,
 ) -> dict[str, torch.Tensor]:
     own = callable(criterion) or (isinstance(criterion, str) and ":" in criterion)
     gradients, inputs = (
@@ -301,10 +293,10 @@ def _scores(
             f"{'(inputs, targets)' if gradients else 'inputs'}"
         )
     if gradients and data is not None:
-        _collect_changes(model, layers, data, loss, count)
+        _collect_changes(model, layers, data, loss)
     if inputs and data is not None:
         modules = [n.module for n in layers if has_rows(model.get_submodule(n.module))]
-        found = gram_matrices(model, modules, data, count)
+        found = gram_matrices(model, modules, data)
         for layer in layers:
             layer.gram = found.get(layer.module)
     scores = {}
@@ -325,10 +317,10 @@ def _scores(
 
 
 def _collect_changes(
-    model: nn.Module, layers: list[ScoredLayer], data: Iterable, loss: Callable | None, count: int
+    model: nn.Module, layers: list[ScoredLayer], data: Iterable, loss: Callable | None
 ) -> None:
     seen = 0
-    for gradients in loss_gradients(model, data, loss, count):
+    for gradients in loss_gradients(model, data, loss):
         seen += 1
         for layer in layers:
             if layer.name in gradients:

@@ -58,10 +58,10 @@ def check_device(device: Any) -> None:
 @declared(_together)
 def train(
     model: nn.Module | str | Path,
-    loader: Iterable,
+    data: Iterable,
     objective: Objective,
     *,
-    epochs: Annotated[int, Ge(1), Doc("passes over the loader")] = 1,
+    epochs: Annotated[int, Ge(1), Doc("passes over the data")] = 1,
     steps: Annotated[
         int | None, Ge(1), Doc("optimizer steps in all, instead of epochs; the schedule spans them")
     ] = None,
@@ -146,7 +146,7 @@ def train(
     ] = None,
     progress: Annotated[str, FromRun, Doc("what the progress bar says")] = "training",
 ) -> Trained:
-    """Minimizes `objective` over the loader and returns a trained copy; `model` is left as it was.
+    """Minimizes `objective` over the data and returns a trained copy; `model` is left as it was.
 
     objective: (network, batch) -> named, weighted parts of the loss; their sum is minimized.
     The signature says what each option is; what it does not say:
@@ -170,25 +170,25 @@ def train(
     Under `torchrun` every process takes its share of each batch, so any number of processes sees
     the same global batches.
 
-    Raises `InputError` for options out of range, a loader that is empty or does not fit the
+    Raises `InputError` for options out of range, data that are empty or do not fit the
     network, and `MirabelleError` where the loss is not finite.
     """
     settings = Settings.of(locals())
-    if isinstance(loader, Iterator):
+    if isinstance(data, Iterator):
         raise InputError(
-            f"the training data is an iterator ({type(loader).__name__}), which can be read "
+            f"the training data is an iterator ({type(data).__name__}), which can be read "
             "only once; give a list, a DataLoader or any iterable"
         )
-    model = clone(check_network(for_data(model, loader)))
+    model = clone(check_network(for_data(model, data)))
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
             "the network has no parameter to train; all of them are frozen, or it has none"
         )
-    first = next(batches(loader, what="the training loader"))
+    first = next(batches(data, what="the training loader"))
     check_finite(first, "batch 0 of the training loader", squares=True)
     check_runs(model, first.head(2).to(device_of(model)), "the first training batch")
     check_reached(model, objective, first.head(2))
-    return Loop(model, loader, objective, settings, first.size).run()
+    return Loop(model, data, objective, settings, first.size).run()
 
 
 def check_reached(model: nn.Module, objective: Objective, batch: Batch) -> None:
@@ -215,7 +215,7 @@ def check_reached(model: nn.Module, objective: Objective, batch: Batch) -> None:
 @declared(rest=train)
 def fit(
     model: nn.Module | str | Path,
-    loader: Iterable,
+    data: Iterable,
     loss: LossOption = None,
     *,
     step: StepOption = None,
@@ -229,7 +229,7 @@ def fit(
 
     - model: a network, or a name of one (`sources.networks`). The batch norms that an ONNX file
       has merged stay merged.
-    - loader: batches of (inputs, target), read once an epoch. Lists, loaders and iterables without
+    - data: batches of (inputs, target), read once an epoch. Lists, loaders and iterables without
       a length will do, the last with `steps`.
     - loss: a name of `mirabelle.training.LOSSES` or a callable (output, target) -> scalar. It gets
       what the network gives and the targets as they are: dicts, lists, several heads.
@@ -256,7 +256,7 @@ def fit(
         True
     """
     function = loss_function(loss, step)
-    return train(model, loader, LabelsObjective(function), **with_loss(options, function)).model
+    return train(model, data, LabelsObjective(function), **with_loss(options, function)).model
 
 
 def with_loss(options: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
