@@ -41,6 +41,12 @@ def test_unknown_names_are_errors_with_the_nearest():
         check_keep(layers(), ["0.wieght"])
 
 
+@pytest.mark.parametrize("keep", [[None], b"fc", [3], torch.ones(2)])
+def test_what_is_no_name(keep):
+    with pytest.raises(InputError, match=r"keep names a \w+, .*expected names of modules"):
+        mb.sparsify(layers(), sparsity=0.5, keep=keep)
+
+
 @pytest.mark.parametrize("form", [str, lambda n: [n], lambda n: iter([n])])
 @pytest.mark.parametrize("verb", ["prune", "sparsify", "factorize"])
 def test_every_verb_takes_a_name_a_list_and_an_iterator(verb, form):

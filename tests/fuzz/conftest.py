@@ -24,7 +24,7 @@ QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 OUTCOMES = ("tried", "good", "fine", "foreign", "wrong", "hang")
 HERE = Path(__file__).parent
 SHARE = pytest.StashKey[float]()  # seconds of each test
-LIMIT = 120.0  # seconds of one example, after which it hangs
+LIMIT = 120.0  # seconds of the processor for one example, after which it hangs
 
 settings.register_profile(
     "ci", settings.get_profile("ci"), max_examples=15, derandomize=True, database=None, **QUIET
@@ -63,7 +63,7 @@ def _counting(inner: Callable, found: Counter, until: float) -> Callable:
         failed = sum(found[k] for k in ("foreign", "wrong", "hang"))
         outcome = "good"
         noted.clear()
-        signal.setitimer(signal.ITIMER_REAL, LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         try:
             inner(*args, **given)
             outcome = "fine" if noted else "good"
@@ -77,7 +77,7 @@ def _counting(inner: Callable, found: Counter, until: float) -> Callable:
             outcome = "wrong" if _of_the_test(error) else "foreign"
             raise
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             if outcome and not failed:
                 found["tried"] += 1
                 found[outcome] += 1
@@ -104,7 +104,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     if handle is None or not _long(pyfuncitem.config):
         return (yield)
     found: Counter = Counter()
-    inner, before = handle.inner_test, signal.signal(signal.SIGALRM, _alarm)
+    inner, before = handle.inner_test, signal.signal(signal.SIGPROF, _alarm)
     handle.inner_test = _counting(inner, found, time.monotonic() + pyfuncitem.config.stash[SHARE])
     try:
         return (yield)
@@ -112,7 +112,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
         return True
     finally:
         handle.inner_test = inner
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
         pyfuncitem.user_properties.append(("outcomes", json.dumps(found)))
 
 

@@ -5,6 +5,7 @@ hold no graphs of their own; and networks that come in wrappers.
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from mirabelle.base.errors import CaptureError, InputError
 from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
+from mirabelle.exporter import export
 from mirabelle.graph.capture import capture, operator
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
@@ -261,3 +263,33 @@ def test_a_lazy_network_is_to_be_run_once():
     model = nn.Sequential(nn.LazyConv2d(8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     with pytest.raises(InputError, match=r"0\.weight has no size yet.*run the network once"):
         capture(model, Batch((X,), {}, None))
+
+
+def halved_data(s, x):
+    x.data.mul_(0.5)
+    return s.a(x)
+
+
+def clamped(s, x):
+    y = s.a(x)
+    y.data.clamp_(0.0, 1.0)
+    return s.b(y)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        halved_data,
+        clamped,
+        lambda s, x: s.b(F.conv2d(x, s.a.weight.data, s.a.bias.data, padding=1)),
+    ],
+    ids=["input", "between", "weights"],
+)
+def test_what_is_read_as_data_is_captured_and_exported(forward, tmp_path):
+    """`torch.export` refuses it, and torch.onnx ended the process with a fault of memory."""
+    network, x = two(forward), X.clone()
+    with torch.no_grad():
+        expected = network(x.clone())
+        assert torch.equal(capture(network, as_batch(x), dynamic_batch=True)(x), expected)
+    file = export(network, tmp_path, inputs=x)
+    assert torch.equal(x, X) and np.allclose(np.asarray(file(x)), expected, atol=1e-5)

@@ -224,14 +224,16 @@ def length_of(loader: Any) -> int | None:
         return None
 
 
-def counted(loader: Iterable, limit: int | None = None) -> int:
+def counted(loader: Iterable, limit: int | None = None, what: str = "the training loader") -> int:
     """How many batches a loader gives, counted where it does not say: at most `limit`.
 
     Raises `InputError` for one that does not end.
     """
     length = length_of(loader)
     if length is None:
-        length = sum(1 for _ in islice(iter(loader), MOST_BATCHES if limit is None else limit))
+        length = sum(
+            1 for _ in islice(items(loader, what), MOST_BATCHES if limit is None else limit)
+        )
         if limit is None and length == MOST_BATCHES:
             raise InputError(
                 f"the loader has no length and does not end within {length} batches; say with "

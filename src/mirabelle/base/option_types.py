@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -103,6 +104,11 @@ def mentions(hint: Any, kind: Any) -> bool:
     return any(m is kind or get_origin(m) is kind for m in members)
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or an array, of torch, NumPy or another package."""
+    return hasattr(value, "__float__") and hasattr(value, "shape") and not isinstance(value, Real)
+
+
 def form(hint: Any, recipe: bool) -> Any:
     """The type as pydantic takes it. Bounds and names go down to the member that they speak of. In
     a recipe lists stand for iterables, and what a file cannot hold is left out. Elsewhere iterables
@@ -147,7 +153,8 @@ def _iterable() -> Any:
     from pydantic import AfterValidator
 
     def check(value: Any) -> Any:
-        if not isinstance(value, Iterable):
+        # an array without a dimension has what iterates, but refuses
+        if not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
             raise ValueError("it cannot be iterated")
         return value
 

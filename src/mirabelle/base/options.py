@@ -35,6 +35,7 @@ from mirabelle.base.option_types import (
     OneOf,
     OptionsOf,
     form,
+    is_tensor,
     mentions,
     sentence,
     tables,
@@ -96,6 +97,10 @@ class Option:
         """What is wrong with `value`, as the end of a sentence; empty where nothing is."""
         from pydantic import ValidationError
 
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return f", which is beyond 64 bits; expected {self.expected}"
+        if is_tensor(value) and mentions(self.type, float):
+            return self._why(value, recipe)  # pydantic takes one number of it for a float
         try:
             self.adapter(recipe).validate_python(value)
         except ValidationError:

@@ -4,14 +4,13 @@ the training loop.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_runs
+from mirabelle.base.checks import check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import function_identity, network_identity
@@ -82,7 +81,7 @@ class Distillation:
         self.temperature, self.hard, self.features = temperature, hard, dict(features or {})
         self.functions = {n: resolve(n, LOSSES, "loss") for n in self.weights if n not in OTHERS}
         self.head = (
-            copy.deepcopy(head).to(teachers.device).eval().requires_grad_(False)
+            clone(head).to(teachers.device).eval().requires_grad_(False)
             if head is not None
             else None
         )

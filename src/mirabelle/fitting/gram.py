@@ -138,7 +138,7 @@ def gram_matrices(
         batch = batch.map(lambda t, first=first: t[first:].to(device) if t.ndim else t.to(device))
         outputs.clear()
         with torch.enable_grad(), running(batch, f"batch {i} of data"):
-            z = as_tensor(batch.run(model))
+            z = torch.atleast_1d(as_tensor(batch.run(model)))
             noise = torch.randn(z.shape, generator=generator).to(z)
             for name, g in _drawn_gradients((z * noise).sum(), outputs):
                 if isinstance(model.get_submodule(name), nn.Conv2d):

@@ -15,11 +15,12 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree as pytree
 
-from mirabelle.base.checks import check_network, check_runs, clone
+from mirabelle.base.checks import check_network, check_python, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, warn
 from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
+from mirabelle.base.tracing import DataAsDetached
 from mirabelle.graph.any_batch import open_batch
 from mirabelle.graph.plain import leave_inputs_alone, own_constants, write_regions
 from mirabelle.graph.proof import FLIPPED, difference
@@ -98,14 +99,8 @@ def check_capturable(model: nn.Module) -> nn.Module:
     """The network itself. `CaptureError` with the remedy for what can be seen to stand in the way:
     scripted modules, and weights that an old hook computes before each forward.
     """
-    for name, module in model.named_modules():
+    for name, module in check_python(model).named_modules():
         where = name or type(model).__name__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise CaptureError(
-                f"{where} is scripted or traced, and has no Python code to capture; give the "
-                "network that it was made from, with its weights "
-                "(network.load_state_dict(scripted.state_dict()))"
-            )
         for hook in module._forward_pre_hooks.values():
             if remedy := _HOOKS.get(f"{type(hook).__module__}.{type(hook).__name__}") or (
                 _MASKED if isinstance(hook, BasePruningMethod) else None
@@ -245,7 +240,7 @@ def program(
     """The network as torch's exported program, as it stands: its mode and parameters are those of
     `model`. `CaptureError` where torch refuses.
     """
-    with muffled(), uncollected():
+    with muffled(), uncollected(), DataAsDetached():
         try:
             return torch.export.export(
                 model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes

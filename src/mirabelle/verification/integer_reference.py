@@ -276,7 +276,8 @@ class IntegerReference:
         def plain(n: fx.Node) -> Any:
             return pytree.tree_map(
                 lambda v: (
-                    torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v
+                    # np.ascontiguousarray would give a scalar a dimension
+                    torch.from_numpy(np.asarray(v, order="C")) if isinstance(v, np.ndarray) else v
                 ),
                 _float(values[n]),
             )
