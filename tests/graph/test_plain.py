@@ -293,3 +293,15 @@ def test_what_is_read_as_data_is_captured_and_exported(forward, tmp_path):
         assert torch.equal(capture(network, as_batch(x), dynamic_batch=True)(x), expected)
     file = export(network, tmp_path, inputs=x)
     assert torch.equal(x, X) and np.allclose(np.asarray(file(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "training"])
+def test_names_that_graphs_need_are_refused(name, tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.ReLU())
+    network._modules[name] = nn.Linear(108, 2)
+    for call in (
+        lambda: capture(network, as_batch(X)),
+        lambda: export(network, tmp_path, inputs=X),
+    ):
+        with pytest.raises(CaptureError, match=f"module called '{name}'.*another name"):
+            call()

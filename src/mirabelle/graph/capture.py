@@ -34,6 +34,8 @@ _HOOKS = {  # by class, what takes the hook away
     ),
 }
 _MASKED = 'make its zeros permanent with torch.nn.utils.prune.remove(module, "weight") first'
+# Modules of such names take the place of what a graph module, or any module, is made of.
+_TAKEN = {"code", "graph", "meta", "recompile", "training"}
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -41,7 +43,7 @@ def _users_line(error: BaseException, model: nn.Module) -> str:
     """The innermost line outside torch that the error passed through: the place in the user's own
     code.
     """
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])  # all of Mirabelle
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
@@ -95,10 +97,23 @@ def capture(
     return found
 
 
+def check_names(model: nn.Module) -> nn.Module:
+    """The network itself. `CaptureError` for a module whose name a graph needs for itself."""
+    if taken := sorted(_TAKEN & {n for n, _ in model.named_children()}):
+        raise CaptureError(
+            f"{type(model).__name__} has a module called {taken[0]!r}, which torch's graphs need "
+            "for themselves; give it another name"
+        )
+    return model
+
+
 def check_capturable(model: nn.Module) -> nn.Module:
     """The network itself. `CaptureError` with the remedy for what can be seen to stand in the way:
-    scripted modules, and weights that an old hook computes before each forward.
+    scripted modules, names that graphs need, and weights that an old hook computes before each
+    forward.
     """
+    if not isinstance(model, fx.GraphModule):
+        check_names(model)
     for name, module in check_python(model).named_modules():
         where = name or type(model).__name__
         for hook in module._forward_pre_hooks.values():
