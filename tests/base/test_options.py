@@ -85,6 +85,7 @@ def cook(
         ({"share": True}, "share is True; expected a number"),
         ({"share": np.array(0.5)}, "share is a ndarray; expected a number"),
         ({"share": torch.tensor(0.5)}, "share is a Tensor; expected a number"),
+        ({"share": 1e300}, "beyond what float32 holds; expected a number above 0 and below 1"),
         ({"guests": 2**70}, "which is beyond 64 bits; expected a positive integer"),
         ({"keep": torch.tensor(1)}, "keep is a Tensor; expected a list such as [rice]"),
         ({"guests": 0}, "guests is 0; expected a positive integer (who eats)"),

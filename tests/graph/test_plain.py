@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import Batch, as_batch
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleWarning
 from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
@@ -305,3 +305,20 @@ def test_names_that_graphs_need_are_refused(name, tmp_path):
     ):
         with pytest.raises(CaptureError, match=f"module called '{name}'.*another name"):
             call()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.b(s.a(x)) if len(x) < 3 else s.b(s.e(s.a(x))),
+        lambda s, x: s.b(s.e(s.a(x))) if x.shape[0] == 4 else s.b(s.a(x)),
+        lambda s, x: torch.stack([s.b(s.a(x[i : i + 1]))[0] for i in range(len(x))]),
+    ],
+    ids=["fewer", "one number", "loop"],
+)
+def test_a_number_of_samples_that_torch_holds_fast_is_said(forward):
+    """torch.export takes such a number for the only one, and the graph runs for others, too."""
+    with pytest.warns(MirabelleWarning, match="depends on the number of samples; .*computes for 4"):
+        graph = capture(two(forward), as_batch(X), dynamic_batch=True)
+    with torch.no_grad():
+        assert torch.allclose(graph(X), two(forward)(X), atol=1e-6)

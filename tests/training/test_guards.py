@@ -280,3 +280,30 @@ def test_networks_without_code_or_values(verb):
         verb(torch.jit.script(nn.Sequential(nn.Linear(3, 2))), data)
     with pytest.raises(InputError, match="weight has no values, as it is on the device meta"):
         verb(nn.Linear(3, 2, device="meta"), data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (lambda o, t: None, "a NoneType"),
+        (lambda o, t: 1.0, "a float"),
+        (lambda o, t: o, r"a tensor \(4, 3\)"),
+        (lambda o, t: torch.complex(o.sum(), o.sum()), r"a complex tensor \(\)"),
+    ],
+)
+def test_losses_that_are_no_number(loss, what):
+    for call in (
+        lambda: mb.fit(model(), pairs(), loss, steps=1, lr=0.1),
+        lambda: mb.fit(model(), pairs(), loss),
+        lambda: mb.distill(
+            model(), teacher(), pairs(), losses={"labels": 1.0}, label_loss=loss, steps=1, lr=0.1
+        ),
+    ):
+        with pytest.raises(InputError, match=f"loss returned {what}; expected a tensor of one"):
+            call()
+
+
+def test_statistics_of_huge_inputs_are_refused():
+    data = [torch.randn(8, 4), torch.full((8, 4), 1e25)]
+    with pytest.raises(InputError, match=r"batch 1 of data is 1e\+25 .*at most 1.8e\+18"):
+        mb.factorize(nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 4)), data[0], rank=2, data=data)

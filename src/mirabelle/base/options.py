@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +43,7 @@ from mirabelle.base.option_types import (
 )
 
 F = TypeVar("F", bound=Callable)
+FLOAT32 = 3.4028235e38  # its largest number
 REQUIRED = inspect.Parameter.empty
 
 
@@ -99,6 +101,8 @@ class Option:
 
         if isinstance(value, int) and abs(value) >= 2**63:
             return f", which is beyond 64 bits; expected {self.expected}"
+        if isinstance(value, float) and FLOAT32 < abs(value) < math.inf:
+            return f", which is beyond what float32 holds; expected {self.expected}"
         if is_tensor(value) and mentions(self.type, float):
             return self._why(value, recipe)  # pydantic takes one number of it for a float
         try:

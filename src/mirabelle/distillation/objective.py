@@ -25,7 +25,7 @@ from mirabelle.distillation.losses import (
     kd,
 )
 from mirabelle.distillation.teachers import Teachers
-from mirabelle.fitting.gradients import StepLoss, evaluated
+from mirabelle.fitting.gradients import StepLoss, check_loss, evaluated
 from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.training.distributed import gather
 
@@ -317,11 +317,11 @@ class Distillation:
             if "head" in self.weights and taught is not None:
                 parts["head"] = self._against_head(scores, taught)
             if "head_labels" in self.weights and self.hard is not None:
-                parts["head_labels"] = self.hard(scores, batch.target)
+                parts["head_labels"] = check_loss(self.hard(scores, batch.target))
         if own is not None:
             parts["labels"] = own.float()
         elif "labels" in self.weights and self.hard is not None:
-            parts["labels"] = self.hard(output, batch.target)
+            parts["labels"] = check_loss(self.hard(output, batch.target))
         parts = {n: self.weights[n] * v for n, v in parts.items()}
         if not set(parts) - set(FEATURE_LOSSES):
             # Layers after the compared ones get gradients of zero: DistributedDataParallel waits

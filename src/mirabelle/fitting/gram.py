@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, running
-from mirabelle.base.data import batches, device_of, length_of
+from mirabelle.base.data import batches, check_finite, device_of, length_of
 from mirabelle.base.progress import track
 from mirabelle.fitting.patches import patches
 from mirabelle.measurement.accuracy import as_tensor
@@ -134,6 +134,7 @@ def gram_matrices(
     total: Any = 0
     given = batches(data, what="data")
     for i, batch in enumerate(track(given, "inputs of layers", length_of(data))):
+        check_finite(batch, f"batch {i} of data", squares=True)
         first = skip if i == 0 and batch.size > skip else 0
         batch = batch.map(lambda t, first=first: t[first:].to(device) if t.ndim else t.to(device))
         outputs.clear()

@@ -89,6 +89,8 @@ def capture(
         if branch is None and (opened := _opened(model, inputs)) is not None:
             return opened
     found = _finished(_traced(model, inputs, free=False), model, inputs)
+    if dynamic_batch and branch is None and _departs_elsewhere(model, found, inputs):
+        branch = ""
     if branch is not None:
         warn(
             f"what {type(model).__name__} computes depends on the number of samples{branch}; what "
@@ -158,6 +160,25 @@ def _difference(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> str |
             return difference(expected, fx.Interpreter(found).run(*given), FLIPPED)
     except Exception as error:
         return str(error)
+
+
+def _departs_elsewhere(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> bool:
+    """Whether a graph that was captured for the example's size runs on fewer or more samples and
+    gives something else than the network. One that cannot run there says so by itself.
+    """
+    more = inputs.map(lambda t: torch.cat([t, t[:1]]) if t.ndim and len(t) == inputs.size else t)
+    for other in (more, inputs.head(2), inputs.head(1)):
+        try:
+            once, again = (check_runs(clone(model), other.map(torch.clone), "it") for _ in "12")
+            with torch.no_grad():
+                given = [t.clone() for t in inputs_in_order(found.graph, other)]
+                result = fx.Interpreter(found).run(*given)
+        except Exception:  # of the network or of the graph: neither takes this many
+            continue
+        random = difference(once, again) is not None
+        if not random and difference(once, result, FLIPPED) is not None:
+            return True
+    return False
 
 
 def _only_for_more(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> str | None:
