@@ -88,6 +88,8 @@ def cook(
         ({"share": 1e300}, "beyond what float32 holds; expected a number above 0 and below 1"),
         ({"guests": 2**70}, "which is beyond 64 bits; expected a positive integer"),
         ({"keep": torch.tensor(1)}, "keep is a Tensor; expected a list such as [rice]"),
+        ({"keep": b"rice"}, "keep is a bytes; expected a list such as [rice]"),
+        ({"keep": ["rice", 3]}, "keep is ['rice', 3]; expected a list such as [rice]"),
         ({"guests": 0}, "guests is 0; expected a positive integer (who eats)"),
         ({"guests": "8"}, "guests is '8'; expected a positive integer"),
         ({"guests": True}, "guests is True; expected a positive integer"),

@@ -31,6 +31,13 @@ EXAMPLE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 FORMS = ["original", "pruned", "sparse", "quantized"]
 
 
+class Saved(dict):
+    """hypothesis writes out what a failing test was given: not whole files."""
+
+    def __repr__(self):
+        return f"the saved networks {', '.join(self)}"
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder, its files and the output of the network in it, for each form."""
@@ -41,7 +48,7 @@ def saved(tmp_path_factory):
         "sparse": mb.sparsify(model(), sparsity=0.9).eval(),
         "quantized": mb.quantize(small, data()[1], samples=32).eval(),
     }
-    found = {}
+    found = Saved()
     for name, net in networks.items():
         folder = mb.save(net, tmp_path_factory.mktemp("saved") / name)
         with torch.no_grad():
