@@ -2,6 +2,7 @@
 copied; and what may not enter: numbers that are not finite.
 """
 
+import sys
 import threading
 from typing import Any
 
@@ -77,6 +78,28 @@ def test_a_network_that_writes_is_quantized_like_its_twin():
     assert torch.equal(a, b)
 
 
+class Shifts(nn.Module):
+    """A teacher that subtracts 3 of its input, in place or not."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.sub_(3.0) if self.inplace else x - 3.0).mean((2, 3))
+
+
+def test_a_student_does_not_see_what_its_teacher_writes():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    a, b = (
+        mb.distill(student, Shifts(inplace), _data(), losses={"mse": 1.0}, steps=2, lr=0.1)
+        for inplace in (True, False)
+    )
+    assert all(torch.equal(t, b.state_dict()[n]) for n, t in a.state_dict().items())
+    assert not torch.equal(a[0].weight, student[0].weight)
+
+
 class Holds(nn.Module):
     """Keeps what no copy can be made of."""
 
@@ -84,6 +107,7 @@ class Holds(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3, 2)
         self.lock, self.caches = threading.Lock(), [{"lock": threading.RLock()}]
+        self.log, self.draws = sys.__stderr__, (i for i in range(3))
         self.scale = self.layer.weight.sum() * 0 + 2  # computed: no leaf
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def check_module(model: object, argument: str = "model") -> nn.Module:
     """The network itself, if it is an `nn.Module`, out of the wrappers of `torch.compile`,
-    DataParallel and DistributedDataParallel; else `InputError`.
+    DataParallel and DistributedDataParallel, and its tensors have sizes and values; else
+    `InputError`.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
@@ -31,6 +32,17 @@ def check_module(model: object, argument: str = "model") -> nn.Module:
         raise InputError(
             f"{argument} is a {type(model).__name__}; expected a torch.nn.Module{remedy}"
         )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise InputError(
+                f"{argument}: {name} has no size yet, as its module is lazy; run the network once "
+                "on an example first"
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"{argument}: {name} has no values, as it is on the device meta; load its weights "
+                "first, on the CPU or another device"
+            )
     return model
 
 
@@ -52,16 +64,6 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
     """
     model = check_module(model, argument)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-            raise InputError(
-                f"{argument}: {name} has no size yet, as its module is lazy; run the network once "
-                "on an example first"
-            )
-        if tensor.is_meta:
-            raise InputError(
-                f"{argument}: {name} has no values, as it is on the device meta; load its weights "
-                "first, on the CPU or another device"
-            )
         finite = isinstance(tensor, nn.Parameter) or "running_" in name
         wrong = ~torch.isfinite(tensor) if finite else tensor.isnan()
         if bad := int(wrong.sum()):
