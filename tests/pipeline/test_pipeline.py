@@ -387,17 +387,6 @@ def test_errors_of_fit_are_recipe_errors(tmp_path):
             run(recipe(tmp_path, **changes), folder=tmp_path / "out")
 
 
-def test_nan_in_the_test_data_is_no_result(tmp_path, capsys):
-    asked = recipe(
-        tmp_path, [{"prune": {"macs": 0.6, "criterion": "l1"}}], data="tests.tiny:nan_in_test"
-    )
-    assert main(["run", str(asked), "--folder", str(tmp_path / "out")]) == 1
-    assert "batch 0 of the test loader is nan at index [3, 0, 2, 1]" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    assert not (tmp_path / "out" / "report.json").exists()
-
-
 def test_unlabeled_data_is_enough_for_l1_and_distillation(tmp_path):
     two = [{"prune": {"macs": 0.6, "align": 2, "criterion": "l1"}}, "distill"]
     asked = recipe(tmp_path, two, data="tests.tiny:unlabeled_train")
