@@ -18,7 +18,7 @@ test: .venv/dev lint
 test-slow: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# Damaged files and odd arguments, drawn anew each time, for as long as it takes: an hour and more. `make test` has a short form of it.
+# Damaged files, networks, loaders and odd arguments, drawn anew each time, for an hour (FUZZ_SECONDS) that all tests share; a table of outcomes. `make test` has a short form of it.
 fuzz: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 14400 --hypothesis-profile=long tests/fuzz
 

@@ -295,6 +295,25 @@ def test_another_type_is_refused(networks, tmp_path):
         mb.load(tmp_path, model().double())
 
 
+@pytest.mark.parametrize("what", [3, None, nn.Conv2d])
+def test_what_is_no_network(what, networks, tmp_path):
+    mb.save(networks["original"], tmp_path)
+    for call in (lambda: mb.load(tmp_path, what), lambda: mb.save(what, tmp_path)):
+        with pytest.raises(InputError, match="model is a .*; expected a torch.nn.Module"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [(nn.LazyLinear(3), "no size yet"), (model().to("meta"), "has no values")]
+)
+def test_networks_without_sizes_or_values(what, words, networks, tmp_path):
+    """torch copies what was loaded into a network on the device meta without a word."""
+    mb.save(networks["original"], tmp_path)
+    for call in (lambda: mb.load(tmp_path, what), lambda: mb.save(what, tmp_path / "other")):
+        with pytest.raises(InputError, match=f"weight has {words}|weight {words}"):
+            call()
+
+
 def test_interrupted_save_never_loads_as_something_else(networks, tmp_path, monkeypatch):
     mb.save(networks["original"], tmp_path)
 

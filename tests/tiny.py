@@ -92,6 +92,12 @@ def unlabeled_test() -> tuple:
     return *data()[:2], [torch.zeros(4, 1, 8, 8)]
 
 
+def nan_in_test() -> tuple:
+    x = torch.zeros(4, 1, 8, 8)
+    x[3, 0, 2, 1] = torch.nan
+    return *data()[:2], [(x, torch.arange(4) % CLASSES)]
+
+
 def unlabeled_train() -> tuple:
     return [torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))] * 3, *data()[1:]
 

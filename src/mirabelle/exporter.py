@@ -20,7 +20,7 @@ from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.files import check_file_name
 from mirabelle.base.options import Check, declared
-from mirabelle.graph.capture import program
+from mirabelle.graph.capture import check_names, program
 from mirabelle.graph.proof import tensors
 from mirabelle.onnx_files.source import NAMES, source_of
 from mirabelle.onnx_files.write import (
@@ -246,7 +246,7 @@ def to_onnx(model: nn.Module, inputs: Batch | None, path: str | Path) -> list[st
     `<site>_dequantized` (outputs keep their own names). Doc strings and metadata (source paths
     among them) are left out. Returns the names of the sites in order.
     """
-    model = check_network(model)
+    model = check_names(check_network(model))
     given = None if inputs is None else check_runs(model, inputs, "the example input")
     quantized = _quantized(model)
     if quantized is not None and source_of(quantized) is not None:

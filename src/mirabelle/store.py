@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone, load_state
+from mirabelle.base.checks import check_module, clone, load_state, tensors_of
 from mirabelle.base.compression_of_zeros import decode, encode
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError, MirabelleError, did_you_mean
+from mirabelle.base.errors import InputError, MirabelleError, did_you_mean, warn
 from mirabelle.base.files import (
     read_json,
     read_tensors,
@@ -75,6 +75,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         ['README.md', 'model.json', 'model.safetensors']
     """
     folder = Path(folder)
+    model = check_module(model)
     described = quantization(model)
     tensors, sparse = _compact(model)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -140,6 +141,7 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
     described = _description(folder)
     if isinstance(model, (str, Path)):
         model = _of_file(model, described, folder)
+    model = check_module(model)
     sparse = described["sparse"]
     tensors = _whole(read_tensors(folder / "model.safetensors")[0], sparse, folder, _largest(model))
     result = _in_saved_form(model, described, tensors, folder)
@@ -263,7 +265,7 @@ def _check_shape(shape: Any) -> None:
 
 def _largest(model: nn.Module) -> int:
     """The elements of the largest tensor of the original: nothing saved is larger."""
-    return max((t.numel() for t in model.state_dict().values()), default=0)
+    return max((t.numel() for t in tensors_of(model).values()), default=0)
 
 
 def _in_saved_form(
@@ -302,7 +304,7 @@ def _in_saved_form(
 
 def _fill(result: nn.Module, tensors: dict[str, torch.Tensor], name: str, folder: Path) -> None:
     """Puts the saved tensors into a network whose class is called `name`."""
-    own = result.state_dict()
+    own = tensors_of(result)
     for key, tensor in tensors.items():
         if (
             key in own and own[key].dtype != tensor.dtype
@@ -323,7 +325,12 @@ def _compact(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, dict]
     """The state to write, sparse weights as `<name>/<part>`, and block and shape of each of
     them.
     """
-    tensors, sparse = model.state_dict(), {}
+    tensors, sparse = tensors_of(model), {}
+    if left_out := sorted(model.state_dict().keys() - tensors.keys()):
+        warn(
+            f"{left_out[0]} is no tensor and is not saved; after load it is that of the network "
+            "given to load"
+        )
     for name, block in masks.blocks(model).items():
         sparse[name] = {"block": block, "shape": list(tensors[name].shape)}
         if parts := encode(tensors[name], block):
@@ -357,7 +364,7 @@ def _resize(model: nn.Module, known: Mapping[str, list[int]]) -> None:
     for shape in known.values():
         _check_shape(shape)
     sizes = {n: tuple(s) for n, s in known.items()}
-    own = dict(model.state_dict(keep_vars=True))
+    own = tensors_of(model, keep_vars=True)
     for name in [*own, *sizes]:
         if name not in own or name not in sizes:
             where = "the saved network" if name in own else type(model).__name__

@@ -16,6 +16,7 @@ from mirabelle.base.data import (
     batches,
     cache_folder,
     example_inputs,
+    length_of,
     pieces,
     samples,
     seed_everything,
@@ -349,3 +350,40 @@ def test_content_hash():
         != content_hash({"a": 1, "b": [3]})
     )
     assert len(content_hash(None)) == 64
+
+
+class _Named(torch.Tensor):
+    pass
+
+
+def test_tensors_become_plain():
+    x = torch.randn(2, 3)
+    assert type(as_batch(x.as_subclass(_Named)).args[0]) is torch.Tensor
+    with torch.inference_mode():
+        made = x * 1
+    assert not as_batch(made).args[0].is_inference()
+    masked = np.ma.masked_array(x.numpy(), mask=np.zeros((2, 3)))
+    assert torch.equal(as_batch(masked).args[0], x)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.eye(3).to_sparse(), "layout sparse_coo; give x.to_dense"),
+        (np.ones((2, 3), np.longdouble), "which torch does not have; give x.astype"),
+        (np.ma.masked_array(np.ones(3), mask=[0, 1, 0]), "has masked values"),
+        (torch.ones(2, 3, device="meta"), "has no values, as it is on the device meta"),
+    ],
+)
+def test_tensors_that_no_network_takes(value, message):
+    with pytest.raises(InputError, match=f"batch 0 of the loader.*{message}"):
+        list(batches([value]))
+
+
+class _LengthFails(list):
+    def __len__(self):
+        raise RuntimeError("unknown")
+
+
+def test_a_length_that_fails_is_none():
+    assert length_of(_LengthFails([1])) is None

@@ -41,6 +41,23 @@ def test_unknown_names_are_errors_with_the_nearest():
         check_keep(layers(), ["0.wieght"])
 
 
+@pytest.mark.parametrize("keep", [[None], b"fc", b"", {}, {"0": 1}, [3], ("0", b"0"), {3}, [["0"]]])
+def test_what_is_no_list_of_names(keep):
+    for call in (
+        lambda: mb.sparsify(layers(), sparsity=0.5, keep=keep),
+        lambda: mb.factorize(layers(), rank=1, keep=keep),
+        lambda: mb.quantize(layers(), [torch.ones(2, 4)], keep=keep),
+    ):
+        with pytest.raises(InputError, match="^keep is .*; expected a list of modules"):
+            call()
+
+
+@pytest.mark.parametrize("keep", [lambda: iter([3]), lambda: torch.ones(2)])
+def test_what_is_no_name(keep):
+    with pytest.raises(InputError, match=r"keep names a \w+, .*expected names of modules"):
+        mb.sparsify(layers(), sparsity=0.5, keep=keep())
+
+
 @pytest.mark.parametrize("form", [str, lambda n: [n], lambda n: iter([n])])
 @pytest.mark.parametrize("verb", ["prune", "sparsify", "factorize"])
 def test_every_verb_takes_a_name_a_list_and_an_iterator(verb, form):

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
+import torch
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
@@ -81,6 +83,13 @@ def cook(
         ({"share": "0.5"}, "share is '0.5'; expected a number above 0 and below 1"),
         ({"share": float("nan")}, "share is nan; expected a number"),
         ({"share": True}, "share is True; expected a number"),
+        ({"share": np.array(0.5)}, "share is a ndarray; expected a number"),
+        ({"share": torch.tensor(0.5)}, "share is a Tensor; expected a number"),
+        ({"share": 1e300}, "beyond what float32 holds; expected a number above 0 and below 1"),
+        ({"guests": 2**70}, "which is beyond 64 bits; expected a positive integer"),
+        ({"keep": torch.tensor(1)}, "keep is a Tensor; expected a list such as [rice]"),
+        ({"keep": b"rice"}, "keep is a bytes; expected a list such as [rice]"),
+        ({"keep": ["rice", 3]}, "keep is ['rice', 3]; expected a list such as [rice]"),
         ({"guests": 0}, "guests is 0; expected a positive integer (who eats)"),
         ({"guests": "8"}, "guests is '8'; expected a positive integer"),
         ({"guests": True}, "guests is True; expected a positive integer"),

@@ -2,6 +2,7 @@
 copied; and what may not enter: numbers that are not finite.
 """
 
+import sys
 import threading
 from typing import Any
 
@@ -77,6 +78,28 @@ def test_a_network_that_writes_is_quantized_like_its_twin():
     assert torch.equal(a, b)
 
 
+class Shifts(nn.Module):
+    """A teacher that subtracts 3 of its input, in place or not."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.sub_(3.0) if self.inplace else x - 3.0).mean((2, 3))
+
+
+def test_a_student_does_not_see_what_its_teacher_writes():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    a, b = (
+        mb.distill(student, Shifts(inplace), _data(), losses={"mse": 1.0}, steps=2, lr=0.1)
+        for inplace in (True, False)
+    )
+    assert all(torch.equal(t, b.state_dict()[n]) for n, t in a.state_dict().items())
+    assert not torch.equal(a[0].weight, student[0].weight)
+
+
 class Holds(nn.Module):
     """Keeps what no copy can be made of."""
 
@@ -84,6 +107,7 @@ class Holds(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3, 2)
         self.lock, self.caches = threading.Lock(), [{"lock": threading.RLock()}]
+        self.log, self.draws = sys.__stderr__, (i for i in range(3))
         self.scale = self.layer.weight.sum() * 0 + 2  # computed: no leaf
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -184,3 +208,140 @@ def test_other_floating_types_are_not_quantized(dtype):
     network = nn.Sequential(nn.Linear(3, 2)).to(dtype)
     with pytest.raises(InputError, match=r"0\.weight is .*model\.float\(\)"):
         mb.quantize(network, [torch.ones(2, 3, dtype=dtype)])
+
+
+def _fails(*_: Any) -> None:
+    raise KeyError("forgotten")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, d: mb.prune(m, d[0][0], macs=0.7, align=1, criterion=_fails), "criterion .* on"),
+        (lambda m, d: mb.sparsify(m, sparsity=0.5, criterion=_fails), "criterion .* on layers.0"),
+        (lambda m, d: mb.quantize(m, d, threshold=_fails), "the threshold rule"),
+        (lambda m, d: mb.quantize(m, d, threshold=_fails, symmetric=False), "the threshold rule"),
+        (lambda m, d: mb.quantize(m, d, weight_threshold=_fails), "the rule of weight thresholds"),
+        (lambda m, d: mb.fit(m, d, steps=1, lr=1e-3, log=_fails), "log"),
+        (lambda m, d: evaluate(predictor(m), d, _fails), "batch 0, or _fails on what it gives"),
+        (
+            lambda m, d: mb.prune(m, d[0][0], macs=0.7, align=1, rounds=2, train=_fails, data=d),
+            "train",
+        ),
+    ],
+)
+def test_functions_that_fail_are_named(call, words):
+    with pytest.raises(InputError, match=f"{words}.*KeyError: 'forgotten'"):
+        call(Writes(inplace=False), _data())
+
+
+class Remembers(nn.Module):
+    """Has a state that is no tensor, and counts its calls in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = stir(
+            nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+        )
+        self.seen = {"classes": ["a", "b"]}
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def get_extra_state(self) -> Any:
+        return self.seen
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = state
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layers(x).mean((2, 3))
+
+
+def test_states_that_are_no_tensors(tmp_path):
+    network, data = Remembers(), _data()
+    for verb in ("prune", "sparsify", "fit", "quantize", "measure"):
+        VERBS[verb](network, data)
+    assert int(network.calls) == 0
+    mb.distill(Remembers(), network, data, steps=2, lr=1e-3, checkpoint=tmp_path / "run")
+    trained: Any = mb.fit(network, data, steps=2, lr=1e-3, checkpoint=tmp_path / "other")
+    assert trained.seen == network.seen
+    with pytest.warns(mb.MirabelleWarning, match="_extra_state is no tensor and is not saved"):
+        mb.save(trained, tmp_path / "saved")
+    again = mb.load(tmp_path / "saved", Remembers())
+    x = data[0][0]
+    assert torch.equal(again.eval()(x), trained.eval()(x))
+
+
+class Refuses(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("there is one of it")
+
+
+def test_what_refuses_to_be_copied_is_named():
+    with pytest.raises(InputError, match=r"a Sequential, cannot be copied.*there is one of it"):
+        mb.fit(nn.Sequential(Refuses(3, 2)), [(torch.ones(2, 3), torch.zeros(2).long())])
+
+
+def test_teachers_and_heads_with_locks():
+    data = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    student = mb.distill(nn.Linear(3, 2), Holds(), data, steps=1, lr=0.1)
+    assert bool(torch.isfinite(student(data[0][0])).all())
+
+
+OUTPUTS = {
+    "a mask": lambda y: y > 0,
+    "whole numbers": lambda y: (10 * y).round().int(),
+    "complex": lambda y: torch.complex(y, -y),
+    "one number": lambda y: y.sum(),
+    "nothing": lambda y: None,
+    "text": lambda y: {"name": "x"},
+}
+
+
+class Gives(nn.Module):
+    def __init__(self, form: str):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1)
+        )
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return OUTPUTS[self.form](self.layers(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", OUTPUTS)
+@pytest.mark.parametrize("verb", ["prune", "sparsify", "factorize", "distill", "measure"])
+def test_outputs_of_any_type(verb, form):
+    """The answer is a network, or says what the outputs are."""
+    calls = {**VERBS, "distill": lambda m, d: mb.distill(m, Writes(), d, steps=2, lr=1e-3)}
+    try:
+        calls[verb](Gives(form).eval(), _data())
+    except InputError as error:
+        assert any(w in str(error) for w in ("output", "no channel", "the student gives ()"))
+    else:
+        assert form not in ("nothing", "text") or verb == "sparsify"
+
+
+class _Broken:
+    def __iter__(self):
+        raise ValueError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, d: mb.fit(m, d),  # which counts the batches, and holds some back
+        lambda m, d: mb.measure(m, d),
+        lambda m, d: mb.sparsify(m, sparsity=0.5, data=d),
+        lambda m, d: mb.quantize(m, d),
+        lambda m, d: mb.fit(m, _data(), steps=1, lr=0.1, checkpoint="x", validation=d),
+    ],
+    ids=["fit", "measure", "sparsify", "quantize", "validation"],
+)
+def test_loaders_that_fail_or_are_none(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="ValueError: the disk is gone"):
+        call(Writes(), _Broken())
+    with pytest.raises(InputError, match="is a int; expected a loader|validation is 3|data is 3"):
+        call(Writes(), 3)

@@ -73,8 +73,9 @@ def test_modes():
     validation = [(images(1)[0], torch.zeros(6, dtype=torch.long))]
     mb.distill(s, t, images(3), epochs=3, validation=validation)
     assert teaches and not any(teaches)
-    # Two checks before, then three batches and one validation for each epoch.
-    assert learns[-12:] == [True, True, True, False] * 3
+    # Two checks before, then three batches and one validation for each epoch, and the outputs of
+    # what is returned.
+    assert learns[-13:] == [True, True, True, False] * 3 + [False]
 
 
 def test_learns_from_unlabeled_data():

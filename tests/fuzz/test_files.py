@@ -24,10 +24,18 @@ from mirabelle.onnx_files.read import network
 from mirabelle.pipeline.recipe import load_recipe
 from mirabelle.runtimes import load as open_file
 from tests.fuzz.mutations import BYTES, as_json, fields
+from tests.fuzz.outcomes import check_message
 from tests.tiny import data, model
 
 EXAMPLE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 FORMS = ["original", "pruned", "sparse", "quantized"]
+
+
+class Saved(dict):
+    """hypothesis writes out what a failing test was given: not whole files."""
+
+    def __repr__(self):
+        return f"the saved networks {', '.join(self)}"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ def saved(tmp_path_factory):
         "sparse": mb.sparsify(model(), sparsity=0.9).eval(),
         "quantized": mb.quantize(small, data()[1], samples=32).eval(),
     }
-    found = {}
+    found = Saved()
     for name, net in networks.items():
         folder = mb.save(net, tmp_path_factory.mktemp("saved") / name)
         with torch.no_grad():
@@ -55,8 +63,8 @@ def loads_equal_or_is_refused(saved, form, file, content):
         (folder / file).write_bytes(content)
         try:
             found = mb.load(folder, model(3))
-        except MirabelleError:
-            return
+        except MirabelleError as error:
+            return check_message(error, file, folder.name)
         with torch.no_grad():
             assert torch.equal(found(EXAMPLE), expected), "it loads as another network"
     finally:
@@ -85,8 +93,8 @@ def test_fields_of_model_json_by_someone_who_computes_checksums(saved, form, dra
     try:
         (folder / "model.json").write_bytes(as_json(sealed(draw.draw(fields(content)))))
         mb.load(folder, model(3))
-    except MirabelleError:
-        pass
+    except MirabelleError as error:
+        check_message(error, "model.json", "model.safetensors", folder.name)
     finally:
         (folder / "model.json").write_bytes(files["model.json"])
 
@@ -104,8 +112,8 @@ def test_safetensors(saved, tmp_path_factory, change, draw, whole):
     path.write_bytes(content)
     try:
         read_tensors(path)
-    except MirabelleError:
-        pass
+    except MirabelleError as error:
+        check_message(error, path.name)
 
 
 @given(change=BYTES)
@@ -114,8 +122,8 @@ def test_json(saved, tmp_path_factory, change):
     path.write_bytes(change(saved["quantized"][1]["model.json"]))
     try:
         read_json(path)
-    except InputError:
-        pass
+    except InputError as error:
+        check_message(error, path.name)
 
 
 RECIPE = {
@@ -145,6 +153,7 @@ def test_recipes(tmp_path_factory, change, draw, whole):
     try:
         load_recipe(path)
     except RecipeError as error:
+        check_message(error, path.name, *RECIPE, "step")
         assert len(str(error)) < 2000
 
 
@@ -188,5 +197,5 @@ def test_onnx(onnx_files, tmp_path_factory, name, change, read):
                     network(path, Batch((EXAMPLE,), {}, None))(EXAMPLE)
             else:
                 open_file(path, "onnxruntime")(np.zeros((1, 1, 8, 8), "float32"))
-    except MirabelleError:
-        pass
+    except MirabelleError as error:
+        check_message(error, path.name, "w.bin")

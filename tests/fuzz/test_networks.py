@@ -63,8 +63,9 @@ def check(plan: Plan) -> str:
     trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
     whole, least = coupling.parameters({}, trained), coupling.parameters(kept, trained)
     small = prune(
-        model, x, params=(least + 0.5) / whole, criterion="l1", align=1, least=1e-9, seed=plan.seed
-    )
+        model, x, params=(least + 0.5) / whole, criterion="l1", allocation="global", align=1,
+        least=1e-9, seed=plan.seed,
+    )  # fmt: skip
     assert count_parameters(small) == count_parameters(model) - whole + least
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     for scale, count in ((1.0, 3), (5.0, 5), (0.1, 1)):

@@ -1,12 +1,14 @@
 """Capturing a network: for any batch size, and what forward keeps."""
 
+import warnings
+
 import networks
 import pytest
 import torch
 from torch import nn
 
 from mirabelle.base.data import Batch, as_batch
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleWarning
 from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
@@ -149,24 +151,26 @@ def test_a_batch_that_the_network_fixes_is_the_examples():
 
 
 @pytest.mark.parametrize(
-    ("forward", "shapes"),
+    ("forward", "shapes", "said"),
     [
-        (lambda x: x if len(x) < 4 else x * 2, [(16, 8)]),
-        (lambda x: x[3:] - x[:1], [(16, 8)]),
-        (lambda x: torch.cat([x[i : i + 1] * i for i in range(len(x))]), [(5, 8)]),
-        (lambda x: x.view(4, -1), [(16, 8)]),
-        (lambda x, t: x + t if len(x) == len(t) else x * 2, [(4, 8), (1, 8)]),
-        (lambda x, mask: x * mask, [(8, 3, 4, 4), (1, 1, 4, 4)]),
-        (lambda x, mask: x * mask, [(8, 3, 4, 4), (8, 1, 4, 4)]),
+        (lambda x: x if len(x) < 4 else x * 2, [(16, 8)], True),
+        (lambda x: x[3:] - x[:1], [(16, 8)], False),
+        (lambda x: torch.cat([x[i : i + 1] * i for i in range(len(x))]), [(5, 8)], True),
+        (lambda x: x.view(4, -1), [(16, 8)], False),
+        (lambda x, t: x + t if len(x) == len(t) else x * 2, [(4, 8), (1, 8)], True),
+        (lambda x, mask: x * mask, [(8, 3, 4, 4), (1, 1, 4, 4)], False),
+        (lambda x, mask: x * mask, [(8, 3, 4, 4), (8, 1, 4, 4)], False),
     ],
 )
-def test_a_graph_does_what_the_network_does_with_the_whole_example(forward, shapes):
+def test_a_graph_does_what_the_network_does_with_the_whole_example(forward, shapes, said):
     """Also where two samples of it would take another path."""
     inputs = [torch.randn(s) for s in shapes]
-    found = capture(
-        Net(lambda _, *given: forward(*given)), Batch(tuple(inputs), {}, None), dynamic_batch=True
-    )
-    torch.testing.assert_close(found(*inputs), forward(*inputs))
+    network = Net(lambda _, *given: forward(*given))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", MirabelleWarning)
+        graph = capture(network, Batch(tuple(inputs), {}, None), dynamic_batch=True)
+    assert bool(found) is said
+    torch.testing.assert_close(graph(*inputs), forward(*inputs))
 
 
 def test_two_samples_are_traced_of_a_large_example():

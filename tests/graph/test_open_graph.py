@@ -56,7 +56,7 @@ def exports(monkeypatch) -> list[int]:
         ("quantize", {"accuracy_drop": 0.0}, 1),
         ("prune", {"macs": 0.6, "align": 1}, 2),  # for channels, and for any batch
         ("prune", {"macs": 0.6, "align": 1, "depth": True}, 2),
-        ("prune", {"macs": 0.6, "align": 1, "steps": 2}, 4),
+        ("prune", {"macs": 0.6, "align": 1, "rounds": 2}, 4),
         ("sparsify", {"sparsity": 0.8}, 1),  # of four rounds
     ],
 )

@@ -5,6 +5,7 @@ hold no graphs of their own; and networks that come in wrappers.
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,10 +13,11 @@ from torch.nn import functional as F
 
 from mirabelle.base.checks import check_network
 from mirabelle.base.data import Batch, as_batch
-from mirabelle.base.errors import CaptureError, InputError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleWarning
 from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
+from mirabelle.exporter import export
 from mirabelle.graph.capture import capture, operator
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
@@ -261,3 +263,62 @@ def test_a_lazy_network_is_to_be_run_once():
     model = nn.Sequential(nn.LazyConv2d(8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     with pytest.raises(InputError, match=r"0\.weight has no size yet.*run the network once"):
         capture(model, Batch((X,), {}, None))
+
+
+def halved_data(s, x):
+    x.data.mul_(0.5)
+    return s.a(x)
+
+
+def clamped(s, x):
+    y = s.a(x)
+    y.data.clamp_(0.0, 1.0)
+    return s.b(y)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        halved_data,
+        clamped,
+        lambda s, x: s.b(F.conv2d(x, s.a.weight.data, s.a.bias.data, padding=1)),
+    ],
+    ids=["input", "between", "weights"],
+)
+def test_what_is_read_as_data_is_captured_and_exported(forward, tmp_path):
+    """`torch.export` refuses it, and torch.onnx ended the process with a fault of memory."""
+    network, x = two(forward), X.clone()
+    with torch.no_grad():
+        expected = network(x.clone())
+        assert torch.equal(capture(network, as_batch(x), dynamic_batch=True)(x), expected)
+    file = export(network, tmp_path, inputs=x)
+    assert torch.equal(x, X) and np.allclose(np.asarray(file(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "training"])
+def test_names_that_graphs_need_are_refused(name, tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.ReLU())
+    network._modules[name] = nn.Linear(108, 2)
+    for call in (
+        lambda: capture(network, as_batch(X)),
+        lambda: export(network, tmp_path, inputs=X),
+    ):
+        with pytest.raises(CaptureError, match=f"module called '{name}'.*another name"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.b(s.a(x)) if len(x) < 3 else s.b(s.e(s.a(x))),
+        lambda s, x: s.b(s.e(s.a(x))) if x.shape[0] == 4 else s.b(s.a(x)),
+        lambda s, x: torch.stack([s.b(s.a(x[i : i + 1]))[0] for i in range(len(x))]),
+    ],
+    ids=["fewer", "one number", "loop"],
+)
+def test_a_number_of_samples_that_torch_holds_fast_is_said(forward):
+    """torch.export takes such a number for the only one, and the graph runs for others, too."""
+    with pytest.warns(MirabelleWarning, match="depends on the number of samples; .*computes for 4"):
+        graph = capture(two(forward), as_batch(X), dynamic_batch=True)
+    with torch.no_grad():
+        assert torch.allclose(graph(X), two(forward)(X), atol=1e-6)

@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
+from mirabelle.cli import main
+from mirabelle.pipeline import measuring, run
 from mirabelle.pipeline.sources import code_hash
+from tests.pipeline.runs import recipe
 
 FILES = {
     "mine_entry.py": "import mine_helper\nfrom mine_package import part\nimport numpy, json\n"
@@ -71,3 +74,30 @@ def test_callables_without_a_file(project):
     (project / "mine_front.py").write_text("from functools import partial\nbuild = partial(int)\n")
     assert code_hash("mine_front:build") is not None
     assert code_hash("math:sqrt") is None
+
+
+CUT = [{"prune": {"macs": 0.6, "criterion": "l1"}}]
+
+
+def test_a_run_is_not_resumed_with_the_steps_of_other_code(project, monkeypatch):
+    """The module that the recipe names stays as it is, what it imports changes."""
+    monkeypatch.setattr(measuring, "LATENCY_SECONDS", 0.05)
+    (project / "mine_width.py").write_text("WIDTH = 8\n")
+    (project / "mine_net.py").write_text(
+        "from mine_width import WIDTH\nfrom tests.tiny import model\n"
+        "def build():\n    return model(0, WIDTH)\n"
+    )
+    asked, out = recipe(project, CUT, model="mine_net:build"), project / "out"
+    run(asked, folder=out)
+    (project / "mine_width.py").write_text("WIDTH = 8  # and more\n")
+    run(asked, folder=out, resume=True)
+    assert len(list((out / "steps").glob("01-prune-*"))) == 2
+
+
+def test_nan_in_the_test_data_is_no_result(tmp_path, capsys):
+    asked = recipe(tmp_path, CUT, data="tests.tiny:nan_in_test")
+    assert main(["run", str(asked), "--folder", str(tmp_path / "out")]) == 1
+    assert "batch 0 of the test loader is nan at index [3, 0, 2, 1]" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not (tmp_path / "out" / "report.json").exists()

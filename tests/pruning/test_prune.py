@@ -40,7 +40,7 @@ def wrong(kind: str) -> dict:
     ("changes", "message"),
     [
         ({"inputs": torch.randn(2, 4, 8, 8)}, r"\(2, 4, 8, 8\)"),
-        ({"x": "image.png"}, "example input is a str"),
+        ({"inputs": "image.png"}, "example input is a str"),
         ({"model": "resnet50"}, "there is no network 'resnet50'; expected a torch.nn.Module"),
         ({"model": torch.relu}, "expected a torch.nn.Module"),
         ({"macs": 0}, "macs is 0; expected a number above 0 and at most 1"),

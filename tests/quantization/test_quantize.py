@@ -223,6 +223,8 @@ BAD = {
     "bits": (small, batches(), {"bits": 1}, "bits is 1; expected an integer between 2 and 16"),
     "many bits": (small, batches(), {"bits": 17}, "bits is 17"),
     "samples": (small, batches(), {"samples": 0}, "samples is 0; expected a positive integer"),
+    "samples of nan": (small, batches(), {"samples": float("nan")}, "samples is nan; expected"),
+    "half a bit": (small, batches(), {"bits": 8.5}, "bits is 8.5; expected an integer"),
     "threshold": (small, batches(), {"threshold": "msee"}, "did you mean 'mse'"),
     "target": (small, batches(), {"target": "x68"}, "did you mean 'x86'"),
     "affine rule": (

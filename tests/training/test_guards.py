@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import mirabelle as mb
-from mirabelle.base.errors import InputError, MirabelleError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleError
 from tests.tiny import model, teacher
 
 
@@ -237,3 +237,73 @@ def test_frozen_parts_stay_as_they_are():
             assert torch.equal(trained[:2].state_dict()[name], tensor), name
         assert not torch.equal(trained[3].weight, net[3].weight)
         assert not torch.equal(trained[4].running_mean, net[4].running_mean)
+
+
+def test_losses_without_a_gradient_are_named():
+    with pytest.raises(InputError, match="loss of batch 0 of the training loader has no gradient"):
+        mb.fit(model(), pairs(), lambda o, t: o.detach().sum(), steps=1, lr=0.1)
+
+
+def test_what_cannot_be_derived_is_named():
+    """Writing over what the gradient needs fails behind forward."""
+
+    class Erases(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            x.zero_()
+            return y
+
+    with pytest.raises(InputError, match="does not run on batch 0 .*modified by an inplace"):
+        mb.fit(Erases(3, 2), [(torch.ones(2, 3), torch.tensor([0, 1]))], steps=1, lr=0.1)
+
+
+def test_outputs_that_the_last_step_made_infinite():
+    """Weights that are finite can have outputs that are not, and no loss has seen them."""
+    data = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(MirabelleError, match=r"outputs NaN or infinite by step 1 of 1.*lower them"):
+        mb.fit(net, data, steps=1, lr=1e-3, weight_decay=1e21)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m, d: mb.fit(m, d, steps=1, lr=0.1),
+        lambda m, d: mb.distill(m, nn.Linear(3, 2), d, steps=1, lr=0.1),
+        lambda m, d: mb.measure(m, d),
+    ],
+)
+def test_networks_without_code_or_values(verb):
+    """They failed in torch: parameters that are no leaves, values that cannot be read."""
+    data = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    with pytest.raises(CaptureError, match="is scripted or traced, .*load_state_dict"):
+        verb(torch.jit.script(nn.Sequential(nn.Linear(3, 2))), data)
+    with pytest.raises(InputError, match="weight has no values, as it is on the device meta"):
+        verb(nn.Linear(3, 2, device="meta"), data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (lambda o, t: None, "a NoneType"),
+        (lambda o, t: 1.0, "a float"),
+        (lambda o, t: o, r"a tensor \(4, 3\)"),
+        (lambda o, t: torch.complex(o.sum(), o.sum()), r"a complex tensor \(\)"),
+    ],
+)
+def test_losses_that_are_no_number(loss, what):
+    for call in (
+        lambda: mb.fit(model(), pairs(), loss, steps=1, lr=0.1),
+        lambda: mb.fit(model(), pairs(), loss),
+        lambda: mb.distill(
+            model(), teacher(), pairs(), losses={"labels": 1.0}, label_loss=loss, steps=1, lr=0.1
+        ),
+    ):
+        with pytest.raises(InputError, match=f"loss returned {what}; expected a tensor of one"):
+            call()
+
+
+def test_statistics_of_huge_inputs_are_refused():
+    data = [torch.randn(8, 4), torch.full((8, 4), 1e25)]
+    with pytest.raises(InputError, match=r"batch 1 of data is 1e\+25 .*at most 1.8e\+18"):
+        mb.factorize(nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 4)), data[0], rank=2, data=data)

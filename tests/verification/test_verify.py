@@ -259,3 +259,26 @@ def test_rectifiers_with_a_ceiling_stay_integers():
     reference = IntegerReference(q)
     sites, _ = reference.run(batch)
     assert not reference.floats and max(int(v.max()) for v in sites.values()) == 255
+
+
+class Fills(torch.nn.Module):
+    """Writes a number of no dimension, which the reference has as an array of none."""
+
+    def __init__(self, whole: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.whole = torch.nn.Conv2d(3, 8, 3), whole
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, 0] = 3.0
+        y = torch.relu(self.conv(x))
+        return y.mean() if self.whole else y.mean((2, 3))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["written", "one number comes out"])
+def test_numbers_without_a_dimension(whole, tmp_path):
+    data = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    q = mb.quantize(Fills(whole), data)
+    found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0]), data, samples=8)
+    assert found.first_departure is None and found.layers

@@ -15,19 +15,16 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError, MirabelleError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleError
 from mirabelle.base.quiet import copying
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def check_network(model: object, argument: str = "model") -> nn.Module:
-    """The network itself, if it is an `nn.Module` with finite weights; `InputError` names the first
-    tensor that is not.
-
-    What `torch.compile`, DataParallel or DistributedDataParallel were given comes out of their
-    wrappers. Buffers may be infinite, as attention masks are, but not NaN; running statistics
-    neither.
+def check_module(model: object, argument: str = "model") -> nn.Module:
+    """The network itself, if it is an `nn.Module`, out of the wrappers of `torch.compile`,
+    DataParallel and DistributedDataParallel, and its tensors have sizes and values; else
+    `InputError`.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
@@ -41,6 +38,32 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
                 f"{argument}: {name} has no size yet, as its module is lazy; run the network once "
                 "on an example first"
             )
+        if tensor.is_meta:
+            raise InputError(
+                f"{argument}: {name} has no values, as it is on the device meta; load its weights "
+                "first, on the CPU or another device"
+            )
+    return model
+
+
+def check_python(model: nn.Module) -> nn.Module:
+    """The network itself. `CaptureError` for scripted and traced modules, with the remedy."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{name or type(model).__name__} is scripted or traced, and has no Python code to "
+                "capture, train or measure; give the network that it was made from, with its "
+                "weights (network.load_state_dict(scripted.state_dict()))"
+            )
+    return model
+
+
+def check_network(model: object, argument: str = "model") -> nn.Module:
+    """As `check_module`, with finite weights; `InputError` names the first tensor that is not.
+    Buffers may be infinite, as attention masks are, but not NaN; running statistics neither.
+    """
+    model = check_module(model, argument)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         finite = isinstance(tensor, nn.Parameter) or "running_" in name
         wrong = ~torch.isfinite(tensor) if finite else tensor.isnan()
         if bad := int(wrong.sum()):
@@ -103,13 +126,23 @@ def readable(output: Any) -> Any:
     return output
 
 
+def tensors_of(model: nn.Module, keep_vars: bool = False) -> dict[str, torch.Tensor]:
+    """The state of a network as far as it is tensors: its parameters and buffers. What
+    `get_extra_state` adds may be anything, and stays with the network. keep_vars: the parameters
+    themselves.
+    """
+    state = model.state_dict(keep_vars=keep_vars)
+    return {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
+
+
 def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """`load_state_dict` of tensors that a network of this class gave. Plain tensors do not say by
     which version of a module they were written; it is this one (MNASNet refuses none, and BatchNorm
     adds what older versions lacked).
     """
-    state: Any = OrderedDict(tensors)
     own: Any = model.state_dict()
+    more = {n: v for n, v in own.items() if not isinstance(v, torch.Tensor)}
+    state: Any = OrderedDict({**more, **tensors})
     state._metadata = own._metadata
     model.load_state_dict(state)
 
@@ -163,27 +196,38 @@ def _unlike(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
             memo[id(value)] = value
 
 
-def _copied(model: Network, memo: dict[int, Any]) -> Network:
+def copied(model: Network, memo: dict[int, Any]) -> Network:
+    """A deep copy, in which what `memo` holds by id stands for what has that id. What cannot be
+    copied, such as a lock or an open file, is shared.
+    """
     with copying():
         try:
             return copy.deepcopy(model, dict(memo))
         except Exception:
             _unlike(model, memo, set(memo))
+        try:
             return copy.deepcopy(model, memo)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"the network, a {type(model).__name__}, cannot be copied, and no verb changes "
+                f"what it is given: {type(error).__name__}: {reason}; take out what refuses, or "
+                "give it a __deepcopy__"
+            ) from error
 
 
 def shell(model: Network) -> Network:
     """A copy of the modules around the same parameters: what forward keeps for itself, buffers
     among them, stays in the copy.
     """
-    return _copied(model, {id(p): p for p in model.parameters()})
+    return copied(model, {id(p): p for p in model.parameters()})
 
 
 def clone(model: Network) -> Network:
     """A deep copy that shares no weights with `model` and carries no gradients. What cannot be
     copied, such as a lock or an open file, is shared.
     """
-    copied = _copied(model, {})
-    for p in copied.parameters():
+    own = copied(model, {})
+    for p in own.parameters():
         p.grad = None
-    return copied
+    return own

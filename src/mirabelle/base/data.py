@@ -21,6 +21,7 @@ from mirabelle.base import structures
 from mirabelle.base.errors import InputError
 from mirabelle.base.interruption import check as check_interrupted
 from mirabelle.base.reading import items
+from mirabelle.base.tensors import as_input, from_array
 
 LABELS = "labels"  # the target, in the dicts of Hugging Face's loaders
 MOST_BATCHES = 10**6  # of an epoch whose loader does not say how long it is
@@ -106,31 +107,6 @@ def device_of(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
-def _tensor(value: Any, place: str) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        return from_array(value, place)
-    raise InputError(
-        f"{place} is a {type(value).__name__}; expected a tensor, a NumPy array, a dict of "
-        "them, or (inputs, target)"
-    )
-
-
-def from_array(values: np.ndarray, place: str = "the array") -> torch.Tensor:
-    """A tensor of the same numbers; of the same memory where torch can read it: not where it is
-    read only, goes backwards, or is of the other byte order.
-    """
-    if values.dtype.kind not in "biufc":
-        raise InputError(
-            f"{place} is an array of {values.dtype}; expected numbers, such as float32"
-        )
-    native = values.dtype.newbyteorder("=")
-    if values.dtype != native or min(values.strides, default=0) < 0 or not values.flags.writeable:
-        values = np.array(values, native)
-    return torch.from_numpy(values)
-
-
 def as_batch(item: Any, place: str = "the batch", squares: bool = False) -> Batch:
     """Reads what a loader yielded: inputs (a tensor, an array, a dict or a tuple of tensors) or the
     pair (inputs, target), of finite numbers. The `labels` of a dict, as Hugging Face's loaders give
@@ -162,17 +138,17 @@ def _read(item: Any, place: str) -> Batch:
         target = structures.with_tensors(target)
     if isinstance(item, Mapping):
         return _filled(
-            Batch((), {str(k): _tensor(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
+            Batch((), {str(k): as_input(v, f"{place}[{k!r}]") for k, v in item.items()}, target),
             place,
         )
     if isinstance(item, (tuple, list)):
         return _filled(
             Batch(
-                tuple(_tensor(v, f"input {i} of {place}") for i, v in enumerate(item)), {}, target
+                tuple(as_input(v, f"input {i} of {place}") for i, v in enumerate(item)), {}, target
             ),
             place,
         )
-    return _filled(Batch((_tensor(item, place),), {}, target), place)
+    return _filled(Batch((as_input(item, place),), {}, target), place)
 
 
 def _filled(batch: Batch, place: str) -> Batch:
@@ -205,6 +181,8 @@ def batches(
             raise InputError(
                 f"batch {i} of {what} has no target; a labeled loader yields (inputs, target)"
             )
+        if any(t.is_meta for t in batch.tensors):
+            raise InputError(f"batch {i} of {what} has no values, as it is on the device meta")
         found = True
         yield batch
     if not found:
@@ -220,18 +198,20 @@ def length_of(loader: Any) -> int | None:
     """
     try:
         return len(loader)
-    except (TypeError, NotImplementedError):
+    except Exception:  # of the user's code; whoever iterates sees how many there are
         return None
 
 
-def counted(loader: Iterable, limit: int | None = None) -> int:
+def counted(loader: Iterable, limit: int | None = None, what: str = "the training loader") -> int:
     """How many batches a loader gives, counted where it does not say: at most `limit`.
 
     Raises `InputError` for one that does not end.
     """
     length = length_of(loader)
     if length is None:
-        length = sum(1 for _ in islice(iter(loader), MOST_BATCHES if limit is None else limit))
+        length = sum(
+            1 for _ in islice(items(loader, what), MOST_BATCHES if limit is None else limit)
+        )
         if limit is None and length == MOST_BATCHES:
             raise InputError(
                 f"the loader has no length and does not end within {length} batches; say with "
@@ -315,7 +295,7 @@ def example_inputs(x: Any) -> Batch:
     tuple of tensors; never labeled.
     """
     if isinstance(x, (tuple, list)) and not isinstance(x, Batch):
-        tensors = tuple(_tensor(v, f"example input {i}") for i, v in enumerate(x))
+        tensors = tuple(as_input(v, f"example input {i}") for i, v in enumerate(x))
         place = "the example input"
         return check_finite(_filled(Batch(tensors, {}, None), place), place)
     return as_batch(x, "the example input")

@@ -23,7 +23,8 @@ import torch
 from torch import fx, nn
 from torch.utils.data import DataLoader
 
-from mirabelle.base.data import Batch, as_batch, length_of, preserved, seed_epoch
+from mirabelle.base.checks import tensors_of
+from mirabelle.base.data import Batch, as_batch, batches, length_of, preserved, seed_epoch
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, tensors_hash
 from mirabelle.base.structures import leaves
@@ -37,7 +38,7 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     """Its weights, its structure with what is trained of it, and its code."""
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     return {
-        "weights": tensors_hash(model.state_dict()),
+        "weights": tensors_hash(tensors_of(model)),
         "structure": content_hash([*structure(model), trained]),
         "code": code_hash(model),
     }
@@ -267,7 +268,7 @@ def data_identity(loader: Any, seed: int) -> Any:
 
 def _first(loader: Any, seed: int) -> Batch:
     seed_epoch(loader, seed)
-    return as_batch(next(iter(loader)), "the first batch")
+    return next(batches(loader))
 
 
 def _named(batch: Batch) -> dict[str, torch.Tensor]:

@@ -7,11 +7,19 @@ from collections.abc import Iterable
 from torch import nn
 
 from mirabelle.base.errors import InputError, did_you_mean
+from mirabelle.base.options import shown
 
 
 def names_of(keep: str | Iterable[str]) -> list[str]:
-    """A single name is one, not its letters."""
-    return [keep] if isinstance(keep, str) else list(keep)
+    """A single name is one, not its letters. `InputError` for what is no name."""
+    names = [keep] if isinstance(keep, str) else list(keep)
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(
+                f"keep names a {type(name).__name__}, {shown(name)}; expected names of modules or "
+                "parameters, such as ['fc']"
+            )
+    return names
 
 
 def covers(keep: str | Iterable[str], *paths: str) -> bool:

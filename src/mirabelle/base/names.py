@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from mirabelle.base.errors import InputError, choose, did_you_mean
+from mirabelle.base.errors import InputError, MirabelleError, choose, did_you_mean
 
 
 def resolve(name: str | Callable, table: Mapping[str, Any], what: str) -> Any:
@@ -21,6 +22,20 @@ def resolve(name: str | Callable, table: Mapping[str, Any], what: str) -> Any:
     if isinstance(name, str) and ":" in name:
         return load(name, what)
     return choose(name, table, what)
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """What a function of the user's raises inside becomes an `InputError` that names it. What needs
+    the batch beside it is `checks.running`.
+    """
+    try:
+        yield
+    except MirabelleError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{what} fails: {type(error).__name__}: {reason}") from error
 
 
 def load(reference: str, what: str) -> Any:

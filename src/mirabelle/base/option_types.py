@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -103,10 +104,15 @@ def mentions(hint: Any, kind: Any) -> bool:
     return any(m is kind or get_origin(m) is kind for m in members)
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or an array, of torch, NumPy or another package."""
+    return hasattr(value, "__float__") and hasattr(value, "shape") and not isinstance(value, Real)
+
+
 def form(hint: Any, recipe: bool) -> Any:
     """The type as pydantic takes it. Bounds and names go down to the member that they speak of. In
-    a recipe lists stand for iterables, and what a file cannot hold is left out. Elsewhere iterables
-    are not checked, as looking into one may use it up.
+    a recipe lists stand for iterables, and what a file cannot hold is left out. Elsewhere iterators
+    are not looked into, as that would use them up.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -117,7 +123,7 @@ def form(hint: Any, recipe: bool) -> Any:
         return NOWHERE if all(m is NoneType for m in members) else Union[tuple(members)]  # noqa: UP007
     if hint is Iterable or origin is Iterable:
         if not recipe:
-            return _iterable() if arguments else Any
+            return _iterable(form(arguments[0], False)) if arguments else Any
         return list[form(arguments[0], True)] if arguments else NOWHERE  # type: ignore[misc]
     if origin is Sequence and recipe:
         return list[form(arguments[0], True)]  # type: ignore[misc]
@@ -142,13 +148,23 @@ def _bound(form: Any, marks: list[Any], recipe: bool) -> Any:
     return Annotated[(form, *bounds)] if bounds and form in (int, float) else form  # type: ignore[return-value]
 
 
-def _iterable() -> Any:
-    """What can be iterated, without looking into it; loaders are checked where they are read."""
-    from pydantic import AfterValidator
+def _iterable(inner: Any) -> Any:
+    """What can be iterated over `inner`. Only what is not used up by it is looked into; loaders are
+    checked where they are read.
+    """
+    from pydantic import AfterValidator, ConfigDict, TypeAdapter
+
+    of = list[inner]  # pyright: ignore[reportInvalidTypeForm]
+    elements = TypeAdapter(of, config=ConfigDict(strict=True))
 
     def check(value: Any) -> Any:
-        if not isinstance(value, Iterable):
+        # an array without a dimension has what iterates, but refuses
+        if not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
             raise ValueError("it cannot be iterated")
+        if isinstance(value, (bytes, bytearray, Mapping)):
+            raise ValueError("it is no list")
+        if isinstance(value, (list, tuple, set, frozenset)):
+            elements.validate_python(list(value))
         return value
 
     return Annotated[Any, AfterValidator(check)]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,12 +36,14 @@ from mirabelle.base.option_types import (
     OneOf,
     OptionsOf,
     form,
+    is_tensor,
     mentions,
     sentence,
     tables,
 )
 
 F = TypeVar("F", bound=Callable)
+FLOAT32 = 3.4028235e38  # its largest number
 REQUIRED = inspect.Parameter.empty
 
 
@@ -96,6 +99,12 @@ class Option:
         """What is wrong with `value`, as the end of a sentence; empty where nothing is."""
         from pydantic import ValidationError
 
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return f", which is beyond 64 bits; expected {self.expected}"
+        if isinstance(value, float) and FLOAT32 < abs(value) < math.inf:
+            return f", which is beyond what float32 holds; expected {self.expected}"
+        if is_tensor(value) and mentions(self.type, float):
+            return self._why(value, recipe)  # pydantic takes one number of it for a float
         try:
             self.adapter(recipe).validate_python(value)
         except ValidationError:

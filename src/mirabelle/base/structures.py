@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mirabelle.base.errors import InputError
+from mirabelle.base.tensors import from_array
 
 NUMBERS = (bool, int, float, np.generic)
 
@@ -74,8 +75,6 @@ def _alike(value: Mapping, inner: dict) -> Any:
 def with_tensors(value: Any) -> Any:
     """The same structure with arrays of numbers, and lists of them, as tensors."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        from mirabelle.base.data import from_array  # which imports this module
-
         return from_array(value)
     if isinstance(value, list) and value and all(isinstance(v, NUMBERS) for v in value):
         return torch.as_tensor(np.asarray(value))

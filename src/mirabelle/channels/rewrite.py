@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mirabelle.base.checks import clone
+from mirabelle.base.checks import clone, tensors_of
 from mirabelle.base.data import Batch
 from mirabelle.channels.blocks import leave_out
 from mirabelle.channels.flow import Flow
@@ -116,7 +116,7 @@ def _whole(model: nn.Module, inputs: Batch) -> dict[str, Any]:
     named = [*(("", t) for t in inputs.args), *inputs.kwargs.items()]
     return {
         STRUCTURE: structure_of(model),
-        "sizes": {n: list(t.shape) for n, t in model.state_dict().items()},
+        "sizes": {n: list(t.shape) for n, t in tensors_of(model).items()},
         "inputs": [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named],
         "cuts": [],
     }
@@ -150,7 +150,7 @@ def rebuild_graph_form(model: nn.Module, described: Mapping[str, Any]) -> nn.Mod
     for cut in described["cuts"]:
         if STRUCTURE in cut:
             model = restructured(model, cut[STRUCTURE])
-            own = model.state_dict()
+            own = tensors_of(model)
             new = {n: torch.zeros(s, dtype=own[n].dtype) for n, s in cut["sizes"].items()}
             replace_tensors(model, {n: t for n, t in new.items() if t.shape != own[n].shape})
             continue

@@ -12,7 +12,7 @@ import numpy as np
 from torch import fx, nn
 
 from mirabelle.base.checks import clone
-from mirabelle.base.data import as_batch
+from mirabelle.base.data import batches
 from mirabelle.base.files import copy_file, write_json
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point, front
@@ -123,7 +123,7 @@ def _tested(
     with timing():
         times = time_in_turn(files, setting.inputs, seconds)
     test = setting.parts.test
-    labeled = as_batch(next(iter(test)), "batch 0 of the test data").target is not None
+    labeled = next(batches(test, what="the test data")).target is not None
     judge = Judge(setting.model, test, setting.judge.asked, labeled)
     found = {}
     for name, file in files.items():

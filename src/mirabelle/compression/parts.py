@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mirabelle.base.data import Batch, as_batch, batches, samples
+from mirabelle.base.data import Batch, batches, samples
 from mirabelle.base.errors import InputError
 from mirabelle.sources.preprocessing import Preprocessing
 from mirabelle.training.holdout import split
@@ -89,7 +89,7 @@ def parts(data: Any, seed: int) -> Parts:
         b._replace(target=None) for b in samples(source, CALIBRATION, "the calibration data")
     ]
     validation = given.get("validation") or held["validation"]
-    judged = as_batch(next(iter(validation)), "batch 0 of the validation data")
+    judged = next(batches(validation, what="the validation data"))
     return Parts(
         train,
         calibration,

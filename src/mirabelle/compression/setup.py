@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.data import Batch, as_batch, batches, device_of, samples
+from mirabelle.base.data import Batch, batches, check_finite, device_of, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import content_hash, read_tensors, write_tensors
 from mirabelle.base.identity import data_identity, function_identity, network_identity
@@ -147,7 +147,8 @@ def _losses(model: nn.Module, parts: Parts) -> dict[str, Mapping[str, float] | N
     """The losses that the search chooses among, by name. The first is usual: the squared error of
     the outputs, in which plans are made and layers are fitted, too.
     """
-    first = as_batch(next(iter(parts.train)), "batch 0 of the training data", squares=True)
+    what = "the training data"
+    first = check_finite(next(batches(parts.train, what=what)), f"batch 0 of {what}", squares=True)
     chosen, _ = choose_losses(model, Teachers(model, device_of(model)), first)
     found: dict[str, Mapping[str, float] | None] = {"mse": {"mse": 1.0}}
     if "mse" not in chosen:

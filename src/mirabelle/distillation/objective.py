@@ -4,14 +4,13 @@ the training loop.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_runs
+from mirabelle.base.checks import check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import function_identity, network_identity
@@ -26,7 +25,7 @@ from mirabelle.distillation.losses import (
     kd,
 )
 from mirabelle.distillation.teachers import Teachers
-from mirabelle.fitting.gradients import StepLoss, evaluated
+from mirabelle.fitting.gradients import StepLoss, check_loss, evaluated
 from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.training.distributed import gather
 
@@ -82,7 +81,7 @@ class Distillation:
         self.temperature, self.hard, self.features = temperature, hard, dict(features or {})
         self.functions = {n: resolve(n, LOSSES, "loss") for n in self.weights if n not in OTHERS}
         self.head = (
-            copy.deepcopy(head).to(teachers.device).eval().requires_grad_(False)
+            clone(head).to(teachers.device).eval().requires_grad_(False)
             if head is not None
             else None
         )
@@ -318,11 +317,11 @@ class Distillation:
             if "head" in self.weights and taught is not None:
                 parts["head"] = self._against_head(scores, taught)
             if "head_labels" in self.weights and self.hard is not None:
-                parts["head_labels"] = self.hard(scores, batch.target)
+                parts["head_labels"] = check_loss(self.hard(scores, batch.target))
         if own is not None:
             parts["labels"] = own.float()
         elif "labels" in self.weights and self.hard is not None:
-            parts["labels"] = self.hard(output, batch.target)
+            parts["labels"] = check_loss(self.hard(output, batch.target))
         parts = {n: self.weights[n] * v for n, v in parts.items()}
         if not set(parts) - set(FEATURE_LOSSES):
             # Layers after the compared ones get gradients of zero: DistributedDataParallel waits

@@ -4,7 +4,6 @@ without a graph.
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_network, running
+from mirabelle.base.checks import check_network, copied, running
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError, did_you_mean
 from mirabelle.base.files import sha256
 from mirabelle.base.identity import network_identity
-from mirabelle.base.quiet import copying
 from mirabelle.distillation.ensembles import ENSEMBLES, RANDOM
 from mirabelle.distillation.outputs import SavedOutputs
 from mirabelle.measurement.accuracy import as_tensor
@@ -182,9 +180,7 @@ def _frozen(model: nn.Module, device: torch.device, shared: dict[int, Any]) -> n
     for p in model.parameters():
         if id(p) not in shared:
             shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
-    with copying():
-        copied = copy.deepcopy(model, shared)
-    return copied.to(device).eval()
+    return copied(model, shared).to(device).eval()
 
 
 def _network(network: nn.Module) -> Member:

@@ -68,5 +68,5 @@ def _distance(model: nn.Module, original: nn.Module, data: Iterable) -> float:
     for batch in batches(data, what="data"):
         batch = batch.to(device)
         found, expected = (as_tensor(check_runs(m, batch, "data")) for m in (model, original))
-        total += float((found - expected).double().square().sum())
+        total += float((found.double() - expected.double()).square().sum())
     return total

@@ -103,13 +103,34 @@ class StepLoss:
     def __call__(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         found = self.step(network, batch)
         parts = list(found.values()) if isinstance(found, Mapping) else [found]
-        if not parts or not all(isinstance(p, torch.Tensor) and p.numel() == 1 for p in parts):
-            given = [tuple(p.shape) if hasattr(p, "shape") else type(p).__name__ for p in parts]
+        if not parts or not all(map(_is_number, parts)):
+            given = [_form(p) for p in parts]
             raise InputError(
-                f"step returned {given[0] if len(given) == 1 else given}; expected the loss, a "
+                f"step returned {' and '.join(given) or 'nothing'}; expected the loss, a "
                 "tensor of one number, or a dict of such"
             )
         return torch.stack([p.reshape(()) for p in parts]).sum()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+
+
+def _form(value: Any) -> str:
+    """For a message: `a tensor (4, 3)`, or the type."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    return f"a {'complex ' * value.is_complex()}tensor {tuple(value.shape)}"
+
+
+def check_loss(value: Any) -> torch.Tensor:
+    """What a loss returned, as a tensor without a dimension; `InputError` where it is no number."""
+    if not _is_number(value):
+        raise InputError(
+            f"the loss returned {_form(value)}; expected a tensor of one real number, such as the "
+            "mean over the batch"
+        )
+    return value.reshape(())
 
 
 Loss = str | Callable | StepLoss | None
@@ -138,7 +159,7 @@ def loss_of(function: Callable, network: nn.Module, batch: Batch) -> torch.Tenso
     if isinstance(function, StepLoss):
         return function(network, batch)
     target = structures.mapped(batch.target, lambda t: t.to(device_of(network)))
-    return function(batch.run(network), target)
+    return check_loss(function(batch.run(network), target))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mirabelle.base.checks import clone, running
-from mirabelle.base.data import batches, device_of, length_of
+from mirabelle.base.data import batches, check_finite, device_of, length_of
 from mirabelle.base.progress import track
 from mirabelle.fitting.patches import patches
 from mirabelle.measurement.accuracy import as_tensor
@@ -134,11 +134,12 @@ def gram_matrices(
     total: Any = 0
     given = batches(data, what="data")
     for i, batch in enumerate(track(given, "inputs of layers", length_of(data))):
+        check_finite(batch, f"batch {i} of data", squares=True)
         first = skip if i == 0 and batch.size > skip else 0
         batch = batch.map(lambda t, first=first: t[first:].to(device) if t.ndim else t.to(device))
         outputs.clear()
         with torch.enable_grad(), running(batch, f"batch {i} of data"):
-            z = as_tensor(batch.run(model))
+            z = torch.atleast_1d(as_tensor(batch.run(model)))
             noise = torch.randn(z.shape, generator=generator).to(z)
             for name, g in _drawn_gradients((z * noise).sum(), outputs):
                 if isinstance(model.get_submodule(name), nn.Conv2d):

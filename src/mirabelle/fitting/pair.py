@@ -81,7 +81,8 @@ class Pair:
         self.position = {n: i for i, n in enumerate(self.order)}
         self._last = {
             n: max((self.position.get(u, len(self.order)) for u in n.users), default=-1)
-            for n in [*self._given, *self.order]
+            for n in graph_module.graph.nodes
+            if n in self._given or n in self.position or n.op == "get_attr"
         }
         self.layers = [n for n in self.order if self._solvable(n)]
         self.solved: list[str] = []
@@ -107,11 +108,10 @@ class Pair:
         network = self._networks[which]
         network.env = {}
         for a in node.all_input_nodes:
-            value = (
-                get_tensor(network.module, str(a.target))
-                if a.op == "get_attr"
-                else values[a][which]
-            )
+            if a in values:
+                value = values[a][which]
+            else:  # a parameter or a buffer that no node has written to yet
+                value = get_tensor(network.module, str(a.target))
             network.env[a] = value.clone() if _in_place(node) and a is node.args[0] else value
         return network.run_node(node)
 

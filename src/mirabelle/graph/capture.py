@@ -15,11 +15,12 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree as pytree
 
-from mirabelle.base.checks import check_network, check_runs, clone
+from mirabelle.base.checks import check_network, check_python, check_runs, clone
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError, InputError, warn
 from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
+from mirabelle.base.tracing import DataAsDetached
 from mirabelle.graph.any_batch import open_batch
 from mirabelle.graph.plain import leave_inputs_alone, own_constants, write_regions
 from mirabelle.graph.proof import FLIPPED, difference
@@ -33,6 +34,8 @@ _HOOKS = {  # by class, what takes the hook away
     ),
 }
 _MASKED = 'make its zeros permanent with torch.nn.utils.prune.remove(module, "weight") first'
+# Modules of such names take the place of what a graph module, or any module, is made of.
+_TAKEN = {"code", "graph", "meta", "recompile", "training"}
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -40,7 +43,7 @@ def _users_line(error: BaseException, model: nn.Module) -> str:
     """The innermost line outside torch that the error passed through: the place in the user's own
     code.
     """
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])  # all of Mirabelle
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
@@ -86,6 +89,8 @@ def capture(
         if branch is None and (opened := _opened(model, inputs)) is not None:
             return opened
     found = _finished(_traced(model, inputs, free=False), model, inputs)
+    if dynamic_batch and branch is None and _departs_elsewhere(model, found, inputs):
+        branch = ""
     if branch is not None:
         warn(
             f"what {type(model).__name__} computes depends on the number of samples{branch}; what "
@@ -94,18 +99,25 @@ def capture(
     return found
 
 
+def check_names(model: nn.Module) -> nn.Module:
+    """The network itself. `CaptureError` for a module whose name a graph needs for itself."""
+    if taken := sorted(_TAKEN & {n for n, _ in model.named_children()}):
+        raise CaptureError(
+            f"{type(model).__name__} has a module called {taken[0]!r}, which torch's graphs need "
+            "for themselves; give it another name"
+        )
+    return model
+
+
 def check_capturable(model: nn.Module) -> nn.Module:
     """The network itself. `CaptureError` with the remedy for what can be seen to stand in the way:
-    scripted modules, and weights that an old hook computes before each forward.
+    scripted modules, names that graphs need, and weights that an old hook computes before each
+    forward.
     """
-    for name, module in model.named_modules():
+    if not isinstance(model, fx.GraphModule):
+        check_names(model)
+    for name, module in check_python(model).named_modules():
         where = name or type(model).__name__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise CaptureError(
-                f"{where} is scripted or traced, and has no Python code to capture; give the "
-                "network that it was made from, with its weights "
-                "(network.load_state_dict(scripted.state_dict()))"
-            )
         for hook in module._forward_pre_hooks.values():
             if remedy := _HOOKS.get(f"{type(hook).__module__}.{type(hook).__name__}") or (
                 _MASKED if isinstance(hook, BasePruningMethod) else None
@@ -148,6 +160,25 @@ def _difference(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> str |
             return difference(expected, fx.Interpreter(found).run(*given), FLIPPED)
     except Exception as error:
         return str(error)
+
+
+def _departs_elsewhere(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> bool:
+    """Whether a graph that was captured for the example's size runs on fewer or more samples and
+    gives something else than the network. One that cannot run there says so by itself.
+    """
+    more = inputs.map(lambda t: torch.cat([t, t[:1]]) if t.ndim and len(t) == inputs.size else t)
+    for other in (more, inputs.head(2), inputs.head(1)):
+        try:
+            once, again = (check_runs(clone(model), other.map(torch.clone), "it") for _ in "12")
+            with torch.no_grad():
+                given = [t.clone() for t in inputs_in_order(found.graph, other)]
+                result = fx.Interpreter(found).run(*given)
+        except Exception:  # of the network or of the graph: neither takes this many
+            continue
+        random = difference(once, again) is not None
+        if not random and difference(once, result, FLIPPED) is not None:
+            return True
+    return False
 
 
 def _only_for_more(model: nn.Module, found: fx.GraphModule, inputs: Batch) -> str | None:
@@ -245,7 +276,7 @@ def program(
     """The network as torch's exported program, as it stands: its mode and parameters are those of
     `model`. `CaptureError` where torch refuses.
     """
-    with muffled(), uncollected():
+    with muffled(), uncollected(), DataAsDetached():
         try:
             return torch.export.export(
                 model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirabelle.base.quiet import muffled
+from mirabelle.graph.nodes import optional_argument
 
 AUTOCAST = "autocast"  # the key in the `meta` of a conversion that autocast made
 REGIONS = {  # by operator, how many of its arguments stand before the graph and its inputs
@@ -164,6 +165,28 @@ def _storage(tensor: torch.Tensor) -> int:
 def _writes(node: fx.Node) -> bool:
     schema: Any = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def written_parts(graph: fx.Graph) -> set[fx.Node]:
+    """The values that an operator writes into, or into a view of which, before others read them:
+    whoever runs the graph on values of another kind has to keep their memory, too. Views end where
+    values are made, by a layer, a quantizer or the like.
+    """
+    place = {n: i for i, n in enumerate(graph.nodes)}
+    found: set[fx.Node] = set()
+    for node in filter(_writes, graph.nodes):
+        chain = [optional_argument(node, 0)]
+        while (last := chain[-1]) is not None:
+            chain.append(optional_argument(last, 0) if _gives_view(last) else None)
+        parts = {n for n in chain if n is not None}
+        if any(place[user] > place[node] for n in parts for user in n.users):
+            found |= parts
+    return found
+
+
+def _gives_view(node: fx.Node) -> bool:
+    schema: Any = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
 def _written(graph_module: fx.GraphModule, inputs: list[torch.Tensor]) -> list[bool]:

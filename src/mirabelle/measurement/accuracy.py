@@ -185,15 +185,23 @@ def _around(value: float, draws: np.ndarray | None) -> tuple[float, float]:
 
 def as_tensor(output: Any) -> torch.Tensor:
     """The first tensor of what a network or a runtime returned, as float32 or its own
-    integer type.
+    integer type; a mask as 0 and 1, complex numbers as their two parts (..., 2).
     """
     if not isinstance(output, torch.Tensor):
         if isinstance(output, (tuple, list)) and output:
             return as_tensor(output[0])
         if (first := next(leaves(output), None)) is not None:
             output = first
+    if not isinstance(output, (torch.Tensor, np.ndarray, np.generic, int, float)):
+        raise InputError(
+            f"the network's output is a {type(output).__name__} without a tensor; expected a "
+            "tensor, or a tuple, list, dict or dataclass of them"
+        )
     tensor = torch.as_tensor(output)
-    return tensor.float() if tensor.is_floating_point() else tensor
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    mask = tensor.dtype is torch.bool
+    return tensor.float() if tensor.is_floating_point() or mask else tensor
 
 
 def scores_of(
@@ -218,11 +226,11 @@ def scores_of(
         output = _sound(predict(batch), name, number)
         target = on_cpu(batch.target)
         n += batch.size
-        if whole is None:
-            samples.append(_scores(function(output, target), batch.size, name, number))
-            continue
         with running(batch, f"batch {number}, or {name} on what it gives"):
-            whole.add(output, target, batch.size)
+            if whole is None:
+                samples.append(_scores(function(output, target), batch.size, name, number))
+            else:
+                whole.add(output, target, batch.size)
     if whole is None:
         return Scores.of_samples(np.concatenate(samples), name, is_higher_better(function))
     draws = whole.draws() if intervals else None

@@ -8,7 +8,7 @@ only the runtime.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -55,10 +55,10 @@ def _network(model: Any) -> tuple[Artifact | nn.Module, Batch | None]:
         return model, None
     from torch import nn
 
-    from mirabelle.base.checks import unwrapped
+    from mirabelle.base.checks import check_network, check_python
 
     if isinstance(model, nn.Module):
-        return unwrapped(model), None  # type: ignore[return-value]
+        return check_python(check_network(model)), None
     raise InputError(
         f"cannot measure a {type(model).__name__}; expected an artifact, a torch.nn.Module or "
         "the path of an exported file"
@@ -101,10 +101,9 @@ def _example(
         if inputs is None:
             raise InputError("nothing to run the network on: give data= or inputs=")
         return example_inputs(inputs), None, False
-    iterator = iter(data)
-    first = next(batches(iterator))
-    if iterator is data:
-        data = chain([first], iterator)
+    first = next(batches(data))
+    if isinstance(data, Iterator):
+        data = chain([first], data)
     size = (network.inputs[0].shape or (None,))[0] if isinstance(network, Artifact) else None
     example = first.head(size or 1) if inputs is None else example_inputs(inputs)
     return example._replace(target=None), data, first.target is not None

@@ -122,7 +122,7 @@ def run(key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
         node.session = onnxruntime.InferenceSession(
             node.model, options, providers=["CPUExecutionProvider"]
         )

@@ -18,6 +18,7 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import CaptureError
 from mirabelle.base.files import atomic
 from mirabelle.base.quiet import muffled, uncollected
+from mirabelle.base.tracing import DataAsDetached
 from mirabelle.onnx_files.qdq import META, translations, write_integers
 from mirabelle.onnx_files.source import Source
 
@@ -88,7 +89,7 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
                 if not batch.kwargs
                 else {k: dims for k in batch.kwargs}
             )
-        with muffled(), uncollected(), _FourDimensions():
+        with muffled(), uncollected(), DataAsDetached(), _FourDimensions():
             try:
                 program = torch.onnx.export(
                     network,

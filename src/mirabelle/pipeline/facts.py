@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_runs, shell
+from mirabelle.base.checks import check_runs, shell, tensors_of
 from mirabelle.base.data import Batch, batches, seed_epoch
 from mirabelle.base.errors import InputError, RecipeError
 from mirabelle.base.files import sha256, tensors_hash
@@ -231,7 +231,7 @@ def build_teachers(
 
 
 def _weights_hash(model: nn.Module) -> str:
-    return tensors_hash(model.state_dict())
+    return tensors_hash(tensors_of(model))
 
 
 def _batch_hash(loader: Iterable, name: str, seed: int) -> str:

@@ -22,6 +22,7 @@ from mirabelle.base.declarations import (
     StepOption,
 )
 from mirabelle.base.errors import InputError, warn
+from mirabelle.base.names import calling
 from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared, options_of
 from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
@@ -251,7 +252,8 @@ def prune(
 
     def tune(small: nn.Module, folder: Path | None) -> nn.Module:
         if not isinstance(train, Mapping):
-            trained = train(small)  # type: ignore[misc]
+            with calling("train"):
+                trained = train(small)  # type: ignore[misc]
             if not isinstance(trained, nn.Module):
                 raise InputError(
                     f"train returned a {type(trained).__name__}; expected the trained network"

@@ -8,10 +8,12 @@ Scores are (C,), or (coupled layers, C): then `NORMALIZATIONS` make the layers c
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
 from mirabelle.base.errors import InputError
+from mirabelle.base.names import calling
 from mirabelle.channels.groups import Group
 from mirabelle.pruning.brain_surgeon import brain_surgeon
 from mirabelle.pruning.stats import Stats, per_channel
@@ -232,7 +234,10 @@ def group_scores(
     of the criterion, else ("none", "sum"). Raises `InputError` for scores of other shapes and for
     NaN or infinite ones.
     """
-    scores = torch.as_tensor(score(group, stats)).detach().float().cpu()
+    own = isinstance(criterion, str) and criterion in CRITERIA
+    what = f"criterion {criterion!r} on group {group.name!r}"
+    with nullcontext() if own else calling(what):
+        scores = torch.as_tensor(score(group, stats)).detach().float().cpu()
     if scores.ndim not in (1, 2) or scores.shape[-1] != group.channels or not len(scores):
         raise InputError(
             f"criterion {criterion!r} gave scores of shape {tuple(scores.shape)} for group "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mirabelle.base.checks import load_state
+from mirabelle.base.checks import load_state, tensors_of
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import CheckpointError
 from mirabelle.base.files import read_tensors, write_tensors
@@ -80,7 +80,7 @@ def in_rounds(
 
 
 def _named(model: nn.Module, removed: Removed) -> dict[str, torch.Tensor]:
-    return {f"model/{n}": t for n, t in model.state_dict().items()} | {
+    return {f"model/{n}": t for n, t in tensors_of(model).items()} | {
         f"removed/{g}": torch.as_tensor(c) for g, c in removed.items()
     }
 

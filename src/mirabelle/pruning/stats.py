@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -137,6 +138,11 @@ def _add_gradients(
         )
 
 
+def _rows(output: Any) -> torch.Tensor:
+    """The first tensor of the outputs; a single number of a whole batch is one row."""
+    return torch.atleast_1d(as_tensor(output)).double()
+
+
 def trial_on(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tensor]], float]:
     """`Stats.trial`; the data is read when it is first called."""
     known: list[tuple[nn.Module, Batch, torch.Tensor]] = []
@@ -148,11 +154,11 @@ def trial_on(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tens
                 device = device_of(network)
                 few = next(samples(data, TRIAL, what="data"))._replace(target=None).to(device)
                 with running(few, "batch 0 of data"):
-                    known.append((network, few, as_tensor(few.run(network)).double()))
+                    known.append((network, few, _rows(few.run(network))))
             network, few, expected = known[0]
-            found = as_tensor(
+            found = _rows(
                 few.run(lambda *a, **k: torch.func.functional_call(network, changes, a, k))
-            ).double()
+            )
             energy = (
                 (expected - expected.mean(0)).square().sum()
                 if len(expected) > 1

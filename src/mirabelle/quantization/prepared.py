@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import fx, nn
 
-from mirabelle.base.checks import clone
+from mirabelle.base.checks import clone, tensors_of
 from mirabelle.base.data import Batch, pieces
 from mirabelle.base.errors import InputError
 from mirabelle.channels.rewrite import FORM
@@ -99,7 +99,7 @@ class Prepared:
         if left:  # what rules were chosen by counts for thresholds as well
             seen += observe(network, sites, held, left, histograms)
         meta: Mapping = getattr(self.model, "meta", {})
-        sizes = {n: list(t.shape) for n, t in self.model.state_dict().items()}
+        sizes = {n: list(t.shape) for n, t in tensors_of(self.model).items()}
         return Calibrated(
             network,
             histograms,
@@ -126,7 +126,7 @@ class Prepared:
     def _pieces(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Without labels, which nothing here reads and which may be anything."""
         stream = (b._replace(target=None) for b in batches)
-        on_cpu = all(t.device.type == "cpu" for t in self.network.state_dict().values())
+        on_cpu = all(t.device.type == "cpu" for t in tensors_of(self.network).values())
         return pieces(stream, PIECE) if on_cpu and takes_any_batch(self.network) else stream
 
     def _rules(

@@ -57,7 +57,7 @@ def _session(path: Path, threads: int, providers: Providers, profile: str | None
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # it raises what it would log
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
@@ -154,7 +154,7 @@ def _save_mobile(onnx_path: Path, folder: Path) -> Path:
     found = files(Path(onnx_path))
     target = Path(folder) / f"{found[0].stem}.ort"
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry(

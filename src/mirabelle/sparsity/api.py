@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from mirabelle.base.data import batches as read
 from mirabelle.base.declarations import KeepOption, SamplesOption, SeedOption, StepOption
 from mirabelle.base.errors import InputError
 from mirabelle.base.keep import check_keep
-from mirabelle.base.names import resolve
+from mirabelle.base.names import calling, resolve
 from mirabelle.base.options import Check, Expected, FromRun, OneOf, declared
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
 from mirabelle.fitting.gradients import LossOption, loss_function, loss_gradients
@@ -302,7 +303,8 @@ def _scores(
     scores = {}
     for layer in layers:
         units = by_block(layer.weight, layer.block).shape
-        values = torch.as_tensor(score(layer)).detach().double().cpu()
+        with calling(f"criterion {criterion!r} on {layer.name}") if own else nullcontext():
+            values = torch.as_tensor(score(layer)).detach().double().cpu()
         if values.shape != units:
             raise InputError(
                 f"criterion {criterion!r} gave scores of shape {tuple(values.shape)} for "

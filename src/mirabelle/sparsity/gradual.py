@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from torch import nn
 from typing_extensions import Doc
 
+from mirabelle.base.checks import tensors_of
 from mirabelle.base.data import seeded
 from mirabelle.base.errors import InputError
 from mirabelle.base.identity import data_identity, function_identity
@@ -130,8 +131,8 @@ class Gradual:
             smaller = cut(model.eval(), model, self.steps[done], **self.options)
             model.train(mode)
         with torch.no_grad():
-            found = smaller.state_dict()
-            for name, tensor in model.state_dict().items():
+            found = tensors_of(smaller)
+            for name, tensor in tensors_of(model).items():
                 tensor.copy_(found[name])
         masks.mark(model, masks.blocks(smaller))
         return True

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 from typing_extensions import Doc
 
-from mirabelle.base.checks import check_network, check_runs, clone, running
+from mirabelle.base.checks import check_network, check_python, check_runs, clone, running
 from mirabelle.base.data import Batch, batches, check_finite, device_of
 from mirabelle.base.declarations import CheckpointOption, SeedOption, StepOption
 from mirabelle.base.errors import InputError
@@ -179,7 +179,7 @@ def train(
             f"the training data is an iterator ({type(data).__name__}), which can be read "
             "only once; give a list, a DataLoader or any iterable"
         )
-    model = clone(check_network(for_data(model, data)))
+    model = clone(check_python(check_network(for_data(model, data))))
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
             "the network has no parameter to train; all of them are frozen, or it has none"

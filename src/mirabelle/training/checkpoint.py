@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mirabelle.base.checks import load_state
+from mirabelle.base.checks import load_state, tensors_of
 from mirabelle.base.errors import CheckpointError, InputError
 from mirabelle.base.files import read_tensors, write_tensors
 from mirabelle.base.identity import differences
@@ -39,9 +39,9 @@ def _path(folder: str | Path) -> Path:
 
 def save_checkpoint(folder: str | Path, state: State, run: dict[str, Any]) -> None:
     """Writes where training stands. run: what tells this run from others."""
-    tensors = {f"model/{k}": v for k, v in state.step.state_dict().items()}
+    tensors = {f"model/{k}": v for k, v in tensors_of(state.step).items()}
     if state.average is not None:
-        tensors |= {f"average/{k}": v for k, v in state.average.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in tensors_of(state.average).items()}
     if state.best.state is not None:
         tensors |= {f"best/{k}": v for k, v in state.best.state.items()}
     numbers: dict[str, dict[str, float]] = {}

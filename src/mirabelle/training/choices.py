@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone, load_state, running
+from mirabelle.base.checks import clone, load_state, running, tensors_of
 from mirabelle.base.data import Batch, as_batch, preserved, seed_epoch
 from mirabelle.base.progress import say
 from mirabelle.base.reading import items
@@ -127,7 +127,7 @@ class RangeTest:
         count = min(MOST_STEPS, max(FEWEST_STEPS, total // 20))
         rates = [low * (high / low) ** (i / (count - 1)) for i in range(count)]
         extra = self.step.extra
-        before = None if extra is None else {k: v.clone() for k, v in extra.state_dict().items()}
+        before = None if extra is None else {k: v.clone() for k, v in tensors_of(extra).items()}
         trial = Step(clone(self.step.model), self.step.objective, extra)
         try:
             with preserved(loader):

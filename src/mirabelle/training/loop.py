@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone, load_state, running
+from mirabelle.base.checks import check_runs, clone, load_state, running, tensors_of
 from mirabelle.base.data import Batch, as_batch, device_of, length_of, seed_epoch, seed_everything
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.identity import data_identity, function_identity, network_identity
+from mirabelle.base.names import calling
 from mirabelle.base.progress import Bar, bar
 from mirabelle.base.reading import items
+from mirabelle.measurement.accuracy import as_tensor
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.gradual import Gradual
 from mirabelle.training import distributed
@@ -101,7 +103,7 @@ class Loop:
         if self.gradual is not None:
             self.gradual.resume(model, self.state.done)
         self.pruned = masks.zeros(model)
-        self.finite = _finite(model)
+        self.finite, self.last = _finite(model), None
         self.saved_at = time.monotonic()
 
     def _hold_back(self, loader: Iterable, objective: Objective) -> tuple[Iterable, Judge]:
@@ -176,6 +178,7 @@ class Loop:
             load_state(result, state.best.state)
         if self.judged:
             state.choices |= outcome(self.judge, state, self.plan.total, before)
+        self._check_outputs(result)
         result = clone(result).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         seconds, curve = time.monotonic() - self.begun, state.curve.to_dict(self.judge.name)
         return Trained(result, state.history, seconds, state.choices, curve, state.done)
@@ -233,7 +236,8 @@ class Loop:
     def _log(self, figures: dict[str, float]) -> None:
         if self.log is not None:
             rate = self.state.optimizer.param_groups[0]["lr"]
-            self.log(self.state.done, {**figures, "lr": rate})
+            with calling("log"):
+                self.log(self.state.done, {**figures, "lr": rate})
 
     def _check(self) -> None:
         """Scores the network within an epoch, or before the first. Raises `DivergedError`."""
@@ -263,14 +267,21 @@ class Loop:
         """Adds the gradients of one batch of the epoch."""
         size, state = batch.size, self.state
         batch, share = distributed.share(batch, self.world)
-        batch = placed(batch, self.where)
+        batch = self.last = placed(batch, self.where)
         alone = self.plan.closes(number) or self.world.size == 1
         with nullcontext() if alone else self.wrapped.no_sync():  # type: ignore[operator]
             place = f"batch {number} of the training loader, or its loss on it"
             with self._autocast(), running(batch, place):
                 parts = self.wrapped(batch.args, batch.kwargs, batch.target)
             loss = torch.stack([p.float() for p in parts.values()]).sum()
-            state.scaler.scale(loss * share / self.plan.together(number)).backward()
+            if not loss.requires_grad:
+                raise InputError(
+                    f"the loss of {place.partition(',')[0]} has no gradient for the network's "
+                    "weights; it must be computed by torch from outputs that are neither "
+                    "integers, masks nor detached"
+                )
+            with running(batch, place):
+                state.scaler.scale(loss * share / self.plan.together(number)).backward()
         losses = {name: float(part.detach()) for name, part in parts.items()}
         for name, value in losses.items():
             state.totals[name] = state.totals.get(name, 0.0) + value
@@ -329,6 +340,20 @@ class Loop:
         if settings.checkpoint and self.world.rank == 0:
             self._save()
 
+    def _check_outputs(self, result: nn.Module) -> None:
+        """`MirabelleError` where finite weights have become so large that outputs are not: losses
+        are those from before a step, so that none has seen the last one.
+        """
+        if self.last is None:
+            return
+        output = as_tensor(check_runs(result, self.last, "the last batch of the training loader"))
+        if bool((output.isnan() | output.isposinf()).any()):
+            raise MirabelleError(
+                f"training made the network's outputs NaN or infinite by step {self.state.done} of "
+                f"{self.plan.total}, with lr {self.settings.lr:g} and weight_decay "
+                f"{self.settings.weight_decay:g}; lower them, or set clip=1.0"
+            )
+
     def _check_finite(self) -> None:
         """`MirabelleError` for weights or statistics that training has made infinite or NaN."""
         if lost := sorted(self.finite - _finite(self.state.result)):
@@ -354,4 +379,4 @@ class Loop:
 
 def _finite(model: nn.Module) -> set[str]:
     """The tensors of a network that hold nothing but finite numbers."""
-    return {n for n, t in model.state_dict().items() if bool(torch.isfinite(t).all())}
+    return {n for n, t in tensors_of(model).items() if bool(torch.isfinite(t).all())}

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mirabelle.base import structures
+from mirabelle.base.checks import tensors_of
 from mirabelle.base.data import Batch
 from mirabelle.training.curve import Curve
 from mirabelle.training.optimizers import OPTIMIZERS, parameter_groups
@@ -99,7 +100,7 @@ class State:
             return
         weights = None
         if keep:
-            weights = {k: v.detach().clone() for k, v in self.result.state_dict().items()}
+            weights = {k: v.detach().clone() for k, v in tensors_of(self.result).items()}
         self.best, self.stale = Best(value, weights, self.done), 0
 
 

@@ -174,7 +174,8 @@ class _Comparing:
         result = self._shipped_result(batch, seen, result, actual, differs)
         if self.original is not None:
             plain = as_tensor(predictor(self.original)(batch)).numpy()
-        self.outputs.append((result, actual, simulation, plain))
+        # the output of a batch may be a single number
+        self.outputs.append(tuple(map(np.atleast_1d, (result, actual, simulation, plain))))
 
     def _check_shape(self, what: str, got: np.ndarray, want: np.ndarray) -> None:
         if got.shape != want.shape:

@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, choose
+from mirabelle.base.tensors import from_array
 from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
 from mirabelle.graph.layers import Conv, Linear, layer_of
 from mirabelle.graph.nodes import argument, called, module, optional_argument, setting, target_name
+from mirabelle.graph.plain import written_parts
 from mirabelle.integers import arithmetic, pair_sums
 from mirabelle.quantization.forms.qdq import bias_integers
 from mirabelle.quantization.simulation.description import quantization
@@ -80,6 +82,7 @@ class IntegerReference:
         inputs = iter(inputs_in_order(self.model.graph, batch))
         result: Any = None
         self.floats, self.clipped = [], {}
+        written = written_parts(self.model.graph)
         last_use = {
             source: node for node in self.model.graph.nodes for source in node.all_input_nodes
         }
@@ -101,7 +104,7 @@ class IntegerReference:
                         value = values[made]
                     elif name in given:
                         value = replace(value, q=given[name].astype(np.int32))
-                values[node] = value
+                values[node] = _float(value) if node in written else value
             for source in node.all_input_nodes:
                 if last_use[source] is node:
                     values.pop(source, None)
@@ -275,9 +278,8 @@ class IntegerReference:
     def _in_torch(self, node: fx.Node, values: dict) -> Any:
         def plain(n: fx.Node) -> Any:
             return pytree.tree_map(
-                lambda v: (
-                    torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v
-                ),
+                # of the same memory, which the operator may write into
+                lambda v: from_array(v) if isinstance(v, np.ndarray) else v,
                 _float(values[n]),
             )
 

@@ -36,7 +36,7 @@ class _Watch(fx.Interpreter):
             else self.env[argument(n, 0)]
         )
         if isinstance(quantizer, ActivationQuantizer):
-            self.sites[argument(n, 0).name] = value
+            self.sites[argument(n, 0).name] = value.clone()  # what follows may write into it
         return value
 
 

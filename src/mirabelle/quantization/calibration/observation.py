@@ -10,7 +10,7 @@ from torch import fx
 
 from mirabelle.base.data import Batch, device_of
 from mirabelle.base.errors import InputError
-from mirabelle.base.names import resolve
+from mirabelle.base.names import calling, resolve
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
 from mirabelle.graph.nodes import optional_argument
@@ -129,14 +129,16 @@ def activation_quantizer(
     """choose: a rule of `THRESHOLDS`, or of `RANGES` where `symmetric` is false."""
     low, high = activation_grid(bits, target)
     if not symmetric:
-        start, end = _checked_range(choose(histogram, 2**bits - 1))
+        with calling("the threshold rule"):
+            start, end = _checked_range(choose(histogram, 2**bits - 1))
         scale = (end - start) / (2**bits - 1)
         return ActivationQuantizer(
             scale or 1.0, low + (round(-start / scale) if scale else 0), low, high
         )
     rectified = target.unsigned and not histogram.signed
     levels = 2**bits - 1 if rectified else 2 ** (bits - 1) - 1
-    threshold = float(choose(histogram, levels))
+    with calling("the threshold rule"):
+        threshold = float(choose(histogram, levels))
     if not 0 <= threshold < float("inf"):
         raise InputError(
             f"the threshold rule gave {threshold!r}; expected a number in (0, "
@@ -185,14 +187,16 @@ def weight_quantizer(
         for row, histogram in zip(rows, histograms):
             histogram.add(row, name)
         if not symmetric:
-            ends = torch.tensor([_checked_range(choose(h, 2**bits - 1)) for h in histograms])
+            with calling("the rule of weight thresholds"):
+                ends = torch.tensor([_checked_range(choose(h, 2**bits - 1)) for h in histograms])
             # A filter of zeros has no scale of its own: a small one, which its bias is stored in
             # units of (see `fit_bias`).
             scale = ((ends[:, 1] - ends[:, 0]) / (2**bits - 1)).clamp_min(2.0**-40)
             return WeightQuantizer(
                 scale, 0, levels, (-(levels + 1) - ends[:, 0] / scale).round().long()
             )
-        found = torch.tensor([float(choose(h, levels)) for h in histograms])
+        with calling("the rule of weight thresholds"):
+            found = torch.tensor([float(choose(h, levels)) for h in histograms])
     return WeightQuantizer(torch.where(found > 0, found / levels, 2.0**-40), 0, levels)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
+from mirabelle.base.checks import tensors_of
 from mirabelle.base.data import Batch, samples
 from mirabelle.base.errors import InputError
 from mirabelle.base.progress import bar
@@ -57,12 +58,12 @@ class Switchboard:
         network's, biases too: what repairs made of those makes up for layers that are in float now.
         """
         working = self.needs[weight] if weight is not None else ()
-        state = self.network.state_dict()
+        state = tensors_of(self.network)
         repaired = {n: t.clone() for n, t in state.items()}
         try:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = name in working
-            for name, exact in self.reference.state_dict().items():
+            for name, exact in tensors_of(self.reference).items():
                 if name in state and name != weight:
                     state[name].copy_(exact)
             yield self.network

@@ -100,12 +100,12 @@ def _squared(
 
 def _drawn(outputs: Any, generator: torch.Generator) -> torch.Tensor | None:
     """The outputs times noise, summed; None where none of them has a gradient."""
-    floating = [t for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor)]
-    parts = [
-        (t * torch.randn(t.shape, generator=generator).to(t)).sum()
-        for t in floating
-        if t.requires_grad
+    floating = [
+        torch.view_as_real(t) if t.is_complex() else t
+        for t in pytree.tree_leaves(outputs)
+        if isinstance(t, torch.Tensor) and t.requires_grad
     ]
+    parts = [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating]
     return torch.stack(parts).sum() if parts else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from mirabelle.base.checks import clone
+from mirabelle.base.checks import clone, tensors_of
 from mirabelle.graph.capture import get_tensor, parameter_name
 from mirabelle.graph.nodes import argument, target_name
 from mirabelle.quantization.calibration.histograms import Histogram
@@ -139,7 +139,7 @@ def adopt_weights(network: fx.GraphModule, other: fx.GraphModule, without: Seque
     """Gives `network` the weights of `other` and their steps, but for the weights of these
     names.
     """
-    own, found = network.state_dict(), other.state_dict()
+    own, found = tensors_of(network), tensors_of(other)
     for node in other.graph.nodes:
         if node.op != "call_module" or (name := parameter_name(argument(node, 0))) is None:
             continue
