@@ -43,7 +43,7 @@ def test_no_other_generator_is_touched():
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_scale_that_batchnorm_has_seen(scale):
-    mean, deviation = SCALES[scale]
+    mean, deviation, *_ = SCALES[scale]
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
     net(leaves(7) * deviation + mean)
     net.eval()
@@ -67,6 +67,34 @@ def test_the_scale_of_the_example_where_no_batchnorm_tells(low, high, scale):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
     example = torch.linspace(low, high, 256).view(1, 1, 16, 16)
     assert pictures_for(net, as_batch(example))[1] == scale
+
+
+@pytest.mark.parametrize(
+    ("example", "low", "high"),
+    [
+        (torch.linspace(-1, 1, 3072).view(1, 3, 32, 32), -2.12, 2.64),
+        (torch.linspace(-3, 1, 3072).view(1, 3, 32, 32), -3, 2.64),
+    ],
+)
+def test_ends_of_bounded_pictures(example, low, high):
+    """Those of the scale, which a picture as the example widens."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    net(leaves(7))
+    pictures, scale = pictures_for(net.eval(), as_batch(example), bounded=True)
+    assert scale == "mean 0 and deviation 1"
+    for batch in pictures:
+        found = batch.tensors[0].amin((0, 2, 3)), batch.tensors[0].amax((0, 2, 3))
+        assert torch.allclose(found[0], torch.tensor(float(low)))
+        assert torch.allclose(found[1], torch.tensor(float(high)))
+
+
+@pytest.mark.parametrize("made", [torch.zeros, torch.ones, torch.randn])
+def test_an_example_that_is_no_picture_says_no_ends(made):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    torch.manual_seed(0)
+    example = as_batch(made(1, 3, 32, 32))
+    (bounded, _), (plain, _) = (pictures_for(net, example, bounded=b) for b in (True, False))
+    assert all(torch.equal(a.tensors[0], b.tensors[0]) for a, b in zip(bounded, plain))
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,9 @@ def quantize(
       writes that file with integers in it.
     - data: the calibration set, with or without targets, read in one pass. Its memory does not
       grow with `samples`. Without it, networks of one picture are calibrated on synthetic ones
-      (`sources.synthetic`), which costs some decibels.
-    - inputs: an example of what the network takes, where there are no data and it does not say.
+      (`sources.synthetic`), with the means and deviations that BatchNorm had from real ones.
+    - inputs: an example of what the network takes, where there are no data and it does not say. A
+      real picture also says where pictures end.
     - threshold, weight_threshold: a name of `THRESHOLDS`, `"package.module:function"` or a
       callable (histogram, levels) -> threshold. `auto` measures at the network's outputs, for each
       tensor.
@@ -190,7 +191,8 @@ def quantize(
     repairs = check_repairs(repair)
     if placement == "fastest":
         check_runs_here(runtime)
-    data = synthetic(*with_example(model, inputs)) if data is None else data
+    pictures = synthetic(*with_example(model, inputs)) if data is None else []
+    data = pictures if data is None else data
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     model = check_network(module(model, first, fold=True))
@@ -216,6 +218,7 @@ def quantize(
         keep,
     )
     ready = prepared(model, first, grids)
+    ready = ready.corrected(pictures) if pictures else ready
     repairs, stream = _chosen(repairs, ready, first, stream, samples)
     calibrated, few = ready.calibrated(chain([first], stream), samples, repairs)
     if placement == "fastest":
@@ -238,9 +241,9 @@ def quantize(
     )
 
 
-def synthetic(network: nn.Module, x: Any) -> Iterable:
+def synthetic(network: nn.Module, x: Any) -> list[Batch]:
     """Pictures to calibrate on. `InputError` for networks that take anything else."""
-    pictures, scale = pictures_for(check_network(network), example_inputs(x))
+    pictures, scale = pictures_for(check_network(network), example_inputs(x), bounded=True)
     if not pictures:
         raise InputError(
             "quantize needs data=, batches of what the network is used on; only for networks that "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +21,27 @@ PIXELS = 1 << 21  # of one batch, all channels: 16 MB beside what the network it
 COLOR = 0.25  # of a leaf's own, beside its gray
 TEXTURE = 0.1
 DISCS = 0.5  # of the leaves; the others are boxes
-# What networks are fed, as (mean, standard deviation): standardized, and pixels from -1 to 1, from
+ALIKE = 0.15  # neighbors of pictures correlate more than so much, those of drawn numbers less
+
+
+class Scale(NamedTuple):
+    """What networks are fed: the mean and the deviation of pictures, and what black and white are,
+    or the darkest and the brightest of usual data sets.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+# Standardized (from ImageNet's black of red to its white of blue), and pixels from -1 to 1, from
 # 0 to 1 and from 0 to 255.
 SCALES = {
-    "mean 0 and deviation 1": (0.0, 1.0),
-    "-1 to 1": (0.0, 0.5),
-    "0 to 1": (0.5, 0.25),
-    "0 to 255": (127.5, 64.0),
+    "mean 0 and deviation 1": Scale(0.0, 1.0, -2.12, 2.64),
+    "-1 to 1": Scale(0.0, 0.5, -1.0, 1.0),
+    "0 to 1": Scale(0.5, 0.25, 0.0, 1.0),
+    "0 to 255": Scale(127.5, 64.0, 0.0, 255.0),
 }
 
 
@@ -72,7 +87,9 @@ def dead_leaves(shape: Sequence[int], generator: np.random.Generator) -> torch.T
     return torch.from_numpy(pictures / max(float(pictures.std()), 1e-6))
 
 
-def pictures_for(network: nn.Module, example: Batch, seed: int = 0) -> tuple[list[Batch], str]:
+def pictures_for(
+    network: nn.Module, example: Batch, seed: int = 0, bounded: bool = False
+) -> tuple[list[Batch], str]:
     """Batches for a network that takes one picture, and the name of their scale (`SCALES`); none
     for networks that take anything else.
 
@@ -82,6 +99,10 @@ def pictures_for(network: nn.Module, example: Batch, seed: int = 0) -> tuple[lis
     - network: stays as it is.
     - example: of inputs, which say size and type.
     - seed: of the pictures; no other generator is touched.
+    - bounded: whether they end where real pictures do, with one black and one white corner in each
+      batch, if the example is a picture, whose neighbors are alike. The ends are those of the scale
+      that suits the first BatchNorm, or of the example where it reaches further. Drawn numbers say
+      nothing, and what is no photograph may reach far beyond such a scale.
     """
     if len(example.tensors) != 1 or not is_picture(example.tensors[0]):
         return [], ""
@@ -92,21 +113,44 @@ def pictures_for(network: nn.Module, example: Batch, seed: int = 0) -> tuple[lis
     drawn = [dead_leaves((n, *given.shape[1:]), generator).to(given.dtype) for n in sizes]
 
     def scaled(leaves: torch.Tensor, scale: str) -> Batch:
-        mean, deviation = SCALES[scale]
+        mean, deviation, *_ = SCALES[scale]
         return example.map(lambda _: leaves * deviation + mean)._replace(target=None)
 
     first = drawn[0][:32]
     surprises = _surprises(network, [scaled(first, s) for s in SCALES])
     if surprises is None:
         return [], ""
-    known = {s: v for s, v in zip(SCALES, surprises, strict=True) if math.isfinite(v)}
-    chosen = min(known, key=known.__getitem__) if known else _of_range(given)
-    return [scaled(leaves, chosen) for leaves in drawn], chosen
+
+    def least(values: Iterable[float]) -> str:
+        known = {s: v for s, v in zip(SCALES, values, strict=True) if math.isfinite(v)}
+        return min(known, key=known.__getitem__) if known else _of_range(given)
+
+    chosen = least(statistics.fmean(s) if s else math.nan for s in surprises)
+    pictures = [scaled(leaves, chosen) for leaves in drawn]
+    if bounded and _neighbors_alike(given):
+        scale = SCALES[least(s[0] if s else math.nan for s in surprises)]
+        low, high = min(scale.low, float(given.min())), max(scale.high, float(given.max()))
+        pictures = [b.map(lambda t: _filling(t, low, high)) for b in pictures]
+    return pictures, chosen
+
+
+def _filling(pictures: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Clipped to [low, high], with a corner of the first picture at either end."""
+    pictures = pictures.clamp(low, high)
+    pictures[0, :, 0, 0], pictures[0, :, -1, -1] = low, high
+    return pictures
 
 
 def is_picture(tensor: torch.Tensor) -> bool:
     """Whether this is a batch of pictures: floating, of four dimensions and at least 8 pixels."""
     return tensor.is_floating_point() and tensor.ndim == 4 and min(tensor.shape[2:]) >= 8
+
+
+def _neighbors_alike(given: torch.Tensor) -> bool:
+    """Whether pixels beside one another correlate, as in pictures, on average over the channels."""
+    left, right = given[..., :-1].double().flatten(1), given[..., 1:].double().flatten(1)
+    left, right = (x - x.mean(1, keepdim=True) for x in (left, right))
+    return bool((left * right).sum() > ALIKE * left.norm() * right.norm())
 
 
 def _of_range(given: torch.Tensor) -> str:
@@ -118,10 +162,10 @@ def _of_range(given: torch.Tensor) -> str:
 
 
 @torch.no_grad()
-def _surprises(network: nn.Module, inputs: Sequence[Batch]) -> list[float] | None:
+def _surprises(network: nn.Module, inputs: Sequence[Batch]) -> list[list[float]] | None:
     """How far what each BatchNorm is given lies from its running statistics: the mean Kullback-
-    Leibler divergence of two normal distributions, over channels and layers, for each batch. NaN
-    without BatchNorm; None where the network does not run: some are written for one sample.
+    Leibler divergence of two normal distributions, over channels, for each batch and BatchNorm in
+    the order of execution. None where the network does not run: some are written for one sample.
     """
     copied = clone(network).eval()
     found: list[float] = []
@@ -144,5 +188,5 @@ def _surprises(network: nn.Module, inputs: Sequence[Batch]) -> list[float] | Non
             batch.to(device_of(copied)).run(copied)
         except Exception:
             return None
-        surprises.append(sum(found) / len(found) if found else math.nan)
+        surprises.append(list(found))
     return surprises
