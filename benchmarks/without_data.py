@@ -145,11 +145,16 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, help="one network")
+    parser.add_argument("--given", choices=(REAL, KNOWN, NOTHING, ONE), help="one column")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
-        wanted = [a for a in asked() if options.network in (None, a["network"])]
+        wanted = [
+            a
+            for a in asked()
+            if options.network in (None, a["network"]) and options.given in (None, a["given"])
+        ]
         conditions = {"machine": machine(), "versions": versions("torch", "onnxruntime")}
         carry_out(RESULTS, wanted, run, conditions)
     results = kept(RESULTS)

@@ -46,6 +46,8 @@ def test_an_onnx_file_becomes_an_int8_file(tmp_path, capsys, monkeypatch):
     assert report["result"]["accuracy_drop"] is None and "data" not in report["recipe"]
     assert report["verification"][0]["samples"] > 0
     assert "No data were given: 48 synthetic pictures" in page and "Accuracy against" not in page
+    assert main(["compare", "out", "out/report.json", "--page", "both.html"]) == 0
+    assert "top1" not in capsys.readouterr().out
     file = load(tmp_path / "out" / "onnxruntime" / "model.onnx", "onnxruntime")
     with torch.no_grad():
         assert sqnr(network(images).numpy(), file(images.numpy())) > 25
