@@ -15,7 +15,7 @@ from mirabelle.channels.rewrite import FORM
 from mirabelle.graph.structure import STRUCTURE, structure_of
 from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.calibration.histograms import Histogram
-from mirabelle.quantization.calibration.made_up import correct
+from mirabelle.quantization.calibration.made_up import correct, give_room
 from mirabelle.quantization.calibration.observation import (
     activation_quantizer,
     histograms_for,
@@ -102,10 +102,10 @@ class Prepared:
         rules = {} if grids.choose is not None else self._rules(network, sites, histograms, held)
         if left:  # what rules were chosen by counts for thresholds as well
             seen += observe(network, sites, held, left, histograms)
-        if self.made_up and grids.choose is None:
-            # Black and white are flat and common in real pictures: they are not clipped.
-            given = {n.name for n in network.graph.nodes if n.op == "placeholder"}
-            rules |= {s.node: "absmax" for s in sites if s.node in given}
+        if self.made_up:
+            own = {s.node for s in sites if s.source is None}
+            roomy = give_room(network.graph, histograms, own)
+            rules |= roomy if grids.choose is None else {}
         meta: Mapping = getattr(self.model, "meta", {})
         sizes = {n: list(t.shape) for n, t in self.model.state_dict().items()}
         return Calibrated(

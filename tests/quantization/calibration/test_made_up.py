@@ -1,5 +1,6 @@
-"""Calibration on made-up pictures: BatchNorm's moments come back, and inputs are not clipped."""
+"""Calibration on made-up pictures: BatchNorm's moments come back, and ends that nobody saw."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,11 +8,13 @@ from torch import nn
 import mirabelle as mb
 from examples import shapes
 from mirabelle.base.data import as_batch
+from mirabelle.graph.capture import operator
 from mirabelle.quantization import quantization
-from mirabelle.quantization.calibration.made_up import correct
+from mirabelle.quantization.calibration.histograms import Histogram
+from mirabelle.quantization.calibration.made_up import ROOM, correct
 from mirabelle.quantization.calibration.observation import PixelByPixel
 from mirabelle.quantization.simulation.graph import captured
-from mirabelle.quantization.simulation.notes import correction_of
+from mirabelle.quantization.simulation.notes import correction_of, histograms_of
 from mirabelle.verification import sqnr
 
 
@@ -95,17 +98,35 @@ def _corrected():
     return graph
 
 
+def test_stretched_by_hand():
+    histogram = Histogram(axis=1)
+    histogram.add(torch.tensor([[-1.0, 3.0], [0.5, 2.0]]))
+    assert histogram.reach == 4
+    histogram.stretch(1.5)
+    assert (histogram.low, histogram.high, histogram.reach) == (-1.5, 4.5, 8)
+    assert histogram.channels is not None
+    low, high = (c.tolist() for c in histogram.channels)
+    assert (low, high) == ([-1.5, 3], [0.75, 4.5]) and histogram.total == 4
+
+
 @pytest.fixture(scope="module")
 def without_data():
     network, images = shapes.network(), shapes.draw(5, 256)[0]
     return network, images, mb.quantize(network, inputs=torch.zeros(1, 3, 24, 24), target="x86")
 
 
-def test_inputs_are_not_clipped(without_data):
+def test_ends_that_no_batchnorm_tells(without_data):
+    """The input to its ends, and what is averaged over space with room."""
     network, images, q = without_data
-    graph = captured(network, as_batch(images[:2]))
-    given = next(n.name for n in graph.graph.nodes if n.op == "placeholder")
-    assert quantization(q).rules[given] == "absmax"
+    graph, rules, seen = captured(network, as_batch(images[:2])), quantization(q).rules, {}
+    for node in graph.graph.nodes:
+        seen[operator(node) or node.op] = node.name
+    assert rules[seen["placeholder"]] == rules[seen["mean"]] == "absmax"
+    pooled = histograms_of(q)[seen["mean"]]
+    assert pooled.channels is not None
+    counted = (np.arange(len(pooled.counts)) + 1) * 2 * pooled.reach / len(pooled.counts)
+    top = counted[np.flatnonzero(pooled.counts)[-1]] - pooled.reach  # of what was really seen
+    assert pooled.high == pytest.approx(ROOM * top, rel=0.02)
 
 
 def test_integers_without_data_are_near_those_with_data(without_data):
