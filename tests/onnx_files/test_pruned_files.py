@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import mirabelle as mb
 from mirabelle.base.data import example_inputs
@@ -230,6 +231,18 @@ def test_halves_that_the_file_computes_become_numbers(tmp_path):
     mb.save(small, tmp_path / "saved")
     again = mb.export(mb.load(tmp_path / "saved", path), tmp_path / "again", inputs=x).path
     assert again.read_bytes() == file.read_bytes()
+
+
+def test_a_saved_cut_of_a_file_that_says_all_sizes_can_be_exported(tmp_path):
+    """torch writes the sizes of values between the layers: of what was loaded they are the old."""
+    whole, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), torch.randn(2, 8)
+    path = mb.export(whole, tmp_path, inputs=x).path
+    assert onnx.load(path).graph.value_info
+    small = mb.prune(path, x, macs=0.5)
+    mb.save(small, tmp_path / "saved")
+    again = mb.export(mb.load(tmp_path / "saved", path), tmp_path / "again", inputs=x)
+    with torch.no_grad():
+        assert close(again(x.numpy()), small(x))
 
 
 def test_what_cannot_be_written_into_the_file_is_written_anew(tmp_path):

@@ -43,10 +43,12 @@ def test_shapes_of_files():
     assert from_shape((None, 1, 28, 28), "float32", "a").color == "gray"
     for shape in ((None, 128), (None, 3, None, None), (None, 7, 8, 8), None):
         assert from_shape(shape, "float32", "a") is None
+    assert from_shape((None, 1, 28, 28), "float32", "a").guessed and not wide.guessed
     yolo = from_shape((None, 3, None, None), "float32", "a", {"imgsz": "[640, 480]", "names": "{}"})
     assert (yolo.height, yolo.width, yolo.resize) == (640, 480, "pad")
     told = from_shape((1, 3, 8, 8), "float32", "a", {"mean": "[120, 110, 100]", "std": "[60]"})
     assert told.scale == 255 and told.std == (60.0,) * 3
+    assert not told.guessed and not yolo.guessed
 
 
 def test_what_is_said_counts_more_than_metadata_and_is_named():
@@ -54,6 +56,7 @@ def test_what_is_said_counts_more_than_metadata_and_is_named():
     how = given(known, {"mean": [0.0], "size": 160})
     assert how.mean == (0.0,) * 3 and how.std == known.std
     assert how.height == 160 and how.shorter == round(160 / 0.875)
+    assert given(None, {"size": 8}).guessed and not given(None, {"size": 8, "mean": 0.5}).guessed
     assert how.origin == "what was asked for (size, mean); the rest from timm's pretrained_cfg"
 
 

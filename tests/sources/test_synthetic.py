@@ -11,7 +11,8 @@ from mirabelle.base.data import as_batch
 from mirabelle.base.errors import InputError
 from mirabelle.pruning.settings import with_pictures
 from mirabelle.sources import synthetic
-from mirabelle.sources.synthetic import SCALES, dead_leaves, is_picture, pictures_for
+from mirabelle.sources.preprocessing import Preprocessing
+from mirabelle.sources.synthetic import KNOWN, SCALES, dead_leaves, is_picture, pictures_for
 from mirabelle.verification import sqnr
 
 
@@ -43,7 +44,7 @@ def test_no_other_generator_is_touched():
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_scale_that_batchnorm_has_seen(scale):
-    mean, deviation = SCALES[scale]
+    mean, deviation, *_ = SCALES[scale]
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
     net(leaves(7) * deviation + mean)
     net.eval()
@@ -67,6 +68,58 @@ def test_the_scale_of_the_example_where_no_batchnorm_tells(low, high, scale):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
     example = torch.linspace(low, high, 256).view(1, 1, 16, 16)
     assert pictures_for(net, as_batch(example))[1] == scale
+
+
+def trained_on(deviation, mean=0.0):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    net(leaves(7) * deviation + mean)
+    return net.eval()
+
+
+def picture(low, high):
+    return torch.linspace(low, high, 3072).view(1, 3, 32, 32)
+
+
+ZEROS = torch.zeros(1, 3, 32, 32)
+IMAGENET = Preprocessing(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("deviation", "example", "how", "low", "high"),
+    [
+        (1, picture(-1, 1), None, [-2.12] * 3, [2.64] * 3),  # those of photographs
+        (1, picture(-3, 1), None, [-3] * 3, [2.64] * 3),  # which a picture widens
+        (0.5, picture(-1, 0), None, [-1] * 3, [1] * 3),
+        (0.5, picture(-2, 1), None, [-2] * 3, [1] * 3),
+        (1, ZEROS, IMAGENET, [-2.1179, -2.0357, -1.8044], [2.2489, 2.4286, 2.64]),
+        (1, ZEROS, Preprocessing(32, 32, scale=255.0), [0] * 3, [255] * 3),
+    ],
+)
+def test_ends_of_bounded_pictures(deviation, example, how, low, high):
+    net = trained_on(deviation)
+    for batch in pictures_for(net, as_batch(example), bounded=True, how=how)[0]:
+        found = batch.tensors[0].amin((0, 2, 3)), batch.tensors[0].amax((0, 2, 3))
+        assert torch.allclose(found[0], torch.tensor(low, dtype=torch.float32), atol=1e-4)
+        assert torch.allclose(found[1], torch.tensor(high, dtype=torch.float32), atol=1e-4)
+
+
+@pytest.mark.parametrize("made", [torch.zeros, torch.ones, torch.randn])
+@pytest.mark.parametrize("how", [None, Preprocessing(32, 32, guessed=True)])
+def test_no_ends_that_nobody_knows(made, how):
+    torch.manual_seed(0)
+    example = as_batch(made(1, 3, 32, 32))
+    (bounded, _), (plain, _) = (
+        pictures_for(trained_on(1), example, bounded=b, how=how) for b in (True, False)
+    )
+    assert all(torch.equal(a.tensors[0], b.tensors[0]) for a, b in zip(bounded, plain))
+
+
+def test_what_is_known_is_the_scale_where_no_batchnorm_tells():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    half = Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3)
+    pictures, scale = pictures_for(net, as_batch(ZEROS), how=half)
+    assert scale == KNOWN
+    assert torch.equal(pictures[0].tensors[0], leaves(0, pictures[0].tensors[0].shape) / 2)
 
 
 @pytest.mark.parametrize(

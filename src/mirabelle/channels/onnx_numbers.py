@@ -265,7 +265,8 @@ def renew(model: Any, described: Mapping[str, Any]) -> None:
     """Puts the numbers that `described` (`meta[ONNX_FORM]`) tells of into a network that was read
     from the whole file and has the cut sizes by now, in place. Raises where it is another network.
     """
-    renumbered(model, described["numbers"])
+    back = renumbered(model, described["numbers"])
+    del back.graph.value_info[:]  # these say the old sizes, which ONNX Runtime refuses
     model.meta[ONNX_FORM] = described
 
 

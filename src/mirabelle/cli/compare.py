@@ -114,6 +114,7 @@ def _of_run(name: str, report: dict[str, Any]) -> dict[str, Any]:
     last = next((s for s in stages if s["name"] == result.get("stage")), stages[-1])
     seen = last["runtimes"][result["runtime"]]
     latency = seen["latency"]
+    metric = (seen["accuracy"] or report["recipe"])["metric"]  # there is none without data
     return {
         "name": name,
         "runtime": result["runtime"],
@@ -123,7 +124,7 @@ def _of_run(name: str, report: dict[str, Any]) -> dict[str, Any]:
         "p50_ms": latency["p50_ms"] if latency else None,
         "speedup": result["speedup"],
         "accuracy": seen["accuracy"],
-        "metric": seen["accuracy"]["metric"].rpartition(":")[2],
+        "metric": metric.rpartition(":")[2],
         "accuracy_drop": result["accuracy_drop"],
         "machine": report["machine"]["cpu"],
         "steps": [next(iter(s)) for s in report.get("recipe", {}).get("steps", [])],

@@ -73,6 +73,7 @@ def carried_out(
     files = [str(p.resolve()) for p in finished.files]
     found |= {"folder": str(finished.folder.resolve()), "report": str(page), "files": files}
     found["verification"] = finished.report.get("verification", [])
+    found["data"] = finished.report["data"]["made_up"] or finished.report["data"]["text"]
     written = "".join(f"\nfile: {f}" for f in files)
     say(found, common.json, f"{summary(finished.report)}{written}\nreport: {page}")
     for warning in finished.warnings:

@@ -35,7 +35,7 @@ def _figures(seen: dict[str, Any]) -> list[str]:
     latency, faster = seen["latency"], seen["speedup"]
     return [
         "-" if seen["bytes"] is None else f"{seen['bytes'] / 1e6:.2f}",
-        accuracy(seen["accuracy"]),
+        accuracy(seen["accuracy"]) if seen["accuracy"] else "unknown",
         f"{latency['p50_ms']:.3f}" if latency else "-",
         f"{faster['value']:.2f}" if faster else "-",
     ]
@@ -58,13 +58,16 @@ def _gained(report: dict[str, Any]) -> list[str]:
         said = [
             f"{which}{result['runtime']}: {_times(result['speedup'], 'faster', 'slower')}, "
             f"{_times(result['size_ratio'], 'smaller', 'larger')},",
-            change(result["accuracy_drop"], is_share(Report.of(report)), _metric(report)),
+            "accuracy unknown"
+            if result["accuracy_drop"] is None
+            else change(result["accuracy_drop"], is_share(Report.of(report)), _metric(report)),
         ]
         if result.get("file"):
             said.append(f"file: {result['file']}")
         if result.get("why"):
             said += wrap(f"why: {result['why']}", 78)
-    for text in report.get("advice") or []:
+    made_up = (report.get("data") or {}).get("made_up")
+    for text in [*([made_up] if made_up else []), *(report.get("advice") or [])]:
         said += wrap(f"note: {text}", 78)
     return said
 

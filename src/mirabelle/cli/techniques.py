@@ -30,6 +30,9 @@ from mirabelle.pipeline.declarations import STEPS
 from mirabelle.pipeline.recipe import Recipe, parse
 from mirabelle.sources.data import read
 
+NO_DATA = Parameter(
+    help=f"{DATA.help}; prune and quantize do without: they make pictures up, which keeps less"
+)
 FOLDER = Parameter(help="where everything goes: the files, the network, report.html, recipe.yaml")
 DRY = Parameter(help="only say what would be done, and roughly how long it takes")
 RESUME = Parameter(help="take finished steps from the folder instead of doing them again")
@@ -49,7 +52,7 @@ def _technique(name: str, summary: str, leave: tuple[str, ...] = ()) -> Callable
         model: Annotated[str, MODEL],
         /,
         *,
-        data: Annotated[str, DATA],
+        data: Annotated[str | None, NO_DATA] = None,
         weights: Annotated[str | None, WEIGHTS] = None,
         load: Annotated[str | None, LOAD] = None,
         runtime: Annotated[list[str] | None, RUNTIMES] = None,
@@ -69,7 +72,11 @@ def _technique(name: str, summary: str, leave: tuple[str, ...] = ()) -> Callable
 
 
 def _recipe(
-    name: str, network: dict[str, str], data: str, runtimes: list[str], options: Mapping[str, Any]
+    name: str,
+    network: dict[str, str],
+    data: str | None,
+    runtimes: list[str],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The recipe, as it could stand in a file."""
     own = only_given(options, STEPS[name])
@@ -82,10 +89,12 @@ def _recipe(
     steps: list[Any] = [{name: own} if own else name, {"export": {"runtimes": runtimes}}]
     if name == "quantize":
         steps.append("verify")
+    named = {} if data is None else {"folder": data}
+    known = {**named, **pictures} if pictures or data is None else data
     return {
         "version": 1,
         **network,
-        "data": {"folder": data, **pictures} if pictures else data,
+        **({"data": known} if known else {}),
         **only_given(options, _RECIPE),
         "steps": steps,
     }

@@ -89,7 +89,7 @@ def _check_loaders(
     example: Batch | None = None
     shapes: dict[str, list] = {}
     for name in loaders.given:
-        labeled = name == "test" or (name == "train" and labels_needed)
+        labeled = recipe.has_data and (name == "test" or (name == "train" and labels_needed))
         seed_epoch(getattr(loaders, name), recipe.seed)
         batch = first_batch(getattr(loaders, name), name, labeled)
         few = batch.head(4)
@@ -97,8 +97,9 @@ def _check_loaders(
         shapes[name] = [tuple(t.shape[1:]) for t in few.tensors]
         if name == "train" and labeled:
             _check_loss(recipe, model, output, few)
-        if name == "test":
+        if labeled and name == "test":
             _check_metric(recipe, output, few)
+        if name == "test":
             example = few.head(1)
     if len(set(map(str, shapes.values()))) > 1:
         raise InputError(

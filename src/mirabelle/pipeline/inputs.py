@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mirabelle.base.checks import check_network
@@ -25,7 +26,9 @@ from mirabelle.sources.check import Checked
 from mirabelle.sources.check import check as check_preprocessing
 from mirabelle.sources.data import Data
 from mirabelle.sources.networks import Found
+from mirabelle.sources.preprocessing import given
 from mirabelle.sources.sheet import described as contact_sheet
+from mirabelle.sources.synthetic import pictures_for
 from mirabelle.store import load
 
 WHOLE = 2**24  # bytes up to which a file of data is known by its content
@@ -50,6 +53,8 @@ def opened(recipe: Recipe) -> Opened:
     outputs, and the metric is the agreement with these: it is said. Raises `InputError`.
     """
     found = networks.find(recipe.model)
+    if recipe.data is None or not recipe.has_data:
+        return _without_data(recipe, found)
     data = data_sources.from_any(recipe.data, found.how, found.classes or None, recipe.seed)
     loaders = data.loaders
     unpruned = check_network(found.module(_example(found, loaders)), recipe.model).eval()
@@ -69,6 +74,32 @@ def opened(recipe: Recipe) -> Opened:
     judged = None if loaders.validation is None else Answered(loaders.validation, model)
     loaders = replace(loaders, test=answered, validation=judged)
     return Opened(replace(recipe, metric=METRIC), model, unpruned, loaders, found, data)
+
+
+def _without_data(recipe: Recipe, found: Found) -> Opened:
+    """Synthetic pictures in the place of data, or an example of what the network takes; it is said.
+    What is known of pictures is what the network says, with what the recipe says in its place.
+    """
+    told = dict(recipe.data or {}) if not isinstance(recipe.data, str) else {}
+    how, example = found.how, found.example
+    if told or example is None:
+        how = given(how, told)
+        example = Batch((torch.zeros(1, *how.shape, dtype=getattr(torch, how.dtype)),), {}, None)
+    unpruned = check_network(found.module(example), recipe.model).eval()
+    model = unpruned if recipe.load is None else _loaded(recipe.load, found, unpruned)
+    pictures, scale = pictures_for(model, example, recipe.seed, how=how)
+    stand = "the network takes none that can be made up"
+    if pictures:
+        stand = f"{sum(b.size for b in pictures)} synthetic pictures ({scale}) stand for them"
+    made_up = (
+        f"no data were given: {stand}, and accuracy is unknown. With some hundred real inputs as "
+        "data, without labels, the network would be better, and how often it agrees with the "
+        "original be known"
+    )
+    console.print(made_up, style="yellow")
+    loaders = Loaders(*[pictures or [example]] * 3)
+    data = Data(loaders, "none", how, made_up=made_up)
+    return Opened(recipe, model, unpruned, loaders, found, data)
 
 
 def _loaded(folder: str, found: Found, unpruned: nn.Module) -> nn.Module:
@@ -106,11 +137,13 @@ def class_names(named: Opened) -> tuple[str, ...]:
 
 def described(named: Opened, checked: Checked) -> dict[str, Any]:
     """What the report says of the data."""
+    made_up = named.data.made_up
     return {
         "name": named.data.name,
         "text": str(named.data),
+        "made_up": made_up or None,
         "preprocessing": None if named.data.how is None else named.data.how.to_dict(),
-        "pictures": None if named.data.how is None else str(named.data.how),
+        "pictures": None if named.data.how is None or made_up else str(named.data.how),
         "check": asdict(checked),
         "sheet": contact_sheet(named.data),
     }
@@ -128,6 +161,8 @@ def data_key(recipe: Recipe) -> list[Any]:
     """What the data depend on besides their first batches: names, code, and the sizes of files, of
     small ones the content.
     """
+    if recipe.data is None or not recipe.has_data:
+        return [recipe.data]
     code = data_sources.code_of(recipe.data)
     if code is not None:
         return [recipe.data, code_hash(code)]

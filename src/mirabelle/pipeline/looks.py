@@ -32,7 +32,7 @@ def hold_back(recipe: Recipe, loaders: Loaders) -> Loaders:
     """
     saved = any(".safetensors" in str(s.options.get("teacher")) for s in recipe.steps)
     whole = isinstance(loaders.train, (DataLoader, list, tuple))
-    if loaders.validation is not None or saved or not whole:
+    if loaders.validation is not None or saved or not whole or not recipe.has_data:
         return loaders
     train, held = split(loaders.train, SHARE, recipe.seed)
     return replace(loaders, train=train, validation=held) if held else loaders

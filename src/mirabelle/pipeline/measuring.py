@@ -29,17 +29,19 @@ def measure_all(state: State, folder: Path) -> Outcome:
     pictures whose class changed, latency in one alternating run, memory and layers.
 
     Where there are no files the accuracy is that of the networks in PyTorch, and nothing is timed.
-    What is chosen by is the accuracy of each file on other data (`Looks`).
+    What is chosen by is the accuracy of each file on other data (`Looks`). Without data there is no
+    accuracy.
     """
+    scored = state.recipe.has_data
     watch = Watch(Album(state.how), isinstance(state.loaders.test, Answered))
     if not state.runtimes:
-        _write_scores(folder, _scores_in_pytorch(state, watch))
+        _write_scores(folder, _scores_in_pytorch(state, watch) if scored else {})
         watch.write(folder)
         return Outcome({"bytes": {}})
     artifacts = {
         (s.name, r): state.artifact(s.name, r) for s in state.stages for r in state.runtimes
     }
-    _write_scores(folder, _scores_of_files(state, artifacts, watch))
+    _write_scores(folder, _scores_of_files(state, artifacts, watch) if scored else {})
     watch.write(folder)
     sizes = {f"{s}/{r}": a.bytes for (s, r), a in artifacts.items()}
     looks = {

@@ -19,6 +19,7 @@ NETWORK = (
     "fit",
     "quantize",
 )  # steps that change the network
+WITHOUT_DATA = ("prune", "quantize", "export", "verify")
 
 
 def check_order(steps: Sequence[Step]) -> None:
@@ -128,6 +129,23 @@ def check_limits(limits: Limits, steps: Sequence[Step]) -> None:
                 f"limits.size_ratio is {limits.size_ratio:g}; without a prune step the file can "
                 f"shrink at most {most:g} times"
             )
+
+
+def check_without_data(limits: Limits, steps: Sequence[Step]) -> None:
+    """Steps, options and limits that need data, of which the recipe names none."""
+    needs = [f"step {i} ({s.name})" for i, s in enumerate(steps, 1) if s.name not in WITHOUT_DATA]
+    needs += [
+        f"{key} of step {i} ({s.name})"
+        for i, s in enumerate(steps, 1)
+        for key in ("accuracy_drop", "train", "depth")
+        if s.options.get(key)
+    ]
+    needs += ["limits.accuracy_drop"] if limits.accuracy_drop is not None else []
+    if needs:
+        raise RecipeError(
+            f"there are no data, which {needs[0]} needs; name some as data (--data), in a mapping "
+            f"as 'folder'. Without data there are {', '.join(WITHOUT_DATA)}"
+        )
 
 
 def makes_sparse(step: Step) -> bool:

@@ -16,7 +16,7 @@ from mirabelle.base.options import Check, Expected, OneOf, options_of, shown
 from mirabelle.fitting.gradients import LOSSES
 from mirabelle.measurement.accuracy import METRICS
 from mirabelle.pipeline.declarations import STEPS
-from mirabelle.pipeline.order import check_limits, check_order
+from mirabelle.pipeline.order import check_limits, check_order, check_without_data
 from mirabelle.pipeline.yaml_file import read_yaml
 from mirabelle.sources.data import check_named as check_data
 from mirabelle.sources.networks import check_named as check_network
@@ -96,12 +96,12 @@ class Recipe:
         Check(check_network),
         Doc("the trained network: module:callable, .onnx, .pt2, timm:, torchvision: or hf:NAME"),
     ]
+    steps: tuple[Step, ...]
     data: Annotated[
-        str | Mapping[str, Any],
+        str | Mapping[str, Any] | None,
         Check(check_data),
         Doc("a folder of pictures, .csv, .npz, .npy, module:callable; or {folder: ..., size: ...}"),
-    ]
-    steps: tuple[Step, ...]
+    ] = None
     metric: Annotated[
         str,
         OneOf(METRICS, plugin=True),
@@ -127,12 +127,18 @@ class Recipe:
     version: int = 1
     path: str = "recipe.yaml"
 
+    @property
+    def has_data(self) -> bool:
+        """Else pictures are made up, of the size and the kind that `data` says, if it says any."""
+        return self.data is not None and (isinstance(self.data, str) or "folder" in self.data)
+
     def to_dict(self) -> dict[str, Any]:
         limits = {k: v for k, v in vars(self.limits).items() if v is not None}
+        data = dict(self.data) if isinstance(self.data, Mapping) else self.data
         return {
             "version": self.version,
             "model": self.model,
-            "data": self.data if isinstance(self.data, str) else dict(self.data),
+            **({"data": data} if data is not None else {}),
             "metric": self.metric,
             "loss": self.loss,
             **({"step": self.step} if self.step is not None else {}),
@@ -160,7 +166,7 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
         raise RecipeError(f"a recipe is a mapping of keys, got {type(content).__name__}")
     plain = options_of(Recipe)
     _known_keys(content, ["version", *plain, "limits", "steps"], "the recipe")
-    for key in ("version", "model", "data", "steps"):
+    for key in ("version", "model", "steps"):
         if key not in content:
             raise RecipeError(f"the recipe has no {key!r}")
     if content["version"] != 1 or isinstance(content["version"], bool):
@@ -171,7 +177,10 @@ def parse(content: Any, path: str = "recipe.yaml") -> Recipe:
     limits = _limits({} if content.get("limits") is None else content["limits"])
     check_order(steps)
     check_limits(limits, steps)
-    return Recipe(**given, steps=steps, limits=limits, path=path)
+    recipe = Recipe(**given, steps=steps, limits=limits, path=path)
+    if not recipe.has_data:
+        check_without_data(limits, steps)
+    return recipe
 
 
 def _known_keys(given: Mapping, known: Any, where: str) -> None:

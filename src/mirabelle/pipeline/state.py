@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class State:
     @property
     def model(self) -> nn.Module:
         return self.stages[-1].model
+
+    @property
+    def data(self) -> Iterable | None:
+        """What cuts learn from; None where there are no data."""
+        return self.loaders.train if self.recipe.has_data else None
 
     @property
     def inputs(self) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from mirabelle.base.errors import InputError
@@ -28,6 +29,7 @@ from mirabelle.pruning.factorization import factorize
 from mirabelle.quantization.api import quantize
 from mirabelle.quantization.simulation.description import describe, quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
+from mirabelle.sources.networks import Found
 from mirabelle.sparsity.api import sparsify
 from mirabelle.store import save
 from mirabelle.training.api import LabelsObjective, train, with_loss
@@ -40,7 +42,7 @@ def _prune(state: State, options: Mapping[str, Any], folder: Path, work: Path) -
         model=prune(
             state.model,
             state.inputs,
-            data=state.loaders.train,
+            data=state.data,
             loss=loss_in(state.recipe),
             seed=state.recipe.seed,
             checkpoint=work,
@@ -121,7 +123,12 @@ def _quantize(state: State, options: Mapping[str, Any], folder: Path, work: Path
     for way in ways:
         seed_loaders(state)
         own = {**options, **way.options, **judged}
-        model = quantize(state.model, state.loaders.calibration, **own)
+        if state.recipe.has_data:
+            model = quantize(state.model, state.loaders.calibration, **own)
+        else:  # an example that was made up says nothing of black and white, and zeros say so
+            known = Found(state.recipe.model, state.model, how=state.how)
+            inputs = state.example.map(torch.zeros_like)
+            model = quantize(known, inputs=inputs.kwargs or inputs.args, **own)
         fact, timing = _described(model)
         facts.append(fact)
         timings.append(timing)

@@ -143,14 +143,9 @@ def _stage(
     original = state.stages[0].name
     for runtime in runtimes:
         key = f"{stage.name}/{runtime}"
-        scores = read_scores(folder, stage.name, runtime, state.recipe.metric)
-        before = read_scores(folder, original, runtime, state.recipe.metric)
-        drop, *interval = map(finite, before.drop(scores))
         found[runtime] = {
             "bytes": measured["facts"]["bytes"].get(key),
-            "accuracy": {k: finite(v) for k, v in vars(scores.score()).items()},
-            "accuracy_drop": drop,
-            "accuracy_drop_interval": interval,
+            **_accuracy(state, folder, [original, stage.name], runtime),
             "look": measured["facts"].get("looks", {}).get(key),
             "latency": measured["timings"].get("latency", {}).get(key),
             "speedup": measured["timings"].get("speedup", {}).get(key),
@@ -162,6 +157,19 @@ def _stage(
         "parameters": _parameters(stage.model),
         "macs": count_macs(stage.model, state.inputs),
         "runtimes": found,
+    }
+
+
+def _accuracy(state: State, folder: Path, stages: list[str], runtime: str) -> dict[str, Any]:
+    """Of the second stage, and what it lost since the first; None without data to score."""
+    if not state.recipe.has_data:
+        return {"accuracy": None, "accuracy_drop": None, "accuracy_drop_interval": []}
+    before, after = (read_scores(folder, s, runtime, state.recipe.metric) for s in stages)
+    drop, *interval = map(finite, before.drop(after))
+    return {
+        "accuracy": {k: finite(v) for k, v in vars(after.score()).items()},
+        "accuracy_drop": drop,
+        "accuracy_drop_interval": interval,
     }
 
 

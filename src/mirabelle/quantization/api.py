@@ -36,7 +36,8 @@ from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.targets import TARGETS, resolve_target
 from mirabelle.runtimes import RUNTIMES, check_runs_here
 from mirabelle.runtimes.declarations import RuntimeOption
-from mirabelle.sources.networks import module, with_example
+from mirabelle.sources.networks import Found, find, module, with_example
+from mirabelle.sources.preprocessing import Preprocessing
 from mirabelle.sources.synthetic import pictures_for
 
 RepairName = Annotated[str, OneOf(lambda: (AUTO, SEARCH, *REPAIRS))]
@@ -70,7 +71,7 @@ def _together(options: Mapping[str, Any]) -> None:
 
 @declared(_together)
 def quantize(
-    model: nn.Module | str | Path,
+    model: nn.Module | str | Path | Found,
     data: Iterable | None = None,
     *,
     inputs: Annotated[Any, FromRun, Doc("example inputs, for where there are no data")] = None,
@@ -138,8 +139,9 @@ def quantize(
       writes that file with integers in it.
     - data: the calibration set, with or without targets, read in one pass. Its memory does not
       grow with `samples`. Without it, networks of one picture are calibrated on synthetic ones
-      (`sources.synthetic`), which costs some decibels.
-    - inputs: an example of what the network takes, where there are no data and it does not say.
+      (`sources.synthetic`), with the means and deviations that BatchNorm had from real ones.
+    - inputs: an example of what the network takes, where there are no data and it does not say. A
+      real picture also says where pictures end, where the network's preprocessing is not known.
     - threshold, weight_threshold: a name of `THRESHOLDS`, `"package.module:function"` or a
       callable (histogram, levels) -> threshold. `auto` measures at the network's outputs, for each
       tensor.
@@ -190,7 +192,10 @@ def quantize(
     repairs = check_repairs(repair)
     if placement == "fastest":
         check_runs_here(runtime)
-    data = synthetic(*with_example(model, inputs)) if data is None else data
+    pictures: list[Batch] = []
+    if data is None:
+        model = find(model)
+        data = pictures = synthetic(*with_example(model, inputs), model.how)
     stream = first_samples(data, samples, "the calibration set")
     first = next(stream)
     model = check_network(module(model, first, fold=True))
@@ -216,6 +221,7 @@ def quantize(
         keep,
     )
     ready = prepared(model, first, grids)
+    ready = ready.corrected(pictures) if pictures else ready
     repairs, stream = _chosen(repairs, ready, first, stream, samples)
     calibrated, few = ready.calibrated(chain([first], stream), samples, repairs)
     if placement == "fastest":
@@ -238,9 +244,10 @@ def quantize(
     )
 
 
-def synthetic(network: nn.Module, x: Any) -> Iterable:
+def synthetic(network: nn.Module, x: Any, how: Preprocessing | None) -> list[Batch]:
     """Pictures to calibrate on. `InputError` for networks that take anything else."""
-    pictures, scale = pictures_for(check_network(network), example_inputs(x))
+    example = example_inputs(x)
+    pictures, scale = pictures_for(check_network(network), example, bounded=True, how=how)
     if not pictures:
         raise InputError(
             "quantize needs data=, batches of what the network is used on; only for networks that "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from torch import fx, nn
@@ -15,6 +15,7 @@ from mirabelle.channels.rewrite import FORM
 from mirabelle.graph.structure import STRUCTURE, structure_of
 from mirabelle.onnx_files.source import ONNX_FORM
 from mirabelle.quantization.calibration.histograms import Histogram
+from mirabelle.quantization.calibration.made_up import correct, give_room
 from mirabelle.quantization.calibration.observation import (
     activation_quantizer,
     histograms_for,
@@ -33,6 +34,7 @@ from mirabelle.quantization.targets import Target
 from mirabelle.sparsity import masks
 
 REPAIR_NUMBERS = 2**25
+LIVE = 4  # times as many numbers as in its inputs a network holds for a sample, or so
 # Numbers of a batch on a CPU: what layers make of these stays in its cache, which halves the time
 # for images of 224 x 224.
 PIECE = 2**19
@@ -67,13 +69,15 @@ class Grids:
 class Prepared:
     """A float network, captured and folded. Calibrating leaves it as it is.
 
-    model: what it was captured from. first: the batch that it was captured with.
+    model: what it was captured from. first: the batch that it was captured with. made_up: whether
+    it is calibrated on pictures that were made up, and its notes say how they are corrected.
     """
 
     model: nn.Module
     network: fx.GraphModule
     first: Batch
     grids: Grids
+    made_up: bool = False
 
     def calibrated(
         self, batches: Iterable[Batch], samples: int, repairs: Sequence[str]
@@ -98,6 +102,10 @@ class Prepared:
         rules = {} if grids.choose is not None else self._rules(network, sites, histograms, held)
         if left:  # what rules were chosen by counts for thresholds as well
             seen += observe(network, sites, held, left, histograms)
+        if self.made_up:
+            own = {s.node for s in sites if s.source is None}
+            roomy = give_room(network.graph, histograms, own)
+            rules |= roomy if grids.choose is None else {}
         meta: Mapping = getattr(self.model, "meta", {})
         sizes = {n: list(t.shape) for n, t in tensors_of(self.model).items()}
         return Calibrated(
@@ -115,6 +123,12 @@ class Prepared:
             },
             masks.blocks(self.model),
         ), few
+
+    def corrected(self, pictures: Iterable[Batch]) -> Prepared:
+        """For calibration on these pictures, which were made up, and no others."""
+        network = clone(self.network)
+        correct(network, _enough(self._pieces(pictures), LIVE * self.first.numbers))
+        return replace(self, network=network, made_up=True)
 
     def quantized(
         self, batches: Iterable[Batch], samples: int, repairs: Sequence[str]

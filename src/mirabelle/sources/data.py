@@ -44,13 +44,15 @@ FORMS = (
 @dataclass(frozen=True)
 class Data:
     """What a name of data stands for. how: as pictures are brought to the network, None for other
-    data. table: None where a callable made the loaders.
+    data. table: None where a callable made the loaders. made_up: that there are none, what stands
+    for them, and what that means.
     """
 
     loaders: Loaders
     name: str
     how: Preprocessing | None = None
     table: Table | None = None
+    made_up: str = ""
 
     @property
     def labeled(self) -> bool | None:
@@ -221,8 +223,13 @@ def check_named(value: Any) -> None:
     """`InputError` for what names no data as a recipe does."""
     if isinstance(value, str):
         return
-    if not isinstance(value.get("folder"), str):
+    if not isinstance(value.get("folder", ""), str):
         raise InputError(f"a mapping of data names them as 'folder': {FORMS}")
+    if "folder" not in value and (other := set(value) - set(PICTURES)):
+        raise InputError(
+            f"{min(other)} is of data that are named, as 'folder': {FORMS}; without data there "
+            f"are {', '.join(PICTURES)}, of pictures that are made up"
+        )
     options_of(read).in_recipes.check(
         {k: v for k, v in value.items() if k != "folder"}, recipe=True
     )

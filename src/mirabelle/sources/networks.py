@@ -107,6 +107,8 @@ def with_example(named: Any, inputs: Any = None, data: Any = None) -> tuple[nn.M
     if inputs is None and data is not None and not isinstance(data, Iterator):
         inputs = next(batches(data, 1, what="data"))._replace(target=None)
     inputs = found.example if inputs is None else inputs
+    if inputs is None and found.model is not None:
+        raise InputError("give inputs, an example of what the network takes")
     return found.module(inputs), inputs
 
 

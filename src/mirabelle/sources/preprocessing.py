@@ -28,7 +28,8 @@ WIDE = 1.5  # a mean beyond this is one of values from 0 to 255
 class Preprocessing:
     """height, width: of what the network takes. mean, std: of each channel, on values from 0 to
     `scale`. shorter: the pixels of the shorter side before a center crop. dtype: float32, or uint8
-    for networks that take bytes; these have no mean. origin: where it was taken from.
+    for networks that take bytes; these have no mean. origin: where it was taken from. guessed:
+    nobody says mean, deviation or scale.
     """
 
     height: int
@@ -43,6 +44,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     dtype: str = "float32"
     origin: str = "what was asked for"
+    guessed: bool = False
 
     @property
     def channels(self) -> int:
@@ -147,7 +149,9 @@ def given(known: Preprocessing | None, options: Mapping[str, Any]) -> Preprocess
     size = said.pop("size", None)
     if size is not None:
         height, width = _size(size)
-        own = known if known is not None else Preprocessing(height, width, origin="")
+        own = known
+        if own is None:
+            own = Preprocessing(height, width, origin="", guessed=True)
         wanted = replace(own, height=height, width=width, shorter=usual_shorter(height, width))
     elif known is not None:
         wanted = known
@@ -164,6 +168,8 @@ def given(known: Preprocessing | None, options: Mapping[str, Any]) -> Preprocess
     if "scale" in said:
         said["scale"] = float(said["scale"])
     wanted = replace(wanted, **said)
+    if said.keys() & {"mean", "std", "scale"}:
+        wanted = replace(wanted, guessed=False)
     if size is not None or said:
         told = ["size"] * (size is not None) + [n for n in said]
         rest = f"; the rest from {known.origin}" if known is not None else ""
@@ -322,11 +328,12 @@ def from_shape(
         dtype="uint8" if dtype == "uint8" else "float32",
         scale=255.0 if dtype == "uint8" else 1.0,
         origin=origin,
+        guessed=dtype != "uint8" and not told["imgsz"],
     )
     own = {n: tuple(_listed(told[n])) for n in ("mean", "std") if told[n] is not None}
     if own:
         scale = 255.0 if max(own.get("mean", (0,))) > WIDE else 1.0
-        own["scale"] = float(told["scale"] or scale)  # pyright: ignore[reportArgumentType]
+        own |= {"scale": float(told["scale"] or scale), "guessed": False}  # pyright: ignore
     return _fitting(replace(found, **own))  # pyright: ignore[reportArgumentType]
 
 

@@ -88,6 +88,15 @@ class Histogram:
         bins = (_thinned(values) * (BINS / self.reach)).floor_().add_(BINS).to(torch.int32)
         self.counts += torch.bincount(bins, minlength=2 * BINS).cpu().numpy()
 
+    def stretch(self, factor: float) -> None:
+        """Takes the extremes for `factor` (at least 1) times as far from zero as they were seen."""
+        self.low, self.high = self.low * factor, self.high * factor
+        if self.channels is not None:
+            low, high = self.channels
+            self.channels = (low * factor, high * factor)
+        while 0 < self.reach <= self.maximum:
+            self._double()
+
     def _double(self) -> None:
         merged = self.counts.reshape(-1, 2).sum(1)
         self.counts[:] = 0

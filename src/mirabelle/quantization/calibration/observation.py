@@ -17,6 +17,7 @@ from mirabelle.graph.nodes import optional_argument
 from mirabelle.quantization.calibration.histograms import Histogram
 from mirabelle.quantization.calibration.thresholds import ROWS, rules_for
 from mirabelle.quantization.simulation.graph import activation_grid
+from mirabelle.quantization.simulation.notes import correction_of
 from mirabelle.quantization.simulation.operators import (
     RECTIFIERS,
     gives_no_negatives,
@@ -30,21 +31,25 @@ from mirabelle.quantization.targets import Target
 
 class PixelByPixel(fx.Interpreter):
     """Runs a network on images that lie pixel by pixel in memory: depthwise convolutions take half
-    the time on CPUs.
+    the time on CPUs. What nodes note of made-up inputs is applied (`calibration/made_up.py`).
     """
 
     def __init__(self, network: fx.GraphModule):
         super().__init__(network, garbage_collect_values=True)
         self.extra_traceback = False
 
+    def placed(self, batch: Batch) -> Batch:
+        """The batch on the network's device, images pixel by pixel."""
+        module: Any = self.module
+        return batch.to(device_of(module)).map(
+            lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+        )
+
     def on(self, batch: Batch) -> Any:
         """The outputs for a batch, on the network's device. `InputError` where it does not run."""
         module: Any = self.module
-        placed = batch.to(device_of(module)).map(
-            lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
-        )
         try:
-            return self.run(*inputs_in_order(module.graph, placed))
+            return self.run(*inputs_in_order(module.graph, self.placed(batch)))
         except InputError:
             raise
         except Exception as error:
@@ -53,6 +58,11 @@ class PixelByPixel(fx.Interpreter):
                 f"the network does not run on a calibration batch of shape {shapes}: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        correction = correction_of(n)
+        return value if correction is None else correction(value)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         # What was captured as a view of images that lay channel by channel may need a copy now.

@@ -24,7 +24,12 @@ from mirabelle.graph.nodes import (
     target_name,
     value_of,
 )
-from mirabelle.quantization.simulation.notes import moments_of, note_moments
+from mirabelle.quantization.simulation.notes import (
+    correction_of,
+    moments_of,
+    note_correction,
+    note_moments,
+)
 from mirabelle.quantization.simulation.operators import (
     gives_no_negatives,
     is_contraction,
@@ -150,6 +155,8 @@ class Channels:
             for node in {m.node for m in self.makers}:
                 if (moments := moments_of(node)) is not None:
                     note_moments(node, moments.over(factors))
+                if (correction := correction_of(node)) is not None:
+                    note_correction(node, correction.over(factors))
             for reader in self.readers:
                 by_channel = reader.by_channel(get_tensor(network, reader.parameter))
                 by_channel.mul_(factors.to(by_channel).view(reader.groups, 1, -1, 1))

@@ -11,6 +11,7 @@ from torch import fx, nn
 from mirabelle.quantization.calibration.histograms import Histogram
 
 MOMENTS = "moments"  # of a node
+CORRECTION = "correction"  # of a node
 HISTOGRAMS = "histograms"  # of a network, by node
 FLOAT_SIZES = "float_sizes"  # of a network, by parameter
 
@@ -33,6 +34,33 @@ def moments_of(node: fx.Node) -> ChannelMoments | None:
 
 def note_moments(node: fx.Node, moments: ChannelMoments) -> None:
     node.meta[MOMENTS] = moments
+
+
+class Correction(NamedTuple):
+    """What brings each channel that a layer gives on made-up inputs to the mean and the deviation
+    that it has on real ones: value * factor + shift, (C,) each.
+    """
+
+    factor: torch.Tensor
+    shift: torch.Tensor
+
+    def over(self, factors: torch.Tensor) -> Correction:
+        """That of the channels divided by `factors` (C,)."""
+        return Correction(self.factor, self.shift / factors.to(self.shift))
+
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        """value: (n, C) or (n, C, ...)."""
+        shape = (1, -1, *[1] * (value.ndim - 2))
+        return value * self.factor.view(shape) + self.shift.view(shape)
+
+
+def correction_of(node: fx.Node) -> Correction | None:
+    """None where what a layer gives is taken as it is."""
+    return node.meta.get(CORRECTION)
+
+
+def note_correction(node: fx.Node, correction: Correction) -> None:
+    node.meta[CORRECTION] = correction
 
 
 def histograms_of(network: fx.GraphModule) -> Mapping[str, Histogram]:

@@ -54,6 +54,7 @@ class Sheet(Part):
 @dataclass(frozen=True)
 class Data(Part):
     text: str | None
+    made_up: str | None
     pictures: str | None
     preprocessing: Preprocessing
     check: Answers

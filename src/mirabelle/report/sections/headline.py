@@ -150,8 +150,8 @@ def headline(report: Report) -> str:
 
 def remarks(report: Report) -> list[str]:
     """Which file it is and why, what is slower than one would think, and what went wrong."""
-    result = report.result
-    said = []
+    result, made_up = report.result, report.data.made_up
+    said = [f"{made_up[0].upper()}{made_up[1:]}."] if made_up else []
     if result.file and result.why:
         said.append(f"The file is {result.file}: {result.why}.")
     said += [f"{text[0].upper()}{text[1:]}." for text in texts(report.advice) if text]
