@@ -332,6 +332,11 @@ def test_changed_teacher_weights_redo_the_distillation(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out/steps").glob("01-distill-*"))) == 2
 
 
+def distilled(features: dict[str, str], **options: str) -> dict:
+    lesson = {"losses": {"features": 1}, "features": features, **options}
+    return {"steps": [{"distill": lesson}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -351,24 +356,8 @@ def test_changed_teacher_weights_redo_the_distillation(tmp_path, monkeypatch):
         ({"metric": "tests.tiny:nothing"}, "tests.tiny:nothing"),
         ({"steps": [{"prune": {"macs": 0.5, "keep": ["fc"]}}]}, "keep names 'fc'"),
         ({"steps": [{"distill": {"teacher": "tests.tiny:other_classes"}}]}, r"\(1, 5\)"),
-        (
-            {
-                "steps": [
-                    {
-                        "distill": {
-                            "teacher": "tests.tiny:teacher",
-                            "losses": {"features": 1},
-                            "features": {"1": "99"},
-                        }
-                    }
-                ]
-            },
-            "no module of the teacher",
-        ),
-        (
-            {"steps": [{"distill": {"losses": {"features": 1}, "features": {"99": "1"}}}]},
-            "no module of the student",
-        ),
+        (distilled({"1": "99"}, teacher="tests.tiny:teacher"), "no module of the teacher"),
+        (distilled({"99": "1"}), "no module of the student"),
     ],
 )
 def test_what_does_not_fit_is_found_before_any_step(tmp_path, changes, words):

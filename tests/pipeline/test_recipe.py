@@ -66,7 +66,7 @@ def test_whole(tmp_path):
         ({"steps": [{"prune": {"macs": 0.5, "align": 1.5}}]}, "integer"),
         ({"steps": [{"prune": {"macs": 0.5, "align": "8"}}]}, "positive integer"),
         ({"steps": [{"prune": {"macs": 0.5, "keep": 3}}]}, "list of modules"),
-        ({"steps": [{"prune": {"macs": 0.5, "steps": 2.5}}]}, "integer"),
+        ({"steps": [{"prune": {"macs": 0.5, "rounds": 2.5}}]}, "integer"),
         ({"steps": [{"prune": {"macs": 0.5, "train": 3}}]}, "expected options of training"),
         ({"steps": [{"prune": {"macs": 0.5, "train": {"epoch": 1}}}]}, "did you mean 'epochs'"),
         ({"steps": [{"prune": {"macs": 0.5, "train": {"lr": -1}}}]}, "positive number"),
