@@ -4,8 +4,9 @@ resumable, for the processor that it runs on.
 `mb.quantize` and nothing else, exported for ONNX Runtime and run there on pictures that no
 calibration saw: the signal-to-noise ratio of the outputs, and how often the first class is
 float's. Without data the network gets zeros as its example, or what its preprocessing is, or one
-real picture. The method was developed on the first four networks; EfficientNet-Lite1 and 2 were
-only measured. Networks, pictures and what to install are those of `benchmarks/quantization.py`.
+real picture. The method was developed on the first four networks; nothing was chosen on
+EfficientNet-Lite1 and 2. Networks, pictures and what to install are those of
+`benchmarks/quantization.py`.
 """
 
 from __future__ import annotations
