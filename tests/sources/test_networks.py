@@ -95,7 +95,7 @@ def test_a_program_is_a_network_of_the_same_outputs_that_every_verb_takes(files)
 def test_explain_takes_files_and_asks_for_open_sizes(files, tmp_path):
     assert "nothing can be pruned" not in str(mb.explain(files / "tiny.onnx"))
     assert mb.explain(files / "tiny.pt2").to_dict()["groups"]
-    with pytest.raises(InputError, match="explain needs x"):
+    with pytest.raises(InputError, match="explain needs inputs"):
         mb.explain("tests.tiny:model")
 
 
