@@ -40,6 +40,8 @@ def test_an_onnx_file_becomes_an_int8_file(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "accuracy unknown" in said and "note: no data were given" in said
     report, page = left(tmp_path / "out")
+    timed = [row["layer"] for row in report["profile"]["onnxruntime"]["layers"]]
+    assert {n for n in timed if n[0] != "("} == {c["layer"] for c in report["channels"]}
     figures = [s["runtimes"]["onnxruntime"] for s in report["stages"]]
     assert [f["accuracy"] for f in figures] == [None, None]
     assert all(f["latency"]["p50_ms"] > 0 for f in figures)

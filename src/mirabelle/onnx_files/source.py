@@ -53,3 +53,14 @@ def source_of(model: object) -> Source | None:
     """The file that a network was read from; None for any other network."""
     found = model.meta.get(SOURCE) if isinstance(model, fx.GraphModule) else None
     return found if isinstance(found, Source) else None
+
+
+def paths_of_nodes(model: object) -> dict[str, str]:
+    """The path of the module that stands for a node, by the node's name; {} for a network that no
+    file was read for.
+    """
+    source = source_of(model)
+    if source is None:
+        return {}
+    nodes = source.proto.graph.node
+    return {nodes[i].name: path for path, i in source.modules.items() if nodes[i].name}

@@ -17,6 +17,7 @@ from mirabelle.measurement.changed import Album, Watch
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine
 from mirabelle.measurement.memory import peak_memory
+from mirabelle.onnx_files.source import paths_of_nodes
 from mirabelle.pipeline.profiles import profiles
 from mirabelle.pipeline.state import Outcome, State, seed_loaders
 from mirabelle.runtimes.artifact import MOST_THREADS, Artifact
@@ -107,6 +108,7 @@ def _timings(state: State, artifacts: Mapping[tuple[str, str], Artifact]) -> dic
         pin=state.threads == 1,
     )
     first = state.stages[0].name
+    modules = paths_of_nodes(state.stages[0].model)
     return {
         "latency": {
             k: {
@@ -127,7 +129,7 @@ def _timings(state: State, artifacts: Mapping[tuple[str, str], Artifact]) -> dic
             for s in dict.fromkeys(ends.values())
             for r in state.runtimes
         },
-        "profile": profiles(artifacts, arrays, ends, state.runtimes),
+        "profile": profiles(artifacts, arrays, ends, state.runtimes, modules),
     }
 
 
