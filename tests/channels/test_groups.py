@@ -222,3 +222,11 @@ def test_work_that_does_not_shrink_is_counted():
     assert coupling.rest == 4 * 4 * 64 and coupling.macs() == count_macs(model, image())
     small = remove(model, coupling, {"a.0": torch.arange(3)})
     assert coupling.macs({"a.0": 5}) == count_macs(small, image())
+
+
+def test_of_an_example_two_samples_are_looked_at_or_a_large_one():
+    model = Net(lambda s, x: (s.head(s.a(x)), torch.ones(())), a=conv_bn(3, 8), head=Head(8)).eval()
+    assert analyze(model, as_batch(image(4))).inputs.size == 2
+    large = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = analyze(nn.Sequential(large, nn.Linear(4, 2)), as_batch(torch.randn(3, 3, 640, 640)))
+    assert found.inputs.size == 1

@@ -7,7 +7,17 @@ from torch import nn
 
 import mirabelle as mb
 from mirabelle.base.errors import InputError
-from mirabelle.measurement.accuracy import Scores, evaluate, in_form_of, predictor, scores_of
+from mirabelle.measurement.accuracy import (
+    Scores,
+    as_tensor,
+    evaluate,
+    in_form_of,
+    predictor,
+    scores_of,
+    top5,
+    wilson,
+)
+from mirabelle.measurement.bootstrap import _close
 
 
 class Accuracy:
@@ -281,3 +291,52 @@ def test_words_can_be_counted():
     data = [(logits, ["yes yes", "yes no", "no no"])]
     found = evaluate(predictor(nn.Identity()), data, WordErrors)
     assert found.value == pytest.approx(0.5) and found.n == 3 and not found.higher_is_better
+
+
+def test_wilson_by_hand():
+    """Nine of ten: z = 1.96, z² = 3.8415, so the center is (0.9 + 0.19207) / 1.38415 = 0.78899 and
+    half the width is 1.96 / 1.38415 * sqrt(0.009 + 0.0096037) = 0.19314.
+    """
+    assert wilson(9, 10) == pytest.approx((0.59585, 0.98213), abs=2e-5)
+
+
+def test_top5_of_three_classes_is_always_right():
+    output, target = torch.eye(3), torch.tensor([1, 2, 0])
+    assert top5(output, target).tolist() == [1.0, 1.0, 1.0]
+    assert top5(torch.arange(7.0).expand(2, 7), torch.tensor([1, 2])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "draws", [None, np.array([0.4]), np.array([0.3, 0.5, np.nan, np.nan, np.nan])]
+)
+def test_too_few_resamples_have_no_interval(draws):
+    found = Scores("own", 0.4, 10, draws=draws).score()
+    assert (found.low, found.high) == (-np.inf, np.inf)
+    assert found.higher_is_better and Scores("own", 0.4, 10).rank == 0.4
+
+
+def test_two_resamples_of_three_have_one():
+    found = Scores("own", 0.4, 10, draws=np.array([0.3, 0.5, np.nan])).score()
+    half = 1.959964 * 0.02**0.5  # the deviation of 0.3 and 0.5 is 0.1 * sqrt 2
+    assert (found.low, found.high) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (torch.float64, torch.float32),
+        (torch.bool, torch.float32),
+        (torch.int32, torch.int32),
+        (torch.complex64, torch.float32),
+    ],
+)
+def test_outputs_become_floats_or_stay_integers(given, wanted):
+    value = torch.tensor([1, 0]).to(given)
+    found = as_tensor({"first": value, "second": torch.zeros(1)})
+    assert found.dtype is wanted
+    assert found.flatten()[0] == 1 and found.shape[0] == 2
+
+
+def test_sums_are_compared_relative_to_large_ones():
+    assert _close(1e6, 1e6 + 0.5) and not _close(1e6, 1e6 + 2)
+    assert _close(0.0, 5e-7) and not _close(0.0, 2e-6)
