@@ -230,3 +230,11 @@ def test_of_an_example_two_samples_are_looked_at_or_a_large_one():
     large = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = analyze(nn.Sequential(large, nn.Linear(4, 2)), as_batch(torch.randn(3, 3, 640, 640)))
     assert found.inputs.size == 1
+
+
+def test_what_cannot_be_counted_is_no_rest(monkeypatch):
+    def uncounted(*given):
+        raise InputError("two names")
+
+    monkeypatch.setattr("mirabelle.channels.groups.count_macs", uncounted)
+    assert analyze(make("plain", torch.float32)[0], as_batch(image())).rest == 0

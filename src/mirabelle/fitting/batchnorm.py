@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -56,17 +56,20 @@ def reestimate_where_better(model: nn.Module, original: nn.Module, data: Iterabl
     Least squares reckon with the statistics that there were; whether the spread that they take away
     is worth more than what they fitted depends on the network.
     """
-    return min(
-        (model, reestimate_batchnorm(model, data)), key=lambda m: _distance(m, original, data)
-    )
+    other = reestimate_batchnorm(model, data)
+    before, after = _distances((model, other), original, data)
+    return other if after < before else model
 
 
-def _distance(model: nn.Module, original: nn.Module, data: Iterable) -> float:
-    """The squared error of the outputs, summed over `data`."""
-    total = 0.0
+def _distances(
+    models: Sequence[nn.Module], original: nn.Module, data: Iterable
+) -> tuple[float, ...]:
+    """The squared error of each one's outputs over one pass of `data`: another may shuffle."""
+    total = [0.0] * len(models)
     device = device_of(original)
     for batch in batches(data, what="data"):
         batch = batch.to(device)
-        found, expected = (as_tensor(check_runs(m, batch, "data")) for m in (model, original))
-        total += float((found.double() - expected.double()).square().sum())
-    return total
+        expected, *found = (as_tensor(check_runs(m, batch, "data")) for m in (original, *models))
+        for i, outputs in enumerate(found):
+            total[i] += float((outputs.double() - expected.double()).square().sum())
+    return tuple(total)
