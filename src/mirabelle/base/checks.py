@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import CaptureError, InputError, MirabelleError
+from mirabelle.base.errors import CaptureError, InputError, MirabelleError, first_line
 from mirabelle.base.quiet import copying
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -101,10 +101,9 @@ def running(batch: Batch, what: str) -> Iterator[None]:
         shapes = ", ".join(
             f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in batch.tensors
         )
-        first = str(error).strip().split("\n")[0]
         raise InputError(
             f"the network does not run on {what} (inputs: {shapes}): {type(error).__name__}: "
-            f"{first}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -208,11 +207,10 @@ def copied(model: Network, memo: dict[int, Any]) -> Network:
         try:
             return copy.deepcopy(model, memo)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
             raise InputError(
                 f"the network, a {type(model).__name__}, cannot be copied, and no verb changes "
-                f"what it is given: {type(error).__name__}: {reason}; take out what refuses, or "
-                "give it a __deepcopy__"
+                f"what it is given: {type(error).__name__}: {first_line(error)}; take out what "
+                "refuses, or give it a __deepcopy__"
             ) from error
 
 

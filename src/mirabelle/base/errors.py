@@ -73,6 +73,11 @@ class MirabelleWarning(UserWarning):
     """What came out otherwise than the caller would think; the result is sound."""
 
 
+def first_line(error: object) -> str:
+    """What an error says, without the lines that explain it; empty where it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def warn(text: str) -> None:
     """Warns at the line outside of this package that led here."""
     frame: FrameType | None = sys._getframe(1)

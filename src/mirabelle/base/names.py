@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mirabelle.base.errors import InputError, MirabelleError, choose, did_you_mean
+from mirabelle.base.errors import InputError, MirabelleError, choose, did_you_mean, first_line
 
 
 def resolve(name: str | Callable, table: Mapping[str, Any], what: str) -> Any:
@@ -34,8 +34,8 @@ def calling(what: str) -> Iterator[None]:
     except MirabelleError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{what} fails: {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{what} fails: {reason}") from error
 
 
 def load(reference: str, what: str) -> Any:

@@ -76,8 +76,8 @@ def estimated(named: Opened) -> dict[str, float]:
             passes = (options.get("epochs") or 1) * TRAINED * (2 if step.name == "distill" else 1)
             found[step.name] = passes * count * one
         else:
-            count = options.get("samples") or 512
-            found[step.name] = PASSES[step.name] * min(count, test * 4) * one
+            count = min(options["samples"], test * 4)
+            found[step.name] = PASSES[step.name] * count * one
             found[step.name] += CUT if step.name == "prune" else 2.0
     found["measure"] = TIMED + files * test * one
     return found

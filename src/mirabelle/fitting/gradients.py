@@ -182,8 +182,8 @@ def evaluated(network: nn.Module, function: Callable) -> Iterator[None]:
 def loss_gradients(
     model: nn.Module, data: Iterable, loss: Loss, by_sample: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """For each labeled batch the gradient of the loss (`loss_function`) by parameter;
-    parameters that it does not reach are left out.
+    """For each labeled batch the gradient of the loss (`loss_function`) by parameter; parameters
+    that it does not reach are left out.
 
     by_sample: for each sample by itself. Eval mode, because a pruned network keeps BatchNorm's
     statistics fixed too: in train mode w * g summed over a filter before BatchNorm is zero. It is a

@@ -110,8 +110,8 @@ def solve_on_support(
 def gram_matrices(
     model: nn.Module, names: Iterable[str], data: Iterable, skip: int = 0
 ) -> dict[str, Gram]:
-    """The Gram matrices of layers on `data`, without the first `skip` samples
-    where the first batch has more.
+    """The Gram matrices of layers on `data`, without the first `skip` samples where the first batch
+    has more.
 
     At most ROWS_PER_SAMPLE random positions of each sample's map are read.
 

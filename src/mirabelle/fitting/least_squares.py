@@ -41,8 +41,8 @@ def reconstruct(
     pruned: Mapping[str, torch.Tensor] | None = None,
     captured: OpenGraph | None = None,
 ) -> nn.Module:
-    """A copy of `small` whose layers give, on `data`, outputs as close as
-    possible to those of the same channels in `original`.
+    """A copy of `small` whose layers give, on `data`, outputs as close as possible to those of the
+    same channels in `original`.
 
     gone: by parameter and dimension of the original the indices that `small` lacks. pruned: by
     parameter, True for each weight that is zero in `small` and stays so. inputs: an example, to

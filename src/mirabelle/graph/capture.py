@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import check_network, check_python, check_runs, clone
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import CaptureError, InputError, warn
+from mirabelle.base.errors import CaptureError, InputError, first_line, warn
 from mirabelle.base.graph_names import rename_nodes
 from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.base.tracing import DataAsDetached
@@ -282,10 +282,9 @@ def program(
                 model, inputs.args, inputs.kwargs, strict=False, dynamic_shapes=dynamic_shapes
             )
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
             raise CaptureError(
                 f"torch.export refuses this network{_users_line(error, model)}: "
-                f"{type(error).__name__}: {reason}; "
+                f"{type(error).__name__}: {first_line(error)}; "
                 "change that line, or work on the part of the network that can be exported"
             ) from error
 

@@ -12,7 +12,7 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import ModelProto
 
-from mirabelle.base.errors import InputError
+from mirabelle.base.errors import InputError, first_line
 from mirabelle.runtimes.artifact import unreadable
 from mirabelle.runtimes.onnx_model import read_model
 
@@ -93,9 +93,7 @@ def _simplified(model: ModelProto, path: Path) -> ModelProto:
         try:
             onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise InputError(
-                f"ONNX Runtime does not open {path}: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise InputError(f"ONNX Runtime does not open {path}: {first_line(error)}") from error
         return onnx.load(options.optimized_model_filepath)
 
 
@@ -169,6 +167,4 @@ def run_all(proto: ModelProto, example: dict[str, np.ndarray], path: Path) -> di
             return {**example, **dict(zip(names, found))}
         except Exception as error:
             shapes = ", ".join(f"{n} {a.shape} {a.dtype}" for n, a in example.items())
-            raise InputError(
-                f"{path} does not run on {shapes}: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise InputError(f"{path} does not run on {shapes}: {first_line(error)}") from error

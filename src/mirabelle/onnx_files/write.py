@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import CaptureError
+from mirabelle.base.errors import CaptureError, first_line
 from mirabelle.base.files import atomic
 from mirabelle.base.quiet import muffled, uncollected
 from mirabelle.base.tracing import DataAsDetached
@@ -117,9 +117,8 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
         cause is not None and cause.__cause__ is not None
     ):  # the outer ones say only in which step it was
         cause = cause.__cause__
-    reason = (str(cause).strip().splitlines() or [""])[0]
     raise CaptureError(
-        f"torch.onnx cannot export this network: {type(cause).__name__}: {reason}"
+        f"torch.onnx cannot export this network: {type(cause).__name__}: {first_line(cause)}"
     ) from problem
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from mirabelle.base.data import Batch
 from mirabelle.base.data import samples as first_samples
+from mirabelle.base.errors import first_line
 from mirabelle.base.progress import track
 from mirabelle.exporter import export
 from mirabelle.pipeline.grids import exported_runtimes, grids_of
@@ -65,8 +66,7 @@ def _failure(networks: list[nn.Module], runtime: str, example: Batch) -> str | N
 
 
 def _said(error: Exception, what: str) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{what}: {type(error).__name__}: {first}"
+    return f"{what}: {type(error).__name__}: {first_line(error)}"
 
 
 def listed(found: Mapping[str, str | None]) -> str:

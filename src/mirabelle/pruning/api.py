@@ -175,7 +175,7 @@ def prune(
 
     - model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX
       file `export` then writes that file with smaller constants.
-    - inputs: an example. Without them a name takes the first batch of `data`, or what it knows
+    - inputs: an example. Without it a name takes the first batch of `data`, or what it knows
       itself.
     - macs, params, latency: the fraction that is kept, of which exactly one is given. With the
       first two the result has at most that. For a latency the network's own layers are timed on

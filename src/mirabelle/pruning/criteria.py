@@ -234,9 +234,9 @@ def group_scores(
     of the criterion, else ("none", "sum"). Raises `InputError` for scores of other shapes and for
     NaN or infinite ones.
     """
-    own = isinstance(criterion, str) and criterion in CRITERIA
+    ours = isinstance(criterion, str) and criterion in CRITERIA
     what = f"criterion {criterion!r} on group {group.name!r}"
-    with nullcontext() if own else calling(what):
+    with nullcontext() if ours else calling(what):
         scores = torch.as_tensor(score(group, stats)).detach().float().cpu()
     if scores.ndim not in (1, 2) or scores.shape[-1] != group.channels or not len(scores):
         raise InputError(

@@ -58,7 +58,7 @@ def factorize(
 
     - model: the network, which stays as it is, or a name of one (`sources.networks`). Of an ONNX
       file `export` then writes the result anew, with the file's names.
-    - inputs: an example. Without them a name takes the first batch of `data`, or what it knows
+    - inputs: an example. Without it a name takes the first batch of `data`, or what it knows
       itself.
     - rank: that of every layer which is cheaper so, whatever it loses. Exactly one of rank, macs
       and params is given.

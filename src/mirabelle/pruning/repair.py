@@ -29,8 +29,8 @@ class Cut:
 
 
 def reconstruct(small: nn.Module, cut: Cut, data: Iterable) -> nn.Module:
-    """A copy of `small` whose layers give, on `data`, outputs as close as
-    possible to those of the same channels before the cut.
+    """A copy of `small` whose layers give, on `data`, outputs as close as possible to those of the
+    same channels before the cut.
     """
     return fitted.reconstruct(
         small,

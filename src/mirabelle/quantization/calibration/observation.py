@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from mirabelle.base.data import Batch, device_of
-from mirabelle.base.errors import InputError
+from mirabelle.base.errors import InputError, first_line
 from mirabelle.base.names import calling, resolve
 from mirabelle.base.progress import bar
 from mirabelle.graph.capture import get_tensor, inputs_in_order, operator, parameter_name
@@ -56,7 +56,7 @@ class PixelByPixel(fx.Interpreter):
             shapes = ", ".join(str(tuple(t.shape)) for t in batch.tensors)
             raise InputError(
                 f"the network does not run on a calibration batch of shape {shapes}: "
-                f"{str(error).strip().splitlines()[0]}"
+                f"{first_line(error)}"
             ) from error
 
     def run_node(self, n: fx.Node) -> Any:
