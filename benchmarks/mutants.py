@@ -31,14 +31,21 @@ from mirabelle.base.progress import bar
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mirabelle"
-QUICK = ("tests/measurement/test_metrics.py", "-k", "not a_file_gives and not come_as_they_are")
+CALIBRATION, MEASUREMENT = "tests/quantization/calibration", "tests/measurement"
+FIGURES = (
+    *(f"{MEASUREMENT}/test_resamples.py", f"{MEASUREMENT}/test_metrics.py"),
+    *("-k", "not a_file_gives and not come_as_they_are"),
+)
 MODULES = {
-    "integers/arithmetic": ("tests/integers",),
+    "integers/arithmetic": ("tests/integers/test_exact.py", "tests/integers/test_arithmetic.py"),
     "channels/groups": ("tests/channels/test_groups.py",),
     "pruning/criteria": ("tests/pruning/test_criteria.py",),
-    "quantization/calibration/thresholds": ("tests/quantization/calibration/test_thresholds.py",),
-    "measurement/accuracy": QUICK,
-    "measurement/bootstrap": QUICK,
+    "quantization/calibration/thresholds": (
+        f"{CALIBRATION}/test_definitions.py",
+        f"{CALIBRATION}/test_thresholds.py",
+    ),
+    "measurement/accuracy": FIGURES,
+    "measurement/bootstrap": FIGURES,
 }
 LATER = 3.0  # times as long as the tests of the module take: then a mutant hangs, and is noticed
 AT_LEAST = 30.0  # seconds

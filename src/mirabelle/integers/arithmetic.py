@@ -207,7 +207,7 @@ def product(rows: Array, columns: Array) -> Array:
     piece = int(2**24 / largest) if largest else depth
     if piece >= min(depth, 256):
         a, b = rows.astype(np.float32), columns.astype(np.float32)
-        starts = range(0, depth, max(1, min(piece, depth)))
+        starts = range(0, max(1, depth), max(1, min(piece, depth)))
         total: Any = sum(
             ((a[..., i : i + piece] @ b[..., i : i + piece, :]).astype(np.int64) for i in starts),
             start=np.int64(0),
