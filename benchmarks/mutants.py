@@ -38,7 +38,7 @@ FIGURES = (
 )
 MODULES = {
     "integers/arithmetic": ("tests/integers/test_exact.py", "tests/integers/test_arithmetic.py"),
-    "channels/groups": ("tests/channels/test_groups.py",),
+    "channels/groups": ("tests/channels/test_group_figures.py", "tests/channels/test_groups.py"),
     "pruning/criteria": ("tests/pruning/test_criteria.py",),
     "quantization/calibration/thresholds": (
         f"{CALIBRATION}/test_definitions.py",

@@ -9,7 +9,13 @@ from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import Group, Slot, analyze
 from mirabelle.measurement import count_macs
 from mirabelle.pruning import prune
-from mirabelle.pruning.criteria import CRITERIA, NEEDS_GRADIENTS, NEEDS_SAMPLES
+from mirabelle.pruning.criteria import (
+    CRITERIA,
+    NEEDS_GRADIENTS,
+    NEEDS_SAMPLES,
+    NORMALIZATIONS,
+    group_scores,
+)
 from mirabelle.pruning.stats import Stats, collect
 from tests.modules import Head, Net, image
 from tests.networks import make
@@ -69,6 +75,74 @@ def test_layers_are_made_comparable_and_put_together_by_hand(normalize, aggregat
     torch.testing.assert_close(
         scored("l1", group, stats, normalize=normalize, aggregate=aggregate), torch.tensor(expected)
     )
+
+
+@pytest.mark.parametrize("normalize", ["mean", "max", "norm"])
+def test_small_scores_are_made_comparable_like_large_ones(normalize):
+    large = torch.tensor([[3.0, 1.0], [2.0, 4.0]])
+    scale = torch.tensor([[1e-7], [1e5]])
+    rule = NORMALIZATIONS[normalize]
+    torch.testing.assert_close(rule(large * scale), rule(large))
+    assert rule(torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]  # a layer of zeros stays one
+    assert NORMALIZATIONS["none"](large) is large
+
+
+def test_scores_of_ones_own_are_added_as_they_are():
+    """Neither made comparable nor averaged, whatever they are called; a row is one layer."""
+    _, group, stats = tiny()
+    table = torch.tensor([[1.0, 2.0], [10.0, 40.0]], dtype=torch.float64, requires_grad=True)
+    for name in ("own:function", lambda g, s: table):
+        found = group_scores(name, lambda g, s: table, group, stats, None, None)
+        assert found.tolist() == [11.0, 42.0] and found.dtype is torch.float32
+        assert not found.requires_grad
+    one = group_scores("own:function", lambda g, s: [3, 4], group, stats, None, "max")
+    assert one.tolist() == [3.0, 4.0]
+    for wrong in (torch.ones(0, 2), torch.ones(()), torch.ones(3)):
+        with pytest.raises(InputError, match="gave scores of shape"):
+            group_scores("l2", lambda g, s, w=wrong: w, group, stats, None, None)
+
+
+def test_a_mistake_in_a_criterion_of_ones_own_names_it():
+    def mine(group, stats):
+        raise RuntimeError("no such thing")
+
+    _, group, stats = tiny()
+    with pytest.raises(InputError, match="criterion 'own:mine' on group 'a'.*no such thing"):
+        group_scores("own:mine", mine, group, stats, None, None)
+    with pytest.raises(RuntimeError, match="no such thing"):  # ours would be a defect of ours
+        group_scores("l2", mine, group, stats, None, None)
+
+
+def test_layers_without_gradients_and_scales_are_left_out():
+    """Of two filters the first alone has gradients; of two BatchNorms one has no scale."""
+    place = torch.zeros(1, 1, dtype=torch.int64)
+    names = ("a.weight", "b.weight")
+    group = Group(
+        "a",
+        1,
+        (
+            *(Slot(n, 0, "out", place) for n in names),
+            *(Slot(n, 0, "along", place) for n in ("bn.weight", "bn.running_var", "no.weight")),
+        ),
+    )
+    tensors = {n: torch.tensor([[2.0, -3.0]]) for n in names}
+    tensors |= {n: torch.tensor([-4.0]) for n in ("bn.weight", "bn.running_var", "no.weight")}
+    stats = Stats(
+        tensors,
+        {"a.weight": torch.tensor([[5.0, 7.0]])},
+        products={
+            ("a", "a.weight", 0): torch.tensor([[2.0], [4.0]]),
+            ("a", "bn.weight", 0): torch.tensor([[1.0], [3.0]]),
+        },
+        squares={("a", "a.weight", 0): torch.tensor([6.0])},
+        scales=frozenset({"bn.weight"}),
+    )
+    assert CRITERIA["taylor_weight"](group, stats).tolist() == [[10.0 + 21.0]]
+    assert CRITERIA["taylor_filter"](group, stats).tolist() == [[10.0]]
+    assert CRITERIA["taylor_squares"](group, stats).tolist() == [[6.0]]
+    assert CRITERIA["taylor_bn"](group, stats).tolist() == [[5.0]]  # no shift: (1² + 3²) / 2
+    assert CRITERIA["bn_scale"](group, stats).tolist() == [[4.0]]
+    assert CRITERIA["l1"](group, stats).tolist() == [[5.0], [5.0]]
 
 
 def test_taylor_formulas_by_hand():
