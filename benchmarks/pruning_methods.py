@@ -36,9 +36,11 @@ TIMED: dict[
 Method = Callable[[nn.Module, torch.Tensor, float, Iterable, int, int], nn.Module]
 
 
-def torch_pruning(importance: str, global_: bool) -> Method:
+def torch_pruning(importance: str, global_: bool, isomorphic: bool = False) -> Method:
     """Torch-Pruning's own loop: small steps until the MACs are reached; gradients of one batch
     before each step where its criterion reads them.
+
+    isomorphic: groups of the same structure are ranked among themselves (its newest option).
     """
 
     def run(
@@ -53,6 +55,7 @@ def torch_pruning(importance: str, global_: bool) -> Method:
             x,
             importance=getattr(tp.importance, importance)(),
             global_pruning=global_,
+            isomorphic=isomorphic,
             pruning_ratio=0.95,
             iterative_steps=200,
             ignored_layers=[last],

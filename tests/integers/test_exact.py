@@ -72,6 +72,8 @@ def test_a_sum_of_grids_by_hand():
     parts = [(np.array([3, 2]), 0.5), (np.array([10, 6]), np.array([0.25, 0.25]))]
     assert arithmetic.sum_fixed(parts, 1.0, 0, -128, 127).tolist() == [4, 3]
     assert arithmetic.sum_fixed(parts, 1.0, 5, 0, 8).tolist() == [8, 8]
+    # 0.00195 is less than half of 1 / 256, so three hundred of them come to nothing.
+    assert arithmetic.sum_fixed([(np.array([1]), 0.00195)] * 300, 1.0, 0, -8, 8).tolist() == [0]
 
 
 def test_the_multipliers_of_an_addition():

@@ -33,6 +33,14 @@ def test_whole(tmp_path):
     assert recipe.limits.items() == [("accuracy_drop", 0.005)] and recipe.to_dict()["seed"] == 3
 
 
+@pytest.mark.parametrize("key", ["data", "step", "load", "limits"])
+def test_a_key_without_a_value_is_one_left_out(tmp_path, key):
+    """As `data:` with nothing behind it."""
+    steps = [{"prune": {"macs": 0.5}}]
+    found = load_recipe(written(tmp_path, **{"data": None, "steps": steps, key: None}))
+    assert found.to_dict() == load_recipe(written(tmp_path, data=None, steps=steps)).to_dict()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -65,7 +65,9 @@ class OptionsOf:
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """`function` raises `InputError` for what bounds and types cannot say."""
+    """`function` raises `InputError` for what bounds and types cannot say. None, where the type
+    has it, is not asked about.
+    """
 
     function: Callable[[Any], Any]
 

@@ -116,7 +116,7 @@ class Option:
                 if recipe:
                     known = known.in_recipes.without(*nested.except_in_recipes)
                 known.check(value, recipe=recipe)
-            if check is not None and not isinstance(value, Iterator):
+            if check is not None and value is not None and not isinstance(value, Iterator):
                 check.function(value)
         except InputError as error:
             return (

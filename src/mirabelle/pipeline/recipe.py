@@ -77,13 +77,12 @@ class Step:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _check_step(value: str | None) -> None:
-    if value is not None:
-        load(value, "it")
+def _check_step(value: str) -> None:
+    load(value, "it")
 
 
-def _check_load(value: str | None) -> None:
-    if value is not None and not (Path(value) / "model.json").is_file():
+def _check_load(value: str) -> None:
+    if not (Path(value) / "model.json").is_file():
         raise InputError(f"{value} holds no saved network: there is no {value}/model.json")
 
 

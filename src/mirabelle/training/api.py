@@ -50,7 +50,7 @@ def _together(options: Mapping[str, Any]) -> None:
 def check_device(device: Any) -> None:
     """`InputError` for what torch takes for no device."""
     try:
-        None if device is None else torch.device(device)
+        torch.device(device)
     except (RuntimeError, TypeError):
         raise InputError(f"device is {device!r}; expected one such as cpu or cuda") from None
 
