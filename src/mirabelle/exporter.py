@@ -18,7 +18,7 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.errors import InputError, MirabelleError
-from mirabelle.base.files import check_file_name
+from mirabelle.base.files import check_file_name, check_folder
 from mirabelle.base.options import Check, declared
 from mirabelle.graph.capture import check_names, program
 from mirabelle.graph.proof import tensors
@@ -94,6 +94,7 @@ def export(
     adapter = RUNTIMES[runtime]
     adapter.version()
     folder = Path(folder)
+    check_folder(folder)
     if isinstance(model, (str, Path)):
         found = find(model)
         if found.file is not None and adapter.save is not None:

@@ -1,7 +1,9 @@
 """Files are whole or not there, and what is read from them is bounded."""
 
 import pytest
+import torch
 
+import mirabelle as mb
 from mirabelle.base.errors import InputError
 from mirabelle.base.files import (
     atomic,
@@ -84,3 +86,24 @@ def test_a_copy_is_whole_or_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         copy_file(tmp_path / "none.bin", tmp_path / "c.bin")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "deep"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    """Wherever something is written: one error, before anything is."""
+    (tmp_path / "file").write_bytes(b"mine")
+    network, x = torch.nn.Linear(3, 2), torch.zeros(2, 3)
+    data = [torch.randn(32, 3) for _ in range(4)]
+    quantized = mb.quantize(network, data)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        for write in (
+            lambda folder=folder: mb.save(network, folder),
+            lambda folder=folder: mb.export(network, folder, inputs=x),
+            lambda folder=folder: mb.export(quantized, folder, runtime="openvino", inputs=x),
+            lambda folder=folder: mb.compress(network, data, size=0.5, minutes=1, folder=folder),
+            lambda folder=folder: mb.fit(
+                network, [(x, x[:, :2])], "mse", steps=1, checkpoint=folder / "c.safetensors"
+            ),
+        ):
+            with pytest.raises(InputError, match="cannot be made a folder"):
+                write()
+    assert (tmp_path / "file").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1

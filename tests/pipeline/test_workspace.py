@@ -31,7 +31,7 @@ def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, name)
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="cannot be made a folder"):
         Workspace(tmp_path / "out", resume=False)
 
 

@@ -149,7 +149,7 @@ def test_all_tensors_are_seen(place):
     assert {"w", "sparse", "of a function", "trained"} <= found
 
 
-@pytest.mark.parametrize("name", [b"product", b"x", b"w"])
+@pytest.mark.parametrize("name", [b"product", b"x", b"w", b"offset", b"location", b"w.bin"])
 def test_names_that_are_no_text(place, name):
     (place / "w.bin").write_bytes((place.parent / "secret").read_bytes())
     path = file(place, weight("w.bin"))

@@ -54,6 +54,13 @@ def test_targets_that_are_not_finite_are_named():
         mb.fit(nn.Linear(3, 2), [(x, t) for t in targets], "mse", lr=0.01)
 
 
+def test_samples_without_a_loss_are_said_before_training():
+    """Labels of -100 are left out by torch's loss: of none but such it is NaN."""
+    data = [(torch.randn(8, 3), torch.full((8,), -100)) for _ in range(3)]
+    with pytest.raises(InputError, match="nan before any training.*labels are all -100"):
+        mb.fit(nn.Linear(3, 2), data, steps=2)
+
+
 def test_targets_that_are_no_class():
     with pytest.raises(InputError, match=r"target is 3 at index \[1\], and the network gives 2"):
         mb.fit(nn.Linear(3, 2), [(torch.randn(2, 3), torch.tensor([0, 3]))], lr=0.01)

@@ -65,7 +65,8 @@ def check_network(model: object, argument: str = "model") -> nn.Module:
     model = check_module(model, argument)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         finite = isinstance(tensor, nn.Parameter) or "running_" in name
-        wrong = ~torch.isfinite(tensor) if finite else tensor.isnan()
+        values = tensor.detach()  # as made in inference mode they have no gradients
+        wrong = ~torch.isfinite(values) if finite else values.isnan()
         if bad := int(wrong.sum()):
             raise InputError(
                 f"{argument}: {name} holds {bad} of {tensor.numel()} values that are NaN or "

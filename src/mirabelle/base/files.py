@@ -22,15 +22,34 @@ MARK = ".mirabelle-"  # in the names of temporary files and folders
 SEAL = "seal"  # the key of the checksum that a JSON file has of itself
 
 
+def check_folder(path: str | Path) -> None:
+    """`InputError` where no folder can be made, or nothing be written into it; makes nothing."""
+    path = Path(path)
+    place = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "may not be written to" if place.is_dir() else "is no folder"
+        raise InputError(f"{path} cannot be made a folder: {place} {why}; choose another place")
+
+
+def folder_at(path: str | Path) -> Path:
+    """The folder, made where it is missing; `InputError` where that cannot be done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be made a folder: {error.strerror}; choose another place"
+        ) from error
+    return Path(path)
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and takes its place,
     on failure it is gone. A process that was killed leaves a file that `is_temporary` tells.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        prefix=f".{path.name}{MARK}", suffix=path.suffix, dir=path.parent
+        prefix=f".{path.name}{MARK}", suffix=path.suffix, dir=folder_at(path.parent)
     )
     os.close(handle)
     temporary = Path(name)

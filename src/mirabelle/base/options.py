@@ -305,7 +305,8 @@ def options_of(declared: Callable) -> Options:
 
 def declared(together: Callable | None = None, rest: Callable | None = None) -> Callable[[F], F]:
     """Checks every call of a verb against its declarations before it starts, and leaves the global
-    random generators, and those of the loaders that it is given, as they were.
+    random generators, and those of the loaders that it is given, as they were. It runs outside of
+    the caller's `no_grad`, `inference_mode` and `autocast`.
 
     together: takes all values by name, with defaults, and raises `InputError` where they do not go
     together. rest: the verb whose options `**options` stands for.
@@ -328,8 +329,9 @@ def declared(together: Callable | None = None, rest: Callable | None = None) -> 
             values = {**dict(zip(positional, args)), **given}
             options.check({k: v for k, v in values.items() if k in options})
             from mirabelle.base.data import preserved  # imports torch
+            from mirabelle.base.modes import usual
 
-            with preserved(*values.values()):
+            with usual(), preserved(*values.values()):
                 return function(*args, **given)
 
         checked._rest, checked._together = rest, together  # type: ignore[attr-defined]

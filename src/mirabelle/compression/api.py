@@ -15,7 +15,7 @@ from mirabelle.base.checks import check_float32, check_network
 from mirabelle.base.data import preserved
 from mirabelle.base.declarations import KeepOption, SeedOption
 from mirabelle.base.errors import InputError, LimitError
-from mirabelle.base.files import read_json
+from mirabelle.base.files import folder_at, read_json
 from mirabelle.base.interruption import interruptible
 from mirabelle.base.keep import names_of
 from mirabelle.base.options import Expected, OneOf, declared
@@ -190,7 +190,7 @@ def _searched(
     source: Source,
 ) -> Compressed:
     """The search of `folder`, from where it stands until its time is over, and its result."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_at(folder)
     seconds = 60 * options["minutes"]
     clock = Clock(folder, seconds)
     try:

@@ -18,7 +18,7 @@ import torch
 
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, warn
-from mirabelle.base.files import content_hash, write_json
+from mirabelle.base.files import content_hash, folder_at, write_json
 from mirabelle.base.fingerprints import fingerprints
 from mirabelle.distillation.outputs import Encoding, Index, Segment, read_segment, write_segment
 from mirabelle.distillation.views import Views
@@ -83,8 +83,7 @@ class Cache:
     ):
         self.teach, self.encoding, self.device = teach, encoding, device
         identity = {**identity, "precision": encoding.precision, "top": encoding.top}
-        self.folder = Path(folder) / content_hash(identity)[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder_at(Path(folder) / content_hash(identity)[:16])
         write_json(self.folder / "identity.json", identity)
         self.hits = self.misses = 0
         self._segments: list[Segment] = []

@@ -17,6 +17,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.files import (
     MARK,
     content_hash,
+    folder_at,
     is_temporary,
     read_json,
     sha256,
@@ -43,9 +44,7 @@ class Workspace:
         could be overwritten.
         """
         self.folder, self.resume = folder, resume
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; choose a folder for the run")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder_at(folder)
         for name in OWN:
             if (folder / name).is_symlink():
                 raise InputError(

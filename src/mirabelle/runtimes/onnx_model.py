@@ -38,9 +38,12 @@ def read_model(path: str | Path, weights: bool = True) -> Any:
 
 def _check_texts(message: Any) -> None:
     """`ValueError` for a name that is no text: protobuf gives its bytes without a word."""
-    if hasattr(message, "raw_data"):  # of a tensor the name alone: its fields would be copied
-        if not isinstance(message.name, str):
-            raise ValueError(f"the name of a tensor is no text: {message.name!r}")
+    if hasattr(message, "raw_data"):  # of a tensor not all fields: its numbers would be copied
+        pairs = [*message.external_data, *getattr(message, "metadata_props", ())]
+        texts = [message.name, message.doc_string, *(t for p in pairs for t in (p.key, p.value))]
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a tensor's name, or what it says of its data, is {text!r}")
         return
     for field, value in message.ListFields():
         parts = value if hasattr(value, "append") or hasattr(value, "add") else [value]

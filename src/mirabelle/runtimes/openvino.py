@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mirabelle.base.errors import InputError
+from mirabelle.base.files import folder_at
 from mirabelle.runtimes.artifact import (
     LayerTime,
     Runtime,
@@ -199,8 +200,7 @@ def save(onnx_path: Path, folder: Path) -> Path:
         {v.name for v in values} | {o for n in graph.node for o in n.output},
         {o: n.name for n in graph.node for o in n.output if o in ends},
     )
-    target = Path(folder) / f"{onnx_path.stem}.xml"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = folder_at(folder) / f"{onnx_path.stem}.xml"
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as temporary:
         ov.save_model(model, Path(temporary) / target.name, compress_to_fp16=False)
         for path in (

@@ -161,7 +161,7 @@ class Loop:
         settings, state = self.settings, self.state
         self.started = (time.monotonic(), state.done)
         if self.judged and not state.done:
-            self._check()
+            self._check_start()
         before = state.choices.setdefault("before", state.checks[0] if state.checks else None)
         with bar(settings.progress, self.plan.total, show=self.world.rank == 0) as shown:
             shown.advance(state.done)
@@ -239,8 +239,19 @@ class Loop:
             with calling("log"):
                 self.log(self.state.done, {**figures, "lr": rate})
 
+    def _check_start(self) -> None:
+        """Scores the network before the first step."""
+        try:
+            self._check()
+        except DivergedError:
+            raise InputError(
+                f"the loss on held-back data is {self.state.checks[0]:.3g} before any training; "
+                "look for samples that have no loss, such as those whose labels are all -100, and "
+                "for huge numbers in the data"
+            ) from None
+
     def _check(self) -> None:
-        """Scores the network within an epoch, or before the first. Raises `DivergedError`."""
+        """Scores the network within an epoch. Raises `DivergedError`."""
         state = self.state
         value = self.judge.score(state.result)
         state.note(self.judge.figure(value))

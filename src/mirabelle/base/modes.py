@@ -1,0 +1,26 @@
+"""Torch's modes that a caller may have set around a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+DEVICES = ("cpu", "cuda")
+
+
+@contextmanager
+def usual() -> Iterator[None]:
+    """Inside, gradients can be had and numbers have the precision that they say: `no_grad`,
+    `inference_mode` and `autocast` of the caller come back after it. Verbs train, and sum up what
+    float16 would round away.
+    """
+    with ExitStack() as entered:
+        if torch.is_inference_mode_enabled():
+            entered.enter_context(torch.inference_mode(False))
+        entered.enter_context(torch.enable_grad())
+        for device in DEVICES:
+            if torch.is_autocast_enabled(device):
+                entered.enter_context(torch.autocast(device, enabled=False))
+        yield
