@@ -238,3 +238,30 @@ def test_least_squares_on_a_network_whose_forward_fixes_the_batch():
     with torch.no_grad():
         error = [float((m(data[0]) - model(data[0])).square().mean()) for m in (repaired, plain)]
     assert error[0] < 0.7 * error[1]
+
+
+def test_least_squares_where_heads_and_samples_share_a_dimension():
+    """nn.MultiheadAttention folds its heads into the batch: channels were followed through one of
+    two samples, so the data is read in as many at once, whatever its batches are.
+    """
+    torch.manual_seed(3)
+    model = Net(
+        lambda s, x: s.fc(s.a(*[s.c(x).flatten(2).transpose(1, 2)] * 3)[0].mean(1)),
+        c=conv_bn(3, 32),
+        a=nn.MultiheadAttention(32, 4, batch_first=True),
+        fc=nn.Linear(32, 4),
+    ).eval()
+    x = torch.randn(32, *image().shape[1:])
+    options = {"macs": 0.6, "criterion": "l1", "align": 4}
+    repaired, pairs, plain = (
+        prune(model, x[:2], **options, data=data, repair=repair)
+        for data, repair in (
+            (x.split(16), "least-squares"),
+            (x.split(2), "least-squares"),
+            (x.split(16), None),
+        )
+    )
+    with torch.no_grad():
+        error = [float((m(x) - model(x)).square().mean()) for m in (repaired, plain)]
+        torch.testing.assert_close(repaired(x[:5]), pairs(x[:5]))
+    assert error[0] < 0.3 * error[1]

@@ -87,9 +87,15 @@ def _spread(
     return tensor
 
 
+class OtherSizeError(Exception):
+    """Channels lie along a dimension that samples share with them, as heads of attention do, and
+    there are more or fewer samples than the channels were followed with.
+    """
+
+
 class MaskedReference(fx.Interpreter):
     """`run(*inputs)` gives the outputs of the network without the removed channels, at the sizes of
-    the whole network.
+    the whole network. Raises `OtherSizeError`.
     """
 
     def __init__(self, graph_module: fx.GraphModule, cutting: Cutting):
@@ -118,6 +124,8 @@ class MaskedReference(fx.Interpreter):
         if not isinstance(tensor, torch.Tensor) or not isinstance(value, Value):
             return tensor
         kept = self._cutting.kept(value)
+        if any(tensor.shape[dim] != value.shape[dim] for dim in kept):
+            raise OtherSizeError
         return _spread(compress(tensor, kept), kept, value.shape) if kept else tensor
 
     def _of_what_is_left(self, n: fx.Node) -> Any:

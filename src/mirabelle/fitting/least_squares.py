@@ -5,6 +5,7 @@ what it gave before the cut. `fitting/pair.py` runs both side by side.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mirabelle.base.data import Batch, batches, device_of
 from mirabelle.base.errors import InputError
 from mirabelle.base.progress import track
 from mirabelle.channels.flow import Flow
-from mirabelle.channels.masking import compress
+from mirabelle.channels.masking import OtherSizeError, compress
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.channels.rules import RULES
 from mirabelle.fitting.gram import ridge, solve_on_support
@@ -68,16 +69,41 @@ def reconstruct(
     has them.
     """
     captured = captured or open_graph(original, inputs)
-    graph_module = captured.graph_module
-    flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
     device = device_of(original)
     check_runs(original, next(batches(data, 1, what="data")).head(1).to(device), "batch 0 of data")
-    own = dict(small.named_parameters(remove_duplicate=False)) | dict(
-        small.named_buffers(remove_duplicate=False)
+    own = _tensors(small)
+    sparse = {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()}
+    try:
+        pair = _solved(captured, original, gone, data, sparse)
+    except OtherSizeError:  # then with as many samples at once as the example has
+        pair = _solved(replace(captured, fixed=inputs.size), original, gone, data, sparse)
+    result = clone(small)
+    own = _tensors(result)
+    with torch.no_grad():
+        for name in pair.solved:
+            own[pair.flow.parameters[name].name].copy_(
+                compress(get_tensor(pair.after, name), pair.left[name])
+            )
+    return result
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
     )
-    pair = Pair(
-        graph_module, flow, gone, {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()}
-    )
+
+
+def _solved(
+    captured: OpenGraph,
+    original: nn.Module,
+    gone: Mapping[tuple[str, int], torch.Tensor],
+    data: Iterable,
+    sparse: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> Pair:
+    """Both networks side by side, once all layers are solved."""
+    graph_module, device = captured.graph_module, device_of(original)
+    flow = Flow(graph_module, read_parameters(graph_module, original), RULES)
+    pair = Pair(graph_module, flow, gone, sparse)
     given = captured.pieces(batches(data, what="data"))
     chunks = [pair.begin(b.to(device)) for b in given]
     samples = sum(len(next(iter(c.values()))[0]) for c in chunks)
@@ -95,16 +121,7 @@ def reconstruct(
                 equations.add(values)
             equations.solve()
             at = held
-    result = clone(small)
-    own = dict(result.named_parameters(remove_duplicate=False)) | dict(
-        result.named_buffers(remove_duplicate=False)
-    )
-    with torch.no_grad():
-        for name in pair.solved:
-            own[flow.parameters[name].name].copy_(
-                compress(get_tensor(pair.after, name), pair.left[name])
-            )
-    return result
+    return pair
 
 
 class Equations:
