@@ -19,8 +19,10 @@ from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.exporter import export
 from mirabelle.graph.capture import capture, operator
+from mirabelle.graph.plain import compute_once
 from mirabelle.pruning.api import prune
 from mirabelle.quantization.api import quantize
+from mirabelle.verification import verify
 from tests.modules import Net
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -322,3 +324,22 @@ def test_a_number_of_samples_that_torch_holds_fast_is_said(forward):
         graph = capture(two(forward), as_batch(X), dynamic_batch=True)
     with torch.no_grad():
         assert torch.allclose(graph(X), two(forward)(X), atol=1e-6)
+
+
+def test_what_forward_computes_twice_is_one_layer(tmp_path):
+    """As exporters write it: a layer of the integers without a place in the file could not be
+    compared. Noise is drawn twice, and what is written over stays two values.
+    """
+    model = two(lambda s, x: s.b(torch.where(s.a(x) > 0, s.a(x), 0.1 * s.a(x))))
+    q = quantize(model, [X, X])
+    assert sum(operator(n) == "conv2d" for n in q.graph.nodes) == 2
+    file = export(q, tmp_path, inputs=X)
+    checked = verify(q, file, [X], samples=4)
+    assert checked.first_departure is None and max(r.max_off_by for r in checked.layers) <= 1
+    batch = as_batch(X)
+    noisy = capture(two(lambda s, x: torch.rand_like(x) - torch.rand_like(x) + s.a(x).sum()), batch)
+    written = capture(two(lambda s, x: (s.a(x) + 1).add_(s.a(x)) + (s.a(x) + 1)), batch)
+    for graph_module, count in ((noisy, 2), (written, 3)):
+        compute_once(graph_module)
+        names = [operator(n) for n in graph_module.graph.nodes]
+        assert names.count("rand_like") + names.count("conv2d") >= count

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from mirabelle.base.quiet import muffled
 from mirabelle.graph.nodes import optional_argument
@@ -122,6 +123,31 @@ def without_autocast(graph_module: fx.GraphModule) -> None:
         if node.meta.get(AUTOCAST):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+
+
+def compute_once(graph_module: fx.GraphModule) -> None:
+    """What forward computes twice from the same values is computed once, as exporters write it.
+    Graphs in which operators write into values stay as they are.
+    """
+    graph, seen = graph_module.graph, {}
+    if any(_writes(n) for n in graph.nodes):
+        return
+    for node in list(graph.nodes):
+        if node.op != "get_attr" and not _repeats(node.target):
+            continue
+        leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+        given = tuple(v if isinstance(v, fx.Node) else (type(v), repr(v)) for v in leaves)
+        first = seen.setdefault((node.op, node.target, str(spec), given), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _repeats(target: Any) -> bool:
+    """Whether an operator gives the same for the same."""
+    if isinstance(target, torch._ops.OpOverload):
+        return torch.Tag.nondeterministic_seeded not in target.tags
+    return target is py.getitem
 
 
 def leave_inputs_alone(graph_module: fx.GraphModule, inputs: list[torch.Tensor]) -> None:

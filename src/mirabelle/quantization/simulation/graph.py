@@ -16,7 +16,7 @@ from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError
 from mirabelle.graph.capture import capture, fixed_length, get_tensor, operator
 from mirabelle.graph.nodes import argument, overload, setting, value_of
-from mirabelle.graph.plain import without_autocast
+from mirabelle.graph.plain import compute_once, without_autocast
 from mirabelle.onnx_files.source import SOURCE, source_of
 from mirabelle.quantization.simulation.description import Quantization, describe
 from mirabelle.quantization.simulation.folding import (
@@ -44,6 +44,8 @@ def captured(model: nn.Module, first: Batch) -> fx.GraphModule:
     fold_batchnorm(network)
     _write_out_of_place(network)
     network.meta[SOURCE] = source_of(model)
+    if source_of(model) is None:  # a file keeps its nodes
+        compute_once(network)
     return network.eval()
 
 
