@@ -18,8 +18,10 @@ from mirabelle.pruning.api import prune
 from tests.fuzz.planted import BLOCKS, OUTPUTS, SIZE, Plan, build, plans
 
 
-def dead_channels(model: torch.nn.Module, coupling: Coupling) -> dict[str, int]:
-    """By group, how many channels have no weight that is not zero in any layer that makes them."""
+def living_channels(model: torch.nn.Module, coupling: Coupling) -> dict[str, torch.Tensor]:
+    """By group, which channels have a weight that is not zero in any layer that makes them, or a
+    bias in one that hands them on: what is constant is not dead.
+    """
     tensors = dict(model.named_parameters())
     found = {}
     for group in coupling.groups:
@@ -28,7 +30,7 @@ def dead_channels(model: torch.nn.Module, coupling: Coupling) -> dict[str, int]:
             if slot.role == "out" or (slot.role == "along" and slot.parameter.endswith("bias")):
                 rows = tensors[slot.parameter].detach().movedim(slot.dim, 0)[slot.index]
                 alive |= rows.flatten(1).ne(0).any(1)
-        found[group.name] = min(int((~alive).sum()), group.channels - 1)
+        found[group.name] = alive
     return found
 
 
@@ -56,15 +58,16 @@ def check(plan: Plan) -> str:
     x = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     coupling = analyze(model, as_batch(x))
-    dead = dead_channels(model, coupling)
+    alive = living_channels(model, coupling)
+    dead = {n: min(int((~a).sum()), len(a) - 1) for n, a in alive.items()}
     if not any(dead.values()):
         return "nothing dead"
     kept = {g.name: g.channels - dead[g.name] for g in coupling.groups}
     trained = [n for n, _ in model.named_parameters() if n in coupling.shapes]
     whole, least = coupling.parameters({}, trained), coupling.parameters(kept, trained)
     small = prune(
-        model, x, params=(least + 0.5) / whole, criterion="l1", allocation="global", align=1,
-        least=1e-9, seed=plan.seed,
+        model, x, params=(least + 0.5) / whole, criterion=lambda g, _: alive[g.name].float(),
+        allocation="global", align=1, least=1e-9, seed=plan.seed,
     )  # fmt: skip
     assert count_parameters(small) == count_parameters(model) - whole + least
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
