@@ -24,6 +24,7 @@ from mirabelle.pruning import prune
 
 OURS = "Mirabelle"
 SEEDS = (0, 1, 2)
+IMAGES = 4096  # of the 55 000 for training, others for each seed
 VIEWS = 512  # of the photographs for calibration
 SHARES = {"fashion": (0.65, 0.5), "mobilenet_v2": (0.8, 0.65), "efficientnet_lite0": (0.8, 0.65)}
 ESTIMATED = 1024  # samples for the peer's BatchNorm statistics
@@ -66,7 +67,10 @@ def _subject(
     other photographs and what it says of them.
     """
     if network == "fashion":
-        return fashion.resnet(), fashion.data().train, None, None
+        images, labels = fashion.images_and_labels("train")
+        order = torch.randperm(55000, generator=torch.Generator().manual_seed(seed))[:IMAGES]
+        pairs = zip(images[order].split(128), labels[order].split(128), strict=True)
+        return fashion.resnet(), list(pairs), None, None
     lite = network in quantized.LITE_SIZES
     model = quantized.lite(network) if lite else photographs.mobilenet_v2()
     names, others = photographs.split(seed)
