@@ -38,9 +38,9 @@ def few(seed: int, bins: int = 64) -> Few:
     rng = np.random.default_rng(seed)
     place = np.arange(bins) - bins / 2 + 0.5
     counts = rng.poisson(400 * np.exp(-((place / (bins / 9)) ** 2))) * (rng.random(bins) > 0.2)
-    counts[[1, bins - 3]] = 1
+    counts[[0, 2, bins - 3, bins - 1]] = 1
     width = 2 * 4.0 / bins
-    return Few(counts.astype(np.int64), 4.0, -4.0 + 1.3 * width, 4.0 - 2.4 * width)
+    return Few(counts.astype(np.int64), 4.0, -4.0 + 0.3 * width, 4.0 - 0.4 * width)
 
 
 def centers(h: Few) -> list[float]:
@@ -147,6 +147,15 @@ def test_the_divergence_is_looked_at_in_steps_where_bins_are_many():
     )
 
 
+@pytest.mark.parametrize("levels", [7, 15, 30])
+def test_no_fewer_bins_than_levels_are_inside(levels):
+    """Of which nearly all are in the first five, so that few would do."""
+    counts = np.ones(40, np.int64)
+    counts[:5] = 100_000
+    found = thresholds._least_divergence(counts, 40, levels)
+    assert found == inside(counts.astype(float).tolist(), 40, levels) >= levels + 1
+
+
 def test_a_distribution_of_zeros_alone_has_nothing_to_clip():
     counts = np.zeros(40, np.int64)
     counts[0] = 9
@@ -208,9 +217,10 @@ def test_closed_forms_solve_their_equations(levels):
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("center", [0.0, 0.3])
 def test_mean_powers_by_hand(power, center):
-    """Bins at -1.5, -0.5, 0.5 and 1.5; around zero the two beside it do not count."""
-    h = Few(np.array([1, 4, 2, 3]), 2.0, -1.9, 1.9)
-    values = [-1.5] + [1.5] * 3 if center == 0 else [-1.5] + [-0.5] * 4 + [0.5] * 2 + [1.5] * 3
+    """Bins at -2.5, -1.5, ..., 2.5; around zero the two beside it do not count."""
+    h = Few(np.array([5, 1, 4, 2, 3, 1]), 3.0, -2.9, 2.9)
+    beside = [] if center == 0 else [-0.5] * 4 + [0.5] * 2
+    values = [-2.5] * 5 + [-1.5] + beside + [1.5] * 3 + [2.5]
     expected = sum(abs(v - center) ** power for v in values) / len(values)
     assert thresholds._mean_power(h, power, center) == pytest.approx(expected)
     zeros = Few(np.array([0, 0, 5, 0]), 2.0, 0.0, 0.0)
