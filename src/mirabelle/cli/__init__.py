@@ -93,8 +93,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "report": (
         "recipes:report",
-        "write the HTML of a report.json again",
-        "mirabelle report runs/fashion/report.json",
+        "write the HTML of a run's report again",
+        "mirabelle report runs/fashion",
     ),
     "certify": (
         "recipes:certify",

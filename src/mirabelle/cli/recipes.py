@@ -116,21 +116,20 @@ def _check(recipe: str, loaded: Any, common: Common) -> int:
 
 
 def report(
-    json_file: Annotated[str, Parameter(help="report.json of a run")],
+    run: Annotated[str, Parameter(help="the folder of a run, or its report.json")],
     /,
     *,
     common: Common = Common(),  # noqa: B008
 ) -> int:
-    """Write the HTML of a report.json again."""
+    """Write the HTML of a run's report again."""
     from mirabelle.base.files import read_json, write_text
     from mirabelle.report import render
 
-    if not Path(json_file).is_file():
-        raise InputError(f"there is no {json_file}")
-    target, found = Path(json_file).with_suffix(".html"), read_json(json_file)
+    source = Path(run) / "report.json" if Path(run).is_dir() else Path(run)
+    target, found = source.with_suffix(".html"), read_json(source)
     if not isinstance(found, dict):
         raise InputError(
-            f"{json_file} is no report of a run, as it holds a {type(found).__name__}; give the "
+            f"{source} is no report of a run, as it holds a {type(found).__name__}; give the "
             "report.json of a run's folder"
         )
     write_text(target, render(found))
