@@ -18,7 +18,7 @@ from typing_extensions import Doc
 from mirabelle.base.checks import check_network, check_runs, clone
 from mirabelle.base.data import Batch, example_inputs
 from mirabelle.base.errors import InputError, MirabelleError
-from mirabelle.base.files import check_file_name, check_folder
+from mirabelle.base.files import as_path, check_file_name, check_folder
 from mirabelle.base.options import Check, declared
 from mirabelle.graph.capture import check_names, program
 from mirabelle.graph.proof import tensors
@@ -93,7 +93,7 @@ def export(
     """
     adapter = RUNTIMES[runtime]
     adapter.version()
-    folder = Path(folder)
+    folder = as_path(folder)
     check_folder(folder)
     if isinstance(model, (str, Path)):
         found = find(model)

@@ -18,6 +18,7 @@ from mirabelle.base.compression_of_zeros import decode, encode
 from mirabelle.base.data import Batch
 from mirabelle.base.errors import InputError, MirabelleError, did_you_mean, warn
 from mirabelle.base.files import (
+    as_path,
     read_json,
     read_tensors,
     sealed,
@@ -74,7 +75,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         >>> sorted(file.name for file in mb.save(small, "small").iterdir())
         ['README.md', 'model.json', 'model.safetensors']
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     model = check_module(model)
     described = quantization(model)
     tensors, sparse = _compact(model)
@@ -137,7 +138,7 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
         >>> torch.equal(again[0].weight, small[0].weight)
         True
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     described = _description(folder)
     if isinstance(model, (str, Path)):
         model = _of_file(model, described, folder)

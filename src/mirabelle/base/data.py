@@ -61,6 +61,11 @@ class Batch(NamedTuple):
         own = self.map(torch.Tensor.clone)
         return network(*own.args, **own.kwargs)
 
+    def copied(self) -> Batch:
+        """For code that may write into what it gets."""
+        target = structures.mapped(self.target, torch.Tensor.clone)
+        return self.map(torch.Tensor.clone)._replace(target=target)
+
     def map(self, function) -> Batch:
         """The batch with `function` applied to each input tensor; the target is left as it is."""
         return Batch(

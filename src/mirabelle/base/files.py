@@ -22,6 +22,13 @@ MARK = ".mirabelle-"  # in the names of temporary files and folders
 SEAL = "seal"  # the key of the checksum that a JSON file has of itself
 
 
+def as_path(value: Any, name: str = "folder") -> Path:
+    """The path that was given as the argument `name`; `InputError` for what is none."""
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"{name} is a {type(value).__name__}; expected a path, such as 'out'")
+    return Path(value)
+
+
 def check_folder(path: str | Path) -> None:
     """`InputError` where no folder can be made, or nothing be written into it; makes nothing."""
     path = Path(path)

@@ -303,6 +303,12 @@ def options_of(declared: Callable) -> Options:
     return own | rest if len(rest) else own
 
 
+def _plain(value: Any) -> Any:
+    """A number, a truth or a text of NumPy's as Python's own, which it is taken for."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+
+
 def declared(together: Callable | None = None, rest: Callable | None = None) -> Callable[[F], F]:
     """Checks every call of a verb against its declarations before it starts, and leaves the global
     random generators, and those of the loaders that it is given, as they were. It runs outside of
@@ -326,6 +332,7 @@ def declared(together: Callable | None = None, rest: Callable | None = None) -> 
                         f"{function.__name__} has no option "
                         f"{name!r}{did_you_mean(name, {*own, *options})}"
                     )
+            args, given = tuple(map(_plain, args)), {k: _plain(v) for k, v in given.items()}
             values = {**dict(zip(positional, args)), **given}
             options.check({k: v for k, v in values.items() if k in options})
             from mirabelle.base.data import preserved  # imports torch

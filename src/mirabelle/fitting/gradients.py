@@ -101,7 +101,7 @@ class StepLoss:
     step: Callable[[nn.Module, Batch], Any]
 
     def __call__(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        found = self.step(network, batch)
+        found = self.step(network, batch.copied())
         parts = list(found.values()) if isinstance(found, Mapping) else [found]
         if not parts or not all(map(_is_number, parts)):
             given = [_form(p) for p in parts]
@@ -158,7 +158,8 @@ def loss_of(function: Callable, network: nn.Module, batch: Batch) -> torch.Tenso
     """The loss of a batch; of a `StepLoss`, or of the network's outputs and the targets."""
     if isinstance(function, StepLoss):
         return function(network, batch)
-    target = structures.mapped(batch.target, lambda t: t.to(device_of(network)))
+    device = device_of(network)
+    target = structures.mapped(batch.target, lambda t: t.to(device, copy=True))
     return check_loss(function(batch.run(network), target))
 
 

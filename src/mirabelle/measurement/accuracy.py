@@ -19,7 +19,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.names import resolve
 from mirabelle.base.options import OneOf
 from mirabelle.base.progress import track
-from mirabelle.base.structures import leaves, on_cpu
+from mirabelle.base.structures import leaves, mapped, on_cpu
 from mirabelle.measurement.accumulator import Accumulator, is_higher_better, maker, metric_name
 from mirabelle.measurement.bootstrap import DRAWS, Resampled
 
@@ -224,7 +224,7 @@ def scores_of(
     seen = track(batches(loader, labeled=True), what, length_of(loader))
     for number, batch in enumerate(seen):
         output = _sound(predict(batch), name, number)
-        target = on_cpu(batch.target)
+        target = mapped(on_cpu(batch.target), torch.Tensor.clone)  # a metric may write into it
         n += batch.size
         with running(batch, f"batch {number}, or {name} on what it gives"):
             if whole is None:

@@ -156,7 +156,7 @@ class Resampled:
 
     def add(self, output: Any, target: Any, size: int) -> None:
         """A batch of so many samples."""
-        self.whole.update(output, target)
+        _update(self.whole, output, target)
         if not self.wanted:
             return
         if self.pattern is None:
@@ -190,7 +190,7 @@ class Resampled:
             parts = self._parts(output, target, size)
             one_by_one = self.make()
             for part in parts:
-                one_by_one.update(*part)
+                _update(one_by_one, *part)
             self.by_sample = _close(self._value(one_by_one), wanted)
         except Exception:  # of the user's code, which may not take a single sample
             self.by_sample = False
@@ -214,7 +214,7 @@ class Resampled:
 
     def _unit(self, output: Any, target: Any) -> Unit:
         one = self.make()
-        one.update(output, target)
+        _update(one, output, target)
         return added(self.fresh, one)
 
     def _keep(self, output: Any, target: Any, size: int) -> None:
@@ -235,9 +235,10 @@ class Resampled:
         for half, mine in zip(self.halves, taken):
             rows = [int(i) for i in mine.nonzero()[0]]
             if rows and not self.by_sample:
-                half.update(output, target)
+                _update(half, output, target)
             elif rows:
-                half.update(
+                _update(
+                    half,
                     structures.select(output, rows, size, "the output"),
                     structures.select(target, rows, size),
                 )
@@ -254,6 +255,11 @@ class Resampled:
         chosen = self.random.multinomial(n, np.full(n, 1 / n), self.wanted)
         found = [self._value(merged(self.fresh, self.pattern, self.units, c)) for c in chosen]
         return np.array(found)
+
+
+def _update(accumulator: Any, output: Any, target: Any) -> None:
+    """With copies: it may write into what it gets, which is given to others too."""
+    accumulator.update(*(structures.mapped(v, torch.Tensor.clone) for v in (output, target)))
 
 
 def _close(a: float, b: float) -> bool:

@@ -20,7 +20,7 @@ from mirabelle.sparsity import masks
 from mirabelle.training.norms import is_frozen, norms, train_mode
 from mirabelle.training.optimizers import OPTIMIZERS, parameter_groups
 from mirabelle.training.plan import Plan, Settings
-from mirabelle.training.state import Step, placed
+from mirabelle.training.state import Step, differentiable, placed
 
 USUAL_RATE = 1e-3  # where nothing can be tried out
 RANGES = {"adamw": (1e-5, 1e-1), "sgd": (1e-4, 1.0)}
@@ -162,7 +162,7 @@ class RangeTest:
                 running(batch, "a training batch, or its loss on it"),
             ):
                 parts = trial(batch.args, batch.kwargs, batch.target)
-            torch.stack([p.float() for p in parts.values()]).sum().backward()
+            differentiable(parts, "a training batch").backward()
             masks.enforce_gradients(trial.model, pruned)
             optimizer.step()
             masks.enforce(trial.model, pruned)

@@ -37,7 +37,7 @@ from mirabelle.training.judge import CHECKS, DivergedError, Judge, diverges, out
 from mirabelle.training.logs import EVERY, logger
 from mirabelle.training.norms import train_mode
 from mirabelle.training.plan import Plan, Settings, autocast_type
-from mirabelle.training.state import Objective, State, Step, placed
+from mirabelle.training.state import Objective, State, Step, differentiable, placed
 
 FEW = 3  # steps, after which it is known how long one takes
 
@@ -284,13 +284,7 @@ class Loop:
             place = f"batch {number} of the training loader, or its loss on it"
             with self._autocast(), running(batch, place):
                 parts = self.wrapped(batch.args, batch.kwargs, batch.target)
-            loss = torch.stack([p.float() for p in parts.values()]).sum()
-            if not loss.requires_grad:
-                raise InputError(
-                    f"the loss of {place.partition(',')[0]} has no gradient for the network's "
-                    "weights; it must be computed by torch from outputs that are neither "
-                    "integers, masks nor detached"
-                )
+            loss = differentiable(parts, place.partition(",")[0])
             with running(batch, place):
                 state.scaler.scale(loss * share / self.plan.together(number)).backward()
         losses = {name: float(part.detach()) for name, part in parts.items()}

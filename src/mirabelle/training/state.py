@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mirabelle.base import structures
 from mirabelle.base.checks import tensors_of
 from mirabelle.base.data import Batch
+from mirabelle.base.errors import InputError
 from mirabelle.training.curve import Curve
 from mirabelle.training.optimizers import OPTIMIZERS, parameter_groups
 from mirabelle.training.plan import Settings
@@ -102,6 +103,17 @@ class State:
         if keep:
             weights = {k: v.detach().clone() for k, v in tensors_of(self.result).items()}
         self.best, self.stale = Best(value, weights, self.done), 0
+
+
+def differentiable(parts: Mapping[str, torch.Tensor], place: str) -> torch.Tensor:
+    """The sum of the losses of a batch; `InputError` names it where there is no gradient."""
+    loss = torch.stack([p.float() for p in parts.values()]).sum()
+    if not loss.requires_grad:
+        raise InputError(
+            f"the loss of {place} has no gradient for the network's weights; it must be computed "
+            "by torch from outputs that are neither integers, masks nor detached"
+        )
+    return loss
 
 
 def placed(batch: Batch, device: torch.device) -> Batch:
