@@ -36,16 +36,21 @@ FIGURES = (
     *(f"{MEASUREMENT}/test_resamples.py", f"{MEASUREMENT}/test_metrics.py"),
     *("-k", "not a_file_gives and not come_as_they_are"),
 )
+ARITHMETIC = ("tests/integers/test_exact.py", "tests/integers/test_arithmetic.py")
+GROUPS = ("tests/channels/test_group_figures.py", "tests/channels/test_groups.py")
+GRIDS = (f"{CALIBRATION}/test_definitions.py", f"{CALIBRATION}/test_thresholds.py")
 MODULES = {
-    "integers/arithmetic": ("tests/integers/test_exact.py", "tests/integers/test_arithmetic.py"),
-    "channels/groups": ("tests/channels/test_group_figures.py", "tests/channels/test_groups.py"),
+    "integers/arithmetic": ARITHMETIC,
+    "integers/patches": ARITHMETIC,
+    "channels/groups": GROUPS,
+    "channels/ids": (*GROUPS, "tests/channels/test_flow.py", "tests/channels/test_surgery.py"),
     "pruning/criteria": ("tests/pruning/test_criteria.py",),
-    "quantization/calibration/thresholds": (
-        f"{CALIBRATION}/test_definitions.py",
-        f"{CALIBRATION}/test_thresholds.py",
-    ),
+    "quantization/calibration/histograms": GRIDS,
+    "quantization/calibration/thresholds": GRIDS,
+    "measurement/accumulator": FIGURES,
     "measurement/accuracy": FIGURES,
     "measurement/bootstrap": FIGURES,
+    "measurement/macs": (f"{MEASUREMENT}/test_macs.py",),
 }
 LATER = 3.0  # times as long as the tests of the module take: then a mutant hangs, and is noticed
 AT_LEAST = 30.0  # seconds

@@ -24,7 +24,7 @@ def test_types_errors_and_imports_are_left_alone():
     for module in mutants.MODULES:
         found = mutants_of(module)
         lines = (mutants.PACKAGE / f"{module}.py").read_text().splitlines()
-        assert len(found) > 50
+        assert len(found) > 20
         assert not any(lines[m.line - 1].startswith(("import", "from", "@")) for m in found)
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from mirabelle.base.errors import CaptureError, InputError, MirabelleWarning
 from mirabelle.channels.explain import explain
@@ -84,6 +85,10 @@ def wrong(kind: str) -> dict:
         (
             {"model": Net(lambda s, x: s.head(x.cumsum(1)), head=Head(3))},
             "no channel of this network can be pruned.*own input",
+        ),
+        (
+            {"model": nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 2, 3))},
+            "weights of 0 are computed: .*remove_parametrizations makes parameters of them",
         ),
     ],
 )

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from mirabelle.base.data import Batch
-from mirabelle.base.errors import InputError
 from mirabelle.base.knapsack import Choice, Menus, least_loss
 from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.skipping import skip
@@ -24,6 +23,7 @@ from mirabelle.compression.prices import FLOAT, INT8, Prices
 from mirabelle.fitting.batchnorm import reestimate_where_better
 from mirabelle.graph.open_graph import OpenGraph, open_graph
 from mirabelle.pruning.allocation import lost_with, widths_of
+from mirabelle.pruning.checks import check_groups
 from mirabelle.pruning.depth import block_losses, dead_layers, known_blocks
 from mirabelle.pruning.repair import REPAIRS, Cut
 
@@ -297,9 +297,5 @@ def same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:
 def coupled(model: nn.Module, inputs: Batch, keep: Sequence[str] = ()) -> Coupling:
     """`analyze`, which must find something to prune."""
     coupling = analyze(model, inputs, keep)
-    if not coupling.groups:
-        reasons = "; ".join(sorted({f.reason for f in coupling.frozen})[:4])
-        raise InputError(
-            f"no channel of this network can be pruned: {reasons or 'it has no layers'}"
-        )
+    check_groups(model, coupling)
     return coupling

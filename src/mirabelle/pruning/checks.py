@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import Coupling
@@ -43,7 +44,14 @@ def check_groups(model: nn.Module, coupling: Coupling) -> None:
     source = source_of(model)
     outside = list(source.outside.items())[:4] if source is not None else []
     inside = "".join(f"; of the ONNX file {n} runs outside torch ({w})" for n, w in outside)
+    computed = [n for n, m in model.named_modules() if parametrize.is_parametrized(m)]
+    remedy = (
+        f"; the weights of {computed[0] or 'the network'} are computed: "
+        "torch.nn.utils.parametrize.remove_parametrizations makes parameters of them"
+        if computed
+        else ""
+    )
     raise InputError(
         "no channel of this network can be pruned: "
-        f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}"
+        f"{'; '.join(reasons[:4]) or 'it has no convolution or linear layer'}{inside}{remedy}"
     )
