@@ -43,7 +43,6 @@ MODULES = {
     "integers/arithmetic": ARITHMETIC,
     "integers/patches": ARITHMETIC,
     "channels/groups": GROUPS,
-    "channels/ids": (*GROUPS, "tests/channels/test_flow.py", "tests/channels/test_surgery.py"),
     "pruning/criteria": ("tests/pruning/test_criteria.py",),
     "quantization/calibration/histograms": GRIDS,
     "quantization/calibration/thresholds": GRIDS,

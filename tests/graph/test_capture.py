@@ -1,5 +1,7 @@
 """Capturing a network: for any batch size, and what forward keeps."""
 
+import copy
+import io
 import warnings
 
 import networks
@@ -7,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import mirabelle as mb
 from mirabelle.base.data import Batch, as_batch
 from mirabelle.base.errors import CaptureError, InputError, MirabelleWarning
 from mirabelle.channels.explain import explain
 from mirabelle.channels.groups import analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.graph.capture import capture, fixed_length
+from tests import tiny
 from tests.channels.equivalence import equivalent, same, some, state
 from tests.modules import Head, Net, conv_bn, image
 
@@ -189,3 +193,17 @@ def test_two_samples_are_traced_of_a_large_example():
 def test_an_example_that_does_not_run_is_named_whatever_its_batch():
     with pytest.raises(InputError, match=r"does not run on the example input \(inputs: \(16, 3\)"):
         capture(nn.Linear(4, 2), Batch((torch.randn(16, 3),), {}, None), dynamic_batch=True)
+
+
+def test_what_comes_of_a_captured_network_can_be_pickled_and_copied():
+    """`mb.save` needs no pickle, but `torch.save` of a whole network is what people are used to:
+    it wrote a file that could not be read.
+    """
+    x = torch.randn(4, 1, 8, 8)
+    q = mb.quantize(tiny.model(), [x, x]).eval()
+    kept = io.BytesIO()
+    torch.save(q, kept)
+    kept.seek(0)
+    for again in (torch.load(kept, weights_only=False), copy.deepcopy(q)):
+        assert torch.equal(again(x), q(x))
+        assert again.state_dict().keys() == q.state_dict().keys()

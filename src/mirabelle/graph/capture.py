@@ -261,6 +261,8 @@ def _finished(graph_module: fx.GraphModule, model: nn.Module, inputs: Batch) -> 
     graph_module.recompile()
     for name in ("train", "eval"):  # the export's own refuse
         vars(graph_module).pop(name, None)
+    # What is pickled is traced again when it is read, which the export's tracer cannot do.
+    vars(graph_module)["_tracer_cls"] = vars(graph_module.graph)["_tracer_cls"] = None
     return graph_module
 
 
