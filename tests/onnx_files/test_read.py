@@ -244,3 +244,71 @@ def test_a_translation_that_disagrees_is_left_to_onnxruntime(tmp_path, monkeypat
     assert q(torch.from_numpy(floats(5, 4, 6, 8))).shape == (5, 3, 4, 6), (
         "its output follows the batch"
     )
+
+
+def two_layers(tmp_path) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "one"),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "v"], ["y"], "two"),
+    ]
+    constants = {"w": floats(16, 4, 3, 3), "v": floats(2, 16, 1, 1)}
+    return onnx.load(write(tmp_path / "m.onnx", nodes, {"x": X4}, constants, ["y"]))
+
+
+def backwards(model):
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def constants_as_inputs(model):
+    model.ir_version = 3
+    model.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in model.graph.initializer
+    )
+
+
+def without_rank(model):
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+
+
+@pytest.mark.parametrize("change", [backwards, constants_as_inputs, without_rank])
+def test_files_that_runtimes_take_though_checkers_do_not(tmp_path, change):
+    """Nodes in any order; constants that are inputs, too, as the first files had them; inputs that
+    do not say their rank.
+    """
+    model, x = two_layers(tmp_path), torch.from_numpy(X4)
+    path = tmp_path / "m.onnx"
+    wanted = ort.InferenceSession(str(path)).run(None, {"x": X4})[0]
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    content = path.read_bytes()
+    q = mb.quantize(path, [x])
+    found = mb.export(q, tmp_path / "q", inputs=x)(X4)
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    small = mb.prune(path, x, macs=0.6, data=[x], align=1)
+    assert mb.export(small, tmp_path / "small", inputs=x)(X4).shape == wanted.shape
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.graph.output.append(helper.make_empty_tensor_value_info("z")), "output 'z'"),
+        (lambda m: m.ClearField("opset_import"), "no opset"),
+    ],
+)
+def test_files_that_no_runtime_takes(tmp_path, change, words):
+    model = two_layers(tmp_path)
+    change(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    x = torch.from_numpy(X4)
+    for call in (
+        lambda: mb.prune(tmp_path / "m.onnx", x, macs=0.5),
+        lambda: mb.explain(tmp_path / "m.onnx", x),
+        lambda: mb.quantize(tmp_path / "m.onnx", [x]),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()

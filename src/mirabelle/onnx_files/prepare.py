@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import onnx.version_converter
 from onnx import ModelProto
 
 from mirabelle.base.errors import InputError, first_line
+from mirabelle.onnx_files.outside import outer_names
 from mirabelle.runtimes.artifact import unreadable
 from mirabelle.runtimes.onnx_model import read_model
 
 OPSET = 17  # what files of an opset before per-channel scales are converted to
+NAMED_CONSTANTS = 4  # the first version of files whose constants are not inputs, too
 
 
 def prepared(path: str | Path) -> ModelProto:
@@ -43,6 +46,7 @@ def prepared(path: str | Path) -> ModelProto:
         kept = [i for i in model.graph.input if i.name not in free]
         del model.graph.input[:]
         model.graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, NAMED_CONSTANTS)
     name_nodes(model)
     return model
 
@@ -60,7 +64,36 @@ def _opened(path: Path) -> ModelProto:
     model = read_model(path)
     if not model.graph.output:
         raise unreadable(path, "onnx", ValueError("it holds no graph"))
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    if all(o.domain not in ("", "ai.onnx") for o in model.opset_import):
+        raise unreadable(path, "onnx", ValueError("it says no opset"))
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _sort(model.graph)
+    made = {o for n in model.graph.node for o in n.output} | _given(model.graph)
+    if lost := [o.name for o in model.graph.output if o.name not in made]:
+        raise unreadable(path, "onnx", ValueError(f"no node makes its output {lost[0]!r}"))
+    return model
+
+
+def _given(graph: onnx.GraphProto) -> set[str]:
+    return {v.name for values in (graph.input, graph.initializer) for v in values}
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Puts nodes after those whose values they read, in place: runtimes take them in any order. A
+    graph that goes in circles stays as it is, for a runtime to refuse.
+    """
+    makers = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
+    needs = [{makers[v] for v in outer_names(n) if v in makers} for n in graph.node]
+    if all(max(before, default=-1) < i for i, before in enumerate(needs)):
+        return
+    try:
+        order = list(TopologicalSorter(dict(enumerate(needs))).static_order())
+    except CycleError:
+        return
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([nodes[i] for i in order])
 
 
 def name_nodes(model: ModelProto) -> frozenset[int]:

@@ -105,18 +105,13 @@ class _Reader:
         if written:
             check_opened(self.proto, written, self.values, size, path)
         self.constants.fold(self.proto.graph, self.values)
-        for (
-            output
-        ) in self.proto.graph.output:  # runtimes do without its type and rank, checkers do not
-            if not output.type.tensor_type.HasField("shape") and output.name in self.values:
-                value = self.values[output.name]
-                output.CopyFrom(
-                    helper.make_tensor_value_info(
-                        output.name,
-                        helper.np_dtype_to_tensor_dtype(value.dtype),
-                        [None] * value.ndim,
-                    )
-                )
+        # Runtimes do without type and rank of inputs and outputs, checkers do not.
+        for place in (*self.proto.graph.input, *self.proto.graph.output):
+            if not place.type.tensor_type.HasField("shape") and place.name in self.values:
+                value = self.values[place.name]
+                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+                dims = [None] * value.ndim
+                place.CopyFrom(helper.make_tensor_value_info(place.name, kind, dims))
         twice = {
             n: np.concatenate([a, a]) if a.ndim and len(a) == size else a
             for n, a in example.items()
