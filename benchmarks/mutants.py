@@ -38,7 +38,7 @@ FIGURES = (
 )
 ARITHMETIC = ("tests/integers/test_exact.py", "tests/integers/test_arithmetic.py")
 GROUPS = ("tests/channels/test_group_figures.py", "tests/channels/test_groups.py")
-GRIDS = (f"{CALIBRATION}/test_definitions.py", f"{CALIBRATION}/test_thresholds.py")
+GRIDS = tuple(f"{CALIBRATION}/test_{n}.py" for n in ("definitions", "histograms", "thresholds"))
 MODULES = {
     "integers/arithmetic": ARITHMETIC,
     "integers/patches": ARITHMETIC,
