@@ -99,3 +99,29 @@ def test_what_is_no_path_is_said(folder):
     ):
         with pytest.raises(InputError, match="folder is a .*; expected a path"):
             call()
+
+
+def test_quantized_networks_are_not_cut():
+    """Their scales are those of the weights as they were: what came out was noise, without a word
+    (five times the variance of the outputs, where the float network lost a twelfth).
+    """
+    x = torch.randn(32, 6)
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    q = mb.quantize(network, [x])
+    for verb, call in (
+        ("prune", lambda: mb.prune(q, x[:2], macs=0.5, data=[x])),
+        ("sparsify", lambda: mb.sparsify(q, sparsity=0.5)),
+        ("factorize", lambda: mb.factorize(q, x[:2], macs=0.5)),
+        ("compress", lambda: mb.compress(q, [x], macs=0.5, minutes=1)),
+    ):
+        with pytest.raises(InputError, match=f"{verb} the float network, then quantize"):
+            call()
+
+
+def test_another_network_than_the_cut_one_does_not_come_back():
+    x = torch.randn(32, 6)
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    for other in (nn.Linear(6, 3), network):
+        with pytest.raises(InputError, match="train returned another network"):
+            mb.prune(network, x[:2], macs=0.5, data=[x], train=lambda small, o=other: o)
+    assert mb.prune(network, x[:2], macs=0.5, data=[x], train=lambda small: small)[0].out_features

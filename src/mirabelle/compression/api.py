@@ -31,8 +31,8 @@ from mirabelle.compression.result import Compressed
 from mirabelle.compression.search import Search
 from mirabelle.compression.setup import check_study, identity, prepared
 from mirabelle.compression.study import Study
+from mirabelle.graph.quantized import check_float
 from mirabelle.measurement.accuracy import MetricOption
-from mirabelle.quantization.simulation.description import quantization
 from mirabelle.runtimes import check_runs_here
 from mirabelle.runtimes import load as open_file
 from mirabelle.runtimes.declarations import RuntimeOption
@@ -138,8 +138,7 @@ def compress(
     options = dict(locals())
     goal = Goal.of(options)
     network, data, source = _opened(model, data, seed)
-    if quantization(network) is not None:
-        raise InputError("this network is quantized already; compress the float network")
+    check_float(network, "compress")
     check_float32(network)
     check_runs_here(runtime)
     options["keep"] = tuple(names_of(keep))

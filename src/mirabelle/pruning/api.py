@@ -258,7 +258,13 @@ def prune(
                 raise InputError(
                     f"train returned a {type(trained).__name__}; expected the trained network"
                 )
-            return check_network(trained, "what train returned")
+            trained = check_network(trained, "what train returned")
+            if _sizes(trained) != _sizes(small):
+                raise InputError(
+                    "train returned another network than it was given, with other parameters; "
+                    "expected the same one, trained"
+                )
+            return trained
         options = {"seed": seed, "checkpoint": folder, **train}
         return fit(small, data, loss, **options)  # type: ignore[arg-type]
 
@@ -276,6 +282,10 @@ def prune(
         if checkpoint is None
         else settings.identity() | {"rounds": rounds, "train": identity_of_training(train, seed)},
     )
+
+
+def _sizes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in model.named_parameters()}
 
 
 def _warn_of_saving(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 
 from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import Coupling
+from mirabelle.graph.quantized import check_float
 from mirabelle.onnx_files.source import source_of
 from mirabelle.pruning.criteria import NEEDS_DATA, NEEDS_GRADIENTS
 from mirabelle.pruning.settings import Settings
@@ -16,6 +17,7 @@ from mirabelle.sparsity import masks
 
 def check_settings(model: nn.Module, settings: Settings) -> None:
     """`InputError` for what these settings lack for this network."""
+    check_float(model, "prune")
     data, criterion = settings.data, settings.criterion
     if settings.depth and (data is None or criterion != "brain_surgeon"):
         raise InputError(

@@ -17,7 +17,7 @@ from mirabelle.base.errors import InputError
 from mirabelle.base.keep import check_keep
 from mirabelle.base.options import declared
 from mirabelle.fitting.batchnorm import reestimate_where_better
-from mirabelle.graph.quantized import description_of
+from mirabelle.graph.quantized import check_float
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.onnx_files.source import NAMES, SOURCE, source_of
 from mirabelle.pruning.low_rank import Candidate, Table, candidates, factorized, table
@@ -118,8 +118,7 @@ def _checked(model: nn.Module) -> nn.Module:
             "this network is sparse, and its zeros would not stay in factors; factorize first, "
             "then sparsify"
         )
-    if description_of(model) is not None:
-        raise InputError("this network is quantized; factorize the float network, then quantize")
+    check_float(model, "factorize")
     return model
 
 

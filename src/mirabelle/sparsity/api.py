@@ -25,6 +25,7 @@ from mirabelle.fitting.gradients import LossOption, loss_function, loss_gradient
 from mirabelle.fitting.gram import gram_matrices, has_rows
 from mirabelle.fitting.least_squares import reconstruct
 from mirabelle.graph.open_graph import CapturedOnce
+from mirabelle.graph.quantized import check_float
 from mirabelle.sources.networks import for_data
 from mirabelle.sparsity import masks
 from mirabelle.sparsity.allocation import ALLOCATIONS, check_reachable
@@ -133,6 +134,7 @@ def sparsify(
         84
     """
     model = check_network(for_data(model, data))
+    check_float(model, "sparsify")
     keep = check_keep(model, keep)
     loss = loss_function(loss, step)
     if criterion is None:
