@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import photographs
 from benchmarks import quantization_methods as quantized
-from benchmarks.pruning_methods import Method, torch_pruning
+from benchmarks.pruning_methods import PEERS, Method, torch_pruning
 from benchmarks.runs import rows, span
 from examples import fashion
 from mirabelle.base.data import seed_everything
@@ -38,13 +38,9 @@ def without_options(
 
 METHODS: dict[str, Method] = {
     OURS: without_options,
-    "Torch-Pruning, L2, global": torch_pruning("GroupMagnitudeImportance", True),
-    "Torch-Pruning, L2, uniform": torch_pruning("GroupMagnitudeImportance", False),
+    **PEERS,
     "Torch-Pruning, L2, isomorphic": torch_pruning("GroupMagnitudeImportance", True, True),
-    "Torch-Pruning, Taylor, global": torch_pruning("GroupTaylorImportance", True),
-    "Torch-Pruning, Taylor, uniform": torch_pruning("GroupTaylorImportance", False),
     "Torch-Pruning, Taylor, isomorphic": torch_pruning("GroupTaylorImportance", True, True),
-    "Torch-Pruning, BatchNorm scale, uniform": torch_pruning("BNScaleImportance", False),
 }
 
 

@@ -93,12 +93,15 @@ def ours(criterion: str, allocation: str | None, repair: str) -> Method:
 
 
 BEST = "Mirabelle, brain surgeon, least squares"
-METHODS: dict[str, Method] = {
+PEERS: dict[str, Method] = {
     "Torch-Pruning, L2, global": torch_pruning("GroupMagnitudeImportance", True),
     "Torch-Pruning, L2, uniform": torch_pruning("GroupMagnitudeImportance", False),
     "Torch-Pruning, Taylor, global": torch_pruning("GroupTaylorImportance", True),
     "Torch-Pruning, Taylor, uniform": torch_pruning("GroupTaylorImportance", False),
     "Torch-Pruning, BatchNorm scale, uniform": torch_pruning("BNScaleImportance", False),
+}
+METHODS: dict[str, Method] = {
+    **PEERS,
     "Mirabelle, Taylor, uniform, BatchNorm only": ours("taylor", "uniform", "bn"),
     "Mirabelle, Taylor, uniform, least squares": ours("taylor", "uniform", "least-squares"),
     BEST: ours("brain_surgeon", None, "least-squares"),

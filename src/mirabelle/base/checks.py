@@ -135,6 +135,13 @@ def tensors_of(model: nn.Module, keep_vars: bool = False) -> dict[str, torch.Ten
     return {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
 
 
+def every_tensor(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Its parameters and buffers under every name that they have: shared ones have several."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+
+
 def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """`load_state_dict` of tensors that a network of this class gave. Plain tensors do not say by
     which version of a module they were written; it is this one (MNASNet refuses none, and BatchNorm

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
+from mirabelle.base.checks import every_tensor
 from mirabelle.channels.ids import Parameter
 from mirabelle.graph.capture import get_tensor, parameter_name
 
@@ -32,8 +33,5 @@ def first_names(model: nn.Module) -> dict[str, str]:
     weights have several.
     """
     first: dict[int, str] = {}
-    tensors = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
+    tensors = every_tensor(model).items()
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}

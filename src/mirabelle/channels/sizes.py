@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirabelle.base.checks import every_tensor
 from mirabelle.channels.recurrent import GATES
 
 
@@ -16,9 +17,7 @@ def replace_tensors(model: nn.Module, new: Mapping[str, torch.Tensor]) -> None:
     and repairs the modules' size attributes.
     """
     by_id: dict[int, torch.Tensor] = {}
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    tensors = every_tensor(model)
     for name, tensor in new.items():
         old = tensors[name]
         by_id[id(old)] = (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mirabelle.base.checks import check_runs, clone
+from mirabelle.base.checks import check_runs, clone, every_tensor
 from mirabelle.base.data import Batch, batches, device_of
 from mirabelle.base.errors import InputError
 from mirabelle.base.progress import track
@@ -71,26 +71,20 @@ def reconstruct(
     captured = captured or open_graph(original, inputs)
     device = device_of(original)
     check_runs(original, next(batches(data, 1, what="data")).head(1).to(device), "batch 0 of data")
-    own = _tensors(small)
+    own = every_tensor(small)
     sparse = {n: (own[n].detach(), mask) for n, mask in (pruned or {}).items()}
     try:
         pair = _solved(captured, original, gone, data, sparse)
     except OtherSizeError:  # then with as many samples at once as the example has
         pair = _solved(replace(captured, fixed=inputs.size), original, gone, data, sparse)
     result = clone(small)
-    own = _tensors(result)
+    own = every_tensor(result)
     with torch.no_grad():
         for name in pair.solved:
             own[pair.flow.parameters[name].name].copy_(
                 compress(get_tensor(pair.after, name), pair.left[name])
             )
     return result
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
 
 
 def _solved(

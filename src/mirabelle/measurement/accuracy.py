@@ -224,11 +224,12 @@ def scores_of(
     seen = track(batches(loader, labeled=True), what, length_of(loader))
     for number, batch in enumerate(seen):
         output = _sound(predict(batch), name, number)
-        target = mapped(on_cpu(batch.target), torch.Tensor.clone)  # a metric may write into it
+        target = on_cpu(batch.target)
         n += batch.size
         with running(batch, f"batch {number}, or {name} on what it gives"):
             if whole is None:
-                samples.append(_scores(function(output, target), batch.size, name, number))
+                own = mapped(target, torch.Tensor.clone)  # a metric may write into it
+                samples.append(_scores(function(output, own), batch.size, name, number))
             else:
                 whole.add(output, target, batch.size)
     if whole is None:

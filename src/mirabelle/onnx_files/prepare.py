@@ -16,7 +16,7 @@ from onnx import ModelProto
 from mirabelle.base.errors import InputError, first_line
 from mirabelle.onnx_files.outside import outer_names
 from mirabelle.runtimes.artifact import unreadable
-from mirabelle.runtimes.onnx_model import read_model
+from mirabelle.runtimes.onnx_model import opset_of, read_model
 
 OPSET = 17  # what files of an opset before per-channel scales are converted to
 NAMED_CONSTANTS = 4  # the first version of files whose constants are not inputs, too
@@ -29,7 +29,7 @@ def prepared(path: str | Path) -> ModelProto:
     """
     path = Path(path)
     model = _opened(path)
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    version = opset_of(model)
     if version < 13:
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
@@ -64,7 +64,7 @@ def _opened(path: Path) -> ModelProto:
     model = read_model(path)
     if not model.graph.output:
         raise unreadable(path, "onnx", ValueError("it holds no graph"))
-    if all(o.domain not in ("", "ai.onnx") for o in model.opset_import):
+    if not opset_of(model):
         raise unreadable(path, "onnx", ValueError("it says no opset"))
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)

@@ -37,6 +37,7 @@ from mirabelle.onnx_files.prepare import (
 )
 from mirabelle.onnx_files.shapes import LARGEST, Host, as_tensor
 from mirabelle.onnx_files.source import ONNX_FORM, SOURCE, Reader, Source
+from mirabelle.runtimes.onnx_model import opset_of
 
 # Inputs that an operator needs as numbers, though they are floats.
 NUMBERS = {"Clip": (1, 2), "Resize": (1, 2, 3), "Upsample": (1,), "Pad": (2,), "Range": (0, 1, 2)}
@@ -93,7 +94,7 @@ class _Reader:
         self.source, self.path = source, path
         self.proto = source.proto
         self.constants = Constants(self.proto.graph)
-        self.opset = next(o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx"))
+        self.opset = opset_of(self.proto)
         size = len(example[source.inputs[0]]) if example[source.inputs[0]].ndim else 0
         runs, written = with_open_batch(self.proto, example)
         try:

@@ -16,6 +16,7 @@ from torch import fx
 from mirabelle.base.errors import InputError
 from mirabelle.onnx_files.constants import Constants
 from mirabelle.onnx_files.source import SOURCE, Reader, Source, source_of
+from mirabelle.runtimes.onnx_model import opset_of
 
 Numbers = Mapping[tuple[int, int], np.ndarray]  # by node and place among its inputs
 
@@ -213,7 +214,7 @@ def _tensor(array: np.ndarray, name: str) -> TensorProto:
 
 def check_opset(source: Source, least: int, what: str) -> None:
     """`InputError` where the file is of an opset that lacks something."""
-    version = next((o.version for o in source.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    version = opset_of(source.proto)
     if version < least:
         raise InputError(
             f"this network comes from an ONNX file of opset {version}, and {what} needs {least}; "

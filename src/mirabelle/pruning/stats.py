@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone, running
+from mirabelle.base.checks import clone, every_tensor, running
 from mirabelle.base.data import Batch, device_of, samples
 from mirabelle.base.errors import InputError
 from mirabelle.channels.groups import Coupling, Slot
@@ -78,13 +78,7 @@ def collect(
     by_sample: each sample by itself, which is what second order needs: the gradient of a batch is a
     mean, in which those of its samples cancel.
     """
-    tensors = {
-        n: p.detach()
-        for n, p in [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-    }
+    tensors = {n: t.detach() for n, t in every_tensor(model).items()}
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
 
     def read() -> dict[str, Gram]:

@@ -54,6 +54,11 @@ def _check_texts(message: Any) -> None:
             raise ValueError(f"{field.name} is no text: {parts[0]!r}")
 
 
+def opset_of(model: Any) -> int:
+    """The version of ONNX's own operators in a file; 0 where it says none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
 def data_files(model: Any, path: Path) -> list[Path]:
     """The files of external data that an ONNX file at `path` names. `InputError` where one of them
     is not in its folder or below, by name or by a link, or is shorter than what is read of it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mirabelle.base.checks import clone
+from mirabelle.base.checks import clone, every_tensor
 from mirabelle.base.data import Batch
 from mirabelle.channels.parameters import read_parameters
 from mirabelle.graph.capture import capture, parameter_name, parameter_uses
@@ -30,9 +30,7 @@ def as_long_as(
     graph, known = traced.graph, read_parameters(traced, original)
     uses = parameter_uses(graph)
     result = clone(model)
-    own = dict(result.named_parameters(remove_duplicate=False)) | dict(
-        result.named_buffers(remove_duplicate=False)
-    )
+    own = every_tensor(result)
     before = dict(original.named_parameters(remove_duplicate=False))
     for node in graph.nodes:
         norm = as_norm(node)
