@@ -13,6 +13,7 @@ from mirabelle import report as reports
 from mirabelle.base.errors import CertificateError, InputError
 from mirabelle.cli import main
 from mirabelle.pipeline.certificate import NAME, SUMS, certify, check
+from mirabelle.report.schema import Report
 from tests.report.pages import EXAMPLE
 
 
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("certified") / "run"
     report = json.loads(EXAMPLE.read_text(encoding="utf-8"))
     inputs = {"model": ["m:net", None, "ab" * 32], "data": ["m:data", None, "4 cd"], "seed": 0}
-    reports.write({**report, "inputs": inputs}, place)
+    reports.write(Report.of({**report, "inputs": inputs}), place)
     made = {
         ".mirabelle-run": b"A run's own folder.",
         ".lock": b"",

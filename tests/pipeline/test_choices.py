@@ -17,6 +17,7 @@ from mirabelle.pipeline.looks import Looks, hold_back, hopeless, said
 from mirabelle.pipeline.recipe import parse
 from mirabelle.pipeline.recommend import advice, recommended
 from mirabelle.quantization.simulation.description import quantization
+from mirabelle.report.schema import Stage
 from mirabelle.report.units import change
 from mirabelle.sources.callables import Loaders
 from mirabelle.store import load
@@ -36,8 +37,8 @@ def _recipe(*steps, **more):
     )
 
 
-def _stages(times, sizes=None):
-    """By stage and runtime: milliseconds. The first stage is the original."""
+def _stages(times, drops=None):
+    """By stage and runtime: milliseconds, and what is lost. The first stage is the original."""
     found = []
     for i, (name, row) in enumerate(times.items()):
         runtimes = {}
@@ -47,8 +48,11 @@ def _stages(times, sizes=None):
                 "bytes": 1000 // (i + 1),
                 "latency": {"p50_ms": ms},
                 "speedup": {"value": first / ms},
+                "look": drops
+                and {"drop": drops[name][r], "on": "held-out training data", "n": 512},
             }
-        found.append({"name": name, "label": name, "macs": 100 - 40 * i, "runtimes": runtimes})
+        stage = {"name": name, "label": name, "macs": 100 - 40 * i, "runtimes": runtimes}
+        found.append(Stage.of(stage))
     return found
 
 
@@ -58,14 +62,6 @@ TIMES = {
     "pruned": {"ort": 0.5, "ncnn": 0.8},
     "int8": {"ort": 0.6, "ncnn": 0.4},
 }
-
-
-def _looks(**drops):
-    return {
-        f"{stage}/{r}": {"drop": d, "on": "held-out training data", "n": 512}
-        for stage, row in drops.items()
-        for r, d in row.items()
-    }
 
 
 DROPS = {
@@ -87,13 +83,13 @@ DROPS = {
     ],
 )
 def test_the_best_file_is_the_fastest_that_meets_the_limits(limits, best):
-    i, runtime, why = recommended(_stages(TIMES), ["ort", "ncnn"], _looks(**DROPS), limits)
+    i, runtime, why = recommended(_stages(TIMES, DROPS), ["ort", "ncnn"], limits)
     assert (i, runtime) == best
     assert "held-out training data (n = 512)" in why
 
 
 def test_without_data_to_choose_by_it_is_the_last_stages():
-    assert recommended(_stages(TIMES), ["ort", "ncnn"], {}, {})[:2] == (2, "ncnn")
+    assert recommended(_stages(TIMES), ["ort", "ncnn"], {})[:2] == (2, "ncnn")
 
 
 def test_integers_that_are_slower_are_said():

@@ -69,9 +69,8 @@ def test_leaves_everything(whole):
     seen = json.loads((finished(whole)["measure"] / "changed.json").read_text())
     assert set(seen) == {f"{s}/onnxruntime" for s in ("prune", "distill", "quantize")}
     assert all(c["n"] == 60 and c["changed"] >= len(c["examples"]) for c in seen.values())
-    shown = report[
-        "changed"
-    ]  # the first ones of the file that is recommended, as far as it has any
+    # the first ones of the file that is recommended, as far as it has any
+    shown = report.get("changed")
     best = seen[f"{report['result']['stage']}/onnxruntime"]
     assert (shown or {"examples": []})["examples"] == [
         {**e, **{k: str(e[k]) for k in ("before", "after", "label")}} for e in best["examples"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 
 import pytest
 
@@ -42,3 +43,26 @@ def test_what_is_of_another_kind_is_left_out():
 def test_a_shape_of_any_rank_is_none():
     inputs = Report.of({"network": {"inputs": [{"shape": None}, {"shape": []}]}}).network.inputs
     assert [i.shape for i in inputs] == [None, []]
+
+
+def test_a_report_is_written_as_it_was_read(example):
+    report = Report.of(example)
+    written = report.to_dict()
+    assert Report.of(written) == report
+    assert written["recipe"] == example["recipe"]
+    for key, value in example["result"].items():
+        assert written["result"][key] == value
+
+
+def test_of_what_is_unknown_a_report_has_no_key_and_a_part_none():
+    written = Report.of({"title": "t", "stages": [{"name": "original", "macs": 3}]}).to_dict()
+    assert "search" not in written and "stopped" not in written
+    assert written["stages"] == [
+        {"name": "original", "label": None, "parameters": None, "macs": 3, "runtimes": {}}
+    ]
+    assert NO_FIGURES.to_dict()["accuracy"] is None
+
+
+def test_open_intervals_are_none_in_json():
+    figures = replace(NO_FIGURES, accuracy_drop_interval=[-math.inf, 0.1])
+    assert figures.to_dict()["accuracy_drop_interval"] == [None, 0.1]

@@ -38,6 +38,7 @@ from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.measurement.agreement import agreement
 from mirabelle.measurement.api import measure as measure_verb
 from mirabelle.report import render_comparison
+from mirabelle.report.schema import Report, Score
 from mirabelle.sources.data import read
 
 SUBJECT = Parameter(
@@ -108,26 +109,26 @@ def _report(name: str) -> dict[str, Any] | None:
     return found
 
 
-def _of_run(name: str, report: dict[str, Any]) -> dict[str, Any]:
+def _of_run(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """What the table shows of the file that a run recommends."""
-    result, stages = report["result"], report["stages"]
-    last = next((s for s in stages if s["name"] == result.get("stage")), stages[-1])
-    seen = last["runtimes"][result["runtime"]]
-    latency = seen["latency"]
-    metric = (seen["accuracy"] or report["recipe"])["metric"]  # there is none without data
+    report = Report.of(found)
+    result, stages = report.result, report.stages
+    last = next((s for s in stages if s.name == result.stage), stages[-1])
+    seen = last.on(result.runtime)
+    metric = seen.accuracy.metric or str(report.recipe["metric"])  # there is none without data
     return {
         "name": name,
-        "runtime": result["runtime"],
-        "bytes": seen["bytes"],
-        "parameters": last["parameters"],
-        "macs": last["macs"],
-        "p50_ms": latency["p50_ms"] if latency else None,
-        "speedup": result["speedup"],
-        "accuracy": seen["accuracy"],
+        "runtime": result.runtime,
+        "bytes": seen.bytes,
+        "parameters": last.parameters,
+        "macs": last.macs,
+        "p50_ms": seen.latency.p50_ms,
+        "speedup": result.speedup,
+        "accuracy": seen.accuracy.to_dict() if seen.accuracy else None,
         "metric": metric.rpartition(":")[2],
-        "accuracy_drop": result["accuracy_drop"],
-        "machine": report["machine"]["cpu"],
-        "steps": [next(iter(s)) for s in report.get("recipe", {}).get("steps", [])],
+        "accuracy_drop": result.accuracy_drop,
+        "machine": report.machine.cpu,
+        "steps": report.steps,
     }
 
 
@@ -213,7 +214,7 @@ def _table(found: dict[str, Any], a: str, b: str) -> str:
         "MACs, M": lambda s: _number(s["macs"], 1e6, 2),
         "p50, ms": lambda s: _number(s["p50_ms"], 1, 3),
         "speed-up": lambda s: _number(s.get("speedup"), 1, 2),
-        f"{left['metric']}, 95 %": lambda s: accuracy(s["accuracy"]) if s["accuracy"] else "-",
+        f"{left['metric']}, 95 %": lambda s: accuracy(Score.of(s["accuracy"])) or "-",
     }
     for name, value in rows.items():
         if value(left) != "-" or value(right) != "-":

@@ -62,20 +62,22 @@ def carried_out(
     """
     from mirabelle.cli.table import summary
     from mirabelle.pipeline.api import run as carry_out
+    from mirabelle.report.schema import Report
 
     finished = carry_out(recipe, resume=resume, folder=folder, check=False)
     if content is not None:
         write_recipe(finished.folder / "recipe.yaml", content)
     page = (finished.folder / "report.html").resolve()
     found: dict[str, Any] = {
-        k: finished.report[k] for k in ("stages", "result", "limits", "advice", "failed", "stopped")
+        k: finished.report.get(k)
+        for k in ("stages", "result", "limits", "advice", "failed", "stopped")
     }
     files = [str(p.resolve()) for p in finished.files]
     found |= {"folder": str(finished.folder.resolve()), "report": str(page), "files": files}
     found["verification"] = finished.report.get("verification", [])
     found["data"] = finished.report["data"]["made_up"] or finished.report["data"]["text"]
     written = "".join(f"\nfile: {f}" for f in files)
-    say(found, common.json, f"{summary(finished.report)}{written}\nreport: {page}")
+    say(found, common.json, f"{summary(Report.of(finished.report))}{written}\nreport: {page}")
     for warning in finished.warnings:
         print(f"warning: limit missed: {warning}", file=sys.stderr)
     if finished.missed:

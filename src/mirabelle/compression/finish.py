@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mirabelle.measurement.judge import Judge
 from mirabelle.measurement.latency import Latency
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.report import write
+from mirabelle.report.schema import Changed
 from mirabelle.runtimes import RUNTIMES, Artifact
 from mirabelle.runtimes import load as open_file
 from mirabelle.store import FILES, load
@@ -53,8 +54,8 @@ class Tested:
     interval: tuple[float, float]
 
 
-def finish(search: Search) -> dict[str, Any]:
-    """Chooses, tests and writes everything; returns the report."""
+def finish(search: Search) -> None:
+    """Chooses, tests and writes everything."""
     setting, goal, budget = search.setting, search.setting.goal, search.budget
     points = search.study.points()
     left = max(0.0, budget.clock.tick())
@@ -70,16 +71,19 @@ def finish(search: Search) -> dict[str, Any]:
     verified = _verified(setting, network, tested[best.folder].artifact, VERIFYING * left)
     missed = missed_of(goal, best, points, sure)
     report = report_of(setting, points, chosen, best, tested, network, verified, sure, missed)
-    report["changed"] = _changed(setting, watch, best)
-    report["recipe"] = recipe_of(setting, points, best)
-    report["files"] = _place(setting, best)
-    write_recipe(report["recipe"], setting.folder)
+    recipe = recipe_of(setting, points, best)
+    report = replace(
+        report,
+        changed=Changed.of(_changed(setting, watch, best)),
+        recipe=recipe,
+        files=_place(setting, best),
+    )
+    write_recipe(recipe, setting.folder)
     write(report, setting.folder)
     write_json(
         setting.folder / "result.json",
         {"best": best.to_dict(), "missed": missed, "points": len(points)},
     )
-    return report
 
 
 def network_of(model: nn.Module, folder: Path, point: Point) -> nn.Module:

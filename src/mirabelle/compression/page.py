@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirabelle.base.version import __version__
 from mirabelle.compression.front import Point, front
 from mirabelle.compression.limits import DROP, Goal
 from mirabelle.compression.prices import FLOAT, INT8
@@ -18,6 +17,7 @@ from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.quantization.simulation.description import quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
+from mirabelle.report import schema
 from mirabelle.report.schema.run import tensors_of
 
 
@@ -31,65 +31,74 @@ def report_of(
     verified: list[dict[str, Any]],
     sure: bool,
     missed: Sequence[str],
-) -> dict[str, Any]:
+) -> schema.Report:
     """All numbers of the search. points: all that were judged; chosen: those that were tested."""
-    goal, runtime = setting.goal, setting.runtime
-    before = _stage(setting, "original", setting.model, tested[""], tested[""])
-    after = _stage(setting, "compressed", network, tested[best.folder], tested[""])
-    after["macs"] = best.macs
-    figures = after["runtimes"][runtime]
-    result = {
-        "runtime": runtime,
-        "accuracy_drop": figures["accuracy_drop"],
-        "accuracy_drop_interval": figures["accuracy_drop_interval"],
-        "speedup": figures["speedup"]["value"],
-        "size_ratio": before["runtimes"][runtime]["bytes"] / figures["bytes"],
-        "macs_ratio": best.macs / max(1, before["macs"]),
-    }
-    report: dict[str, Any] = {
-        "format": 1,
-        "mirabelle": __version__,
-        "title": f"{type(setting.model).__name__}, compressed",
-        "machine": machine(),
-        "versions": versions("torch", "onnx", "onnxruntime", "openvino", "optuna", "numpy"),
-        "network": {"name": type(setting.model).__name__, "inputs": tensors_of(setting.inputs)},
-        "stages": [before, after],
-        "channels": _channels(setting, best),
-        "training": [
-            {
-                "stage": best.name,
-                "history": best.history,
-                "curve": best.curve,
-                "seconds": best.seconds,
-            }
+    runtime, macs = setting.runtime, count_macs(setting.model, setting.inputs)
+    before = _stage(setting, "original", setting.model, macs, tested[""], tested[""])
+    after = _stage(setting, "compressed", network, best.macs, tested[best.folder], tested[""])
+    return schema.Report(
+        title=f"{type(setting.model).__name__}, compressed",
+        machine=schema.Machine.of(machine()),
+        versions=versions("torch", "onnx", "onnxruntime", "openvino", "optuna", "numpy"),
+        network=schema.Network(type(setting.model).__name__, tensors_of(setting.inputs)),
+        stages=[before, after],
+        channels=_channels(setting, best),
+        training=[
+            schema.Training(
+                best.name, list(best.history), schema.Curve.of(best.curve), best.seconds
+            )
         ],
-        "verification": verified,
-        "result": result,
-        "limits": _limits(goal, best, runtime),
-        "missed": list(missed),
-        "front": front_of(setting, points, chosen, best, tested),
-        "search": {
-            "limits": dict(goal.limits),
-            "minimize": goal.minimize,
-            "quantity": goal.quantity,
-            "data": dict(setting.parts.how),
-            "metric": setting.judge.metric,
-            "trials": len({p.trial for p in points}),
-            "points": len(points),
-            "validation": {"n": best.n, "tells": sure},
-            "plan": _plan(setting, best),
-            "predicted": {
-                "loss": _first(points, best).plan["loss"],
-                "costs": dict(best.plan["costs"]),
-            },
-            "measured": {"loss": _first(points, best).loss, "costs": dict(best.costs)},
-        },
-    }
+        verification=[schema.Check.of(checked) for checked in verified],
+        quantization=_quantization(network),
+        result=_result(before, after, runtime),
+        limits=_limits(setting.goal, best, runtime),
+        missed=list(missed),
+        front=front_of(setting, points, chosen, best, tested),
+        search=_search(setting, points, best, sure),
+    )
+
+
+def _result(before: schema.Stage, after: schema.Stage, runtime: str) -> schema.Result:
+    """What the best network gains over the original."""
+    old, new = before.on(runtime), after.on(runtime)
+    assert old.bytes and new.bytes and before.macs is not None and after.macs is not None
+    return schema.Result(
+        stage=None,
+        label=None,
+        runtime=runtime,
+        why=None,
+        file=None,
+        accuracy_drop=new.accuracy_drop,
+        accuracy_drop_interval=new.accuracy_drop_interval,
+        speedup=new.speedup.value,
+        size_ratio=old.bytes / new.bytes,
+        macs_ratio=after.macs / max(1, before.macs),
+    )
+
+
+def _search(setting: Setting, points: Sequence[Point], best: Point, sure: bool) -> schema.Search:
+    goal, first = setting.goal, _first(points, best)
+    return schema.Search(
+        limits=dict(goal.limits),
+        minimize=goal.minimize,
+        quantity=goal.quantity,
+        data=dict(setting.parts.how),
+        metric=setting.judge.metric,
+        trials=len({p.trial for p in points}),
+        points=len(points),
+        validation={"n": best.n, "tells": sure},
+        plan=_plan(setting, best),
+        predicted=schema.Foretold(first.plan["loss"], dict(best.plan["costs"])),
+        measured=schema.Foretold(first.loss, dict(best.costs)),
+    )
+
+
+def _quantization(network: nn.Module) -> schema.Quantization:
     described = quantization(network)
-    if described is not None and isinstance(network, torch.fx.GraphModule):
-        facts = {k: v for k, v in described.to_dict().items() if k not in ("sites", "inputs")}
-        report["quantization"] = {**facts, "tensors": describe_tensors(network)}
-    return report
+    if described is None or not isinstance(network, torch.fx.GraphModule):
+        return schema.Quantization.nothing()
+    facts = {k: v for k, v in described.to_dict().items() if k not in ("sites", "inputs")}
+    return schema.Quantization.of({**facts, "tensors": describe_tensors(network)})
 
 
 def _first(points: Sequence[Point], best: Point) -> Point:
@@ -101,30 +110,25 @@ def _first(points: Sequence[Point], best: Point) -> Point:
 
 
 def _stage(
-    setting: Setting, name: str, network: nn.Module, found: Any, original: Any
-) -> dict[str, Any]:
-    faster = speedup(original.latency, found.latency)
-    latency = {"p50_ms": found.latency.p50_ms, "p95_ms": found.latency.p95_ms}
-    figures = {
-        "bytes": found.artifact.bytes,
-        "accuracy": vars(found.scores.score()),
-        "accuracy_drop": found.drop,
-        "accuracy_drop_interval": list(found.interval),
-        "latency": latency | {"runs": found.latency.runs, "threads": 1, "batch": 1},
-        "speedup": vars(faster),
-        "peak_memory": None,
-    }
+    setting: Setting, name: str, network: nn.Module, macs: float, found: Any, original: Any
+) -> schema.Stage:
+    latency = found.latency
+    figures = schema.Figures(
+        bytes=found.artifact.bytes,
+        accuracy=schema.Score.of(vars(found.scores.score())),
+        accuracy_drop=found.drop,
+        accuracy_drop_interval=list(found.interval),
+        look=schema.Look.nothing(),
+        latency=schema.Latency(latency.p50_ms, latency.p95_ms, latency.runs, 1, 1),
+        speedup=schema.Speedup.of(vars(speedup(original.latency, latency))),
+        peak_memory=schema.PeakMemory.nothing(),
+    )
     scales = sum(p.numel() for n, p in network.named_parameters() if n.startswith("quantizers."))
-    return {
-        "name": name,
-        "label": name,
-        "parameters": count_parameters(network) - scales,
-        "macs": count_macs(setting.model, setting.inputs),
-        "runtimes": {setting.runtime: figures},
-    }
+    parameters = count_parameters(network) - scales
+    return schema.Stage(name, name, parameters, macs, {setting.runtime: figures})
 
 
-def _channels(setting: Setting, best: Point) -> list[dict[str, Any]]:
+def _channels(setting: Setting, best: Point) -> list[schema.LayerSize]:
     coupling, kept = setting.table.coupling, best.plan["kept"]
     dead = setting.table.dead(best.plan["skipped"])
     found = []
@@ -136,22 +140,15 @@ def _channels(setting: Setting, best: Point) -> list[dict[str, Any]]:
         left = shape[0] if side is None else round(side.left(kept, coupling.channels))
         left = 0 if i in dead else left
         layer = cost.weight.removesuffix(".weight")
-        found.append({"layer": layer, "before": shape[0], "after": min(left, shape[0])})
+        found.append(schema.LayerSize(layer, shape[0], min(left, shape[0]), []))
     return found
 
 
-def _limits(goal: Goal, best: Point, runtime: str) -> list[dict[str, Any]]:
+def _limits(goal: Goal, best: Point, runtime: str) -> list[schema.Limit]:
     """As the validation data and the clock of the trials say: by these was chosen."""
-    value = {DROP: best.drop, **best.costs}
+    value, wanting = {DROP: best.drop, **best.costs}, goal.missed(best, False)
     return [
-        {
-            "name": n,
-            "limit": limit,
-            "value": value[n],
-            "met": n not in goal.missed(best, False),
-            "runtime": runtime,
-            "on_fail": "stop",
-        }
+        schema.Limit(n, limit, value[n], n not in wanting, runtime, "stop")
         for n, limit in goal.limits.items()
     ]
 
@@ -162,31 +159,33 @@ def front_of(
     chosen: Sequence[Point],
     best: Point,
     tested: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+) -> list[schema.Trial]:
     """Every trial as a point of the picture."""
     first = {p.folder for p in front(points, setting.goal.quantity)}
-    found = []
-    for p in points:
-        test = tested.get(p.folder)
-        found.append(
-            {
-                "name": p.name,
-                "accuracy": p.accuracy,
-                "drop": p.drop,
-                "interval": list(p.interval),
-                "milliseconds": p.milliseconds,
-                "bytes": p.bytes,
-                "macs": p.macs,
-                "on_front": p.folder in first,
-                "best": p.folder == best.folder,
-                "why": p.why,
-                "knobs": dict(p.knobs),
-                "test": None
-                if test is None or p not in chosen
-                else {"drop": test.drop, "interval": list(test.interval), "n": test.scores.n},
-            }
+    return [
+        schema.Trial(
+            name=p.name,
+            accuracy=p.accuracy,
+            drop=p.drop,
+            interval=list(p.interval),
+            milliseconds=p.milliseconds,
+            bytes=p.bytes,
+            macs=p.macs,
+            on_front=p.folder in first,
+            why=p.why,
+            best=p.folder == best.folder,
+            knobs=dict(p.knobs),
+            plan=[],
+            test=_on_test(tested[p.folder])
+            if p.folder in tested and p in chosen
+            else schema.Tested.nothing(),
         )
-    return found
+        for p in points
+    ]
+
+
+def _on_test(found: Any) -> schema.Tested:
+    return schema.Tested(found.drop, list(found.interval), found.scores.n)
 
 
 def _plan(setting: Setting, best: Point) -> list[dict[str, Any]]:

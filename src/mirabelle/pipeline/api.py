@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,15 @@ from mirabelle.pipeline.steps import LABELS, execute
 from mirabelle.pipeline.summary import missed, summarize
 from mirabelle.pipeline.workspace import Workspace, chain
 from mirabelle.report import write
+from mirabelle.report.schema import Data, Report
 from mirabelle.runtimes import RUNTIMES
 from mirabelle.store import FILES, load
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. report: every number. folder: `report.html`, `report.json`, and the result:
-    `model/` and a folder for each runtime.
+    """A finished run. report: every number, as `report.json` has it. folder: `report.html`,
+    `report.json`, and the result: `model/` and a folder for each runtime.
 
     missed, warnings: a sentence for each limit that was missed, those that stop a run and those
     that only warn; for each runtime that has no file, and why a run stopped early, among `missed`.
@@ -126,17 +127,18 @@ def run(
         )
         state.how, state.classes = named.data.how, class_names(named)
         report = _steps(state, workspace, content_hash(inputs), stop_early)
-        report |= {"inputs": inputs, "files": _delivered(state)}
-        report["data"] = described(named, checked)
+        about = Data.of(described(named, checked))
+        report = replace(report, inputs=inputs, files=_delivered(state), data=about)
         write(report, workspace.folder)
         _collect(state, workspace.folder)
-    finished = Run(report, workspace.folder, missed(report, "stop"), missed(report, "warn"))
+    stops, warns = missed(report, "stop"), missed(report, "warn")
+    finished = Run(report.to_dict(), workspace.folder, stops, warns)
     if finished.missed and check:
         raise LimitError(finished.shortfall())
     return finished
 
 
-def _steps(state: State, workspace: Workspace, key: str, stop_early: bool) -> dict[str, Any]:
+def _steps(state: State, workspace: Workspace, key: str, stop_early: bool) -> Report:
     """The report, after all steps, or all until no limit can be met any more."""
     records: list[dict[str, Any]] = []
     steps = state.recipe.steps

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-Stage = Mapping[str, Any]
+from mirabelle.report.schema import Figures, Stage
+
 SLOWER = 0.98  # times as fast: less is slower, and no noise of the clock
 
 
 def recommended(
-    stages: Sequence[Stage],
-    runtimes: Sequence[str],
-    looks: Mapping[str, Mapping[str, Any]],
-    limits: Mapping[str, float],
+    stages: Sequence[Stage], runtimes: Sequence[str], limits: Mapping[str, float]
 ) -> tuple[int, str, str]:
     """(stage's number, runtime, why): the fastest file that meets the limits, by the accuracy on
-    data that may choose (`looks`, by "stage/runtime"). Without a limit of accuracy, the fastest
-    that loses no more than the last stage does. Where none meets all limits, those of accuracy
-    count alone. The last stage's fastest where nothing was timed, or nothing can choose.
+    data that may choose (`Figures.look`). Without a limit of accuracy, the fastest that loses no
+    more than the last stage does. Where none meets all limits, those of accuracy count alone. The
+    last stage's fastest where nothing was timed, or nothing can choose.
     """
     last = len(stages) - 1
-    figures = {(i, r): s["runtimes"][r] for i, s in enumerate(stages) for r in runtimes}
-    timed = {k: f["latency"]["p50_ms"] for k, f in figures.items() if f["latency"]}
+    figures = {(i, r): s.on(r) for i, s in enumerate(stages) for r in runtimes}
+    timed = {k: ms for k, f in figures.items() if (ms := f.latency.p50_ms) is not None}
     if not timed:
         return last, runtimes[0], "the last stage; nothing was timed"
     ends = {k: v for k, v in timed.items() if k[0] == last}
-    drops = {k: looks[n]["drop"] for k in timed if (n := f"{stages[k[0]]['name']}/{k[1]}") in looks}
+    drops = {k: drop for k in timed if (drop := figures[k].look.drop) is not None}
     if len(drops) < len(timed):
         i, runtime = min(ends, key=lambda k: ends[k])
         return i, runtime, "the fastest of the last stage; there are no data to choose by"
@@ -40,12 +37,17 @@ def recommended(
         why = "lose little enough; none meets the other limits"
     if not chosen:
         chosen, why = ends, "are of the last stage; none loses little enough"
-    look = next(iter(looks.values()))
     # Of those that the clock does not tell apart, the smallest one.
     best = min(chosen.values()) / SLOWER
-    i, runtime = min((k for k in chosen if chosen[k] <= best), key=lambda k: figures[k]["bytes"])
+    i, runtime = min((k for k in chosen if chosen[k] <= best), key=lambda k: _bytes(figures[k]))
+    look = figures[i, runtime].look
     of = f"the fastest of {len(chosen)} of {len(timed)} files that {why}"
-    return i, runtime, f"{of}; chosen on {look['on']} (n = {look['n']})"
+    return i, runtime, f"{of}; chosen on {look.on} (n = {look.n})"
+
+
+def _bytes(figures: Figures) -> float:
+    assert figures.bytes is not None  # what was timed is a file
+    return figures.bytes
 
 
 def _meets(stages: Sequence[Stage], key: tuple[int, str], limits: Mapping[str, float]) -> bool:
@@ -63,13 +65,12 @@ def _meets(stages: Sequence[Stage], key: tuple[int, str], limits: Mapping[str, f
 
 def gains(stages: Sequence[Stage], stage: int, runtime: str) -> dict[str, float | None]:
     """What a file gains over the original on the same runtime."""
-    before, after = (stages[i]["runtimes"][runtime] for i in (0, stage))
+    first, chosen = stages[0], stages[stage]
+    before, after = first.on(runtime), chosen.on(runtime)
     return {
-        "speedup": after["speedup"]["value"] if after["speedup"] else None,
-        "size_ratio": before["bytes"] / after["bytes"]
-        if before["bytes"] and after["bytes"]
-        else None,
-        "macs_ratio": stages[stage]["macs"] / stages[0]["macs"],
+        "speedup": after.speedup.value,
+        "size_ratio": before.bytes / after.bytes if before.bytes and after.bytes else None,
+        "macs_ratio": chosen.macs / first.macs if chosen.macs and first.macs else None,
     }
 
 
@@ -80,7 +81,7 @@ def advice(
     name.
     """
     said = []
-    names = [s["name"] for s in stages]
+    names = [s.name for s in stages]
     if quantized in names[1:]:
         place = names.index(quantized)
         for runtime in runtimes:
@@ -88,7 +89,7 @@ def advice(
     i, runtime = best
     if i != len(stages) - 1:
         said.append(
-            f"the best file is not of the last stage: {stages[i]['label']} on {runtime} is as "
+            f"the best file is not of the last stage: {stages[i].label} on {runtime} is as "
             "good or better, and faster"
         )
     return said
@@ -96,14 +97,13 @@ def advice(
 
 def _slower(stages: Sequence[Stage], place: int, runtime: str) -> list[str]:
     """Whether integers are slower than the float network they were made of."""
-    times = [stages[i]["runtimes"][runtime]["latency"] for i in (place - 1, place)]
-    if None in times:
+    before, after = (stages[i].on(runtime).latency.p50_ms for i in (place - 1, place))
+    if before is None or after is None:
         return []
-    before, after = (t["p50_ms"] for t in times)
     if after * SLOWER <= before:
         return []
     return [
         f"integers are slower than float on {runtime}: {after:.3f} ms against {before:.3f} of the "
-        f"{stages[place - 1]['label']} network; use its file there, or quantize with "
+        f"{stages[place - 1].label} network; use its file there, or quantize with "
         "placement: fastest, which leaves in float what is slower as integers"
     ]

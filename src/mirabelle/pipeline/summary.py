@@ -1,15 +1,15 @@
-"""From what the steps recorded to the report's JSON, and whether the limits hold."""
+"""From what the steps recorded to the report, and whether the limits hold."""
 
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from mirabelle.base.version import __version__
 from mirabelle.measurement.changed import read_changed
 from mirabelle.measurement.machine import machine, versions
 from mirabelle.measurement.macs import count_macs, count_parameters, macs_by_module
@@ -17,18 +17,20 @@ from mirabelle.pipeline.measuring import read_scores
 from mirabelle.pipeline.recommend import advice, gains, recommended
 from mirabelle.pipeline.state import Stage, State
 from mirabelle.quantization.simulation.description import quantization
+from mirabelle.report import schema
 from mirabelle.report.schema.run import tensors_of
-from mirabelle.runtimes import RUNTIMES, Artifact, TensorSpec
+from mirabelle.runtimes import RUNTIMES, Artifact
 from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
 
+Facts = Sequence[tuple[str, dict[str, Any], dict[str, Any]]]  # step, what it found, timings
 TIMED = ("latency", "speedup", "peak_memory", "profile", "timings", "seconds", "forms", "advice")
 CLOCKED = ("fallback", "timing")  # parts of the quantization that hold milliseconds
 
 
 def summarize(
     state: State, records: list[dict[str, Any]], measured: dict[str, Any], folder: Path, home: Path
-) -> dict[str, Any]:
+) -> schema.Report:
     """The report: every number of the run. folder: where the measured scores are. home: that of
     the run.
     """
@@ -36,96 +38,96 @@ def summarize(
     first, last = state.stages[0], state.stages[-1]
     stages = [_stage(state, s, runtimes, measured, folder) for s in state.stages]
     facts = [(r["name"], r["facts"], r["timings"]) for r in records]
-    report: dict[str, Any] = {
-        "format": 1,
-        "mirabelle": __version__,
-        "title": Path(state.recipe.path).name,
-        "recipe": state.recipe.to_dict(),
-        "machine": machine(),
-        "versions": versions(
-            "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN", "numpy"
+    zeros = _zeros(last.model)
+    place, runtime, why = recommended(stages, runtimes, dict(state.recipe.limits.items()))
+    result = _result(stages, place, runtime, why)
+    if state.runtimes:
+        result = replace(result, file=_where(state, place, runtime, home))
+    return schema.Report(
+        title=Path(state.recipe.path).name,
+        recipe=state.recipe.to_dict(),
+        machine=schema.Machine.of(machine()),
+        versions=versions("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN", "numpy"),
+        network=schema.Network(state.recipe.model, tensors_of(state.example)),
+        stages=stages,
+        channels=_channels(state, first, last),
+        training=_training(facts),
+        looks=[schema.Look.of({"step": n, **f["look"]}) for n, f, _ in facts if f.get("look")],
+        verification=_verification(facts),
+        profile={
+            r: schema.Profile.of(seen) for r, seen in measured["timings"].get("profile", {}).items()
+        },
+        timings={name: t.get("wall") for name, _, t in facts},
+        quantization=_quantization(facts),
+        sparsity=zeros,
+        forms=schema.Forms.of(choice(state.artifact(last.name, "sparse").path).to_dict())
+        if zeros and "sparse" in runtimes
+        else schema.Forms.nothing(),
+        handoff={r: _handoff(state.artifact(last.name, r)) for r in state.runtimes},
+        result=result,
+        limits=_limits(state, result),
+        advice=advice(stages, runtimes, _integers(state), (place, runtime)),
+        failed=dict(state.failed),
+        stopped=state.stopped,
+        changed=schema.Changed.of(
+            read_changed(
+                folder, state.stages[place].name, runtime, state.classes, state.how is not None
+            )
         ),
-        "network": {"name": state.recipe.model, "inputs": tensors_of(state.example)},
-        "stages": stages,
-        "channels": _channels(state, first, last),
-        "training": [
-            {
-                "stage": name,
-                "history": f["history"],
-                "curve": f["curve"],
-                "seconds": t.get("training"),
-            }
-            for name, f, t in facts
-            if "history" in f
-        ],
-        "looks": [{"step": name, **f["look"]} for name, f, _ in facts if f.get("look")],
-        "verification": [
-            {**checked, "tolerance": RUNTIMES[checked["runtime"]].off_by}
-            for _, f, _ in facts
-            for checked in f.get("verification", [])
-        ],
-        "profile": measured["timings"].get("profile", {}),
-        "timings": {name: t.get("wall") for name, _, t in facts},
-    }
-    for _, f, t in facts:
-        if "quantization" in f:
-            report["quantization"] = _quantization(f["quantization"], t)
-    if zeros := share_of_zeros(last.model):
-        report["sparsity"] = {
-            "layers": [
-                {"layer": name.removesuffix(".weight"), **seen} for name, seen in zeros.items()
-            ]
-        }
-        if "sparse" in runtimes:
-            report["forms"] = choice(state.artifact(last.name, "sparse").path).to_dict()
-    report["handoff"] = {r: _tensors(state.artifact(last.name, r)) for r in state.runtimes}
-    report |= _verdict(state, report["stages"], measured["facts"].get("looks", {}), home)
-    best = report["result"]
-    report["changed"] = read_changed(
-        folder, best["stage"], best["runtime"], state.classes, state.how is not None
     )
-    return report
 
 
-def _quantization(found: dict[str, Any], timings: dict[str, Any]) -> dict[str, Any]:
-    """What a step found, with the milliseconds of what was decided by the clock."""
+def _training(facts: Facts) -> list[schema.Training]:
+    return [
+        schema.Training(name, f["history"], schema.Curve.of(f["curve"]), timings.get("training"))
+        for name, f, timings in facts
+        if "history" in f
+    ]
+
+
+def _verification(facts: Facts) -> list[schema.Check]:
+    return [
+        schema.Check.of({**checked, "tolerance": RUNTIMES[checked["runtime"]].off_by})
+        for _, f, _ in facts
+        for checked in f.get("verification", [])
+    ]
+
+
+def _zeros(model: nn.Module) -> schema.Sparsity:
+    return schema.Sparsity(
+        [
+            schema.SparseLayer.of({"layer": name.removesuffix(".weight"), **seen})
+            for name, seen in share_of_zeros(model).items()
+        ]
+    )
+
+
+def _quantization(facts: Facts) -> schema.Quantization:
+    """What the last such step found, with the milliseconds of what was decided by the clock."""
+    seen = [(f["quantization"], t) for _, f, t in facts if "quantization" in f]
+    if not seen:
+        return schema.Quantization.nothing()
+    found, timings = seen[-1]
     timed = {
         name: {**found[name], "milliseconds": timings.get(name)}
         for name in CLOCKED
         if found[name] is not None
     }
-    return {**found, **timed}
+    return schema.Quantization.of({**found, **timed})
 
 
-def _tensors(file: Artifact) -> dict[str, Any]:
+def _handoff(file: Artifact) -> schema.Handoff:
     """What a file takes and gives, as whoever calls it has to name it."""
-    return {
-        kind: [{"name": s.name, "shape": _sizes(s), "dtype": s.dtype} for s in specs]
-        for kind, specs in (("inputs", file.inputs), ("outputs", file.outputs))
-    }
+    inputs, outputs = (
+        [schema.Tensor(s.name, None if s.shape is None else list(s.shape), s.dtype) for s in specs]
+        for specs in (file.inputs, file.outputs)
+    )
+    return schema.Handoff(inputs, outputs)
 
 
-def _sizes(spec: TensorSpec) -> list[int | None] | None:
-    return None if spec.shape is None else list(spec.shape)
-
-
-def _verdict(
-    state: State, stages: list[dict[str, Any]], looks: dict[str, Any], home: Path
-) -> dict[str, Any]:
-    """Which file is the best, what it gains, which limits it meets, and what else is to be said."""
-    runtimes = state.runtimes or ["pytorch"]
-    place, runtime, why = recommended(stages, runtimes, looks, dict(state.recipe.limits.items()))
-    result = _result(stages, place, runtime, why)
-    if state.runtimes:
-        result["file"] = _where(state, place, runtime, home)
-    quantized = next((s.name for s in state.stages if quantization(s.model) is not None), None)
-    return {
-        "result": result,
-        "limits": _limits(state, result),
-        "advice": advice(stages, runtimes, quantized, (place, runtime)),
-        "failed": state.failed,
-        "stopped": state.stopped,
-    }
+def _integers(state: State) -> str | None:
+    """The name of the first stage that is quantized."""
+    return next((s.name for s in state.stages if quantization(s.model) is not None), None)
 
 
 def _where(state: State, place: int, runtime: str, home: Path) -> str:
@@ -138,44 +140,36 @@ def _where(state: State, place: int, runtime: str, home: Path) -> str:
 
 def _stage(
     state: State, stage: Stage, runtimes: list[str], measured: dict[str, Any], folder: Path
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+) -> schema.Stage:
+    found: dict[str, schema.Figures] = {}
     original = state.stages[0].name
+    facts, timings = measured["facts"], measured["timings"]
     for runtime in runtimes:
         key = f"{stage.name}/{runtime}"
-        found[runtime] = {
-            "bytes": measured["facts"]["bytes"].get(key),
-            **_accuracy(state, folder, [original, stage.name], runtime),
-            "look": measured["facts"].get("looks", {}).get(key),
-            "latency": measured["timings"].get("latency", {}).get(key),
-            "speedup": measured["timings"].get("speedup", {}).get(key),
-            "peak_memory": measured["timings"].get("memory", {}).get(key),
-        }
-    return {
-        "name": stage.name,
-        "label": stage.label,
-        "parameters": _parameters(stage.model),
-        "macs": count_macs(stage.model, state.inputs),
-        "runtimes": found,
-    }
+        score, drop, interval = _accuracy(state, folder, [original, stage.name], runtime)
+        found[runtime] = schema.Figures(
+            bytes=facts["bytes"].get(key),
+            accuracy=score,
+            accuracy_drop=drop,
+            accuracy_drop_interval=interval,
+            look=schema.Look.of(facts.get("looks", {}).get(key)),
+            latency=schema.Latency.of(timings.get("latency", {}).get(key)),
+            speedup=schema.Speedup.of(timings.get("speedup", {}).get(key)),
+            peak_memory=schema.PeakMemory.of(timings.get("memory", {}).get(key)),
+        )
+    macs = count_macs(stage.model, state.inputs)
+    return schema.Stage(stage.name, stage.label, _parameters(stage.model), macs, found)
 
 
-def _accuracy(state: State, folder: Path, stages: list[str], runtime: str) -> dict[str, Any]:
-    """Of the second stage, and what it lost since the first; None without data to score."""
+def _accuracy(
+    state: State, folder: Path, stages: list[str], runtime: str
+) -> tuple[schema.Score, float | None, list[float | None]]:
+    """Of the second stage, and what it lost since the first; nothing without data to score."""
     if not state.recipe.has_data:
-        return {"accuracy": None, "accuracy_drop": None, "accuracy_drop_interval": []}
+        return schema.Score.nothing(), None, []
     before, after = (read_scores(folder, s, runtime, state.recipe.metric) for s in stages)
-    drop, *interval = map(finite, before.drop(after))
-    return {
-        "accuracy": {k: finite(v) for k, v in vars(after.score()).items()},
-        "accuracy_drop": drop,
-        "accuracy_drop_interval": interval,
-    }
-
-
-def finite(value: Any) -> Any:
-    """None for the ends of an interval that is open, which JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    drop, low, high = before.drop(after)
+    return schema.Score.of(vars(after.score())), drop, [low, high]
 
 
 def _parameters(model: nn.Module) -> int:
@@ -184,7 +178,7 @@ def _parameters(model: nn.Module) -> int:
     return count_parameters(model) - scales
 
 
-def _channels(state: State, first: Stage, last: Stage) -> list[dict[str, Any]]:
+def _channels(state: State, first: Stage, last: Stage) -> list[schema.LayerSize]:
     """Output channels and MACs of each convolution and linear layer, before and after. MACs after
     are those of the last float network: rounding changes none.
     """
@@ -192,71 +186,61 @@ def _channels(state: State, first: Stage, last: Stage) -> list[dict[str, Any]]:
     floats = [s for s in state.stages if quantization(s.model) is None]
     macs = [macs_by_module(s.model, state.inputs) for s in (first, floats[-1])]
     return [
-        {
-            "layer": (layer := name.rpartition(".")[0] or name),
-            "before": p.shape[0],
-            "after": after[name].shape[0],
-            "macs": [found.get(layer) for found in macs],
-        }
+        schema.LayerSize(
+            layer := name.rpartition(".")[0] or name,
+            p.shape[0],
+            after[name].shape[0],
+            [found.get(layer) for found in macs],
+        )
         for name, p in first.model.named_parameters()
         if p.ndim > 1 and name.endswith("weight") and name in after
     ]
 
 
-def _result(stages: list[dict], place: int, runtime: str, why: str) -> dict[str, Any]:
+def _result(stages: Sequence[schema.Stage], place: int, runtime: str, why: str) -> schema.Result:
     """The recommended file against the original on the same runtime."""
-    after = stages[place]["runtimes"][runtime]
-    return {
-        "stage": stages[place]["name"],
-        "label": stages[place]["label"],
-        "runtime": runtime,
-        "why": why,
-        "accuracy_drop": after["accuracy_drop"],
-        "accuracy_drop_interval": after["accuracy_drop_interval"],
+    chosen = stages[place]
+    after = chosen.on(runtime)
+    return schema.Result(
+        stage=chosen.name,
+        label=chosen.label,
+        runtime=runtime,
+        why=why,
+        file=None,
+        accuracy_drop=after.accuracy_drop,
+        accuracy_drop_interval=after.accuracy_drop_interval,
         **gains(stages, place, runtime),
-    }
+    )
 
 
-def _limits(state: State, result: dict[str, Any]) -> list[dict[str, Any]]:
+def _limits(state: State, result: schema.Result) -> list[schema.Limit]:
     found = []
     for name, limit in state.recipe.limits.items():
-        value = result["macs_ratio"] if name == "macs" else result[name]
+        value = getattr(result, "macs_ratio" if name == "macs" else name)
         met = value is not None and (
             value <= limit if name in ("accuracy_drop", "macs") else value >= limit
         )
-        stops = state.recipe.limits.stops(name)
-        found.append(
-            {
-                "name": name,
-                "limit": limit,
-                "value": value,
-                "met": met,
-                "runtime": result["runtime"],
-                "on_fail": "stop" if stops else "warn",
-            }
-        )
+        on_fail = "stop" if state.recipe.limits.stops(name) else "warn"
+        found.append(schema.Limit(name, limit, value, met, result.runtime, on_fail))
     return found
 
 
-def missed(report: dict[str, Any], on_fail: str) -> list[str]:
+def missed(report: schema.Report, on_fail: str) -> list[str]:
     """One sentence for each limit with this `on_fail` that was not met: which, and by how much. Of
     what stops a run: also why it ended early, and runtimes without a file.
     """
     said = []
     if on_fail == "stop":
-        said += [report["stopped"]] if report.get("stopped") else []
-        said += [f"{r} has no file: {why}" for r, why in report.get("failed", {}).items()]
-    for limit in report["limits"]:
-        if not limit["met"] and limit["on_fail"] == on_fail:
-            value = "not measured" if limit["value"] is None else f"{limit['value']:.4g}"
-            by = (
-                ""
-                if limit["value"] is None
-                else f", missed by {abs(limit['value'] - limit['limit']):.2g}"
-            )
+        said += [report.stopped] if report.stopped else []
+        said += [f"{r} has no file: {why}" for r, why in report.failed.items()]
+    for limit in report.limits:
+        if not limit.met and limit.on_fail == on_fail:
+            value, by = "not measured", ""
+            if limit.value is not None and limit.limit is not None:
+                value = f"{limit.value:.4g}"
+                by = f", missed by {abs(limit.value - limit.limit):.2g}"
             said.append(
-                f"{limit['name']} is {value}, the limit is {limit['limit']:g}{by} (on "
-                f"{limit['runtime']})"
+                f"{limit.name} is {value}, the limit is {limit.limit:g}{by} (on {limit.runtime})"
             )
     return said
 

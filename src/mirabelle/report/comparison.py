@@ -83,7 +83,7 @@ def _figures(runs: Sequence[Run]) -> str:
 def _last(report: Report) -> Stage:
     """The stage of the recommended file."""
     stages, name = report.stages, report.result.stage
-    return next((s for s in stages if s.name == name), stages[-1] if stages else Stage.of(None))
+    return next((s for s in stages if s.name == name), stages[-1] if stages else Stage.nothing())
 
 
 def _speedup(report: Report) -> Cell:
@@ -128,7 +128,7 @@ def _limits(runs: Sequence[Run]) -> str:
 
 
 def _limit(name: str, report: Report) -> Cell:
-    row = next((v for v in report.limits if v.name == name), Limit.of(None))
+    row = next((v for v in report.limits if v.name == name), Limit.nothing())
     bound, value = row.limit, number(row.value)
     if bound is None:
         return "not asked", ""

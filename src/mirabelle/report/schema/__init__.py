@@ -6,9 +6,10 @@ another kind is None or empty. A part of which nothing is known is false.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mirabelle.base.version import __version__
 from mirabelle.report.schema.data import Answers, Changed, Data, Example, Preprocessing, Sheet
 from mirabelle.report.schema.part import Part, unknown
 from mirabelle.report.schema.quantized import (
@@ -32,6 +33,7 @@ from mirabelle.report.schema.run import (
     LayerSize,
     LayerTime,
     Limit,
+    Look,
     Machine,
     Network,
     Node,
@@ -76,6 +78,7 @@ __all__ = [
     "LayerSize",
     "LayerTime",
     "Limit",
+    "Look",
     "Machine",
     "MachineLimits",
     "Network",
@@ -106,43 +109,47 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report(Part):
     """All of a run. failed: by runtime, why it has no file. files: by folder. handoff and profile:
     by runtime. timings: seconds by step.
     """
 
-    format: Any
-    mirabelle: str | None
+    format: Any = 1
+    mirabelle: str | None = __version__
     title: str | None
-    recipe: Any
+    recipe: Any = None
     machine: Machine
     versions: dict[str, Any]
     network: Network
     stages: list[Stage]
     channels: list[LayerSize]
     training: list[Training]
-    looks: Any
+    looks: list[Look] = field(default_factory=list)
     verification: list[Check]
-    profile: dict[str, Profile]
-    timings: dict[str, float | None]
+    profile: dict[str, Profile] = field(default_factory=dict)
+    timings: dict[str, float | None] = field(default_factory=dict)
     quantization: Quantization
-    sparsity: Sparsity
-    forms: Forms
-    break_even: BreakEven
-    handoff: dict[str, Handoff]
+    sparsity: Sparsity = field(default_factory=Sparsity.nothing)
+    forms: Forms = field(default_factory=Forms.nothing)
+    break_even: BreakEven = field(default_factory=BreakEven.nothing)
+    handoff: dict[str, Handoff] = field(default_factory=dict)
     result: Result
     limits: list[Limit]
-    missed: Any
-    advice: list[Any]
-    failed: dict[str, str | None]
-    stopped: str | None
-    changed: Changed
-    data: Data
-    files: dict[str, Any]
-    inputs: Any
-    front: list[Trial]
-    search: Search
+    missed: Any = None
+    advice: list[Any] = field(default_factory=list)
+    failed: dict[str, str | None] = field(default_factory=dict)
+    stopped: str | None = None
+    changed: Changed = field(default_factory=Changed.nothing)
+    data: Data = field(default_factory=Data.nothing)
+    files: dict[str, Any] = field(default_factory=dict)
+    inputs: Any = None
+    front: list[Trial] = field(default_factory=list)
+    search: Search = field(default_factory=Search.nothing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.json` holds: without the parts of which nothing is known."""
+        return {name: value for name, value in super().to_dict().items() if value is not None}
 
     @property
     def steps(self) -> list[str]:

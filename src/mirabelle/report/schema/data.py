@@ -21,6 +21,7 @@ class Example(Part):
 
 @dataclass(frozen=True)
 class Changed(Part):
+    stage: str | None
     runtime: str | None
     changed: float | None
     n: float | None

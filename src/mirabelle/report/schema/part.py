@@ -1,5 +1,5 @@
-"""Reading JSON into dataclasses without trusting it: what is missing, or of another kind than its
-field, is None or empty.
+"""Dataclasses as JSON and back. What is read is not trusted: what is missing, or of another kind
+than its field, is None or empty.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Read = TypeVar("Read", bound="Part")
 
 
 class Part:
-    """A mapping of the file, read by `of`."""
+    """A mapping of the file, read by `of`, written by `to_dict`."""
 
     @classmethod
     def of(cls: type[Read], found: Any) -> Read:
@@ -21,9 +21,30 @@ class Part:
         known = found if isinstance(found, dict) else {}
         return cls(**{name: read(known.get(name)) for name, read in _readers(cls).items()})
 
+    @classmethod
+    def nothing(cls: type[Read]) -> Read:
+        """The part where the file does not have it."""
+        return cls.of(None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; a part inside of which nothing is known is None."""
+        found = {name: getattr(self, name) for name in _readers(type(self))}
+        return {k: None if isinstance(v, Part) and not v else as_json(v) for k, v in found.items()}
+
     def __bool__(self) -> bool:
         values = (getattr(self, name) for name in _readers(type(self)))
         return any(bool(v) if isinstance(v, (Part, list, dict)) else v is not None for v in values)
+
+
+def as_json(value: Any) -> Any:
+    """Parts, mappings and sequences as JSON has them; a number that is not finite is None."""
+    if isinstance(value, Part):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {k: as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

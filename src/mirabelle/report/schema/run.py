@@ -20,13 +20,10 @@ class Tensor(Part):
     dtype: str | None
 
 
-def tensors_of(example: Batch) -> list[dict[str, Any]]:
-    """The tensors that a network takes, as `Tensor` reads them."""
+def tensors_of(example: Batch) -> list[Tensor]:
+    """The tensors that a network takes."""
     named = [*((f"input{i}", t) for i, t in enumerate(example.args)), *example.kwargs.items()]
-    return [
-        {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
-        for name, t in named
-    ]
+    return [Tensor(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in named]
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,22 @@ class PeakMemory(Part):
 
 
 @dataclass(frozen=True)
+class Look(Part):
+    """What is left after a step, or of a file, on data that may choose. on: which data. share:
+    whether the figure is a share of samples. drop, interval: from the original's.
+    """
+
+    step: str | None
+    metric: str | None
+    on: str | None
+    n: float | None
+    share: bool | None
+    value: float | None
+    drop: float | None
+    interval: list[float | None]
+
+
+@dataclass(frozen=True)
 class Figures(Part):
     """Of a stage on a runtime."""
 
@@ -99,13 +112,13 @@ class Figures(Part):
     accuracy: Score
     accuracy_drop: float | None
     accuracy_drop_interval: list[float | None]
-    look: Any
+    look: Look
     latency: Latency
     speedup: Speedup
     peak_memory: PeakMemory
 
 
-NO_FIGURES = Figures.of(None)
+NO_FIGURES = Figures.nothing()
 
 
 @dataclass(frozen=True)

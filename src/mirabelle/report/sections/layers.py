@@ -85,11 +85,11 @@ def _sizes(channels: list[LayerSize]) -> list[Column]:
     known = _by_layer(channels)
 
     def width(name: str) -> Cell:
-        row = known.get(name) or LayerSize.of(None)
+        row = known.get(name) or LayerSize.nothing()
         return _change(row.before, row.after, units.digits)
 
     def macs(name: str) -> Cell:
-        found = (known.get(name) or LayerSize.of(None)).macs
+        found = (known.get(name) or LayerSize.nothing()).macs
         one, other = found if len(found) == 2 else (None, None)
         return _change(one, other, units.count)
 
@@ -100,7 +100,7 @@ def _milliseconds(runtime: str, rows: list[LayerTime]) -> Column:
     known = _by_layer(rows)
 
     def cell(name: str) -> Cell:
-        row = known.get(name) or LayerTime.of(None)
+        row = known.get(name) or LayerTime.nothing()
         one, other = row.before_ms, row.after_ms
         if one is None and other is None:
             return NOTHING
@@ -119,7 +119,7 @@ def _errors(tensors: list[QuantizedTensor], checks: list[Check]) -> list[Column]
     first = _by_layer(checks[0].layers) if checks else {}
 
     def bits(name: str) -> Cell:
-        found = [number((t.get(name) or QuantizedTensor.of(None)).bits) for t in (weights, values)]
+        found = [number((t.get(name) or QuantizedTensor.nothing()).bits) for t in (weights, values)]
         if found == [None, None]:
             return NOTHING
         shown = " / ".join(units.digits(b) for b in found if b is not None)
@@ -127,8 +127,10 @@ def _errors(tensors: list[QuantizedTensor], checks: list[Check]) -> list[Column]
         return shown, both, min(b for b in found if b is not None)
 
     def error(name: str) -> Cell:
-        layer = number((first.get(name) or CheckedLayer.of(None)).float_sqnr_db)
-        own = [number((t.get(name) or QuantizedTensor.of(None)).sqnr_db) for t in (weights, values)]
+        layer = number((first.get(name) or CheckedLayer.nothing()).float_sqnr_db)
+        own = [
+            number((t.get(name) or QuantizedTensor.nothing()).sqnr_db) for t in (weights, values)
+        ]
         shown = layer if layer is not None else own[1] if own[1] is not None else own[0]
         if shown is None:
             return NOTHING
@@ -142,7 +144,7 @@ def _exactness(check: Check) -> list[Column]:
     known, runtime = _by_layer(check.layers), runtime_name(check.runtime or "")
 
     def exact(name: str) -> Cell:
-        layer = known.get(name) or CheckedLayer.of(None)
+        layer = known.get(name) or CheckedLayer.nothing()
         share, off = layer.exact, layer.max_off_by
         if share is None:
             return NOTHING
@@ -150,7 +152,7 @@ def _exactness(check: Check) -> list[Column]:
         return exact_share(share), small, share
 
     def cause(name: str) -> Cell:
-        return str((known.get(name) or CheckedLayer.of(None)).cause or ""), ""
+        return str((known.get(name) or CheckedLayer.nothing()).cause or ""), ""
 
     return [(f"exact, {runtime}", exact, False), (f"cause, {runtime}", cause, True)]
 
@@ -159,7 +161,7 @@ def _threshold(tensors: list[QuantizedTensor]) -> Column:
     known = _by_name(tensors, "activation")
 
     def cell(name: str) -> Cell:
-        tensor = known.get(name) or QuantizedTensor.of(None)
+        tensor = known.get(name) or QuantizedTensor.nothing()
         if not tensor.rule:
             return NOTHING
         return str(tensor.rule), why(tensor)

@@ -10,7 +10,7 @@ from mirabelle.report.schema import LayerTime, Node, Profile, Report, Stage
 from mirabelle.report.svg import element, escape
 from mirabelle.report.units import NBSP
 
-NO_NODE, NO_STAGE = Node.of(None), Stage.of(None)
+NO_NODE, NO_STAGE = Node.nothing(), Stage.nothing()
 
 
 def keyed(layers: list[Node]) -> dict[tuple[str, int], Node]:
@@ -51,7 +51,7 @@ def paired(part: Profile) -> list[LayerTime]:
         one, other = old.get(key, NO_NODE), new.get(key, NO_NODE)
         found.append(
             replace(
-                LayerTime.of(None),
+                LayerTime.nothing(),
                 layer=key[0],
                 before_ms=one.milliseconds,
                 after_ms=other.milliseconds,
@@ -67,7 +67,7 @@ def reconciled(report: Report, runtime: str) -> list[LayerTime]:
     profiler slows each node a little, so its times are taken as shares. `before_share` and
     `after_share` say of what; None where a file has no such layer.
     """
-    rows = paired(report.profile.get(runtime) or Profile.of(None))
+    rows = paired(report.profile.get(runtime) or Profile.nothing())
     first, last = (report.stages[0], report.stages[-1]) if report.stages else (NO_STAGE, NO_STAGE)
     before = _shares([r.before_ms for r in rows], first.on(runtime).latency.p50_ms)
     after = _shares([r.after_ms for r in rows], last.on(runtime).latency.p50_ms)
