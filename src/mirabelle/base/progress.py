@@ -60,7 +60,7 @@ class Bar:
         done, text = task.completed, f"{task.description}: {task.completed:g}"
         if task.total:
             left = (self._said - self._begun) * (task.total / max(done, 1e-9) - 1)
-            text += f" of {task.total:g}, about {_time(left)} left"
+            text += f" of {task.total:g}, about {spoken(left)} left"
         return f"{text}; {self._note}" if self._note else text
 
     def note(self, **figures: float | str) -> None:
@@ -71,13 +71,19 @@ class Bar:
         self._progress.update(self._task, note=text)
 
 
-def _time(seconds: float) -> str:
+def spoken(seconds: float) -> str:
+    """`40 s`, `12 min`."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def watched() -> bool:
+    """Whether somebody looks on: at a terminal, and not in `quiet()`."""
+    return not _silent and console.is_terminal
 
 
 def say(text: str) -> None:
     """A line for who watches, above the bars."""
-    if not _silent and console.is_terminal:
+    if watched():
         console.print(text, markup=False, highlight=False)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_runs, check_sound, clone, running
-from mirabelle.base.data import batches, device_of, length_of
+from mirabelle.base.checks import check_sound, clone, running
+from mirabelle.base.data import First, batches, device_of, length_of
 from mirabelle.base.progress import track
-from mirabelle.measurement.accuracy import as_tensor
+from mirabelle.measurement.accuracy import as_tensor, predictor
+
+JUDGED = 64  # samples by which one of two networks is chosen
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable) -> nn.Module:
@@ -51,13 +53,13 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable) -> nn.Module:
 
 def reestimate_where_better(model: nn.Module, original: nn.Module, data: Iterable) -> nn.Module:
     """`model`, or a copy with BatchNorm's statistics estimated anew, whichever has outputs nearer
-    to the original's on the same data.
+    to the original's on the first JUDGED samples of the same data.
 
     Least squares reckon with the statistics that there were; whether the spread that they take away
     is worth more than what they fitted depends on the network.
     """
     other = reestimate_batchnorm(model, data)
-    before, after = _distances((model, other), original, data)
+    before, after = _distances((model, other), original, First(data, JUDGED))
     return other if after < before else model
 
 
@@ -66,10 +68,9 @@ def _distances(
 ) -> tuple[float, ...]:
     """The squared error of each one's outputs over one pass of `data`: another may shuffle."""
     total = [0.0] * len(models)
-    device = device_of(original)
+    expects, *answers = (predictor(m) for m in (original, *models))
     for batch in batches(data, what="data"):
-        batch = batch.to(device)
-        expected, *found = (as_tensor(check_runs(m, batch, "data")) for m in (original, *models))
+        expected, *found = (as_tensor(p(batch)).double() for p in (expects, *answers))
         for i, outputs in enumerate(found):
-            total[i] += float((outputs.double() - expected.double()).square().sum())
+            total[i] += float((outputs - expected).square().sum())
     return tuple(total)

@@ -46,6 +46,7 @@ from mirabelle.pruning.depth import (
     to_skip,
     without_blocks,
 )
+from mirabelle.pruning.duration import foretell
 from mirabelle.pruning.latency import latency_model, latency_share, until_measured
 from mirabelle.pruning.part import prune_part
 from mirabelle.pruning.repair import REPAIRS, Cut, repaired
@@ -334,6 +335,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     if not settings.depth:
         check_feasible(coupling, cost, fraction * whole, whole, align, least, settings.budget)
 
+    foretell(model, coupling, settings)
     scores = scored(model, coupling, settings)
     captured = None
     if settings.depth:

@@ -84,7 +84,7 @@ def collect(
     def read() -> dict[str, Gram]:
         if data is None:
             raise InputError("this criterion looks at the inputs of layers: give data=, a loader")
-        return gram_matrices(model, _readers(model, coupling), data, skip=TRIAL)
+        return gram_matrices(model, layers_read(model, coupling), data, skip=TRIAL)
 
     stats = Stats(
         tensors,
@@ -163,14 +163,14 @@ def trial_on(model: nn.Module, data: Iterable) -> Callable[[dict[str, torch.Tens
     return error
 
 
-def _readers(model: nn.Module, coupling: Coupling) -> list[str]:
-    """The layers that read a group's channels and whose inputs are rows of not too many columns."""
-    slots = {
-        s.module: s
+def layers_read(model: nn.Module, coupling: Coupling) -> dict[str, int]:
+    """The layers that read a group's channels and whose inputs are rows of not too many columns,
+    with how many.
+    """
+    columns = {
+        s.module: math.prod(coupling.shapes[s.parameter][1:])
         for g in coupling.groups
         for s in g.with_role("in")
         if has_rows(model.get_submodule(s.module))
     }
-    return [
-        n for n, s in slots.items() if math.prod(coupling.shapes[s.parameter][1:]) <= MOST_COLUMNS
-    ]
+    return {name: count for name, count in columns.items() if count <= MOST_COLUMNS}
