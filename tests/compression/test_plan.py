@@ -29,7 +29,7 @@ def found(one_thread):
     model = plain().float().eval()
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = [Batch((x[:32],), {}, None), Batch((x[32:],), {}, None)]
-    coupling = analyze(model, data[0].head(1))
+    coupling = analyze(model, data[0].head(1), any_batch=True)
     known = {q: prices(q, model, coupling, "onnxruntime", True, data) for q in ("macs", "size")}
     return table(model, data, known, coupling, ALIGN), data
 
@@ -113,7 +113,7 @@ def residual(one_thread):
     model = network(1e-3)
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = [Batch((x[:32],), {}, None), Batch((x[32:],), {}, None)]
-    coupling = analyze(model, data[0].head(1))
+    coupling = analyze(model, data[0].head(1), any_batch=True)
     known = {q: prices(q, model, coupling, "onnxruntime", True, data) for q in ("macs", "size")}
     return table(model, data, known, coupling, ALIGN), data
 

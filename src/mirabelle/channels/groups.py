@@ -24,8 +24,9 @@ from mirabelle.channels.flow import Flow
 from mirabelle.channels.ids import FIXED, Parameter
 from mirabelle.channels.parameters import first_names, read_parameters
 from mirabelle.channels.rules import RULES
-from mirabelle.graph.capture import capture, check_capturable, parameter_name
+from mirabelle.graph.capture import capture, check_capturable, inputs_in_order, parameter_name
 from mirabelle.graph.nodes import optional_argument
+from mirabelle.graph.open_graph import OpenGraph, open_graph
 from mirabelle.graph.proof import FLIPPED, difference
 from mirabelle.measurement.macs import count_macs
 
@@ -130,6 +131,8 @@ class Coupling:
     )  # the example, of at most two samples
     flow: Flow | None = field(default=None, repr=False)
     graph_module: fx.GraphModule | None = field(default=None, repr=False)
+    samples: int = 1  # that the sizes in the graph are of
+    captured: OpenGraph | None = field(default=None, repr=False)  # the same graph, for any batch
 
     @cached_property
     def channels(self) -> dict[str, int]:
@@ -165,20 +168,27 @@ class Coupling:
         return sum(math.prod(size) for size in sizes.values())
 
 
-def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupling:
+def analyze(
+    model: nn.Module, inputs: Batch, keep: Iterable[str] = (), any_batch: bool = False
+) -> Coupling:
     """Which channels of `model` live and die together.
 
     keep: names of modules or parameters that stay as they are; `InputError` with the nearest names
-    for one that is not there. Channels that cannot be removed are in `frozen` with their reason;
-    that is never an error.
+    for one that is not there. any_batch: for who runs the graph on batches of data afterwards, it
+    is captured for these (`Coupling.captured`). Channels that cannot be removed are in `frozen`
+    with their reason; that is never an error.
     """
     model = check_network(model)
     keep = check_keep(model, keep)
     small = _few(model, inputs)
+    take = open_graph if any_batch else capture
     try:
-        graph_module = capture(model, small)
+        found = take(model, small)
     except InputError:  # the first dimension is no batch, or its size is written into forward
-        small, graph_module = inputs, capture(model, inputs)
+        small, found = inputs, take(model, inputs)
+    captured = found if isinstance(found, OpenGraph) else None
+    graph_module = found.graph_module if isinstance(found, OpenGraph) else found
+    samples = _samples_of(graph_module, small)
     names = first_names(model)
     parameters = read_parameters(graph_module, model)
     training = _training_graph(model, small, {p.name for p in parameters.values()})
@@ -192,8 +202,8 @@ def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
     roots = flow.labels.solve()
     groups, frozen = _group(flow, roots)
     shapes = {p.name: tuple(p.tensor.shape) for p in parameters.values()}
-    costs = _costs(flow, groups, roots, small.size)
-    whole = sum(work.macs for work in flow.works) // small.size
+    costs = _costs(flow, groups, roots, samples)
+    whole = sum(work.macs for work in flow.works) // samples
     return Coupling(
         groups,
         frozen,
@@ -204,7 +214,16 @@ def analyze(model: nn.Module, inputs: Batch, keep: Iterable[str] = ()) -> Coupli
         small,
         flow,
         graph_module,
+        samples,
+        captured,
     )
+
+
+def _samples_of(graph_module: fx.GraphModule, inputs: Batch) -> int:
+    """How many the graph's sizes are of: it may be captured with two of an example of one."""
+    nodes = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
+    given = zip(nodes, inputs_in_order(graph_module.graph, inputs), strict=True)
+    return next((len(n.meta["val"]) for n, value in given if value.ndim), inputs.size)
 
 
 def _few(model: nn.Module, inputs: Batch) -> Batch:

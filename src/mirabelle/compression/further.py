@@ -32,7 +32,7 @@ def further(found: Table, plan: Plan, network: nn.Module, data: list[Batch]) -> 
     found: the original's. None where the groups of the network are others than the original's, so
     that its channels have no prices.
     """
-    coupling = analyze(network, found.coupling.inputs)
+    coupling = analyze(network, found.coupling.inputs, any_batch=True)
     mine = [n for n in coupling.channels if n in plan.kept]
     if not mine or any(coupling.channels[n] != plan.kept[n] for n in mine):
         return None

@@ -21,7 +21,6 @@ from mirabelle.channels.surgery import remove
 from mirabelle.compression.losses import channel_scores, integer_losses
 from mirabelle.compression.prices import FLOAT, INT8, Prices
 from mirabelle.fitting.batchnorm import reestimate_where_better
-from mirabelle.graph.open_graph import OpenGraph, open_graph
 from mirabelle.pruning.allocation import lost_with, widths_of
 from mirabelle.pruning.checks import check_groups
 from mirabelle.pruning.depth import block_losses, dead_layers, known_blocks
@@ -89,11 +88,6 @@ class Table:
     prices: Mapping[str, Prices]
     blocks: Mapping[str, float] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
-
-    @cached_property
-    def captured(self) -> OpenGraph:
-        """The network's graph, which the cuts of all trials are fitted by."""
-        return open_graph(self.model, self.coupling.inputs)
 
     @cached_property
     def layers_of(self) -> dict[str, frozenset[int]]:
@@ -249,9 +243,8 @@ def table(
     if known is None:
         layers = integer_losses(model, few) if integers else {}
         names = [b.name for b in known_blocks(coupling, keep)]
-        blocks = (
-            block_losses(model, open_graph(model, coupling.inputs), few, names) if names else {}
-        )
+        assert coupling.captured is not None
+        blocks = block_losses(model, coupling.captured, few, names) if names else {}
         known = Known(channel_scores(model, coupling, few), layers, blocks)
     widths = {g.name: widths_of(g, align, LEAST) for g in coupling.groups}
     return Table(model, coupling, widths, known.scores, known.layers, prices, known.blocks)
@@ -264,7 +257,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
     model, coupling, scores, kept = found.model, found.coupling, found.scores, plan.kept
     if plan.skipped:
         model = skip(model, coupling.inputs, plan.skipped)
-        coupling = analyze(model, coupling.inputs)
+        coupling = analyze(model, coupling.inputs, any_batch=True)
         same = same_groups(coupling, found.coupling)
         scores = {n: found.scores[old] for n, old in same.items()}
         kept = {n: plan.kept[old] for n, old in same.items()}
@@ -275,8 +268,7 @@ def cut(found: Table, plan: Plan, data: Sequence[Batch]) -> nn.Module:
     small = remove(model, coupling, removed)
     if not any(len(r) for r in removed.values()):
         return small
-    how = Cut(model, coupling, removed, None if plan.skipped else found.captured)
-    return REPAIRS["least-squares"](small, how, data)
+    return REPAIRS["least-squares"](small, Cut(model, coupling, removed), data)
 
 
 def same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:
@@ -296,6 +288,6 @@ def same_groups(coupling: Coupling, before: Coupling) -> dict[str, str]:
 
 def coupled(model: nn.Module, inputs: Batch, keep: Sequence[str] = ()) -> Coupling:
     """`analyze`, which must find something to prune."""
-    coupling = analyze(model, inputs, keep)
+    coupling = analyze(model, inputs, keep, any_batch=True)
     check_groups(model, coupling)
     return coupling

@@ -171,7 +171,6 @@ def edges(coupling: Coupling) -> tuple[Edge, ...]:
     """Which layers hand over to which, through anything that is no layer."""
     assert coupling.graph_module is not None
     number = {c.node: i for i, c in enumerate(coupling.costs)}
-    samples = max(1, coupling.inputs.size)
     makers: dict[Any, set[int]] = {}
     found: dict[tuple[int, int], int] = {}
     for node in coupling.graph_module.graph.nodes:
@@ -182,7 +181,7 @@ def edges(coupling: Coupling) -> tuple[Edge, ...]:
         if mine is None:
             continue
         given = node.all_input_nodes[0].meta.get("val") if node.all_input_nodes else value
-        size = given.numel() // samples if hasattr(given, "numel") else 0
+        size = given.numel() // coupling.samples if hasattr(given, "numel") else 0
         for other in before:
             found[other, mine] = size
     return tuple(Edge(a, b, n) for (a, b), n in found.items())

@@ -5,6 +5,7 @@ runtime, timed there and judged.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from torch import nn
 
 from mirabelle.base.checks import clone
 from mirabelle.base.data import Batch, samples, seed_everything
+from mirabelle.base.errors import MirabelleWarning
 from mirabelle.channels.groups import analyze
 from mirabelle.compression.clock import timing
 from mirabelle.compression.front import Point
@@ -179,19 +181,22 @@ class Trial:
         a network that is cut deeply.
         """
         setting = self.setting
-        return distill(
-            student,
-            setting.model,
-            setting.parts.train,
-            losses=setting.losses[self.proposal.knobs["losses"]],
-            steps=steps,
-            seconds=seconds,
-            lr=None if self.rate is None else self.rate / slower,
-            seed=setting.seed,
-            cache=setting.cache,
-            views=VIEWS,
-            progress=f"trial {self.number}{name}",
-        )
+        with warnings.catch_warnings():
+            # That training gained nothing is what a trial is to find out.
+            warnings.simplefilter("ignore", MirabelleWarning)
+            return distill(
+                student,
+                setting.model,
+                setting.parts.train,
+                losses=setting.losses[self.proposal.knobs["losses"]],
+                steps=steps,
+                seconds=seconds,
+                lr=None if self.rate is None else self.rate / slower,
+                seed=setting.seed,
+                cache=setting.cache,
+                views=VIEWS,
+                progress=f"trial {self.number}{name}",
+            )
 
     def network(self) -> nn.Module:
         """In the form that is written: float, or with integers."""
@@ -310,7 +315,7 @@ def _cut_in_rounds(setting: Setting, plan: Plan, rounds: int) -> nn.Module:
     if rounds == 1 or half == plan.kept or half == whole:
         return cut(table, plan, data)
     first = cut(table, replace(plan, kept=half), data)
-    again = analyze(first, table.coupling.inputs)
+    again = analyze(first, table.coupling.inputs, any_batch=True)
     if again.channels != half:  # another form of the network, whose groups have other names
         return cut(table, plan, data)
     scores = channel_scores(first, again, data)

@@ -27,7 +27,6 @@ from mirabelle.base.options import Expected, FromRun, OneOf, OptionsOf, declared
 from mirabelle.channels.groups import Coupling, analyze
 from mirabelle.channels.surgery import remove
 from mirabelle.fitting.gradients import LossOption, loss_function
-from mirabelle.graph.open_graph import open_graph
 from mirabelle.measurement.macs import count_macs, count_parameters
 from mirabelle.pruning.allocation import ALLOCATIONS, Macs, check_feasible
 from mirabelle.pruning.checks import check_groups, check_settings
@@ -321,7 +320,8 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
     model = check_network(model)
     check_settings(model, settings)
     inputs = example_inputs(x)
-    coupling = analyze(model, inputs, settings.keep)
+    fits = settings.repair == "least-squares" and settings.read is not None
+    coupling = analyze(model, inputs, settings.keep, any_batch=fits or settings.depth)
     check_groups(model, coupling)
     if settings.widths is not None:
         return to_widths(model, coupling, settings)
@@ -337,11 +337,11 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
 
     foretell(model, coupling, settings)
     scores = scored(model, coupling, settings)
-    captured = None
     if settings.depth:
-        captured = open_graph(model, coupling.inputs)
+        assert coupling.captured is not None
         known = known_blocks(coupling, settings.keep)
-        losses = block_losses(model, captured, settings.data or (), [b.name for b in known])
+        names = [b.name for b in known]
+        losses = block_losses(model, coupling.captured, settings.data or (), names)
         cost_of = costs_without(coupling, cost, _trained(model, coupling))
         at_most = fraction * whole
         if gone := to_skip(coupling, known, losses, scores, cost_of, at_most, align, least):
@@ -361,7 +361,7 @@ def plan(model: nn.Module, x: Any, settings: Settings) -> Planned:
         if settings.budget == "latency"
         else cut(fraction)
     )
-    small = repaired(small, Cut(model, coupling, removed, captured), settings)
+    small = repaired(small, Cut(model, coupling, removed), settings)
     return Planned(small, coupling, removed)
 
 

@@ -12,20 +12,16 @@ from mirabelle.channels.groups import Coupling
 from mirabelle.channels.surgery import indices
 from mirabelle.fitting import least_squares as fitted
 from mirabelle.fitting.batchnorm import reestimate_batchnorm, reestimate_where_better
-from mirabelle.graph.open_graph import OpenGraph
 from mirabelle.pruning.settings import Settings
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What was done to a network: the channels `removed[group name]` of `original`. captured: it,
-    where it was captured for any batch before.
-    """
+    """What was done to a network: the channels `removed[group name]` of `original`."""
 
     original: nn.Module
     coupling: Coupling
     removed: Mapping[str, torch.Tensor]
-    captured: OpenGraph | None = None
 
 
 def reconstruct(small: nn.Module, cut: Cut, data: Iterable) -> nn.Module:
@@ -38,7 +34,7 @@ def reconstruct(small: nn.Module, cut: Cut, data: Iterable) -> nn.Module:
         cut.coupling.inputs,
         indices(cut.coupling, cut.removed),
         data,
-        captured=cut.captured,
+        captured=cut.coupling.captured,
     )
 
 
