@@ -196,6 +196,7 @@ def test_onnxruntime_runs_every_layer_on_integers(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "grouped"])
 def test_openvino_runs_convolutions_on_integers(name, tmp_path):
+    needs("openvino")
     q = quantize(build(name), batches(name, 1))
     artifact = mb.export(q, tmp_path, runtime="openvino", inputs=batches(name, 1)[0][:1])
     found = [
@@ -344,6 +345,7 @@ def test_a_fixed_batch_is_kept(tmp_path):
 
 
 def test_an_onnx_file_goes_through(tmp_path):
+    needs("openvino")
     first = mb.export(build("mean"), tmp_path / "a", inputs=batches(count=1)[0])
     second = mb.export(first.path, tmp_path / "b", runtime="openvino")
     x = batches(count=1)[0].numpy()

@@ -216,14 +216,14 @@ def flat_outputs(captured: torch.export.ExportedProgram, inputs: Batch) -> Any:
     if (form.num_leaves == 1 and form.is_leaf()) or form == plain:
         return captured
     module = captured.module(check_guards=False)
-    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    graph: fx.Graph = module.graph
     end = graph.output_node()
     given = [a for a in pytree.tree_leaves(end.args[0]) if isinstance(a, fx.Node)]
     end.args = (tuple(given),)
     codegen: Any = graph._codegen
     spec = pytree.tree_structure((0,) * len(given))
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=spec)
-    module.recompile()  # type: ignore[operator]
+    module.recompile()
     return program(module, inputs)
 
 

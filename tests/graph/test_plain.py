@@ -25,6 +25,8 @@ from mirabelle.quantization.api import quantize
 from mirabelle.verification import verify
 from tests.modules import Net
 
+# torch says which line asked from some version after 2.8 on
+NAMES_LINES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
@@ -117,7 +119,8 @@ def test_a_graph_for_some_batches_says_so_and_where():
     with open(__file__, encoding="utf-8") as f:
         line = next(i for i, text in enumerate(f, 1) if text.rstrip().endswith("# THE LINE"))
     model = two(deeper)
-    with pytest.warns(UserWarning, match=rf"number of samples at .*test_plain\.py:{line}: if x"):
+    place = rf" at .*test_plain\.py:{line}: if x" if NAMES_LINES else ""
+    with pytest.warns(UserWarning, match=f"number of samples{place}"):
         found = capture(model, as_batch(X), dynamic_batch=True)
     torch.testing.assert_close(found(X), model(X))
 
@@ -320,7 +323,7 @@ def test_names_that_graphs_need_are_refused(name, tmp_path):
 )
 def test_a_number_of_samples_that_torch_holds_fast_is_said(forward):
     """torch.export takes such a number for the only one, and the graph runs for others, too."""
-    with pytest.warns(MirabelleWarning, match="depends on the number of samples; .*computes for 4"):
+    with pytest.warns(MirabelleWarning, match="depends on the number of samples.*computes for 4"):
         graph = capture(two(forward), as_batch(X), dynamic_batch=True)
     with torch.no_grad():
         assert torch.allclose(graph(X), two(forward)(X), atol=1e-6)

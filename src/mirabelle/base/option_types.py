@@ -126,9 +126,9 @@ def form(hint: Any, recipe: bool) -> Any:
     if hint is Iterable or origin is Iterable:
         if not recipe:
             return _iterable(form(arguments[0], False)) if arguments else Any
-        return list[form(arguments[0], True)] if arguments else NOWHERE  # type: ignore[misc]
+        return list[form(arguments[0], True)] if arguments else NOWHERE
     if origin is Sequence and recipe:
-        return list[form(arguments[0], True)]  # type: ignore[misc]
+        return list[form(arguments[0], True)]
     if origin in (list, Sequence):
         return origin[form(arguments[0], recipe)]  # pyright: ignore[reportInvalidTypeArguments]
     if hint is Callable or origin is Callable:
@@ -145,9 +145,9 @@ def _bound(form: Any, marks: list[Any], recipe: bool) -> Any:
         return Union[tuple(_bound(m, marks, recipe) for m in get_args(form))]  # noqa: UP007
     if form is str:
         names = [_named(m) for m in marks if isinstance(m, OneOf)]
-        return Annotated[(form, *names, _choices(marks))] if names else form  # type: ignore[return-value]
+        return Annotated[(form, *names, _choices(marks))] if names else form
     bounds = [m for m in marks if not isinstance(m, OneOf)]
-    return Annotated[(form, *bounds)] if bounds and form in (int, float) else form  # type: ignore[return-value]
+    return Annotated[(form, *bounds)] if bounds and form in (int, float) else form
 
 
 def _iterable(inner: Any) -> Any:
@@ -156,7 +156,7 @@ def _iterable(inner: Any) -> Any:
     """
     from pydantic import AfterValidator, ConfigDict, TypeAdapter
 
-    of = list[inner]  # pyright: ignore[reportInvalidTypeForm]
+    of = list[inner]
     elements = TypeAdapter(of, config=ConfigDict(strict=True))
 
     def check(value: Any) -> Any:

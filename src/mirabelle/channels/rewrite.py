@@ -79,7 +79,7 @@ def graph_form(
         if old is None:  # a constant, which is an attribute of the graph
             continue
         tensor = compress(old.detach(), new.get(parameter.name, {})).clone()
-        table[leaf] = (  # type: ignore[assignment]
+        table[leaf] = (
             nn.Parameter(tensor, requires_grad=old.requires_grad)
             if isinstance(old, nn.Parameter)
             else tensor

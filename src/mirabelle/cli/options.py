@@ -33,7 +33,7 @@ def taking(options: Options, *names: str, leave: Iterable[str] = ()) -> Callable
             return command(*arguments, **given)
 
         called.__name__, called.__doc__ = command.__name__, command.__doc__
-        called.__signature__ = own.replace(parameters=ordered)  # type: ignore[attr-defined]
+        called.__signature__ = own.replace(parameters=ordered)
         return called  # type: ignore[return-value]
 
     return decorate
@@ -43,13 +43,13 @@ def closed(command: F) -> F:
     """The command without its own `**options`, which the options above have filled."""
     own = inspect.signature(command, eval_str=True)
     kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    command.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
+    command.__signature__ = own.replace(parameters=kept)
     return command
 
 
 def parameter(option: Option) -> inspect.Parameter:
     """One option as cyclopts takes it."""
-    hint = Annotated[_kind(option), _described(option)]  # pyright: ignore[reportInvalidTypeForm]
+    hint = Annotated[_kind(option), _described(option)]
     default = None if option.default is REQUIRED else option.default
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default

@@ -80,7 +80,8 @@ def capture(
                 found = _traced(model, example, free=True)
             except (InputError, CaptureError):
                 continue
-            if example is not inputs and not _is_for(found, inputs):
+            unsaid = inputs.size > 1 and not _guards(found)
+            if (example is not inputs or unsaid) and not _is_for(model, found, inputs):
                 continue
             branch = batch_branch(found) or _only_for_more(model, found, inputs)
             if branch is None and not _is_fixed(found):
@@ -213,10 +214,14 @@ def _guards(graph_module: fx.GraphModule) -> list[fx.Node]:
     ]
 
 
-def _is_for(graph_module: fx.GraphModule, inputs: Batch) -> bool:
+def _is_for(model: nn.Module, graph_module: fx.GraphModule, inputs: Batch) -> bool:
     """Whether the network takes the same path for these inputs as for those that it was captured
-    with, by what `torch.export` found that it depends on.
+    with, by what `torch.export` found that it depends on; torch 2.8 does not say, so there by what
+    both give.
     """
+    guards = _guards(graph_module)
+    if not guards:
+        return _difference(model, graph_module, inputs) is None
     values = dict(
         zip(
             [n for n in graph_module.graph.nodes if n.op == "placeholder"],
@@ -225,7 +230,7 @@ def _is_for(graph_module: fx.GraphModule, inputs: Batch) -> bool:
         )
     )
     try:
-        for node in _guards(graph_module):
+        for node in guards:
             graph_module.get_submodule(str(node.target))(*(values[n] for n in node.args))
     except AssertionError:
         return False

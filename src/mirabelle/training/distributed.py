@@ -76,7 +76,7 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
         size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(size)]
         torch.distributed.all_gather(
@@ -94,7 +94,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([p[:n] for p, n in zip(parts, numbers)])
 
     @staticmethod
-    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
         return gradients[0][ctx.start : ctx.start + ctx.own] * (ctx.total / ctx.own)
 
 
@@ -108,4 +108,4 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
         or torch.distributed.get_world_size() == 1
     ):
         return rows
-    return _Gather.apply(rows)  # type: ignore[return-value]
+    return _Gather.apply(rows)

@@ -78,7 +78,7 @@ class State:
         if settings.ema is not None:
             decay = get_ema_multi_avg_fn(settings.ema)
             average = AveragedModel(step.model, multi_avg_fn=decay, use_buffers=True)
-        scaler = torch.amp.GradScaler(where.type, enabled=scaled)  # pyright: ignore[reportPrivateImportUsage]
+        scaler = torch.amp.GradScaler(where.type, enabled=scaled)
         return cls(step, optimizer, average, scaler)
 
     @property
