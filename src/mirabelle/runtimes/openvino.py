@@ -41,7 +41,8 @@ def package() -> Any:
     telemetry = "openvino_telemetry"
     if "openvino" in sys.modules or telemetry in sys.modules:
         return require("openvino", "openvino")
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # not to be imported: OpenVINO then has a stand-in that does nothing
+    # It cannot be imported then, and OpenVINO has a stand-in that does nothing.
+    sys.modules[telemetry] = None  # type: ignore[assignment]
     try:
         return require("openvino", "openvino")
     finally:

@@ -29,7 +29,8 @@ NAME = re.compile(r"[\w.]*")  # written into the source of `forward`
 SYMBOL = re.compile(r"\w*")  # the one text in sizes
 # What torch writes into sizes.
 ARITHMETIC = re.compile(
-    r"[su]\d+|zuf\d+|zf\d+|(Symbol|Integer|Float|Rational|Add|Mul|Pow|Infinity|oo|int_oo|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilToInt|FloorToInt|"
+    r"[su]\d+|zuf\d+|zf\d+|(Symbol|Integer|Float|Rational|Add|Mul|Pow|Infinity|oo|int_oo|"
+    r"Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilToInt|FloorToInt|"
     r"IntTrueDiv|FloatTrueDiv|ToFloat|TruncToInt|RoundToInt|PowByNatural|FloatPow|Where|"
     r"Piecewise|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Abs|Identity|ModularIndexing)"
 )

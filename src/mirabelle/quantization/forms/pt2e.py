@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  registers the operators below
+from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
@@ -18,7 +18,7 @@ from mirabelle.onnx_files.qdq import Stored
 from mirabelle.quantization.forms.qdq import in_integers
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 
-ops: Any = torch.ops.quantized_decomposed
+ops: Any = torch.ops.quantized_decomposed  # which that import registers
 LOW, HIGH = -128, 127
 
 
