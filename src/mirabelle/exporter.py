@@ -201,7 +201,7 @@ def to_program(
     model = check_network(model)
     check_runs(model, inputs, "the example input")
     if (quantized := _quantized(model)) is None:
-        return flat_outputs(program(clone(model).eval(), inputs), inputs), []
+        return flat_outputs(program(clone(model).eval().requires_grad_(False), inputs), inputs), []
     network, sites = to_pt2e(quantized, outputs)
     return flat_outputs(program(network, inputs), inputs), sites
 

@@ -77,7 +77,8 @@ def onnx_proto(network: nn.Module, inputs: Batch) -> Any:
                 "ONNX lacks; use an nn.Linear after a plain LSTM"
             )
     with muffled():
-        network = clone(network).eval()
+        # Attention whose mask is trained has other strides than in the graph that is written.
+        network = clone(network).eval().requires_grad_(False)
     integers = getattr(network, "meta", {}).get(META)
     problem: Exception | None = None
     for batch, free in ((inputs.at_least_two(), True), (inputs, False)):
