@@ -63,6 +63,11 @@ def test_of_what_is_unknown_a_report_has_no_key_and_a_part_none():
     assert NO_FIGURES.to_dict()["accuracy"] is None
 
 
+def test_tuples_are_lists():
+    read = Report.of({"advice": ("a", "b"), "network": {"inputs": ({"shape": (1, 2)},)}})
+    assert read.advice == ["a", "b"] and read.network.inputs[0].shape == [1, 2]
+
+
 def test_open_intervals_are_none_in_json():
     figures = replace(NO_FIGURES, accuracy_drop_interval=[-math.inf, 0.1])
     assert figures.to_dict()["accuracy_drop_interval"] == [None, 0.1]

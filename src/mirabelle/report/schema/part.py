@@ -61,14 +61,16 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         one, of = _reader(inside[0]), inside[0]
         parts = get_origin(of) is dict or (isinstance(of, type) and issubclass(of, Part))
         return lambda v: (
-            [one(e) for e in v if not parts or isinstance(e, dict)] if isinstance(v, list) else []
+            [one(e) for e in v if not parts or isinstance(e, dict)]
+            if isinstance(v, (list, tuple))
+            else []
         )
     if origin is dict:
         one = _reader(inside[1])
         return lambda v: {str(k): one(e) for k, e in v.items()} if isinstance(v, dict) else {}
     kind = next((a for a in inside if a is not type(None)), hint)
     if get_origin(kind) is list:
-        return lambda v: _reader(kind)(v) if isinstance(v, list) else None
+        return lambda v: _reader(kind)(v) if isinstance(v, (list, tuple)) else None
     return {float: _number, str: _text, bool: _truth}.get(kind, lambda v: v)
 
 

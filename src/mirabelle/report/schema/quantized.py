@@ -135,4 +135,4 @@ class Quantization(Part):
     rules: Any
     pair_sums: Any
     grids: Any
-    float_operators: list[Any]
+    float_operators: dict[str, Any]
