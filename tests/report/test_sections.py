@@ -375,3 +375,9 @@ def test_a_training_is_drawn_by_step_with_its_scores(example):
     assert "fit: labels from 1.5 to 1.25, held out from 2 to 1.5" in page
     assert page.count('class="axis"') == 3 and page.count("<polyline") == 3  # on one axis: loss
     assert training([Training.of({"stage": "fit", "curve": {}})]) == "" == training([])
+
+
+def test_what_stays_in_float_is_named(example):
+    example["quantization"]["float_operators"] = {"softplus": 3, "<mean>": 1}
+    page = text_of(example)
+    assert "operators in float: softplus (3 times), <mean>" in page

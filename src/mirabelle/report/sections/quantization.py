@@ -78,6 +78,12 @@ def tensor_figure(tensor: QuantizedTensor) -> str:
     )
 
 
+def _calls(named: tuple[str, Any]) -> str:
+    """`mean`, `softplus (3 times)`."""
+    name, count = named
+    return f"{name} ({count} times)" if isinstance(count, int) and count > 1 else name
+
+
 def quantization(part: Quantization) -> str:
     """Every quantized tensor's histogram with its threshold, in one fold per kind, and the SQNR in
     dB of each layer's tensors.
@@ -97,6 +103,8 @@ def quantization(part: Quantization) -> str:
         for names in [texts(part.keep)]
         if names and not part.fallback and not part.timing
     ]
+    if part.float_operators:
+        facts.append(f"operators in float: {', '.join(map(_calls, part.float_operators.items()))}")
     kinds = list(dict.fromkeys(kind_of(t) for t in tensors))
     folds = ""
     for i, kind in enumerate(kinds):
