@@ -47,9 +47,11 @@ class Reader:
         """
         b = self.block
         s, r = ((c[:, None] * b + torch.arange(b)).flatten() for c in (gone, left))
-        taken = torch.linalg.solve(self.inverse[s][:, s], self.inverse[s][:, r])
+        rows = self.inverse[r]  # the matrix is large: it is copied as seldom as can be
+        across = rows[:, s]
+        taken = torch.linalg.solve(self.inverse[s][:, s], across.T)
         self.weights = self.weights[:, r] - self.weights[:, s] @ taken
-        self.inverse = self.inverse[r][:, r] - self.inverse[r][:, s] @ taken
+        self.inverse = rows[:, r].addmm_(across, taken, alpha=-1)
 
 
 @dataclass
@@ -69,9 +71,8 @@ class ReadingGroup:
         again.
         """
         s = self.columns[gone].reshape(-1)
-        fitted = self.weights - self.weights[:, s] @ torch.linalg.solve(
-            self.inverse[s][:, s], self.inverse[s]
-        )
+        shares = torch.linalg.solve(self.inverse[s][:, s], self.weights[:, s].T).T
+        fitted = self.weights - shares @ self.inverse[s]
         fitted[:, s] = 0
         return fitted
 
