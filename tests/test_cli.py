@@ -17,6 +17,7 @@ from mirabelle.base.errors import RecipeError
 from mirabelle.base.terminal import drawn
 from mirabelle.cli import COMMANDS, main
 from mirabelle.cli.table import summary
+from mirabelle.report.schema import Report
 from tests.pipeline.runs import ENVIRONMENT, HERE
 from tests.pipeline.test_recipe import written
 from tests.tiny import data, model
@@ -126,7 +127,7 @@ REPORT = {
 
 def test_the_table_of_a_run_fits_80_columns_and_names_each_limit(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    said = summary(REPORT)
+    said = summary(Report.of(REPORT))
     assert all(len(line) <= 80 for line in said.splitlines()), said
     assert "94.70 ±0.46" in said and "12.346" in said
     assert "limit speedup 3: met (3.142)" in said

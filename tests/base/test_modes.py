@@ -55,6 +55,20 @@ def test_what_comes_out_does_not_depend_on_the_callers_mode(usual, verb, mode):
     assert not any(t.is_inference() for t in found.state_dict().values())
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_mixed_precision_inside_of_autocast_trains_on_the_weights_of_each_step(enabled, steps):
+    """Torch keeps weights that it has converted until the outermost autocast ends."""
+
+    def train():
+        return weights(mb.fit(model(), TRAIN, steps=steps, lr=1e-3, precision="bfloat16"))
+
+    alone = train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        inside = train()
+    assert all(torch.equal(inside[name], tensor) for name, tensor in alone.items())
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_networks_that_were_made_in_inference_mode(usual, verb):
     with torch.inference_mode():

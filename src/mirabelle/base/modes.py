@@ -24,3 +24,14 @@ def usual() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 entered.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Mixed precision for a pass through a network; None: none.
+
+    Without torch's cache of converted weights, which is emptied only where the outermost autocast
+    ends. Inside of one of the caller's, training would go on with the weights of its first step.
+    """
+    return torch.autocast(
+        device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
+    )

@@ -17,6 +17,7 @@ from mirabelle.base.checks import check_network, running, shell
 from mirabelle.base.data import Batch, batches, check_finite, device_of, seed_everything
 from mirabelle.base.declarations import StepOption
 from mirabelle.base.errors import InputError
+from mirabelle.base.modes import mixed
 from mirabelle.base.names import resolve
 from mirabelle.base.options import Expected, FromRun, OneOf, declared, options_of
 from mirabelle.base.progress import say
@@ -324,6 +325,6 @@ def _cache(teachers: Teachers, first: Batch, lesson: Lesson, precision: str) -> 
         Encoding(lesson.cache_precision, lesson.cache_top),
         device,
     )
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    with mixed(device, dtype):
         kept.check(first.to(device))
     return kept

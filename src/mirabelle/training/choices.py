@@ -14,6 +14,7 @@ from torch import nn
 
 from mirabelle.base.checks import clone, load_state, running, tensors_of
 from mirabelle.base.data import Batch, as_batch, preserved, seed_epoch
+from mirabelle.base.modes import mixed
 from mirabelle.base.progress import say
 from mirabelle.base.reading import items
 from mirabelle.sparsity import masks
@@ -156,9 +157,7 @@ class RangeTest:
             optimizer.zero_grad(set_to_none=True)
             batch = placed(batch, self.where)
             with (
-                torch.autocast(
-                    self.where.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
-                ),
+                mixed(self.where, self.dtype),
                 running(batch, "a training batch, or its loss on it"),
             ):
                 parts = trial(batch.args, batch.kwargs, batch.target)

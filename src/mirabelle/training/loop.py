@@ -18,6 +18,7 @@ from mirabelle.base.checks import check_runs, clone, load_state, running, tensor
 from mirabelle.base.data import Batch, as_batch, device_of, length_of, seed_epoch, seed_everything
 from mirabelle.base.errors import InputError, MirabelleError
 from mirabelle.base.identity import data_identity, function_identity, network_identity
+from mirabelle.base.modes import mixed
 from mirabelle.base.names import calling
 from mirabelle.base.progress import Bar, bar
 from mirabelle.base.reading import items
@@ -134,9 +135,7 @@ class Loop:
         return chosen | {"held_out": sum(b.size for b in self.judge.held)}
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.where.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
-        )
+        return mixed(self.where, self.dtype)
 
     def _identity(self, loader: Iterable, objective: Objective) -> dict[str, Any]:
         """What tells this run from others, as JSON: the network at the start, the data, the loss
