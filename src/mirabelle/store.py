@@ -29,6 +29,7 @@ from mirabelle.base.files import (
 )
 from mirabelle.base.model_card import NAME as CARD
 from mirabelle.base.model_card import card, write_card
+from mirabelle.base.modes import usual
 from mirabelle.base.options import options_of, shown
 from mirabelle.channels.onnx_numbers import renew
 from mirabelle.channels.rewrite import FORM, rebuild_graph_form
@@ -140,6 +141,11 @@ def load(folder: str | Path, model: nn.Module | str | Path) -> nn.Module:
     """
     folder = as_path(folder)
     described = _description(folder)
+    with usual():  # a graph that is captured again has the nodes that it was saved with
+        return _loaded(folder, described, model)
+
+
+def _loaded(folder: Path, described: dict[str, Any], model: nn.Module | str | Path) -> nn.Module:
     if isinstance(model, (str, Path)):
         model = _of_file(model, described, folder)
     model = check_module(model)

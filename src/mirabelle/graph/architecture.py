@@ -4,6 +4,7 @@ take one another's weights.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import numbers
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ def architecture(model: nn.Module) -> list[str]:
     for each node too, with its operator and its arguments.
 
     Hyperparameters are the attributes that are called as arguments of the class's constructor:
-    strides, paddings and heads are, counters that `forward` advances are not.
+    strides, paddings and heads are, counters that `forward` advances are not. Nor is what methods
+    of the class set later, as Swin's layers do with their shift for the size of the picture.
     """
     lines = [
         f"{path or 'the network'}: {_name(module)}({', '.join(_hyperparameters(module))})"
@@ -59,7 +61,19 @@ def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
             break
         if "__init__" in vars(base):
             names |= dict.fromkeys(inspect.signature(base.__init__).parameters)
-    return tuple(sorted(names))
+    return tuple(sorted(names.keys() - _set_later(kind)))
+
+
+def _set_later(kind: type[nn.Module]) -> set[str]:
+    """The attributes that methods other than the constructor set."""
+    methods = [
+        method
+        for base in kind.__mro__[: kind.__mro__.index(nn.Module)]
+        for name, method in vars(base).items()
+        if inspect.isfunction(method) and name not in ("__init__", "__setstate__")
+    ]
+    steps = (step for method in methods for step in dis.get_instructions(method))
+    return {str(step.argval) for step in steps if step.opname == "STORE_ATTR"}
 
 
 def _hyperparameters(module: nn.Module) -> Iterator[str]:
