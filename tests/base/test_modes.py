@@ -90,3 +90,14 @@ def test_such_a_network_is_measured_and_exported(tmp_path):
         )
     assert mb.measure(network, list(data()[2])[:2], runs=2).score is not None
     assert mb.explain(network, EXAMPLE)
+
+
+def test_a_loss_sees_float32_whatever_the_precision():
+    seen = []
+
+    def loss(output, target):
+        seen.append(output.dtype)
+        return torch.nn.functional.cross_entropy(output, target)
+
+    mb.fit(model(), TRAIN, loss, steps=1, lr=1e-3, precision="bfloat16")
+    assert set(seen) == {torch.float32}

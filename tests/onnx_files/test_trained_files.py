@@ -110,11 +110,13 @@ def through_unknown(path, last: bool):
     return save(path, nodes, {"x": ["n", 3, 8, 8]}, {"y": ["n", 4]}, constants)
 
 
-def test_gradients_stop_where_a_node_runs_outside_torch(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_stop_where_a_node_runs_outside_torch(tmp_path, precision):
     path = through_unknown(tmp_path / "net.onnx", False)
     data = [(images(8), torch.arange(8) % 4)]
     with pytest.warns(UserWarning, match=r"unknown \(QuickGelu: no translation\).*Gradients stop"):
-        trained = mb.fit(path, data, steps=5, lr=1e-2, weight_decay=0.0)
+        options = {"steps": 5, "lr": 1e-2, "weight_decay": 0.0, "precision": precision}
+        trained = mb.fit(path, data, **options)
     new = tensors(mb.export(trained, tmp_path / "out", inputs=data[0][0]).path)
     old = tensors(path)
     assert np.array_equal(old["w"], new["w"]) and not np.array_equal(old["v"], new["v"])

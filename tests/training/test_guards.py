@@ -261,7 +261,9 @@ def test_what_cannot_be_derived_is_named():
             return y
 
     with pytest.raises(InputError, match="does not run on batch 0 .*modified by an inplace"):
-        mb.fit(Erases(3, 2), [(torch.ones(2, 3), torch.tensor([0, 1]))], steps=1, lr=0.1)
+        data = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+        # in mixed precision the layer reads a copy
+        mb.fit(Erases(3, 2), data, steps=1, lr=0.1, precision="float32")
 
 
 def test_outputs_that_the_last_step_made_infinite():

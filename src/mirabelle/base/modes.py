@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 DEVICES = ("cpu", "cuda")
 
@@ -35,3 +37,15 @@ def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(
         device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
     )
+
+
+def full(output: Any) -> Any:
+    """A network's output with float32 in place of what mixed precision made of it: a loss of the
+    user's need not know of it. Processors decide whether training takes it.
+    """
+
+    def cast(value: Any) -> Any:
+        narrow = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if narrow and torch.is_autocast_enabled(value.device.type) else value
+
+    return pytree.tree_map(cast, output)

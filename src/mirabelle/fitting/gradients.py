@@ -15,6 +15,7 @@ from mirabelle.base import structures
 from mirabelle.base.checks import clone, running
 from mirabelle.base.data import Batch, batches, device_of, length_of
 from mirabelle.base.errors import InputError, choose
+from mirabelle.base.modes import full
 from mirabelle.base.options import FromRun, OneOf
 from mirabelle.base.progress import track
 from mirabelle.measurement.accuracy import as_tensor
@@ -155,12 +156,14 @@ def loss_function(loss: Loss, step: Callable | None = None) -> Callable:
 
 
 def loss_of(function: Callable, network: nn.Module, batch: Batch) -> torch.Tensor:
-    """The loss of a batch; of a `StepLoss`, or of the network's outputs and the targets."""
+    """The loss of a batch; of a `StepLoss`, or of the network's outputs, in float32 under mixed
+    precision too, and the targets.
+    """
     if isinstance(function, StepLoss):
         return function(network, batch)
     device = device_of(network)
     target = structures.mapped(batch.target, lambda t: t.to(device, copy=True))
-    return check_loss(function(batch.run(network), target))
+    return check_loss(function(full(batch.run(network)), target))
 
 
 @contextmanager

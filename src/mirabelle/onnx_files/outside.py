@@ -134,8 +134,10 @@ def run(key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     "mirabelle::onnx_node", mutates_args=(), schema="(Tensor[] inputs, str key) -> Tensor[]"
 )
 def onnx_node(inputs: list[torch.Tensor], key: str) -> list[torch.Tensor]:
+    # Mixed precision hands over bfloat16, which neither NumPy nor the node has.
+    full = (t.float() if t.dtype is torch.bfloat16 else t for t in inputs)
     return [
-        torch.from_numpy(np.array(a)) for a in run(key, [t.detach().cpu().numpy() for t in inputs])
+        torch.from_numpy(np.array(a)) for a in run(key, [t.detach().cpu().numpy() for t in full])
     ]
 
 
