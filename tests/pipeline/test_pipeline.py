@@ -19,18 +19,7 @@ from mirabelle.base.files import tensors_hash
 from mirabelle.cli import main
 from mirabelle.pipeline import measuring, run
 from mirabelle.quantization.search.rules import RULES
-from mirabelle.report.schema import (
-    Check,
-    Curve,
-    Latency,
-    Look,
-    PeakMemory,
-    Profile,
-    Quantization,
-    Report,
-    Speedup,
-    unknown,
-)
+from mirabelle.report.schema import Report, unknown
 from mirabelle.store import load
 from tests.pipeline.runs import ENVIRONMENT, NAMES, STEPS, command, finished, ran, recipe, results
 from tests.tiny import model as tiny_model
@@ -398,35 +387,3 @@ def test_dict_batches(tmp_path):
         folder=tmp_path / "out",
     )
     assert found.report["network"]["inputs"][0]["name"] == "x"
-
-
-def _lost(found, read, path=""):
-    """What of a step's facts its type in the report does not hold."""
-    empty = ([], {}, None)
-    if isinstance(found, dict) and isinstance(read, dict):
-        return [p for k, v in found.items() for p in _lost(v, read.get(k), f"{path}.{k}")]
-    if isinstance(found, list) and isinstance(read, list) and len(found) == len(read):
-        return [p for a, b in zip(found, read) for p in _lost(a, b, path)]
-    nothing = isinstance(found, dict) and all(v in empty for v in found.values())
-    same = found == read or (found in empty and read in empty) or (nothing and read in empty)
-    return [] if same else [path]
-
-
-def test_the_report_has_a_place_for_every_fact(whole):
-    facts, timings = {}, {}
-    for folder in finished(whole).values():
-        record = json.loads((folder / "step.json").read_text())
-        facts |= record["facts"]
-        timings |= record["timings"]
-    given = [
-        (Quantization, facts["quantization"]),
-        (Curve, facts["curve"]),
-        *((Look, v) for v in (facts["look"], *facts["looks"].values())),
-        *((Check, v) for v in facts["verification"]),
-        *((Latency, v) for v in timings["latency"].values()),
-        *((Speedup, v) for v in timings["speedup"].values()),
-        *((PeakMemory, v) for v in timings["memory"].values()),
-        *((Profile, v) for v in timings["profile"].values()),
-    ]
-    for part, found in given:
-        assert found and _lost(found, part.of(found).to_dict(), part.__name__) == []
