@@ -1,7 +1,5 @@
 """What is said of how long a cut will take."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -15,7 +13,9 @@ from mirabelle.pruning.api import settings_of
 
 
 class Slow(nn.Module):
-    """One that takes a millisecond for each sample."""
+    """One that takes a millisecond for each sample, by the clock of the tests."""
+
+    now = 0.0
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Slow(nn.Module):
 
     def forward(self, x):
         if not torch.compiler.is_compiling():
-            time.sleep(0.001 * len(x))
+            Slow.now += 0.001 * len(x)
         return self.layers(x)
 
 
@@ -41,12 +41,13 @@ def _foretold(model, data, **options):
     return duration.foretold(model, coupling, settings)
 
 
-def test_it_grows_with_the_samples_that_are_read():
+def test_it_grows_with_the_samples_that_are_read(monkeypatch):
+    monkeypatch.setattr(duration.time, "perf_counter", lambda: Slow.now)
     passes = duration.PASSES * 0.001
-    assert passes * 128 < _foretold(Slow(), DATA) < 2 * passes * 128
-    assert passes * 40 < _foretold(Slow(), DATA, samples=40) < 2 * passes * 40
+    assert _foretold(Slow(), DATA) == pytest.approx(passes * 128)
+    assert _foretold(Slow(), DATA, samples=40) == pytest.approx(passes * 40)
     # of a length that nobody knows: as many as are asked for
-    assert _foretold(Slow(), Unsized()) >= passes * 256
+    assert _foretold(Slow(), Unsized()) == pytest.approx(passes * 512)
 
 
 def test_wide_layers_take_longer():

@@ -14,11 +14,11 @@ from mirabelle.compression.prices import FLOAT, INT8
 from mirabelle.compression.trial import Setting
 from mirabelle.measurement.latency import speedup
 from mirabelle.measurement.machine import machine, versions
-from mirabelle.measurement.macs import count_macs, count_parameters
-from mirabelle.quantization.simulation.description import quantization
+from mirabelle.measurement.macs import count_macs
+from mirabelle.quantization.simulation.description import count_weights, quantization
 from mirabelle.quantization.simulation.tensors import describe_tensors
 from mirabelle.report import schema
-from mirabelle.report.schema.run import tensors_of
+from mirabelle.report.schema.run import gains, tensors_of
 
 
 def report_of(
@@ -60,19 +60,16 @@ def report_of(
 
 def _result(before: schema.Stage, after: schema.Stage, runtime: str) -> schema.Result:
     """What the best network gains over the original."""
-    old, new = before.on(runtime), after.on(runtime)
-    assert old.bytes and new.bytes and before.macs is not None and after.macs is not None
+    figures = after.on(runtime)
     return schema.Result(
         stage=None,
         label=None,
         runtime=runtime,
         why=None,
         file=None,
-        accuracy_drop=new.accuracy_drop,
-        accuracy_drop_interval=new.accuracy_drop_interval,
-        speedup=new.speedup.value,
-        size_ratio=old.bytes / new.bytes,
-        macs_ratio=after.macs / max(1, before.macs),
+        accuracy_drop=figures.accuracy_drop,
+        accuracy_drop_interval=figures.accuracy_drop_interval,
+        **gains(before, after, runtime),
     )
 
 
@@ -123,9 +120,7 @@ def _stage(
         speedup=schema.Speedup.of(vars(speedup(original.latency, latency))),
         peak_memory=schema.PeakMemory.nothing(),
     )
-    scales = sum(p.numel() for n, p in network.named_parameters() if n.startswith("quantizers."))
-    parameters = count_parameters(network) - scales
-    return schema.Stage(name, name, parameters, macs, {setting.runtime: figures})
+    return schema.Stage(name, name, count_weights(network), macs, {setting.runtime: figures})
 
 
 def _channels(setting: Setting, best: Point) -> list[schema.LayerSize]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mirabelle.report.schema import Figures, Stage
+from mirabelle.report.schema.run import gains
 
 SLOWER = 0.98  # times as fast: less is slower, and no noise of the clock
 
@@ -53,7 +54,7 @@ def _bytes(figures: Figures) -> float:
 def _meets(stages: Sequence[Stage], key: tuple[int, str], limits: Mapping[str, float]) -> bool:
     """All limits but that of accuracy."""
     i, runtime = key
-    found = gains(stages, i, runtime)
+    found = gains(stages[0], stages[i], runtime)
     for name, limit in limits.items():
         if name == "accuracy_drop":
             continue
@@ -61,17 +62,6 @@ def _meets(stages: Sequence[Stage], key: tuple[int, str], limits: Mapping[str, f
         if value is None or (value > limit if name == "macs" else value < limit):
             return False
     return True
-
-
-def gains(stages: Sequence[Stage], stage: int, runtime: str) -> dict[str, float | None]:
-    """What a file gains over the original on the same runtime."""
-    first, chosen = stages[0], stages[stage]
-    before, after = first.on(runtime), chosen.on(runtime)
-    return {
-        "speedup": after.speedup.value,
-        "size_ratio": before.bytes / after.bytes if before.bytes and after.bytes else None,
-        "macs_ratio": chosen.macs / first.macs if chosen.macs and first.macs else None,
-    }
 
 
 def advice(

@@ -12,13 +12,13 @@ from torch import nn
 
 from mirabelle.measurement.changed import read_changed
 from mirabelle.measurement.machine import machine, versions
-from mirabelle.measurement.macs import count_macs, count_parameters, macs_by_module
+from mirabelle.measurement.macs import count_macs, macs_by_module
 from mirabelle.pipeline.measuring import read_scores
-from mirabelle.pipeline.recommend import advice, gains, recommended
+from mirabelle.pipeline.recommend import advice, recommended
 from mirabelle.pipeline.state import Stage, State
-from mirabelle.quantization.simulation.description import quantization
+from mirabelle.quantization.simulation.description import count_weights, quantization
 from mirabelle.report import schema
-from mirabelle.report.schema.run import tensors_of
+from mirabelle.report.schema.run import gains, tensors_of
 from mirabelle.runtimes import RUNTIMES, Artifact
 from mirabelle.runtimes.sparse import choice
 from mirabelle.sparsity.api import share_of_zeros
@@ -158,7 +158,7 @@ def _stage(
             peak_memory=schema.PeakMemory.of(timings.get("memory", {}).get(key)),
         )
     macs = count_macs(stage.model, state.inputs)
-    return schema.Stage(stage.name, stage.label, _parameters(stage.model), macs, found)
+    return schema.Stage(stage.name, stage.label, count_weights(stage.model), macs, found)
 
 
 def _accuracy(
@@ -170,12 +170,6 @@ def _accuracy(
     before, after = (read_scores(folder, s, runtime, state.recipe.metric) for s in stages)
     drop, low, high = before.drop(after)
     return schema.Score.of(vars(after.score())), drop, [low, high]
-
-
-def _parameters(model: nn.Module) -> int:
-    """Weights and biases; the scales of a quantized network are not counted."""
-    scales = sum(p.numel() for n, p in model.named_parameters() if n.startswith("quantizers."))
-    return count_parameters(model) - scales
 
 
 def _channels(state: State, first: Stage, last: Stage) -> list[schema.LayerSize]:
@@ -209,7 +203,7 @@ def _result(stages: Sequence[schema.Stage], place: int, runtime: str, why: str) 
         file=None,
         accuracy_drop=after.accuracy_drop,
         accuracy_drop_interval=after.accuracy_drop_interval,
-        **gains(stages, place, runtime),
+        **gains(stages[0], chosen, runtime),
     )
 
 

@@ -7,10 +7,10 @@ import time
 import torch
 from torch import nn
 
-from mirabelle.base.checks import check_runs
-from mirabelle.base.data import batches, device_of, length_of, samples
+from mirabelle.base.data import batches, length_of, samples
 from mirabelle.base.progress import say, spoken, watched
 from mirabelle.channels.groups import Coupling
+from mirabelle.measurement.accuracy import predictor
 from mirabelle.pruning.settings import Settings
 from mirabelle.pruning.stats import TRIAL, layers_read
 
@@ -37,11 +37,10 @@ def foretell(model: nn.Module, coupling: Coupling, settings: Settings) -> None:
 def foretold(model: nn.Module, coupling: Coupling, settings: Settings) -> float:
     """Seconds, from one pass of a few samples and one inversion."""
     assert settings.read is not None
-    few = next(samples(settings.read, TRIAL, what="data"))._replace(target=None)
-    few = few.to(device_of(model))
-    check_runs(model, few.head(1), "data")  # the first pass is slow
+    few, predict = next(samples(settings.read, TRIAL, what="data")), predictor(model)
+    predict(few.head(1))  # the first pass is slow
     begun = time.perf_counter()
-    check_runs(model, few, "data")
+    predict(few)
     each = (time.perf_counter() - begun) / max(1, few.size)
     widths = layers_read(model, coupling).values()
     solving = sum((width / COLUMNS) ** 3 for width in widths) * _inversion()

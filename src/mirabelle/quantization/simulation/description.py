@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from mirabelle.graph.quantized import DESCRIPTION, description_of
+from mirabelle.measurement.macs import count_parameters
 from mirabelle.quantization.simulation.placement import Site
 
 
@@ -154,3 +155,9 @@ def described_of(model: fx.GraphModule) -> Quantization:
 def describe(model: fx.GraphModule, described: Quantization) -> None:
     """Gives a network its description; changes the network."""
     model.meta[DESCRIPTION] = described
+
+
+def count_weights(model: nn.Module) -> int:
+    """Weights and biases; the scales of a quantized network are not counted."""
+    scales = sum(p.numel() for n, p in model.named_parameters() if n.startswith("quantizers."))
+    return count_parameters(model) - scales

@@ -136,6 +136,16 @@ class Stage(Part):
         return self.runtimes.get(str(runtime), NO_FIGURES)
 
 
+def gains(original: Stage, chosen: Stage, runtime: str) -> dict[str, float | None]:
+    """What a file gains over the original on the same runtime, as `Result` calls it."""
+    before, after = original.on(runtime), chosen.on(runtime)
+    return {
+        "speedup": after.speedup.value,
+        "size_ratio": before.bytes / after.bytes if before.bytes and after.bytes else None,
+        "macs_ratio": chosen.macs / original.macs if chosen.macs and original.macs else None,
+    }
+
+
 @dataclass(frozen=True)
 class LayerSize(Part):
     """Channels, and [MACs before, after]."""
