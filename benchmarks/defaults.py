@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 
 from benchmarks import defaults_pruning as pruned
 from benchmarks import quantization_methods as others
+from benchmarks.subjects import SUBJECTS, Subject, first_class
 from benchmarks.runs import carry_out, kept, rows
 from mirabelle.measurement.accuracy import score
 from mirabelle.measurement.latency import alternate, speedup
@@ -43,7 +45,7 @@ PEERS = (
     "NNCF, performance",
     "NNCF, mixed",
 )
-NETWORKS = ("fashion", "mobilenet_v2", *others.LITE_SIZES)
+NETWORKS = ("fashion", "mobilenet_v2", *others.LITE_SIZES, *SUBJECTS)
 KINDS = ("int8", "prune")
 SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
@@ -52,13 +54,21 @@ def methods_of(runtime: str) -> list[str]:
     return [OURS, *(m for m in PEERS if runtime in others.METHODS[m][1])]
 
 
+@lru_cache(maxsize=1)
+def subject(network: str) -> Subject:
+    if network in SUBJECTS:
+        return SUBJECTS[network]()
+    model, x, tests, _ = others.setting(network)
+    return Subject(model, x, tests, first_class)
+
+
 def make(network: str, method: str, runtime: str) -> dict[str, Any]:
     """Makes the file, in this process; what that took. float comes first, and once."""
-    model, x, _, _ = others.setting(network)
+    given = subject(network)
     folder = others.folder_of(network, f"defaults {method}", runtime)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
-    others.METHODS[method][0](model, x, runtime, folder)
+    others.METHODS[method][0](given.network, given.calibration, runtime, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mb = peak / (1e6 if sys.platform == "darwin" else 1e3)
     return {"cpu_seconds": time.process_time() - start, "peak_mb": peak_mb}
@@ -69,9 +79,14 @@ def file_of(network: str, method: str, runtime: str) -> Path:
     return folder / f"model{SUFFIXES[runtime]}"
 
 
-def run_int8(network: str, runtime: str) -> dict[str, Any]:
+def clips_pairs(runtime: str) -> bool:
+    """Whether this processor's kernels clip sums of pairs: files, and their errors, are others."""
+    return kernels_with_pairs(runtime) is not None
+
+
+def run_int8(network: str, runtime: str, kernels_clip_pairs: bool) -> dict[str, Any]:
     """One network on one runtime: every method's file, made in a process of its own."""
-    _, _, tests, _ = others.setting(network)
+    _, _, tests, same = subject(network)
     found: dict[str, dict[str, Any]] = {}
     for method in ("float", *methods_of(runtime)):
         words = [sys.executable, "-W", "ignore", "-m", "benchmarks.defaults", "--child"]
@@ -82,19 +97,19 @@ def run_int8(network: str, runtime: str) -> dict[str, Any]:
     wanted = others.outputs(file_of(network, "float", runtime), runtime, tests)
     for method in methods_of(runtime):
         given = others.outputs(file_of(network, method, runtime), runtime, tests)
-        same = score((wanted.argmax(1) == given.argmax(1)).astype(float), "agreement")
+        alike = score(same(wanted, given).astype(float), "agreement")
         found[method] |= {
-            "agreement": same.value,
-            "interval": [same.low, same.high],
+            "agreement": alike.value,
+            "interval": [alike.low, alike.high],
             "sqnr_db": others.sqnr(wanted, given),
         }
-    one = tests[:1].numpy()
+    one = others.arrays_of(tests, file_of(network, "float", "onnxruntime"))[0]
     files = {m: load(file_of(network, m, runtime), runtime) for m in found}
-    times = alternate({m: lambda f=f: f(one) for m, f in files.items()}, 100, seconds=10, pin=True)
+    calls = {m: lambda f=f: f(*one.values()) for m, f in files.items()}
+    times = alternate(calls, 100, seconds=10, pin=True)
     for method in found:
         found[method]["to_float"] = 1 / speedup(times["float"], times[method]).value
-    pairs = kernels_with_pairs(runtime) is not None
-    return {"n": len(tests), "kernels_clip_pairs": pairs, "methods": found}
+    return {"n": len(wanted), "cpu": machine()["cpu"], "methods": found}
 
 
 def _cells(found: dict[str, Any]) -> str:
@@ -139,7 +154,9 @@ def main() -> None:
         return print(json.dumps(make(*options.child)))
     networks = [options.network] if options.network else list(NETWORKS)
     asked = [
-        {"kind": "int8", "network": n, "runtime": r} for n in networks for r in others.RUNTIMES
+        {"kind": "int8", "network": n, "runtime": r, "kernels_clip_pairs": clips_pairs(r)}
+        for n in networks
+        for r in others.RUNTIMES
     ]
     asked = [a for a in asked + pruned.asked(networks) if options.only in (None, a["kind"])]
     names = versions("torch", "onnxruntime", "openvino", "nncf", "torch-pruning")

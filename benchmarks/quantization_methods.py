@@ -14,11 +14,14 @@ from torch import nn
 
 import mirabelle as mb
 from benchmarks import photographs, zoo
+from benchmarks.subjects import Inputs
 from examples import fashion
 from mirabelle.base.data import cache_folder
+from mirabelle.base.files import copy_file
 from mirabelle.quantization import quantize
 from mirabelle.runtimes import load
 
+Network = nn.Module | Path
 IMAGES = 300
 FEW = 32  # calibration images of networks with random weights
 RUNTIMES = ("onnxruntime", "openvino")
@@ -90,8 +93,24 @@ def setting(
     return model, x[:FEW], x[FEW:], None
 
 
-def batches_of(x: torch.Tensor, size: int = 16) -> list[torch.Tensor]:
-    return list(x.split(size))
+def batches_of(x: Inputs, size: int = 16) -> list[Any]:
+    if isinstance(x, list):
+        return x
+    if isinstance(x, torch.Tensor):
+        return list(x.split(size))
+    parts = zip(*(v.split(size) for v in x.values()), strict=True)
+    return [dict(zip(x, p, strict=True)) for p in parts]
+
+
+def count_of(x: Inputs) -> int:
+    return len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
+
+
+def arrays_of(x: Inputs, path: Path) -> list[dict[str, Any]]:
+    """One sample at a time, by the names of an ONNX file's inputs."""
+    names = [i.name for i in load(path, "onnxruntime").inputs]
+    rows = [b if isinstance(b, dict) else {names[0]: b} for b in batches_of(x, 1)]
+    return [{n: v.numpy() for n, v in row.items()} for row in rows]
 
 
 # --- methods: (network, calibration, runtime, folder) -> file
@@ -99,11 +118,16 @@ def batches_of(x: torch.Tensor, size: int = 16) -> list[torch.Tensor]:
 
 
 def ours(**options: Any) -> Callable:
-    def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+    def run(model: Network, x: Inputs, runtime: str, folder: Path) -> Path:
         q = quantize(
-            model, batches_of(x), target=TARGET[runtime], samples=len(x), runtime=runtime, **options
+            model,
+            batches_of(x),
+            target=TARGET[runtime],
+            samples=count_of(x),
+            runtime=runtime,
+            **options,
         )
-        return mb.export(q, folder, runtime=runtime, inputs=x[:1]).path
+        return mb.export(q, folder, runtime=runtime, inputs=batches_of(x, 1)[0]).path
 
     return run
 
@@ -113,8 +137,10 @@ def plain(**options: Any) -> Callable:
     return ours(**{"threshold": "mse", "repair": None, **options})
 
 
-def in_float(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
-    return mb.export(model, folder, runtime=runtime, inputs=x[:1]).path
+def in_float(model: Network, x: Inputs, runtime: str, folder: Path) -> Path:
+    if isinstance(model, Path) and runtime == "onnxruntime":
+        return copy_file(model, folder / "model.onnx")
+    return mb.export(model, folder, runtime=runtime, inputs=batches_of(x, 1)[0]).path
 
 
 def ort_static(method: str, **extra: Any) -> Callable:
@@ -122,7 +148,7 @@ def ort_static(method: str, **extra: Any) -> Callable:
     unsigned activations.
     """
 
-    def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+    def run(model: Network, x: Inputs, runtime: str, folder: Path) -> Path:
         from onnxruntime.quantization import (
             CalibrationDataReader,
             CalibrationMethod,
@@ -134,11 +160,10 @@ def ort_static(method: str, **extra: Any) -> Callable:
 
         class Reader(CalibrationDataReader):
             def __init__(self) -> None:
-                self.rows = iter(x)
+                self.rows = iter(arrays_of(x, source))
 
             def get_next(self) -> Any:
-                row = next(self.rows, None)
-                return None if row is None else {"input": row[None].numpy()}
+                return next(self.rows, None)
 
         source = in_float(model, x, "onnxruntime", folder / "float")
         quant_pre_process(str(source), str(folder / "prepared.onnx"))
@@ -161,15 +186,15 @@ def ort_static(method: str, **extra: Any) -> Callable:
 def nncf_ptq(preset: str) -> Callable:
     """NNCF's post-training quantization of the runtime's own file."""
 
-    def run(model: nn.Module, x: torch.Tensor, runtime: str, folder: Path) -> Path:
+    def run(model: Network, x: Inputs, runtime: str, folder: Path) -> Path:
         import nncf
         import onnx
         import openvino as ov
 
         source = in_float(model, x, "onnxruntime", folder / "float")
-        data = [row[None].numpy() for row in x]
+        data = arrays_of(x, source)
         options = {"preset": getattr(nncf.QuantizationPreset, preset), "subset_size": len(data)}
-        if "vit" in folder.parts[-2]:
+        if any(word in folder.parts[-2] for word in ("vit", "minilm")):
             options["model_type"] = nncf.ModelType.TRANSFORMER
         if runtime == "openvino":
             network = ov.Core().read_model(source)
@@ -181,7 +206,7 @@ def nncf_ptq(preset: str) -> Callable:
             return folder / "model.xml"
         onnx.save(
             nncf.quantize(
-                onnx.load(source), nncf.Dataset(data, lambda row: {"input": row}), **options
+                onnx.load(source), nncf.Dataset(data), **options
             ),
             folder / "model.onnx",
         )
@@ -237,9 +262,15 @@ def folder_of(network: str, method: str, runtime: str) -> Path:
     )
 
 
-def outputs(path: Path, runtime: str, x: torch.Tensor) -> np.ndarray:
+def outputs(path: Path, runtime: str, x: Inputs) -> np.ndarray:
+    """The first output, for all samples."""
     file = load(path, runtime)
-    return np.concatenate([file(b.numpy()) for b in x.split(1 if x.shape[-1] > 100 else 100)])
+    size = 1 if isinstance(x, torch.Tensor) and x.shape[-1] > 100 else 100
+    found = (
+        file(**{n: v.numpy() for n, v in b.items()}) if isinstance(b, dict) else file(b.numpy())
+        for b in batches_of(x, size)
+    )
+    return np.concatenate([y[0] if isinstance(y, tuple) else y for y in found])
 
 
 def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
