@@ -28,8 +28,8 @@ import torch
 
 from benchmarks import defaults_pruning as pruned
 from benchmarks import quantization_methods as others
-from benchmarks.subjects import SUBJECTS, Subject, first_class
 from benchmarks.runs import carry_out, kept, rows
+from benchmarks.subjects import SUBJECTS, Subject, first_class
 from mirabelle.measurement.accuracy import score
 from mirabelle.measurement.latency import alternate, speedup
 from mirabelle.measurement.machine import machine, versions
@@ -47,7 +47,6 @@ PEERS = (
 )
 NETWORKS = ("fashion", "mobilenet_v2", *others.LITE_SIZES, *SUBJECTS)
 KINDS = ("int8", "prune")
-SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 
 def methods_of(runtime: str) -> list[str]:
@@ -68,15 +67,10 @@ def make(network: str, method: str, runtime: str) -> dict[str, Any]:
     folder = others.folder_of(network, f"defaults {method}", runtime)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
-    others.METHODS[method][0](given.network, given.calibration, runtime, folder)
+    path = others.METHODS[method][0](given.network, given.calibration, runtime, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mb = peak / (1e6 if sys.platform == "darwin" else 1e3)
-    return {"cpu_seconds": time.process_time() - start, "peak_mb": peak_mb}
-
-
-def file_of(network: str, method: str, runtime: str) -> Path:
-    folder = others.folder_of(network, f"defaults {method}", runtime)
-    return folder / f"model{SUFFIXES[runtime]}"
+    return {"cpu_seconds": time.process_time() - start, "peak_mb": peak_mb, "path": str(path)}
 
 
 def clips_pairs(runtime: str) -> bool:
@@ -94,18 +88,18 @@ def run_int8(network: str, runtime: str, kernels_clip_pairs: bool) -> dict[str, 
             [*words, network, method, runtime], check=True, stdout=subprocess.PIPE, text=True
         )
         found[method] = json.loads(done.stdout.splitlines()[-1])
-    wanted = others.outputs(file_of(network, "float", runtime), runtime, tests)
+    files = {m: load(found[m].pop("path"), runtime) for m in found}
+    wanted = others.outputs(files["float"], tests)
     for method in methods_of(runtime):
-        given = others.outputs(file_of(network, method, runtime), runtime, tests)
+        given = others.outputs(files[method], tests)
         alike = score(same(wanted, given).astype(float), "agreement")
         found[method] |= {
             "agreement": alike.value,
             "interval": [alike.low, alike.high],
             "sqnr_db": others.sqnr(wanted, given),
         }
-    one = others.arrays_of(tests, file_of(network, "float", "onnxruntime"))[0]
-    files = {m: load(file_of(network, m, runtime), runtime) for m in found}
-    calls = {m: lambda f=f: f(*one.values()) for m, f in files.items()}
+    one = list(others.arrays_of(tests, files["float"])[0].values())
+    calls = {m: lambda f=f: f(*one) for m, f in files.items()}
     times = alternate(calls, 100, seconds=10, pin=True)
     for method in found:
         found[method]["to_float"] = 1 / speedup(times["float"], times[method]).value

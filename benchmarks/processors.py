@@ -25,6 +25,7 @@ from benchmarks import quantization_methods as others
 from benchmarks.runs import carry_out, kept, those
 from mirabelle.measurement.accuracy import score
 from mirabelle.measurement.machine import machine, versions
+from mirabelle.runtimes import load
 from mirabelle.runtimes.clipping import kernels_with_pairs
 from tests.processors.__main__ import KINDS, preload
 
@@ -77,7 +78,7 @@ def run(asked: dict[str, str], library: Path) -> dict[str, Any]:
 
 def child(network: str, runtime: str, files: dict[str, str]) -> dict[str, Any]:
     tests = others.setting(network)[2]
-    given = {m: others.outputs(Path(p), runtime, tests) for m, p in files.items()}
+    given = {m: others.outputs(load(p, runtime), tests) for m, p in files.items()}
     wanted, methods = given.pop("float"), {}
     for method, values in given.items():
         same = score((wanted.argmax(1) == values.argmax(1)).astype(np.float64), "agreement")

@@ -90,8 +90,8 @@ def run_file(network: str, method: str, runtime: str) -> dict[str, Any]:
     )
     if not reference.is_file():  # the cache is another machine's
         in_float(model, x, runtime, reference.parent)
-    wanted = outputs(reference, runtime, tests)
-    given = outputs(path, runtime, tests)
+    wanted = outputs(load(reference, runtime), tests)
+    given = outputs(load(path, runtime), tests)
     same = given.argmax(1) == wanted.argmax(1)
     found |= {"n": len(tests), "agreement": float(same.mean()), "sqnr_db": sqnr(wanted, given)}
     if labels is not None:
@@ -184,9 +184,7 @@ def _top1(model: nn.Module, x: torch.Tensor, runtime: str = "onnxruntime") -> np
     tests, labels = fashion.images_and_labels("t10k")
     with tempfile.TemporaryDirectory() as folder:
         return (
-            outputs(
-                mb.export(model, folder, runtime=runtime, inputs=x[:1]).path, runtime, tests
-            ).argmax(1)
+            outputs(mb.export(model, folder, runtime=runtime, inputs=x[:1]), tests).argmax(1)
             == labels.numpy()
         ).astype(np.float64)
 

@@ -19,7 +19,7 @@ from examples import fashion
 from mirabelle.base.data import cache_folder
 from mirabelle.base.files import copy_file
 from mirabelle.quantization import quantize
-from mirabelle.runtimes import load
+from mirabelle.runtimes import Artifact, load
 
 Network = nn.Module | Path
 IMAGES = 300
@@ -106,9 +106,9 @@ def count_of(x: Inputs) -> int:
     return len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
 
 
-def arrays_of(x: Inputs, path: Path) -> list[dict[str, Any]]:
-    """One sample at a time, by the names of an ONNX file's inputs."""
-    names = [i.name for i in load(path, "onnxruntime").inputs]
+def arrays_of(x: Inputs, file: Artifact) -> list[dict[str, Any]]:
+    """One sample at a time, by the names of the file's inputs."""
+    names = [i.name for i in file.inputs]
     rows = [b if isinstance(b, dict) else {names[0]: b} for b in batches_of(x, 1)]
     return [{n: v.numpy() for n, v in row.items()} for row in rows]
 
@@ -160,7 +160,7 @@ def ort_static(method: str, **extra: Any) -> Callable:
 
         class Reader(CalibrationDataReader):
             def __init__(self) -> None:
-                self.rows = iter(arrays_of(x, source))
+                self.rows = iter(arrays_of(x, load(source, "onnxruntime")))
 
             def get_next(self) -> Any:
                 return next(self.rows, None)
@@ -192,7 +192,7 @@ def nncf_ptq(preset: str) -> Callable:
         import openvino as ov
 
         source = in_float(model, x, "onnxruntime", folder / "float")
-        data = arrays_of(x, source)
+        data = arrays_of(x, load(source, "onnxruntime"))
         options = {"preset": getattr(nncf.QuantizationPreset, preset), "subset_size": len(data)}
         if any(word in folder.parts[-2] for word in ("vit", "minilm")):
             options["model_type"] = nncf.ModelType.TRANSFORMER
@@ -205,10 +205,7 @@ def nncf_ptq(preset: str) -> Callable:
             )
             return folder / "model.xml"
         onnx.save(
-            nncf.quantize(
-                onnx.load(source), nncf.Dataset(data), **options
-            ),
-            folder / "model.onnx",
+            nncf.quantize(onnx.load(source), nncf.Dataset(data), **options), folder / "model.onnx"
         )
         return folder / "model.onnx"
 
@@ -262,9 +259,8 @@ def folder_of(network: str, method: str, runtime: str) -> Path:
     )
 
 
-def outputs(path: Path, runtime: str, x: Inputs) -> np.ndarray:
+def outputs(file: Artifact, x: Inputs) -> np.ndarray:
     """The first output, for all samples."""
-    file = load(path, runtime)
     size = 1 if isinstance(x, torch.Tensor) and x.shape[-1] > 100 else 100
     found = (
         file(**{n: v.numpy() for n, v in b.items()}) if isinstance(b, dict) else file(b.numpy())

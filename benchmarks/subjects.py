@@ -172,9 +172,7 @@ def _ocr(file: str, same: Same, views: Callable[[int, int], torch.Tensor], tests
 
 
 def ocr_recognizer() -> Subject:
-    return _ocr(
-        "ch_PP-OCRv4_rec_infer.onnx", read_alike, lambda n, seed: _lines(n, 320, seed), 500
-    )
+    return _ocr("ch_PP-OCRv4_rec_infer.onnx", read_alike, lambda n, seed: _lines(n, 320, seed), 500)
 
 
 def ocr_detector() -> Subject:

@@ -104,7 +104,7 @@ def run(asked: dict[str, str]) -> dict[str, Any]:
     for kind, network in (("float", model), ("int8", q)):
         folder = others.folder_of(name, f"without data {given} {kind}", RUNTIME)
         file = mb.export(network, folder, runtime=RUNTIME, inputs=x[:1])
-        found[kind] = others.outputs(file.path, RUNTIME, tests)
+        found[kind] = others.outputs(file, tests)
     same = score((found["float"].argmax(1) == found["int8"].argmax(1)).astype(float), "agreement")
     return {
         "n": len(tests),

@@ -105,9 +105,7 @@ def test_structure(name, target, tmp_path):
     quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
     zeros = [constants[n.input[2]] for n in quantizers]
     assert {z.dtype.name for z in zeros} == {"uint8" if target == "x86-vnni" else "int8"}
-    assert {int(z) for z in zeros} <= {"x86-vnni": {0, 128}, "arm": {0, -128}, "symmetric": {0}}[
-        target
-    ]
+    assert target != "symmetric" or not any(int(z) for z in zeros)
     rectified = [n for n in quantizers if n.output[0].startswith(("relu", "hardtanh"))]
     assert rectified and all(
         int(constants[n.input[2]]) == {"x86-vnni": 0, "arm": -128, "symmetric": 0}[target]

@@ -107,10 +107,11 @@ def test_a_batch_without_samples():
 
 
 def test_inputs_without_a_dimension_belong_to_every_sample():
-    batch = as_batch(({"scale": torch.tensor(2.0), "x": X}, Y))
+    batch = as_batch(({"scale": torch.tensor(2.0), "x": X, "state": torch.zeros(2, 1)}, Y))
     assert batch.size == 3
     first = batch.head(2)
-    assert first.size == 2 and first.kwargs["scale"] == 2 and torch.equal(first.target, Y[:2])
+    assert first.size == 2 and len(first.kwargs["state"]) == 2 == len(batch.head(1).kwargs["state"])
+    assert first.kwargs["scale"] == 2 and torch.equal(first.target, Y[:2])
     with pytest.raises(InputError, match="no samples"):
         as_batch({"scale": torch.tensor(2.0)})
 

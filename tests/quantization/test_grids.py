@@ -15,8 +15,10 @@ def test_a_scale_is_the_threshold_by_the_levels():
     x[0, 0, 0, 0] = 2.0
     q = quantize(small(), [x], threshold="absmax", target="x86-vnni")
     assert float(activations(q)["x"].scale.detach()) == pytest.approx(2 / 255)
-    signed = quantize(small(), [-x], threshold="absmax", target="x86-vnni")
+    signed = quantize(small(), [-x], threshold="absmax", target="x86-vnni", symmetric=True)
     assert float(activations(signed)["x"].scale.detach()) == pytest.approx(2 / 127)
+    negative = activations(quantize(small(), [-x], threshold="absmax", target="x86-vnni"))["x"]
+    assert float(negative.scale.detach()) == pytest.approx(2 / 255) and negative.zero_point == 255
     half = quantize(small(), [x], threshold=lambda h, levels: h.maximum / 2, target="x86-vnni")
     assert (
         float(activations(half)["x"].scale.detach()) == pytest.approx(1 / 255)
@@ -38,7 +40,7 @@ GRID_OF = {  # target: (limits of the dtype, zero points of signed and rectified
 def test_contract_targets(target):
     limits, signed, rectified, largest = GRID_OF[target]
     network, x = build("residual"), batches(size=8)
-    q = quantize(network, x, target=target)
+    q = quantize(network, x, target=target, symmetric=True)
     found = activations(q)
     assert {(a.low, a.high) for a in found.values()} == {limits}
     assert found["x"].zero_point == signed and found["relu"].zero_point == rectified
@@ -53,6 +55,17 @@ def test_contract_targets(target):
     )
     with torch.no_grad():
         assert relative(network(x[0]), q(x[0])) < 0.04
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_zero_points_where_they_cost_no_time(target):
+    network, x = build("residual"), [b + 0.5 for b in batches(size=8)]
+    found = quantize(network, x, target=target)
+    free = TARGETS[target].zero_points
+    assert quantization(found).symmetric is not free
+    assert (activations(found)["x"].zero_point != GRID_OF[target][1]) == free
+    own = quantize(network, x, target=target, threshold=lambda h, levels: h.maximum)
+    assert quantization(own).symmetric is True
 
 
 def test_auto_is_safe_on_this_machine():

@@ -282,3 +282,21 @@ def test_numbers_without_a_dimension(whole, tmp_path):
     q = mb.quantize(Fills(whole), data)
     found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0]), data, samples=8)
     assert found.first_departure is None and found.layers
+
+
+def test_states_of_another_length_than_the_batch(tmp_path):
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.leave = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x, state):
+            hidden = torch.relu(self.enter(x) + state[0] - state[1])
+            return self.leave(hidden), torch.stack([hidden, state[0]])
+
+    torch.manual_seed(0)
+    network = Step().eval()
+    data = [{"x": torch.randn(1, 6), "state": torch.randn(2, 1, 8)} for _ in range(16)]
+    q = quantize(network, data)
+    found = mb.verify(q, mb.export(q, tmp_path, inputs=data[0]), data, original=network)
+    assert found.agreement.n == 16 and all(layer.max_off_by == 0 for layer in found.layers)

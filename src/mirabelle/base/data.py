@@ -90,12 +90,15 @@ class Batch(NamedTuple):
         return sum(t[:1].numel() for t in self.tensors if t.ndim)
 
     def part(self, start: int, stop: int) -> Batch:
-        """Its samples from `start` to `stop`, with their targets; inputs without a dimension belong
-        to all of them.
+        """Its samples from `start` to `stop`, with their targets. Inputs of another length, such as
+        the state of a recurrent network, belong to all of them.
         """
-        stop = min(stop, self.size)
-        return self.map(lambda t: t[start:stop] if t.ndim else t)._replace(
-            target=structures.part(self.target, start, stop, self.size)
+        size = self.size
+        stop = min(stop, size)
+        if start == 0 and stop == size:
+            return self
+        return self.map(lambda t: t[start:stop] if t.ndim and len(t) == size else t)._replace(
+            target=structures.part(self.target, start, stop, size)
         )
 
     def head(self, count: int) -> Batch:

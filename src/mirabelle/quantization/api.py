@@ -47,11 +47,11 @@ PLACEMENTS = {"all": None, "fastest": None}
 def _together(options: Mapping[str, Any]) -> None:
     """What `quantize` asks of several options at once."""
     bits, weight_bits = options["bits"], options["weight_bits"]
-    if not options["symmetric"]:
+    if options["symmetric"] is False:
         resolve(options["threshold"], {AUTO: None, **RANGES}, "threshold")
     if not options["weight_symmetric"]:
         resolve(options["weight_threshold"], RANGES, "weight threshold")
-    if not options["symmetric"] and not (goal := resolve_target(options["target"])).unsigned:
+    if options["symmetric"] is False and not (goal := resolve_target(options["target"])).unsigned:
         raise InputError(
             f"target {goal.name!r} is for kernels without zero points, which symmetric=False "
             f"needs; choose another of {', '.join(TARGETS)}"
@@ -90,8 +90,9 @@ def quantize(
         int | None, Ge(2), Le(16), Doc("of the weights alone; None is as many as the target takes")
     ] = None,
     symmetric: Annotated[
-        bool, Doc("grids of activations around zero, else with zero points")
-    ] = True,
+        bool | None,
+        Doc("grids of activations around zero; else with zero points; None is what costs no time"),
+    ] = None,
     per_channel: Annotated[
         bool, Doc("a scale for each output channel of a weight, else one for all")
     ] = True,
@@ -146,9 +147,10 @@ def quantize(
       callable (histogram, levels) -> threshold. `auto` measures at the network's outputs, for each
       tensor.
     - bits, weight_bits: 2 to 16, 8 by default.
-    - symmetric: tensors that are never negative use all of the grid for the positive side where
-      the target can. Without it the zero point lies where the tensor's two ends put it. A callable
-      then gives (low, high), as in `RANGES`.
+    - symmetric: True puts grids around zero; tensors that are never negative use all of the grid
+      for the positive side where the target can. False lets the zero point lie where the tensor's
+      two ends put it; a callable then gives (low, high), as in `RANGES`. None is False where the
+      target's kernels lose no time by it, unless `threshold` is your own rule.
     - per_channel, weight_symmetric: of the weights' grids; both are True by default.
     - samples: how many are used, 512 by default.
     - target: a name of `TARGETS`, or `auto`, this machine's (see `targets.py`).
@@ -186,8 +188,10 @@ def quantize(
         raise InputError(
             "this network is quantized already; quantize the float network it came from"
         )
-    choose = None if threshold == AUTO else resolve(threshold, rules_for(symmetric), "threshold")
     goal = resolve_target(target)
+    if symmetric is None:
+        symmetric = not goal.zero_points or threshold not in (AUTO, *RANGES)
+    choose = None if threshold == AUTO else resolve(threshold, rules_for(symmetric), "threshold")
     keep = tuple(names_of(keep))
     repairs = check_repairs(repair)
     if placement == "fastest":

@@ -24,7 +24,7 @@ from mirabelle.quantization.calibration.observation import (
 from mirabelle.quantization.calibration.pair_sums import channel_axes
 from mirabelle.quantization.calibration.thresholds import rules_for
 from mirabelle.quantization.repairs.table import BEFORE, REPAIRS
-from mirabelle.quantization.search.rules import RULES, held_out, rules_of
+from mirabelle.quantization.search.rules import RULES, SIGNED, held_out, rules_of
 from mirabelle.quantization.simulation.calibrated import Calibrated
 from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import captured, takes_any_batch
@@ -157,7 +157,12 @@ class Prepared:
             choose = g.rules[rule]
             return activation_quantizer(histograms[site], choose, g.bits, g.target, g.symmetric)
 
-        return rules_of(network, [s.node for s in sites if s.source is None], grid, held)
+        names = {
+            s.node: SIGNED if histograms[s.node].signed and not g.symmetric else RULES
+            for s in sites
+            if s.source is None
+        }
+        return rules_of(network, names, grid, held)
 
     def _description(
         self, seen: int, repairs: Sequence[str], rules: Mapping[str, str]

@@ -15,7 +15,7 @@ class Target:
 
     activations: the dtype that the exported file holds, `uint8` or `int8`. unsigned: tensors that
     are never negative use all the levels for the positive side (0..255), else every tensor is
-    symmetric.
+    symmetric. zero_points: values around any other number take no more time than those around zero.
     weight_bits: at most. pairs: kernels may add pairs of products in 16 bits, so that filters whose
     sums can reach further get a smaller range.
     rounded: what a convolution gives is rounded wherever it goes, as there is no kernel that leaves
@@ -30,6 +30,7 @@ class Target:
     name: str
     activations: str = "uint8"
     unsigned: bool = True
+    zero_points: bool = True
     weight_bits: int = 8
     pairs: bool = False
     rounded: bool = True
@@ -43,17 +44,20 @@ TARGETS: dict[str, Target] = {
     "x86": Target("x86", pairs=True),
     "x86-vnni": Target("x86-vnni"),
     "arm": Target("arm", activations="int8"),
-    "openvino": Target("openvino", pairs=True, rounded=False, sums=True, products=True),
+    "openvino": Target(
+        "openvino", zero_points=False, pairs=True, rounded=False, sums=True, products=True
+    ),
     "tensorrt": Target(
         "tensorrt",
         activations="int8",
         unsigned=False,
+        zero_points=False,
         rounded=False,
         sums=True,
         averages=False,
         biases=False,
     ),
-    "symmetric": Target("symmetric", activations="int8", unsigned=False),
+    "symmetric": Target("symmetric", activations="int8", unsigned=False, zero_points=False),
 }
 
 # Where nobody names a target: phones have Arm's kernels, whatever this machine is.

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from mirabelle.quantization.calibration import thresholds
-from mirabelle.quantization.calibration.thresholds import RANGES, ROWS, THRESHOLDS, rules_for
+from mirabelle.quantization.calibration.thresholds import (
+    AROUND_ZERO,
+    RANGES,
+    ROWS,
+    THRESHOLDS,
+    rules_for,
+)
 
 
 @dataclass
@@ -267,4 +273,5 @@ def test_rows_try_96_thresholds(levels):
 
 
 def test_rules_are_those_of_the_grid():
-    assert rules_for(True) is THRESHOLDS and rules_for(False) is RANGES
+    assert rules_for(True) is THRESHOLDS
+    assert rules_for(False) == RANGES | AROUND_ZERO

@@ -7,7 +7,7 @@ from torch import nn
 
 from mirabelle.base.data import Batch
 from mirabelle.quantization import quantization, quantize
-from mirabelle.quantization.search.rules import RULES, best_rules, held_out
+from mirabelle.quantization.search.rules import SIGNED, best_rules, held_out
 from mirabelle.quantization.simulation.graph import captured
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 from tests.quantized_networks import batches, build
@@ -63,5 +63,5 @@ def test_a_call_says_which_rules_it_took():
     network, data = build("residual"), batches(count=4, size=64)
     q = quantize(network, data, samples=256)
     rules = quantization(q).rules
-    assert rules and set(rules.values()) <= set(RULES) and quantization(q).samples == 256
+    assert rules and set(rules.values()) <= set(SIGNED) and quantization(q).samples == 256
     assert quantization(quantize(network, data, threshold="mse")).rules == {}

@@ -337,9 +337,27 @@ RANGES: dict[str, Callable[[Histogram, int], tuple[float, float]]] = {
 }
 
 
+def _around_zero(rule: Callable[[Histogram, int], float]) -> Callable:
+    """The grid of a rule of `THRESHOLDS`, as a range of an affine grid."""
+
+    def ends(histogram: Histogram, steps: int) -> tuple[float, float]:
+        if not histogram.signed:
+            return 0.0, rule(histogram, steps)
+        levels = steps // 2
+        threshold = rule(histogram, levels)
+        return -threshold * (levels + 1) / levels, threshold
+
+    return ends
+
+
+# What `threshold="auto"` chooses from besides `RANGES`: values that were not seen are clipped
+# less where the shorter side has as much room as the longer.
+AROUND_ZERO = {f"{name} around zero": _around_zero(rule) for name, rule in THRESHOLDS.items()}
+
+
 def rules_for(symmetric: bool) -> Mapping[str, Callable]:
     """The table that names of rules are of: for grids around zero, or for affine ones."""
-    return THRESHOLDS if symmetric else RANGES
+    return THRESHOLDS if symmetric else RANGES | AROUND_ZERO
 
 
 # Rules that have a form of their own for the rows of a matrix (filters): (rows, levels) -> (rows,)

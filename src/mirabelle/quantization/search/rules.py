@@ -18,8 +18,10 @@ from mirabelle.graph.capture import operator
 from mirabelle.quantization.calibration.observation import PixelByPixel
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
 
-# The first one is taken where outputs do not tell.
+# The first is taken where outputs do not tell.
 RULES = ("mse", "laplace", "weighted-mse")
+# Of tensors with values on both sides of zero, where grids are affine.
+SIGNED = (*RULES, *(f"{name} around zero" for name in RULES))
 HELD = 32  # samples
 # Draws of noise for each sample: inputs of fewer than SMALL numbers cost little.
 PROBES, SMALL = 8, 2**17
@@ -139,10 +141,12 @@ class _Kept(PixelByPixel):
 
 def rules_of(
     network: fx.GraphModule,
-    sites: Iterable[str],
+    names: Mapping[str, Sequence[str]],
     grid: Callable[[str, str], ActivationQuantizer],
     data: Iterable[Batch],
 ) -> dict[str, str]:
-    """By site the name of its rule. grid: (site, rule) -> the quantizer that the rule gives."""
-    found = best_rules(network, {s: [grid(s, rule) for rule in RULES] for s in sites}, data)
-    return {site: RULES[i] for site, i in found.items()}
+    """By site the name of its rule. names: of the rules that a site has. grid: (site, rule) -> the
+    quantizer that the rule gives.
+    """
+    grids = {site: [grid(site, rule) for rule in rules] for site, rules in names.items()}
+    return {site: names[site][i] for site, i in best_rules(network, grids, data).items()}
