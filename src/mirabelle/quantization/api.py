@@ -149,8 +149,8 @@ def quantize(
     - bits, weight_bits: 2 to 16, 8 by default.
     - symmetric: True puts grids around zero; tensors that are never negative use all of the grid
       for the positive side where the target can. False lets the zero point lie where the tensor's
-      two ends put it; a callable then gives (low, high), as in `RANGES`. None is False where the
-      target's kernels lose no time by it, unless `threshold` is your own rule.
+      two ends put it; a callable then gives (low, high), as in `RANGES`. None is False where there
+      are data and the target's kernels lose no time by it, unless `threshold` is your own rule.
     - per_channel, weight_symmetric: of the weights' grids; both are True by default.
     - samples: how many are used, 512 by default.
     - target: a name of `TARGETS`, or `auto`, this machine's (see `targets.py`).
@@ -189,8 +189,9 @@ def quantize(
             "this network is quantized already; quantize the float network it came from"
         )
     goal = resolve_target(target)
-    if symmetric is None:
-        symmetric = not goal.zero_points or threshold not in (AUTO, *RANGES)
+    if symmetric is None:  # ends of synthetic data are too near on the shorter side
+        free = goal.zero_points and data is not None
+        symmetric = not free or threshold not in (AUTO, *RANGES)
     choose = None if threshold == AUTO else resolve(threshold, rules_for(symmetric), "threshold")
     keep = tuple(names_of(keep))
     repairs = check_repairs(repair)
