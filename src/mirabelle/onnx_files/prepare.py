@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,12 @@ def _simplified(model: ModelProto, path: Path) -> ModelProto:
         except Exception as error:
             raise InputError(f"ONNX Runtime does not open {path}: {first_line(error)}") from error
         return onnx.load(options.optimized_model_filepath)
+
+
+def takes_any_batch(proto: ModelProto, inputs: Iterable[str]) -> bool:
+    """Whether the file leaves the first dimension of each of these inputs open."""
+    shapes = [i.type.tensor_type.shape.dim for i in proto.graph.input if i.name in inputs]
+    return all(dims and not dims[0].HasField("dim_value") for dims in shapes)
 
 
 def with_open_batch(proto: ModelProto, example: dict[str, np.ndarray]) -> tuple[ModelProto, int]:

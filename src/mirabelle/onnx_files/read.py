@@ -33,6 +33,7 @@ from mirabelle.onnx_files.prepare import (
     fixed_batch,
     prepared,
     run_all,
+    takes_any_batch,
     with_open_batch,
 )
 from mirabelle.onnx_files.shapes import LARGEST, Host, as_tensor
@@ -51,6 +52,9 @@ LEARNED = (
 )
 
 
+ENOUGH = 2  # samples: all values of these and of twice as many are held
+
+
 def network(path: str | Path, example: Batch, fold: bool = True) -> fx.GraphModule:
     """The network of an ONNX file, with a `Source` as `meta["onnx"]`; BatchNorm and the like in
     eval mode. example: what the file takes, by position or by name. fold: constants are folded and
@@ -63,7 +67,8 @@ def network(path: str | Path, example: Batch, fold: bool = True) -> fx.GraphModu
     known = {t.name for t in proto.graph.initializer}  # inputs of old files, too
     inputs = [i.name for i in proto.graph.input if i.name not in known]
     source = Source(proto, inputs, unnamed=unnamed)
-    found = _Reader(source, _example(example, source, path), path).read()
+    few = example.head(ENOUGH) if takes_any_batch(proto, inputs) else example
+    found = _Reader(source, _example(few, source, path), path).read()
     if not fold:
         named = [*(("", t) for t in example.args), *example.kwargs.items()]
         inputs = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in named]

@@ -30,6 +30,7 @@ from mirabelle.quantization.simulation.description import Quantization
 from mirabelle.quantization.simulation.graph import captured, takes_any_batch
 from mirabelle.quantization.simulation.placement import Site, check_layers_kept, contractions, place
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer
+from mirabelle.quantization.simulation.smoothing import smoothed
 from mirabelle.quantization.targets import Target
 from mirabelle.sparsity import masks
 
@@ -111,7 +112,7 @@ class Prepared:
         return Calibrated(
             network,
             histograms,
-            self._description(seen, repairs, rules),
+            self._description(seen, repairs, rules, smoothed(network.graph)),
             grids.choose or grids.rules[RULES[0]],
             grids.weight_threshold,
             {
@@ -165,7 +166,11 @@ class Prepared:
         return rules_of(network, names, grid, held)
 
     def _description(
-        self, seen: int, repairs: Sequence[str], rules: Mapping[str, str]
+        self,
+        seen: int,
+        repairs: Sequence[str],
+        rules: Mapping[str, str],
+        multiplied: tuple[str, ...],
     ) -> Quantization:
         grids = self.grids
         # Targets of 8 bits say how many of these a weight may use; finer grids are no runtime's.
@@ -187,6 +192,7 @@ class Prepared:
             grids.keep,
             tuple(repairs),
             rules=dict(rules),
+            smoothed=multiplied,
         )
 
 

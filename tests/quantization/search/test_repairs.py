@@ -26,6 +26,7 @@ def test_combinations_are_those_that_can_change_the_network():
     assert ("bias-means",) in combinations(cnn)
     assert not any("smooth-quant" in c for c in combinations(cnn))
     assert ("smooth-quant", "bias") in combinations(transformer)
+    assert ("smooth-quant", "smooth-inputs", "bias") in combinations(transformer)
 
 
 def test_the_repairs_that_come_nearest_on_samples_held_out_are_taken(monkeypatch):
@@ -100,12 +101,12 @@ def test_repairs_that_break_the_outputs_are_not_taken(monkeypatch):
 def test_what_suits_a_network_is_taken_without_being_asked():
     network, data = attention(), TOKENS
     captured_one = captured(network, Batch((data[0],), {}, None))
-    assert suitable(captured_one) == ["smooth-quant", "bias-means"]
+    assert suitable(captured_one) == ["smooth-quant", "smooth-inputs", "bias-means"]
     q, plain = (
         quantize(network, data, target="x86-vnni", **o)
         for o in ({}, {"repair": None, "threshold": "mse"})
     )
-    assert quantization(q).repair == ("smooth-quant", "bias-means")
+    assert quantization(q).repair == ("smooth-quant", "smooth-inputs", "bias-means")
     x = torch.cat(TOKENS)
     with torch.no_grad():
         assert relative(network(x), q(x)) < relative(network(x), plain(x))

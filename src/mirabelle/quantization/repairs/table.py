@@ -18,6 +18,7 @@ from mirabelle.quantization.repairs.biases import (
 from mirabelle.quantization.repairs.equalization import scalable
 from mirabelle.quantization.repairs.rounding import learn_rounding
 from mirabelle.quantization.repairs.scaling import equalize, equalize_activations, smooth_quant
+from mirabelle.quantization.repairs.smoothing import smooth_inputs, sources
 
 Repair = Callable[[fx.GraphModule, fx.GraphModule, Sequence[Batch]], None]
 # In the order in which they are applied. (network, its float form with nodes of the same names,
@@ -26,13 +27,14 @@ REPAIRS: dict[str, Repair] = {
     "equalize-activations": equalize_activations,
     "equalize": equalize,
     "smooth-quant": smooth_quant,
+    "smooth-inputs": smooth_inputs,
     "learned-rounding": learn_rounding,
     "bias-analytic": correct_bias_analytically,
     "bias-means": correct_bias_by_means,
     "bias": correct_bias,
 }
 # These change the float network, before thresholds are chosen.
-BEFORE = ("equalize-activations", "equalize", "smooth-quant")
+BEFORE = ("equalize-activations", "equalize", "smooth-quant", "smooth-inputs")
 AUTO = "auto"  # instead of names: those that suit the network
 SEARCH = "search"  # instead of names: those that turn out best
 
@@ -46,6 +48,8 @@ def suitable(network: fx.GraphModule) -> list[str]:
         scaling.append("equalize-activations")
     if any(c.normalized for c in scalable(network.graph)):
         scaling.append("smooth-quant")
+    if sources(network):
+        scaling.append("smooth-inputs")
     return [*scaling, "bias-means"]
 
 

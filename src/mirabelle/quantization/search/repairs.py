@@ -13,6 +13,7 @@ from mirabelle.base.data import Batch
 from mirabelle.base.progress import bar
 from mirabelle.measurement.accuracy import as_tensor, predictor
 from mirabelle.quantization.repairs.equalization import scalable
+from mirabelle.quantization.repairs.smoothing import sources
 from mirabelle.quantization.search.fallback import FEW, noise
 
 
@@ -23,6 +24,8 @@ def combinations(network: fx.GraphModule) -> list[tuple[str, ...]]:
         scaling.append(("equalize-activations",))
     if any(c.normalized for c in scalable(network.graph)):
         scaling.append(("smooth-quant",))
+    if sources(network):
+        scaling.append((*scaling[-1], "smooth-inputs"))
     return [(*s, *b) for s in scaling for b in ((), ("bias-means",), ("bias",))]
 
 

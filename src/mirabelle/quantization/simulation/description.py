@@ -85,6 +85,7 @@ class Quantization:
     `weight_bits`.
     keep: modules and parameters whose layers stay in float because that was asked for. repair:
     names of `REPAIRS`, in the order in which they were applied.
+    smoothed: the nodes that linear layers read times factors of their own, by name.
     rules: by the name of a site, what chose its threshold, where that was left open.
     pair_sums: by layer, what its sums of pairs can reach and how many filters were limited for that
     (`saturate.PairSums`); for targets that need it.
@@ -111,6 +112,7 @@ class Quantization:
     pair_sums: dict[str, dict[str, int]] = field(default_factory=dict)
     fallback: Fallback | None = None
     timing: Timing | None = None
+    smoothed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,6 +125,7 @@ class Quantization:
         sites = tuple(Site(**s) for s in described["sites"])
         inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in described["inputs"])
         lists = {name: tuple(described[name]) for name in ("keep", "repair")}
+        lists["smoothed"] = tuple(described.get("smoothed", ()))
         fallback = described["fallback"] and Fallback.from_dict(described["fallback"])
         timing = described["timing"] and Timing(
             **{**described["timing"], "layers": tuple(described["timing"]["layers"])}

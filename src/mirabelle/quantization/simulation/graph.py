@@ -27,6 +27,7 @@ from mirabelle.quantization.simulation.folding import (
 from mirabelle.quantization.simulation.operators import reads_alone, weight_name
 from mirabelle.quantization.simulation.placement import contractions, place
 from mirabelle.quantization.simulation.quantizers import ActivationQuantizer, WeightQuantizer
+from mirabelle.quantization.simulation.smoothing import multiply
 from mirabelle.quantization.targets import TARGETS, Target
 
 
@@ -179,6 +180,9 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> fx.GraphModule:
     """
     found = Quantization.from_dict(described)
     network = captured(model, example_of(described))
+    by_name = {n.name: n for n in network.graph.nodes}
+    for name in found.smoothed:
+        multiply(network, by_name[name], torch.ones(value_of(by_name[name]).shape[-1]))
     if [s.node for s in place(network.graph, found.keep, TARGETS[found.target])] != [
         s.node for s in found.sites
     ]:
