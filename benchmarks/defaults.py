@@ -127,12 +127,20 @@ def _cells(found: dict[str, Any]) -> str:
 
 def int8_table(results: dict[str, Any]) -> str:
     """Ours, and the peer's preset that keeps most agreement (then SQNR) on these very images."""
+    found = rows(results, kind="int8")
+    return "\n\n".join(
+        f"{cpu}:\n\n{_int8_table([r for r in found if r['cpu'] == cpu])}"
+        for cpu in sorted({r["cpu"] for r in found}, reverse=True)
+    )
+
+
+def _int8_table(found: list[dict[str, Any]]) -> str:
     head = "agreement | SQNR | CPU | peak | call, float = 1"
     lines = [
         f"| network, n | runtime | Mirabelle: {head} | best preset of a peer | {head} |",
         "|---" * 13 + "|",
     ]
-    for r in rows(results, kind="int8"):
+    for r in sorted(found, key=lambda r: NETWORKS.index(r["network"])):
         ours = r["methods"][OURS]
         peers = {m: r["methods"][m] for m in r["methods"] if m not in (OURS, "float")}
         best = max(peers, key=lambda m: (peers[m]["agreement"], peers[m]["sqnr_db"]))
@@ -170,7 +178,6 @@ def main() -> None:
         carry_out(RESULTS, asked, do, {"machine": machine(), "versions": names})
     results = kept(RESULTS)
     print(int8_table(results), "", pruned.table(results), sep="\n")
-    print(f"\n{results.get('machine', {}).get('cpu')}, one thread.")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ OPEN: dict[str, dict[str, Any]] = {
     "silero_vad": {"input": (2, 512), "state": (2, 2, 128), "sr": 16000},
 }
 SMALL_IMAGES = 96  # for networks that take any size
-SIZES = {"vit": 224, "maxvit": 224, "inception": 128, "swin": 128}
+# The older exporter writes adaptive pooling where it divides its input.
+SIZES = {"alexnet": 224, "vgg": 224, "vit": 224, "maxvit": 224, "inception": 128, "swin": 128}
 
 
 @torch.no_grad()

@@ -166,7 +166,9 @@ def ort_static(method: str, **extra: Any) -> Callable:
                 return next(self.rows, None)
 
         source = in_float(model, x, "onnxruntime", folder / "float")
-        quant_pre_process(str(source), str(folder / "prepared.onnx"))
+        # Its symbolic inference fails on files of other makers.
+        others = {"skip_symbolic_shape": isinstance(model, Path)}
+        quant_pre_process(str(source), str(folder / "prepared.onnx"), **others)
         quantize_static(
             str(folder / "prepared.onnx"),
             str(folder / "model.onnx"),
