@@ -82,6 +82,25 @@ def test_nothing_is_multiplied_where_it_would_gain_little():
     assert not any(name.startswith("smoothing") for name, _ in q.named_buffers())
 
 
+def test_a_network_with_modules_of_these_names(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smoothing, self.smoothing_factors = network(), nn.Linear(WIDTH, WIDTH)
+            self.smoothing_factors.register_buffer("gain", torch.rand(WIDTH))
+
+        def forward(self, x):
+            return self.smoothing_factors(self.smoothing(x)) * self.smoothing_factors.gain
+
+    torch.manual_seed(0)
+    q = quantize(Named().eval(), data())
+    assert quantization(q).smoothed
+    mb.save(q, tmp_path / "model")
+    again = mb.load(tmp_path / "model", Named().eval())
+    with torch.no_grad():
+        assert torch.equal(again(data(2)[0]), q(data(2)[0]))
+
+
 def test_weights_that_several_layers_share_stay():
     found = captured(network(kind=Tied), Batch((data()[0],), {}, None))
     assert sources(found) == []

@@ -11,7 +11,7 @@ from mirabelle.graph.capture import operator, parameter_name
 from mirabelle.graph.nodes import argument, value_of
 from mirabelle.quantization.simulation.operators import is_contraction
 
-FOLDER = "smoothing"
+FOLDER = "smoothing_factors"
 
 
 def linear_readers(source: fx.Node) -> list[fx.Node]:
@@ -25,9 +25,12 @@ def linear_readers(source: fx.Node) -> list[fx.Node]:
 
 def smoothed(graph: fx.Graph) -> tuple[str, ...]:
     """The names of the nodes that are multiplied, in the order of the graph."""
-    prefix = f"{FOLDER}."
-    names = [str(parameter_name(n)) for n in graph.nodes if n.op == "get_attr"]
-    return tuple(n.removeprefix(prefix) for n in names if n.startswith(prefix))
+    products = (n for n in graph.nodes if operator(n) == "mul" and len(n.args) == 2)
+    return tuple(
+        source.name
+        for source, factors in (n.args for n in products)
+        if isinstance(source, fx.Node) and parameter_name(factors) == f"{FOLDER}.{source.name}"
+    )
 
 
 def multiply(network: fx.GraphModule, source: fx.Node, factors: torch.Tensor) -> None:
